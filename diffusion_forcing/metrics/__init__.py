@@ -1,0 +1,1 @@
+"""Scores as pure functions of arrays: no environment, no file, no network; the inputs are never edited."""

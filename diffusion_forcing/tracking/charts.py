@@ -1,0 +1,134 @@
+"""Curves as inline SVG, drawn by hand: no plot library, no script, colours from the page's style sheet.
+
+One chart: the logged values as a light line with the band of their least and greatest, their running mean as a strong
+one, ticks at round numbers, a logarithmic axis where the values ask for it, and the values under the pointer as a
+tooltip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+
+from diffusion_forcing.tracking.curves import Point
+
+WIDTH, HEIGHT = 440, 240  # of the view box; the chart scales with the page
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 28  # margins, for the tick labels
+HOVERS = 80  # tooltips across a chart
+SMOOTHING_SHARE = 0.04  # the running mean forgets over this share of the curve
+LOG_RATIO = 30.0  # positive values that span more than this factor get a logarithmic axis; a loss always does
+
+
+def line_chart(name: str, points: Sequence[Point]) -> str:
+    """An `<svg>` of the curve `name`; needs at least two points."""
+    low, high = min(p.low for p in points), max(p.high for p in points)
+    logarithmic = low > 0 and ("loss" in name or high / low > LOG_RATIO)
+    smooth = running_mean([p.mean for p in points])
+    low, high = _padded(low, high, logarithmic)
+    x = _scale(points[0].first, points[-1].last, LEFT, WIDTH - RIGHT, False)
+    y = _scale(low, high, HEIGHT - BOTTOM, TOP, logarithmic)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)} over steps">']
+    for tick in log_ticks(low, high) if logarithmic else ticks(low, high, 5):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(
+            f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y(tick) + 3.5:.1f}">{label(tick)}</text>'
+        )
+    bottom = HEIGHT - BOTTOM
+    for tick in ticks(points[0].first, points[-1].last, 5):
+        parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(
+            f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{HEIGHT - 10}">{label(tick)}</text>'
+        )
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+
+    middle = [x((p.first + p.last) / 2) for p in points]
+    if any(p.high > p.low for p in points):
+        upper = [f"{a:.1f},{y(p.high):.1f}" for a, p in zip(middle, points, strict=True)]
+        lower = [f"{a:.1f},{y(p.low):.1f}" for a, p in zip(middle, points, strict=True)]
+        parts.append(f'<polygon class="band" points="{" ".join(upper + lower[::-1])}"/>')
+    few = len(points) <= 12
+    parts.append(_polyline("smooth" if few else "raw", middle, [y(p.mean) for p in points]))
+    if few:
+        parts += [
+            f'<circle class="dot" cx="{a:.1f}" cy="{y(p.mean):.1f}" r="3"/>'
+            for a, p in zip(middle, points, strict=True)
+        ]
+    else:
+        parts.append(_polyline("smooth", middle, [y(value) for value in smooth]))
+
+    columns = min(HOVERS, len(points))
+    span = (WIDTH - RIGHT - LEFT) / columns
+    for column in range(columns):
+        index = round(column * (len(points) - 1) / max(1, columns - 1))
+        point, left = points[index], LEFT + column * span
+        text = f"step {point.last:,.0f}: {point.mean:.5g}"
+        if point.values > 1:
+            text = (
+                f"steps {point.first:,.0f} to {point.last:,.0f}: {point.mean:.5g} ({point.low:.5g} to {point.high:.5g})"
+            )
+        parts.append(
+            f'<rect class="hover" x="{left:.1f}" y="{TOP}" width="{span:.1f}" height="{HEIGHT - TOP - BOTTOM}">'
+            f"<title>{escape(text)}</title></rect>"
+        )
+    return "".join(parts) + "</svg>"
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Exponential mean of what came before, unbiased at the start; its memory is 4 % of the curve."""
+    keep = 1 - 1 / max(1.0, SMOOTHING_SHARE * len(values))
+    total = weight = 0.0
+    smooth = []
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        smooth.append(total / weight)
+    return smooth
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) between low and high, about `most` of them."""
+    if not high > low:
+        return [low]
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= most)
+    return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between low and high, 2 and 5 times them too when there are few, every n-th when there are many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(decades) <= 3 else (1,)
+    found = [
+        f * 10.0**d for d in decades[:: math.ceil(len(decades) / 7)] for f in factors if low <= f * 10.0**d <= high
+    ]
+    return found if len(found) > 1 else ticks(low, high, 4)
+
+
+def label(value: float) -> str:
+    """A tick's number in few letters: 20000 is 20k, 1500000 is 1.5M, 0.00002 is 2e-5."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.4g}".replace("e-0", "e-").replace("-", "−")
+
+
+def _scale(low: float, high: float, start: float, end: float, logarithmic: bool) -> Callable[[float], float]:
+    if logarithmic:
+        low, high = math.log(low), math.log(high)
+    span = (high - low) or 1.0
+    return lambda value: start + (end - start) * ((math.log(value) if logarithmic else value) - low) / span
+
+
+def _padded(low: float, high: float, logarithmic: bool) -> tuple[float, float]:
+    """The values' range, a little wider; a constant gets a range around it."""
+    if logarithmic:
+        factor = max(high / low, 1.05) ** 0.05
+        return low / factor, high * factor
+    space = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - space, high + space
+
+
+def _polyline(kind: str, xs: Sequence[float], ys: Sequence[float]) -> str:
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys, strict=True))
+    return f'<polyline class="{kind}" points="{points}"/>'

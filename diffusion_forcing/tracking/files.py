@@ -1,0 +1,74 @@
+"""Files that are whole or not there: what replaces one is written beside it, then renamed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+
+def new_folder(day: Path, name: str) -> Path:
+    """Make day/name, or name-2, name-3 … whichever is free: `mkdir` itself decides, so no two processes share it."""
+    day.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = day / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def point_to(link: Path, folder: Path) -> None:
+    """Make `link` a relative symbolic link to `folder`, replacing an older one in one step."""
+    temporary = link.with_name(f".{link.name}-{secrets.token_hex(4)}")
+    os.symlink(os.path.relpath(folder.resolve(), link.parent.resolve()), temporary, target_is_directory=True)
+    try:
+        os.replace(temporary, link)
+    except OSError:
+        temporary.unlink()
+        raise
+
+
+def open_log(path: Path) -> io.FileIO:
+    """`path` for appending, unbuffered; a last line that a kill cut short is cut off."""
+    log = open(path, "ab", buffering=0)  # noqa: SIM115 — stays open, closed by finish
+    if size := path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(max(0, size - 65536))
+            tail = file.read()
+            if not tail.endswith(b"\n"):
+                file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
+    return log
+
+
+def file_name(name: str) -> str:
+    """`name` with whatever is not a letter, digit, `.`, `_`, `=`, `+` or `-` made one `-`; never empty or hidden."""
+    return re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII).strip("-.")[:100] or "run"
+
+
+def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return default
+    return found if isinstance(found, dict) else default
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
