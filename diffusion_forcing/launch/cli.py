@@ -1,0 +1,87 @@
+"""The entry of `python -m main`, `python -m diffusion_forcing` and the command `diffusion-forcing`.
+
+Exit codes: 0 done, 2 a user's mistake (one `error:` line), 130 interrupted. Anything else is our mistake and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from diffusion_forcing import __version__
+from diffusion_forcing.errors import UserError, did_you_mean
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+_FLAGS = ("--help", "-h", "--version", "--cfg", "-c", "--resolve")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program's name) and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words)
+    except UserError as mistake:
+        if "debug=true" in [word.lower().lstrip("+") for word in words]:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _main(words: list[str]) -> int:
+    flags, overrides = _split(words)
+    if {"--help", "-h"} & set(flags):
+        from diffusion_forcing.launch.usage import usage
+
+        print(usage())
+    elif "--version" in flags:
+        print(f"diffusion-forcing {__version__}")
+    elif {"--cfg", "-c"} & set(flags):
+        _print_config(overrides, resolve="--resolve" in flags)
+    else:
+        _run(overrides)
+    return 0
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Flags and overrides. `--cfg job`, Hydra's spelling, is `--cfg`."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        if word in _FLAGS:
+            flags.append(word)
+        elif word == "job" and flags and flags[-1] in ("--cfg", "-c"):
+            continue
+        elif word.startswith("-"):
+            raise UserError(
+                f"unknown option '{word}'{did_you_mean(word, _FLAGS)}; settings are key=value, --help lists all"
+            )
+        else:
+            overrides.append(word)
+    return flags, overrides
+
+
+def _print_config(overrides: list[str], *, resolve: bool) -> None:
+    from diffusion_forcing.launch.compose import as_yaml, compose, resolved
+
+    config = compose(overrides)
+    if resolve:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(OmegaConf.create(resolved(config))), end="")
+    else:
+        print(as_yaml(config), end="")
+
+
+def _run(overrides: list[str]) -> None:
+    from diffusion_forcing.launch.report import report, say
+    from diffusion_forcing.launch.run import plan, start
+
+    checked = plan(overrides)
+    if checked.settings.wandb.mode == "online":
+        say("wandb.mode=online: this version tracks runs locally, nothing is sent to W&B")
+    report(start(checked))

@@ -1,0 +1,145 @@
+"""yaml files and the command line become one mapping.
+
+The yaml files lie in `configurations/`: a folder of that name where the user stands comes first, the package's own second. Hydra
+composes the chosen files; the command line's values are laid on top; everything it or OmegaConf can complain about becomes one line.
+A composed configuration keeps its interpolations (`${dataset.gamma}`), so that a saved one can be changed and resolved again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.launch.configurations import choices_of, group_names, search_path
+from diffusion_forcing.launch.overrides import Override, apply_, first_line, parse
+
+CHOICES = "choices"
+"""Top-level key of a composed configuration: which yaml file each group came from (kept so that resume= can compare)."""
+
+_DEFAULT_GROUPS = ("experiment", "dataset", "algorithm", "cluster")
+
+
+def compose(words: Sequence[str]) -> DictConfig:
+    """The configuration of a new run. `words` are the command line's overrides."""
+    overrides = [parse(word, frozenset(group_names())) for word in words]
+    chosen = [override for override in overrides if override.group]
+    for override in chosen:
+        _check_choice(override)
+    config = _compose_files([_group_text(override) for override in chosen])
+    config[CHOICES].update({override.key: override.value for override in chosen})
+    _apply_all_(config, overrides)
+    return config
+
+
+def compose_on(saved: str, words: Sequence[str]) -> DictConfig:
+    """The configuration of a resumed run: its saved yaml text below, the command line's values on top."""
+    try:
+        config = OmegaConf.create(yaml.safe_load(saved))
+    except (yaml.YAMLError, OmegaConfBaseException) as failure:
+        raise UserError(f"the run's saved config.yaml cannot be read: {first_line(failure)}") from failure
+    if not isinstance(config, DictConfig):
+        raise UserError("the run's saved config.yaml cannot be read: it holds no mapping")
+    overrides = [parse(word, frozenset(group_names())) for word in words]
+    before = config.get(CHOICES) or {}
+    for override in overrides:
+        if override.group and before.get(override.key) != override.value:
+            raise UserError(
+                f"resume= goes on with the run as it was ({override.key}={before.get(override.key)}), got '{override.text}'; "
+                "to start a new run from its weights use load= instead"
+            )
+    _apply_all_(config, overrides)
+    return config
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain dictionaries and lists, every interpolation followed."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as failure:
+        key = getattr(failure, "full_key", None) or first_line(failure)
+        raise UserError(f"{key} has no value; give {key}=VALUE") from failure
+    except OmegaConfBaseException as failure:
+        key = getattr(failure, "full_key", None)
+        where = f"{key}: " if key else ""
+        raise UserError(f"{where}{first_line(failure)}") from failure
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def as_yaml(config: DictConfig) -> str:
+    """The configuration as yaml text, interpolations kept: what a run's config.yaml holds."""
+    return OmegaConf.to_yaml(config)
+
+
+def _apply_all_(config: DictConfig, overrides: Iterable[Override]) -> None:
+    for override in overrides:
+        if not override.group:
+            apply_(config, override)
+
+
+def _check_choice(override: Override) -> None:
+    group, choice = override.key.partition("@")[0], override.value
+    if group == "cluster" and choice is not None and not override.delete:
+        raise UserError(
+            f"'{override.text}': clusters are not in this version yet; start the command on the machine itself"
+        )
+    known = choices_of(group)
+    if not known:
+        raise UserError(
+            f"'{override.text}': there is no group '{group}'{did_you_mean(group, group_names())}; groups: {_list(group_names())}"
+        )
+    if choice is not None and not override.delete and choice not in known:
+        raise UserError(f"{group}={choice} does not exist{did_you_mean(choice, known)}; there are: {_list(known)}")
+
+
+def _group_text(override: Override) -> str:
+    """The override as Hydra wants it: `+` only for groups that are not in the defaults list of config.yaml."""
+    word = override.text.lstrip("+")
+    return word if override.key in _DEFAULT_GROUPS or override.delete else f"+{word}"
+
+
+def _compose_files(group_words: list[str]) -> DictConfig:
+    folders = search_path()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(folders[0]), version_base="1.3", job_name="diffusion-forcing"):
+            below = ",".join(f"'file://{folder}'" for folder in folders[1:])
+            words = [*group_words, *([f"hydra.searchpath=[{below}]"] if below else [])]
+            composed = hydra_compose("config", overrides=words, return_hydra_config=True)
+    except MissingConfigException as failure:
+        near = did_you_mean(os.path.basename(failure.missing_cfg_file or ""), failure.options or [])
+        raise UserError(f"{first_line(failure)}{near}") from failure
+    except yaml.MarkedYAMLError as failure:
+        mark = failure.problem_mark or failure.context_mark
+        place = f"{_short(mark.name)} line {mark.line + 1}" if mark else "a yaml file"
+        raise UserError(f"{place} is not valid yaml: {failure.problem or failure.context}") from failure
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as failure:
+        raise UserError(f"the yaml files cannot be composed: {first_line(failure)}") from failure
+    choices = {group: choice for group, choice in composed.hydra.runtime.choices.items() if "hydra/" not in group}
+    config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    OmegaConf.set_struct(config, False)
+    config[CHOICES] = choices
+    return config
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _short(path: str) -> str:
+    """A path as seen from where the user stands."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path

@@ -1,0 +1,201 @@
+"""A yaml mapping becomes a typed, frozen dataclass, or one line saying which key is wrong.
+
+`build_options(cls, mapping, where)` walks the dataclass's annotations. Only conversions that lose nothing are made: an int where a
+float is asked, a whole float (2e5) where an int is, a list where a tuple is, text where a path is. True is never a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from diffusion_forcing.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+_SEQUENCES: tuple[Any, ...] = (list, tuple, Sequence)
+_MAPPINGS: tuple[Any, ...] = (dict, Mapping)
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Path: "a path",
+}
+
+
+def build_options(cls: type[T], mapping: Any, where: str, *, everywhere: Sequence[str] = ()) -> T:
+    """An instance of the dataclass `cls` from `mapping`; `where` is the mapping's dotted key, "" at the root.
+
+    `everywhere`: all dotted keys of the configuration, for the advice about a key that was written in the wrong place.
+
+    Raises UserError naming the dotted key: unknown (with the nearest valid one), of a wrong type, missing, or refused by the
+    dataclass's own `__post_init__`.
+    """
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"{where or 'the configuration'} is a group of keys ({_fields(cls)}), got {_shown(mapping)}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    for key in mapping:
+        if key not in fields:
+            siblings = [_join(where, name) for name in fields]
+            raise UserError(unknown_key(_join(where, str(key)), siblings, everywhere))
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in mapping:
+            key = _join(where, name)
+            raise UserError(f"{key} is missing: give {key}=VALUE, {describe(hints[name])}")
+    values = {key: _convert(hints[key], value, _join(where, key)) for key, value in mapping.items()}
+    try:
+        return cls(**values)
+    except UserError as refusal:
+        message = str(refusal)
+        raise UserError(message if not where or where in message else f"{where}: {message}") from refusal
+    except ValueError as refusal:
+        raise UserError(f"{where}: {refusal}" if where else str(refusal)) from refusal
+
+
+def unknown_key(key: str, allowed: Sequence[str], everywhere: Sequence[str] = ()) -> str:
+    """The line for a key that does not exist. `allowed` are its would-be siblings, `everywhere` all keys there are, both dotted.
+
+    Names the nearest sibling, else a key of the same or a near last name elsewhere, else every sibling.
+    """
+    last = key.rpartition(".")[2]
+    for candidates, cutoff in ((allowed, 0.6), (everywhere, 0.8)):
+        by_last = {name.rpartition(".")[2]: name for name in candidates}
+        near = difflib.get_close_matches(last, list(by_last), n=1, cutoff=cutoff)
+        if near:
+            return f"unknown key {key} (did you mean '{by_last[near[0]]}'?)"
+    return f"unknown key {key}; there are: {', '.join(sorted(allowed)) or 'none'}"
+
+
+def describe(hint: Any) -> str:
+    """A type as a user reads it: `a number`, `one of pyramid, trapezoid`, `a list of numbers`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(str(choice) for choice in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in inner)
+    if hint in _SEQUENCES or origin in _SEQUENCES or _abstract(origin, Sequence):
+        if not inner:
+            return "a list"
+        if origin is tuple and inner[-1] is not Ellipsis:
+            return "a list of " + ", ".join(describe(item) for item in inner)
+        return f"a list, each {describe(inner[0])}"
+    if hint in _MAPPINGS or origin in _MAPPINGS or _abstract(origin, Mapping):
+        return "a group of keys"
+    if dataclasses.is_dataclass(hint):
+        return f"a group of keys ({_fields(hint)})"
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotation `hint` asks for it, or a UserError naming `where`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object:
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(inner, value, where, hint)
+    if origin is Literal:
+        return _convert_literal(inner, value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else build_options(hint, value, where)
+    if hint in _SEQUENCES or origin in _SEQUENCES or _abstract(origin, Sequence):
+        return _convert_sequence(origin or hint, inner, value, where, hint)
+    if hint in _MAPPINGS or origin in _MAPPINGS or _abstract(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _wrong(where, hint, value)
+        item = inner[1] if inner else Any
+        return {str(key): _convert(item, entry, _join(where, str(key))) for key, entry in value.items()}
+    return _convert_plain(hint, value, where)
+
+
+def _convert_plain(hint: Any, value: Any, where: str) -> Any:
+    """bool, int, float, str, None, Path. True is no number; 2.0 is a whole one."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number:
+        return float(value)
+    if hint is int and number and float(value).is_integer():
+        return int(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if (hint is bool and isinstance(value, bool)) or (hint is str and isinstance(value, str)):
+        return value
+    if hint in (None, type(None)) and value is None:
+        return None
+    if hint not in (bool, int, float, str, Path, None, type(None)):
+        raise TypeError(f"{where}: an option cannot be annotated {hint!r}")
+    raise _wrong(where, hint, value)
+
+
+def _convert_union(options: Sequence[Any], value: Any, where: str, hint: Any) -> Any:
+    """The first member that takes the value as it is, else the first that takes it converted."""
+    if value is None and type(None) in options:
+        return None
+    exact = [option for option in options if isinstance(option, type) and type(value) is option]
+    for option in [*exact, *options]:
+        try:
+            return _convert(option, value, where)
+        except UserError:
+            continue
+    members = [option for option in options if option is not type(None)]
+    if len(members) == 1 or (isinstance(value, Mapping) and any(map(dataclasses.is_dataclass, members))):
+        chosen = next((option for option in members if dataclasses.is_dataclass(option)), members[0])
+        return _convert(chosen, value, where)  # raises the line about the key inside
+    raise _wrong(where, hint, value)
+
+
+def _convert_literal(choices: Sequence[Any], value: Any, where: str) -> Any:
+    for choice in choices:
+        if choice == value and isinstance(choice, bool) == isinstance(value, bool):
+            return choice
+    near = did_you_mean(value, [str(choice) for choice in choices]) if isinstance(value, str) else ""
+    raise UserError(f"{where} is one of {', '.join(str(choice) for choice in choices)}, got {_shown(value)}{near}")
+
+
+def _convert_sequence(kind: Any, inner: Sequence[Any], value: Any, where: str, hint: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(where, hint, value)
+    if kind is tuple and inner and inner[-1] is not Ellipsis:
+        if len(value) != len(inner):
+            raise UserError(f"{where} is a list of {len(inner)} values, got {len(value)}: {_shown(value)}")
+        return tuple(
+            _convert(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(inner, value, strict=True))
+        )
+    item = inner[0] if inner else Any
+    entries = [_convert(item, entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+    return entries if kind is list else tuple(entries)
+
+
+def _wrong(where: str, hint: Any, value: Any) -> UserError:
+    example = (
+        f"; lists are written {where}=[1,2]"
+        if "a list" in describe(hint) and not isinstance(value, (list, tuple))
+        else ""
+    )
+    return UserError(f"{where} is {describe(hint)}, got {_shown(value)}{example}")
+
+
+def _shown(value: Any) -> str:
+    """A value as a user would have typed it, cut to a line."""
+    text = (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _fields(cls: Any) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(cls) if field.init)
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _abstract(origin: Any, kind: Any) -> bool:
+    return isinstance(origin, type) and origin is not str and issubclass(origin, kind)

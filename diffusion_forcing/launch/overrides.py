@@ -1,0 +1,108 @@
+"""The command line's grammar: `key=value`, `+key=value`, `++key=value`, `~key`, `group=choice`.
+
+It is Hydra's grammar, read by Hydra's own parser, with three mercies: values that are names or paths (`load=`, `resume=`, `name=`,
+`outputs=`) are plain text, so that a run id such as 12e45678 does not become infinity and a path may hold `=`; text that the grammar
+cannot read and that opens no bracket or quote is plain text too (a maze written in `#`); and `+` is never needed for a key: whether
+a key exists is decided by the typed options, which know the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_forcing.errors import UserError
+
+TEXT_KEYS = frozenset({"load", "resume", "name", "outputs"})
+_ASSIGNMENT = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_]\w*(?:\.\w+)*)=(?P<value>.*)", re.DOTALL)
+_EXAMPLES = "write key=value, lists as [1,2], and text with brackets or commas in quotes: 'key=\"a,b\"'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """One word of the command line. `key` is dotted; for a group it is the group's name, `value` the choice or None."""
+
+    text: str
+    key: str
+    value: Any
+    delete: bool = False
+    group: bool = False
+
+
+def parse(word: str, groups: frozenset[str]) -> Override:
+    """One override. Raises UserError for what cannot be read; `groups` are the names that choose a yaml file."""
+    plain = _ASSIGNMENT.fullmatch(word)
+    if plain and plain["key"] in TEXT_KEYS:
+        return Override(text=word, key=plain["key"], value=_text(plain["value"]))
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except HydraException as failure:
+        if plain and plain["key"] not in groups and plain["value"][:1] not in set("[{('\""):
+            return Override(text=word, key=plain["key"], value=plain["value"])
+        raise UserError(_unreadable(word, failure)) from failure
+    key = parsed.key_or_group
+    if not key:
+        raise UserError(f"'{word}' names no key; {_EXAMPLES}")
+    if key.split(".")[0] == "hydra":
+        raise UserError(f"'{word}': Hydra's own settings are not used here; outputs=FOLDER says where runs go")
+    if parsed.is_sweep_override():
+        raise UserError(
+            f"'{word}' asks for several runs; one is made at a time: start one for each value, or write a list as [1,2]"
+        )
+    is_group = "/" in key or parsed.package is not None or key in groups
+    try:
+        value = parsed.value()
+    except HydraException as failure:
+        raise UserError(_unreadable(word, failure)) from failure
+    if is_group and not parsed.is_delete() and not (value is None or isinstance(value, str)):
+        raise UserError(
+            f"'{word}': {key} takes the name of one yaml file, got {value!r}; single keys are set by {key}.<key>=…"
+        )
+    return Override(text=word, key=key, value=value, delete=parsed.is_delete(), group=is_group)
+
+
+def apply_(config: DictConfig, override: Override) -> None:
+    """Set or delete one key of `config` in place; parents that do not exist are made (the typed options judge them later)."""
+    try:
+        if override.delete:
+            _delete_(config, override)
+        else:
+            OmegaConf.update(config, override.key, override.value, merge=True, force_add=True)
+    except OmegaConfBaseException as failure:
+        raise UserError(f"cannot apply '{override.text}': {first_line(failure)}") from failure
+
+
+def _delete_(config: DictConfig, override: Override) -> None:
+    parent_key, _, last = override.key.rpartition(".")
+    parent = OmegaConf.select(config, parent_key) if parent_key else config
+    if not isinstance(parent, DictConfig) or last not in parent:
+        raise UserError(f"cannot delete '{override.key}': there is no such key")
+    del parent[last]
+
+
+def first_line(failure: BaseException) -> str:
+    """The first line of an exception's message: OmegaConf and Hydra put the advice below it."""
+    lines = str(failure).strip().splitlines()
+    return lines[0].strip() if lines else type(failure).__name__
+
+
+def _text(value: str) -> str | None:
+    """A value that is text whatever it looks like: quotes around it are taken off, `null` and `None` are None."""
+    if value in ("null", "None"):
+        return None
+    quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value
+
+
+def _unreadable(word: str, failure: BaseException) -> str:
+    if word.startswith("-"):
+        return f"unknown option '{word}'; settings are written key=value, and --help lists everything"
+    if "=" not in word:
+        return f"'{word}' has no value: write {word}=VALUE"
+    return f"cannot read '{word}' ({first_line(failure)}); {_EXAMPLES}"

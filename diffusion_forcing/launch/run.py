@@ -1,0 +1,172 @@
+"""A run from its command line to its last task: composes, checks, builds every part once, top-down, and steps aside.
+
+Whatever can be wrong is found in the order of what it costs: the command line, the yaml files, the checkpoint named, the options of the
+three parts, the tasks' names; only then is a folder made and something built.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from diffusion_forcing.checkpoints.resolve import resolve
+from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
+from diffusion_forcing.launch.configurations import group_names
+from diffusion_forcing.launch.options import build_options
+from diffusion_forcing.launch.overrides import parse
+from diffusion_forcing.launch.parts import read_part
+from diffusion_forcing.launch.settings import Settings
+from diffusion_forcing.tracking.run import NullRun, Run
+
+_PARTS = ("dataset", "algorithm", "experiment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that was checked, nothing built: what `start` needs."""
+
+    settings: Settings
+    config: DictConfig
+    classes: dict[str, type]
+    options: dict[str, Any]
+    checkpoint: Path | None
+    resumed: Path | None
+
+
+def plan(words: Sequence[str]) -> Plan:
+    """Read the command line and the yaml files, and check all of it. Raises UserError; makes no file, builds no part."""
+    given = _given(words)
+    outputs = Path(given.get("outputs") or "outputs")
+    resumed = run_folder(given["resume"], outputs) if given.get("resume") else None
+    if resumed is None:
+        config = compose(words)
+    else:
+        config = compose_on(_saved_config(resumed), words)
+        config["load"] = given.get("load")
+    mapping = resolved(config)
+    everywhere = list(_dotted(mapping))
+    settings = build_options(Settings, mapping, "", everywhere=everywhere)
+    spec = settings.resume or settings.load
+    checkpoint = resolve(spec, Path(settings.outputs)) if spec else None
+    parts = {where: read_part(mapping[where], where, everywhere=everywhere) for where in _PARTS if where in mapping}
+    for where in _PARTS:
+        if where not in parts:
+            raise UserError(f"there is no {where}: choose one with {where}=NAME (--help lists them)")
+    classes = {where: part[0] for where, part in parts.items()}
+    options = {where: part[1] for where, part in parts.items()}
+    check_tasks(classes["experiment"], options["experiment"].tasks)
+    return Plan(
+        settings=settings, config=config, classes=classes, options=options, checkpoint=checkpoint, resumed=resumed
+    )
+
+
+def start(checked: Plan) -> Run | NullRun:
+    """Build the parts and run the tasks in order. Returns the run, finished; a run that fails is marked so and the error goes on."""
+    settings, classes, options = checked.settings, checked.classes, checked.options
+    seed_everything(settings.seed, debug=settings.debug)
+    dataset = classes["dataset"](options["dataset"])
+    algorithm = classes["algorithm"](options["algorithm"])
+    run = _open_run(checked)
+    run.config(as_yaml(_to_save(checked.config)))
+    try:
+        experiment = classes["experiment"](
+            options["experiment"],
+            dataset=dataset,
+            algorithm=algorithm,
+            run=run,
+            seed=settings.seed,
+            debug=settings.debug,
+            load=None if checked.resumed else checked.checkpoint,
+            resume=checked.checkpoint if checked.resumed else None,
+        )
+        for task in options["experiment"].tasks:
+            experiment.run_task(task)
+    except KeyboardInterrupt:
+        run.finish("interrupted")
+        raise
+    except BaseException:
+        run.finish("failed")
+        raise
+    run.finish("finished")
+    return run
+
+
+def check_tasks(experiment: type, tasks: Sequence[str]) -> None:
+    """Raises UserError for a name that is no task of the experiment, before anything is built."""
+    known = sorted(name for name in dir(experiment) if not name.startswith("_") and callable(getattr(experiment, name)))
+    for task in tasks:
+        if task not in known:
+            raise UserError(
+                f"experiment.tasks: '{task}' is no task{did_you_mean(task, known)}; there are: {', '.join(known)}"
+            )
+
+
+def run_folder(spec: str, outputs: Path) -> Path:
+    """The folder of the run that `resume=spec` means: a run's id, its folder, or a checkpoint inside it."""
+    path = Path(spec)
+    if not path.exists():
+        return Run.find(outputs, spec)
+    for folder in (path.resolve(), *path.resolve().parents):
+        if (folder / "run.json").is_file():
+            return folder
+    raise UserError(f"resume={spec} is not in a run's folder; to start a new run from its weights use load={spec}")
+
+
+def seed_everything(seed: int, *, debug: bool = False) -> None:
+    """Python, NumPy and PyTorch; `debug` turns numeric anomaly detection on."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)  # noqa: NPY002 - for users' code that draws from the global generator
+    torch.manual_seed(seed)
+    torch.autograd.set_detect_anomaly(debug)
+
+
+def is_main_process() -> bool:
+    """False on the further ranks that Lightning starts with this same command line."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def _open_run(checked: Plan) -> Run | NullRun:
+    tracker: type[Run] | type[NullRun] = Run if is_main_process() else NullRun
+    if checked.resumed is not None:
+        return tracker.open(checked.resumed)
+    return tracker.create(Path(checked.settings.outputs), checked.settings.run_name)
+
+
+def _given(words: Sequence[str]) -> dict[str, Any]:
+    """What the command line says about single keys, the last word for each."""
+    groups = frozenset(group_names())
+    return {override.key: override.value for override in (parse(word, groups) for word in words) if not override.delete}
+
+
+def _saved_config(folder: Path) -> str:
+    try:
+        return (folder / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise UserError(f"run {folder} cannot be resumed: its config.yaml cannot be read ({failure})") from failure
+
+
+def _to_save(config: DictConfig) -> DictConfig:
+    """The configuration without the word that resumed it: the saved file describes the run, not this start of it."""
+    saved = config.copy()
+    saved["resume"] = None
+    return saved
+
+
+def _dotted(mapping: dict[str, Any], where: str = "") -> list[str]:
+    """Every key of a nested mapping, dotted."""
+    keys: list[str] = []
+    for key, value in mapping.items():
+        keys.append(f"{where}{key}")
+        if isinstance(value, dict):
+            keys.extend(_dotted(value, f"{where}{key}."))
+    return keys

@@ -1,0 +1,53 @@
+"""The keys of config.yaml itself, typed. The sections of the three parts are typed by the parts' own `Options`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from diffusion_forcing.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbOptions:
+    """Accepted, so that scripts that set them go on working; this version tracks locally."""
+
+    entity: str | None = None
+    project: str = "diffusion-forcing"
+    mode: Literal["online", "offline", "disabled"] = "disabled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Top level of the configuration. `experiment`, `dataset` and `algorithm` stay mappings here."""
+
+    name: str | None = None
+    seed: int = 0
+    debug: bool = False
+    outputs: str = "outputs"
+    load: str | None = None
+    resume: str | None = None
+    wandb: WandbOptions = field(default_factory=WandbOptions)
+    experiment: Any = None
+    dataset: Any = None
+    algorithm: Any = None
+    cluster: Any = None
+    choices: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("name", "outputs", "load", "resume"):
+            if getattr(self, key) == "":
+                raise UserError(f"{key}= is empty: give {key}=VALUE or leave it out")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
+        if self.cluster is not None:
+            raise UserError("cluster: clusters are not in this version yet; start the command on the machine itself")
+        if self.load is not None and self.resume is not None:
+            raise UserError(
+                "load= starts a new run from a checkpoint and resume= goes on with an old one: give one of them"
+            )
+
+    @property
+    def run_name(self) -> str:
+        """The run's name: the given one, else the dataset's choice."""
+        return self.name or str(self.choices.get("dataset") or "run")
