@@ -1,0 +1,217 @@
+"""Diffusion Forcing: the loss (Algorithm 1) and one denoising row (Algorithm 2). Read this first.
+
+Every token of a sequence has its own noise level. Training draws them independently, so the one network learns every combination;
+sampling then chooses the combination: clean past and noisy next token is next-token prediction, all equal is full-sequence
+diffusion, and everything between is a row of a scheduling matrix.
+
+Tokens are x: (b, t, *c), levels k: (b, t) in −1…K−1, −1 being clean. A network is a callable
+`network(x, k, conditions, memory) -> (output, memory)` that knows no schedule; `memory` stands for tokens before x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_forcing.diffusion.guidance import Guidance
+from diffusion_forcing.diffusion.loss_weighting import fused_snr_weight, min_snr_weight
+from diffusion_forcing.diffusion.parameterization import (
+    Parameterization,
+    Prediction,
+    add_noise,
+    x0_from_eps,
+)
+from diffusion_forcing.diffusion.schedules import NoiseSchedule
+from diffusion_forcing.errors import UserError
+
+Network = Callable[[Tensor, Tensor, Tensor | None, Any], tuple[Tensor, Any]]
+
+
+class Loss(NamedTuple):
+    """per_element: (b, t, *c), weighted, not reduced; x0: (b, t, *c), the clean tokens as predicted."""
+
+    per_element: Tensor
+    x0: Tensor
+
+
+class DiffusionForcing(nn.Module):
+    """A network, a schedule and what the network predicts, together: `loss` to train, `step` to sample.
+
+    weighting: `min_snr`, or `fused_snr` with `cum_snr_decay` already raised to the power frame_stack·frame_skip.
+    clip_noise: all Gaussian noise is clamped to ± this. stabilization_level: clean context is shown to the network as if its
+    level were stabilization_level − 1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        parameterization: Parameterization,
+        *,
+        weighting: Literal["min_snr", "fused_snr"] = "min_snr",
+        cum_snr_decay: float = 0.98,
+        clip_noise: float = 20.0,
+        stabilization_level: int = 10,
+    ) -> None:
+        super().__init__()
+        if not 1 <= stabilization_level <= schedule.timesteps:
+            raise UserError(
+                f"stabilization_level is {stabilization_level}; it must lie in 1…{schedule.timesteps} (1: context as good as clean)"
+            )
+        self.network = network
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.weighting = weighting
+        self.cum_snr_decay = cum_snr_decay
+        self.clip_noise = clip_noise
+        self.stabilization_level = stabilization_level
+
+    # ------------------------------------------------------------------------------------------------ training: Algorithm 1
+
+    def loss(
+        self,
+        x: Tensor,
+        k: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        conditions: Tensor | None = None,
+    ) -> Loss:
+        """The weighted squared error of clean tokens x: (b, t, *c) noised at levels k: (b, t) in 0…K−1.
+
+        noise: standard normal (b, t, *c) to use instead of a draw; clamped either way.
+        """
+        eps = self.clamp_noise(torch.randn(x.shape, generator=generator, device=x.device) if noise is None else noise)
+        x_k = add_noise(self.schedule, x, k, eps)
+        prediction, _ = self.predict(x_k, k, conditions)
+        target = self.parameterization.target(self.schedule, x, k, eps)
+        weight = self.loss_weight(k)
+        weight = weight.reshape(*k.shape, *(1,) * (x.ndim - k.ndim))
+        return Loss(weight * (prediction.output - target) ** 2, prediction.x0)
+
+    def loss_weight(self, k: Tensor) -> Tensor:
+        """Weights (b, t) of tokens at levels k: (b, t), by METHOD §4."""
+        objective = self.parameterization.name
+        if self.weighting == "fused_snr":
+            return fused_snr_weight(self.schedule, k, objective, decay=self.cum_snr_decay)
+        return min_snr_weight(self.schedule, k, objective)
+
+    # ------------------------------------------------------------------------------------------------ sampling: Algorithm 2
+
+    def step(
+        self,
+        x: Tensor,
+        k_from: Tensor,
+        k_to: Tensor,
+        *,
+        eta: float = 0.0,
+        ancestral: bool = False,
+        guidance: Guidance | None = None,
+        conditions: Tensor | None = None,
+        memory: Any = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Tokens x: (b, t, *c) one row cleaner: each from its level k_from to its k_to ≤ k_from, both (b, t) in −1…K−1.
+
+        DDIM with `eta` (0 deterministic, 1 as noisy as DDPM), or the DDPM posterior (`ancestral`). A token whose level does not
+        change comes back bit for bit. guidance moves ε̂ along the gradient of a return. memory: what stands for earlier tokens.
+        noise: standard normal (b, t, *c) to use instead of a draw.
+        """
+        shown, k = self.stabilize(x, k_from, noisy=ancestral, generator=generator)
+        if guidance is None:
+            prediction, _ = self.predict(shown, k, conditions, memory)
+            x0, eps = prediction.x0, prediction.eps
+        else:
+            prediction, gradient = guidance.gradient(self, shown, k, k_from < 0, conditions, memory, generator)
+            strength = (1 - self.schedule.signal_power(k_to, x)).sqrt()
+            eps = prediction.eps - strength * gradient
+            x0 = x0_from_eps(self.schedule, shown, k, eps)
+        if ancestral:
+            moved = self._posterior(x0, shown, k, k_to, noise, generator)
+        else:
+            moved = self._ddim(x0, eps, k, k_to, eta, noise, generator)
+        still = (k_from == k_to).reshape(*k_from.shape, *(1,) * (x.ndim - k_from.ndim))
+        return torch.where(still, x, moved)
+
+    def predict(
+        self, x_k: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None
+    ) -> tuple[Prediction, Any]:
+        """What the network makes of tokens x_k: (b, t, *c) at levels k: (b, t) in 0…K−1, and the memory after them."""
+        output, memory = self.network(x_k, k, conditions, memory)
+        return self.parameterization.resolve(self.schedule, x_k, k, output), memory
+
+    def stabilize(
+        self, x: Tensor, k: Tensor, *, noisy: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and levels as the network sees them: a clean token (k = −1) is shown as √ᾱ_j·x at level j = stabilization_level − 1.
+
+        The model is told that its history is slightly noisy, so its own small errors do not compound (paper §3.3, METHOD §5). With
+        `noisy` the noise is really there.
+        """
+        clean = k < 0
+        shown_k = torch.where(clean, self.stabilization_level - 1, k)
+        level = self.schedule.at("sqrt_alphas_cumprod", shown_k, x)
+        shown = level * x
+        if noisy:
+            eps = self.clamp_noise(torch.randn(x.shape, generator=generator, device=x.device))
+            shown = shown + self.schedule.at("sqrt_one_minus_alphas_cumprod", shown_k, x) * eps
+        return torch.where(clean.reshape(*k.shape, *(1,) * (x.ndim - k.ndim)), shown, x), shown_k
+
+    def remember(self, x: Tensor, *, conditions: Tensor | None = None, memory: Any = None) -> Any:
+        """The memory after clean tokens x: (b, t, *c), shown at the stabilization level, behind what `memory` holds."""
+        clean = torch.full(x.shape[:2], -1, device=x.device)
+        shown, k = self.stabilize(x, clean)
+        return self.network(shown, k, conditions, memory)[1]
+
+    def clamp_noise(self, noise: Tensor) -> Tensor:
+        """Noise within ±clip_noise."""
+        return noise.clamp(-self.clip_noise, self.clip_noise)
+
+    def _draw(self, like: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return self.clamp_noise(
+            torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype) if noise is None else noise
+        )
+
+    def _ddim(
+        self,
+        x0: Tensor,
+        eps: Tensor,
+        k: Tensor,
+        k_to: Tensor,
+        eta: float,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """√ᾱ'·x̂₀ + √(1−ᾱ'−σ²)·ε̂ + σ·noise with σ = η·√((1−ᾱ/ᾱ')·(1−ᾱ')/(1−ᾱ)), 0 on the step to clean (Song et al. 2021)."""
+        power = self.schedule.at("alphas_cumprod", k, x0)
+        power_to = self.schedule.signal_power(k_to, x0)
+        if eta == 0:
+            return power_to.sqrt() * x0 + (1 - power_to).sqrt() * eps
+        # a token that stays (k_to = k, or clean context shown at its stabilization level) has no σ; its result is not used
+        variance = ((1 - power / power_to) * (1 - power_to) / (1 - power)).clamp(min=0)
+        sigma = eta * variance.sqrt()
+        direction = (1 - power_to - sigma**2).clamp(min=0).sqrt()
+        return power_to.sqrt() * x0 + direction * eps + sigma * self._draw(x0, noise, generator)
+
+    def _posterior(
+        self, x0: Tensor, x_k: Tensor, k: Tensor, k_to: Tensor, noise: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """A draw from q(x_k' | x_k, x̂₀), the DDPM posterior, for any k' < k: from the tables where k' = k − 1 (Ho et al. 2020)."""
+        schedule = self.schedule
+        power, power_to = schedule.at("alphas_cumprod", k, x0), schedule.signal_power(k_to, x0)
+        ratio = (power / power_to).clamp(max=1)
+        next_level = (k_to == k - 1).reshape(*k.shape, *(1,) * (x0.ndim - k.ndim))
+        mean_x0 = torch.where(
+            next_level, schedule.at("posterior_mean_coef1", k, x0), power_to.sqrt() * (1 - ratio) / (1 - power)
+        )
+        mean_x_k = torch.where(
+            next_level, schedule.at("posterior_mean_coef2", k, x0), ratio.sqrt() * (1 - power_to) / (1 - power)
+        )
+        variance = torch.where(
+            next_level, schedule.at("posterior_variance", k, x0), (1 - ratio) * (1 - power_to) / (1 - power)
+        )
+        return mean_x0 * x0 + mean_x_k * x_k + variance.clamp(min=0).sqrt() * self._draw(x0, noise, generator)

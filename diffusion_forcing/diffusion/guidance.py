@@ -1,0 +1,62 @@
+"""Guidance by a return: samples are pulled to where J(x̂₀) is high (METHOD §5, paper §3.4).
+
+J sees the clean prediction; its gradient with respect to the *noisy* tokens moves ε̂. Because tokens have their own levels, the
+gradient of the future reaches the present through the network. Monte Carlo guidance averages that gradient over several sampled
+futures instead of one: the model's clean prediction is noised again at the same levels and denoised again, `samples` − 1 times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffusion_forcing.diffusion.parameterization import Prediction, add_noise
+from diffusion_forcing.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusion_forcing.diffusion.forcing import DiffusionForcing
+
+Return = Callable[[Tensor], Tensor]
+
+
+class Guidance:
+    """The gradient of a return `returns(x0: (b, t, *c)) -> (b,)`, higher is better, its scale included.
+
+    Each sample's return must depend on that sample alone. samples: Monte Carlo continuations (`mcg_samples`); 1 is plain guidance.
+    """
+
+    def __init__(self, returns: Return, *, samples: int = 1) -> None:
+        if samples < 1:
+            raise UserError(f"mcg_samples is {samples}; guidance needs at least 1 continuation")
+        self.returns = returns
+        self.samples = samples
+
+    def gradient(
+        self,
+        forcing: DiffusionForcing,
+        x_k: Tensor,
+        k: Tensor,
+        clean: Tensor,
+        conditions: Tensor | None = None,
+        memory: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Prediction, Tensor]:
+        """The prediction for tokens x_k: (b, t, *c) at levels k: (b, t), and ∇J with respect to x_k, averaged over continuations.
+
+        clean: (b, t), tokens that are context: a continuation keeps them.
+        """
+        with torch.enable_grad():
+            x_k = x_k.detach().requires_grad_()
+            prediction, _ = forcing.predict(x_k, k, conditions, memory)
+            total = self.returns(prediction.x0).sum()
+            for _ in range(self.samples - 1):
+                noise = torch.randn(x_k.shape, generator=generator, device=x_k.device)
+                again = add_noise(forcing.schedule, prediction.x0, k, forcing.clamp_noise(noise))
+                again = torch.where(clean.reshape(*k.shape, *(1,) * (x_k.ndim - k.ndim)), x_k, again)
+                continuation, _ = forcing.predict(again, k, conditions, memory)
+                total = total + self.returns(continuation.x0).sum()
+            (gradient,) = torch.autograd.grad(total / self.samples, x_k)
+        return Prediction(*(part.detach() for part in prediction)), gradient

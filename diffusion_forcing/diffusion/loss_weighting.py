@@ -1,0 +1,62 @@
+"""How much each token's error counts, by its signal-to-noise ratio (METHOD §4).
+
+min-SNR (Hang et al. 2023) looks at the token alone. Fused SNR looks at its history too: a noisy token after a clean past is nearly
+known, so the past's SNR is carried along by a running mean and fused with the token's own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusion_forcing.diffusion.schedules import NoiseSchedule
+from diffusion_forcing.errors import UserError
+
+Objective = Literal["pred_noise", "pred_x0", "pred_v"]
+
+
+def min_snr_weight(schedule: NoiseSchedule, k: Tensor, objective: str) -> Tensor:
+    """Weights (b, t) of tokens at levels k: (b, t): ε: clip/SNR · x₀: clip · v: clip/(SNR+1), clip being the clipped SNR."""
+    snr, clipped = schedule.snr[k], schedule.clipped_snr[k]
+    match objective:
+        case "pred_noise":
+            return clipped / snr
+        case "pred_x0":
+            return clipped
+        case "pred_v":
+            return clipped / (snr + 1)
+    raise UserError(f"objective '{objective}' has no loss weight; allowed: pred_noise, pred_x0, pred_v")
+
+
+def running_mean_of_history(values: Tensor, decay: float) -> Tensor:
+    """h'_t = h_{t−1} with h_0 = values_0, h_t = decay·h_{t−1} + (1−decay)·values_t and h'_0 = 0; along the last axis."""
+    history = torch.zeros_like(values)
+    mean = values[..., 0]
+    for t in range(1, values.shape[-1]):
+        history[..., t] = mean
+        mean = decay * mean + (1 - decay) * values[..., t]
+    return history
+
+
+def fused_snr_weight(schedule: NoiseSchedule, k: Tensor, objective: str, *, decay: float) -> Tensor:
+    """Weights (b, t) of tokens at levels k: (b, t) from their own and their history's SNR.
+
+    `decay` is the configured cum_snr_decay already raised to the power frame_stack·frame_skip. With C and N the fused clipped and
+    unclipped ratios: ε: C/N · x₀: C·snr_clip · v: C·snr_clip/(N·snr_clip + 1). Where N vanishes, C/N takes its limit 1.
+    """
+    own_clipped = schedule.clipped_snr[k] / schedule.snr_clip
+    own = schedule.snr[k] / schedule.snr_clip
+    past = decay * running_mean_of_history(own_clipped, decay)
+    fused_clipped = 1 - (1 - past) * (1 - own_clipped)
+    fused = 1 - (1 - past) * (1 - own)
+    match objective:
+        case "pred_noise":
+            # float32 rounds a tiny SNR to N = 0 (cosine's last level: the released code divides 0 by 0 there); C = N below the clip
+            return torch.where(fused > 0, fused_clipped / torch.where(fused > 0, fused, 1.0), 1.0)
+        case "pred_x0":
+            return fused_clipped * schedule.snr_clip
+        case "pred_v":
+            return fused_clipped * schedule.snr_clip / (fused * schedule.snr_clip + 1)
+    raise UserError(f"objective '{objective}' has no loss weight; allowed: pred_noise, pred_x0, pred_v")

@@ -1,0 +1,116 @@
+"""What the network predicts, and the two things everybody wants from it: the clean token x̂₀ and its noise ε̂ (METHOD §3).
+
+x_k = √ᾱ_k·x + √(1−ᾱ_k)·ε. One class a row of that section: its training target, and (x̂₀, ε̂) from the network's output.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from diffusion_forcing.diffusion.schedules import NoiseSchedule
+from diffusion_forcing.errors import UserError, did_you_mean
+
+
+class Prediction(NamedTuple):
+    """x0, eps: (b, t, *c), the clean tokens and the noise that together make the noised ones; output: the network's own."""
+
+    x0: Tensor
+    eps: Tensor
+    output: Tensor
+
+
+def add_noise(schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor:
+    """x_k = √ᾱ_k·x + √(1−ᾱ_k)·ε for tokens x: (b, t, *c) at levels k: (b, t) in 0…K−1."""
+    return (
+        schedule.at("sqrt_alphas_cumprod", k, x) * x + schedule.at("sqrt_one_minus_alphas_cumprod", k, x) * eps
+    )
+
+
+def x0_from_eps(schedule: NoiseSchedule, x_k: Tensor, k: Tensor, eps: Tensor) -> Tensor:
+    """x̂₀ = x_k/√ᾱ − √(1/ᾱ−1)·ε̂."""
+    return (
+        schedule.at("sqrt_recip_alphas_cumprod", k, x_k) * x_k
+        - schedule.at("sqrt_recipm1_alphas_cumprod", k, x_k) * eps
+    )
+
+
+def eps_from_x0(schedule: NoiseSchedule, x_k: Tensor, k: Tensor, x0: Tensor) -> Tensor:
+    """ε̂ = (x_k/√ᾱ − x̂₀)/√(1/ᾱ−1)."""
+    return (schedule.at("sqrt_recip_alphas_cumprod", k, x_k) * x_k - x0) / schedule.at(
+        "sqrt_recipm1_alphas_cumprod", k, x_k
+    )
+
+
+class Parameterization(Protocol):
+    """`target` is what training regresses; `resolve` turns the network's output into a Prediction."""
+
+    name: str
+
+    def target(self, schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor: ...
+
+    def resolve(self, schedule: NoiseSchedule, x_k: Tensor, k: Tensor, output: Tensor) -> Prediction: ...
+
+
+class PredictNoise:
+    """The network says ε; clamped to ±clip_noise where it is used."""
+
+    name = "pred_noise"
+
+    def __init__(self, clip_noise: float) -> None:
+        self.clip_noise = clip_noise
+
+    def target(self, schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor:
+        return eps
+
+    def resolve(self, schedule: NoiseSchedule, x_k: Tensor, k: Tensor, output: Tensor) -> Prediction:
+        eps = output.clamp(-self.clip_noise, self.clip_noise)
+        return Prediction(x0_from_eps(schedule, x_k, k, eps), eps, output)
+
+
+class PredictX0:
+    """The network says the clean token."""
+
+    name = "pred_x0"
+
+    def target(self, schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor:
+        return x
+
+    def resolve(self, schedule: NoiseSchedule, x_k: Tensor, k: Tensor, output: Tensor) -> Prediction:
+        return Prediction(output, eps_from_x0(schedule, x_k, k, output), output)
+
+
+class PredictV:
+    """The network says v = √ᾱ·ε − √(1−ᾱ)·x (Salimans & Ho 2022), so x̂₀ = √ᾱ·x_k − √(1−ᾱ)·v."""
+
+    name = "pred_v"
+
+    def target(self, schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor:
+        return (
+            schedule.at("sqrt_alphas_cumprod", k, x) * eps - schedule.at("sqrt_one_minus_alphas_cumprod", k, x) * x
+        )
+
+    def resolve(self, schedule: NoiseSchedule, x_k: Tensor, k: Tensor, output: Tensor) -> Prediction:
+        x0 = (
+            schedule.at("sqrt_alphas_cumprod", k, x_k) * x_k
+            - schedule.at("sqrt_one_minus_alphas_cumprod", k, x_k) * output
+        )
+        return Prediction(x0, eps_from_x0(schedule, x_k, k, x0), output)
+
+
+OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
+
+
+def build_parameterization(objective: str, *, clip_noise: float) -> Parameterization:
+    """The parameterization named `objective`: pred_noise, pred_x0 or pred_v."""
+    match objective:
+        case "pred_noise":
+            return PredictNoise(clip_noise)
+        case "pred_x0":
+            return PredictX0()
+        case "pred_v":
+            return PredictV()
+    raise UserError(
+        f"objective '{objective}' is not known; allowed: {', '.join(OBJECTIVES)}{did_you_mean(objective, OBJECTIVES)}"
+    )

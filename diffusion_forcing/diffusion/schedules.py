@@ -1,0 +1,125 @@
+"""Noise schedules: how much of a token is left at each training level.
+
+A schedule is K variances β_k; everything else (ᾱ, SNR, posterior) follows from them. Computed in float64, kept in float32 (METHOD §2).
+Levels are k ∈ {0 … K−1}; k = −1 is a clean token, ᾱ_{−1} = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_forcing.errors import UserError, did_you_mean
+
+MAX_BETA = 0.999  # no single step may destroy everything (Nichol & Dhariwal 2021)
+MIN_POSTERIOR_VARIANCE = 1e-20
+
+
+def linear_betas(timesteps: int) -> Tensor:
+    """β evenly spaced from 1e-4 to 2e-2 at K = 1000, rescaled for other K (Ho et al. 2020). Float64 (K,)."""
+    scale = 1000 / timesteps
+    return torch.linspace(scale * 1e-4, scale * 2e-2, timesteps, dtype=torch.float64).clamp(0, MAX_BETA)
+
+
+def cosine_betas(timesteps: int, s: float = 0.008) -> Tensor:
+    """ᾱ(u) ∝ cos²((u+s)/(1+s)·π/2) (Nichol & Dhariwal 2021). Float64 (K,)."""
+    u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    return _betas_of(torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2)
+
+
+def sigmoid_betas(timesteps: int, start: float = -3, end: float = 3, tau: float = 1) -> Tensor:
+    """ᾱ(u) falls along a sigmoid from `start` to `end` (Jabri et al. 2022). Float64 (K,)."""
+    u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    # the two ends in float32, as the released models were trained: it moves ᾱ of the last level by 3e-5 of itself
+    first, last = (torch.tensor(edge / tau, dtype=torch.float32).sigmoid() for edge in (start, end))
+    return _betas_of((last - ((u * (end - start) + start) / tau).sigmoid()) / (last - first))
+
+
+def _betas_of(alphas_cumprod: Tensor) -> Tensor:
+    """β_k = 1 − ᾱ_{k+1}/ᾱ_k of a curve sampled at K + 1 points, clipped to [0, 0.999]."""
+    alphas_cumprod = alphas_cumprod / alphas_cumprod[0]
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(0, MAX_BETA)
+
+
+BETA_SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas, "sigmoid": sigmoid_betas}
+
+
+class NoiseSchedule(nn.Module):
+    """The tables that follow from β, each float32 of shape (K,), and their values at levels k.
+
+    They are buffers, so they move with the module, and not in its state: they follow from the configuration.
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    log_one_minus_alphas_cumprod: Tensor
+    sqrt_recip_alphas_cumprod: Tensor
+    sqrt_recipm1_alphas_cumprod: Tensor
+    posterior_variance: Tensor
+    posterior_log_variance_clipped: Tensor
+    posterior_mean_coef1: Tensor
+    posterior_mean_coef2: Tensor
+    snr: Tensor
+    clipped_snr: Tensor
+
+    def __init__(self, betas: Tensor, *, snr_clip: float = 5.0) -> None:
+        super().__init__()
+        betas = betas.double()
+        alphas = 1 - betas
+        alphas_cumprod = alphas.cumprod(0)
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+        variance = betas * (1 - previous) / (1 - alphas_cumprod)
+        snr = alphas_cumprod / (1 - alphas_cumprod)
+        self.timesteps = len(betas)
+        self.snr_clip = snr_clip
+        tables = {
+            "betas": betas,
+            "alphas_cumprod": alphas_cumprod,
+            "alphas_cumprod_prev": previous,
+            "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": (1 - alphas_cumprod).sqrt(),
+            "log_one_minus_alphas_cumprod": (1 - alphas_cumprod).log(),
+            "sqrt_recip_alphas_cumprod": (1 / alphas_cumprod).sqrt(),
+            "sqrt_recipm1_alphas_cumprod": (1 / alphas_cumprod - 1).sqrt(),
+            "posterior_variance": variance,
+            "posterior_log_variance_clipped": variance.clamp(min=MIN_POSTERIOR_VARIANCE).log(),
+            "posterior_mean_coef1": betas * previous.sqrt() / (1 - alphas_cumprod),
+            "posterior_mean_coef2": (1 - previous) * alphas.sqrt() / (1 - alphas_cumprod),
+            "snr": snr,
+            "clipped_snr": snr.clamp(max=snr_clip),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
+
+    def at(self, name: str, k: Tensor, like: Tensor) -> Tensor:
+        """The table `name` at levels k: (b, t) in 0…K−1, with as many trailing 1s as `like`: (b, t, *c) needs."""
+        values: Tensor = getattr(self, name)[k]
+        return values.reshape(*k.shape, *(1,) * (like.ndim - k.ndim))
+
+    def signal_power(self, k: Tensor, like: Tensor) -> Tensor:
+        """ᾱ_k for k in −1…K−1, with ᾱ_{−1} = 1; shaped as `at` does."""
+        values = torch.where(k < 0, 1.0, self.alphas_cumprod[k.clamp(min=0)])
+        return values.reshape(*k.shape, *(1,) * (like.ndim - k.ndim))
+
+
+def build_schedule(
+    name: str, timesteps: int = 1000, *, snr_clip: float = 5.0, arguments: dict[str, Any] | None = None
+) -> NoiseSchedule:
+    """The schedule called `name` (linear, cosine, sigmoid) with K = `timesteps` levels; `arguments` go to its curve."""
+    if name not in BETA_SCHEDULES:
+        raise UserError(
+            f"beta_schedule '{name}' is not known; allowed: {', '.join(BETA_SCHEDULES)}{did_you_mean(name, BETA_SCHEDULES)}"
+        )
+    if timesteps < 1:
+        raise UserError(f"timesteps is {timesteps}; a schedule needs at least 1 level (the released models have 1000)")
+    try:
+        betas = BETA_SCHEDULES[name](timesteps, **(arguments or {}))
+    except TypeError as error:
+        raise UserError(f"schedule_fn_kwargs {arguments} do not fit beta_schedule '{name}': {error}") from error
+    return NoiseSchedule(betas, snr_clip=snr_clip)

@@ -1,0 +1,133 @@
+"""The v1.5 transformer for tokens that are vectors (METHOD §8): the planner, and any sequence of numbers.
+
+[x ; sinusoidal(k) ; conditions] → 2-layer ReLU MLP → + sinusoidal(t) → post-norm ReLU encoder layers → linear. Parameters are named
+and shaped as in the released checkpoints (those of `torch.nn.TransformerEncoder`); attention runs through PyTorch's fused kernel.
+Causal, it keeps keys and values as memory: a call on the last tokens with the memory of the earlier ones equals a call on all.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks.embeddings import sinusoidal
+from diffusion_forcing.networks.memory import KVCache
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the parameters of `torch.nn.MultiheadAttention`."""
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * size, size))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * size))
+        self.out_proj = nn.Linear(size, size)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, x: Tensor, causal: bool, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x: (b, t, size), past keys and values: (b, heads, t', d) each → (b, t, size) and keys and values with x's behind."""
+        b, t, size = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = qkv.view(b, t, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+            # token i of x may look at all of the past and at x's tokens up to itself
+            mask = torch.ones(t, key.shape[2], dtype=torch.bool, device=x.device).tril(key.shape[2] - t)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal and past is None)
+        return self.out_proj(attended.transpose(1, 2).reshape(b, t, size)), (key, value)
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm: x ← norm1(x + attention(x)), x ← norm2(x + linear2(relu(linear1(x))))."""
+
+    def __init__(self, size: int, heads: int, feedforward: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(size, heads)
+        self.linear1 = nn.Linear(size, feedforward)
+        self.linear2 = nn.Linear(feedforward, size)
+        self.norm1 = nn.LayerNorm(size)
+        self.norm2 = nn.LayerNorm(size)
+
+    def forward(
+        self, x: Tensor, causal: bool, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        attended, present = self.self_attn(x, causal, past)
+        x = self.norm1(x + attended)
+        return self.norm2(x + self.linear2(self.linear1(x).relu_())), present
+
+
+class Encoder(nn.Module):
+    """The stack of layers, under the released name `transformer.layers`."""
+
+    def __init__(self, size: int, layers: int, heads: int, feedforward: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(size, heads, feedforward) for _ in range(layers))
+
+    def forward(self, x: Tensor, causal: bool, memory: KVCache | None) -> tuple[Tensor, KVCache]:
+        presents = []
+        for index, layer in enumerate(self.layers):
+            past = None if memory is None else (memory.keys[index], memory.values[index])
+            x, present = layer(x, causal, past)
+            presents.append(present)
+        return x, KVCache(tuple(key for key, _ in presents), tuple(value for _, value in presents))
+
+
+class Transformer(nn.Module):
+    """x: (b, t, x_dim) at levels k: (b, t) → (b, t, x_dim).
+
+    conditions: (b, t, external_cond_dim), needed exactly when external_cond_dim > 0. memory: a KVCache of earlier tokens, for causal
+    networks; positions go on behind it.
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        *,
+        network_size: int = 128,
+        num_layers: int = 12,
+        attn_heads: int = 4,
+        dim_feedforward: int = 512,
+        external_cond_dim: int = 0,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        if network_size % attn_heads or network_size % 4:
+            raise UserError(
+                f"network_size is {network_size} with attn_heads {attn_heads}; it must be a multiple of the heads and of 4"
+            )
+        self.x_dim = x_dim
+        self.network_size = network_size
+        self.external_cond_dim = external_cond_dim
+        self.causal = causal
+        # registered in the order of the released optimiser states
+        self.transformer = Encoder(network_size, num_layers, attn_heads, dim_feedforward)
+        self.init_mlp = nn.Sequential(
+            nn.Linear(x_dim + network_size // 2 + external_cond_dim, network_size),
+            nn.ReLU(inplace=True),
+            nn.Linear(network_size, network_size),
+        )
+        self.out = nn.Linear(network_size, x_dim)
+
+    def forward(
+        self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: KVCache | None = None
+    ) -> tuple[Tensor, KVCache | None]:
+        if memory is not None and not self.causal:
+            raise UserError("a network with causal=False sees the future and keeps no memory; sample it with cache=False")
+        if (conditions is None) != (self.external_cond_dim == 0):
+            got = "none" if conditions is None else f"width {conditions.shape[-1]}"
+            raise UserError(f"the network takes conditions of width {self.external_cond_dim} (external_cond_dim), got {got}")
+        start = 0 if memory is None else memory.length
+        inputs = [x, sinusoidal(k, self.network_size // 2).to(x.dtype)]
+        if conditions is not None:
+            inputs.append(conditions)
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        hidden = self.init_mlp(torch.cat(inputs, dim=-1)) + sinusoidal(positions, self.network_size).to(x.dtype)
+        hidden, present = self.transformer(hidden, self.causal, memory)
+        return self.out(hidden), present if self.causal else None
