@@ -1,0 +1,62 @@
+"""Options that every algorithm shares: the diffusion and its network. Frozen, validated, built once from yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from diffusion_forcing.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions:
+    """Sizes of `networks.Transformer`; the released planners have 12 layers of width 128."""
+
+    network_size: int = 128
+    num_layers: int = 12
+    attn_heads: int = 4
+    dim_feedforward: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("network_size", "num_layers", "attn_heads", "dim_feedforward"):
+            positive(f"algorithm.diffusion.architecture.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions:
+    """How tokens are noised, what the network predicts and how sampling walks down (METHOD §2–5)."""
+
+    objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_x0"
+    beta_schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
+    schedule_fn_kwargs: dict[str, Any] = field(default_factory=dict)
+    clip_noise: float = 20.0
+    use_fused_snr: bool = False
+    snr_clip: float = 5.0
+    cum_snr_decay: float = 0.98
+    timesteps: int = 1000
+    sampling_timesteps: int = 50
+    ddim_sampling_eta: float = 0.0
+    stabilization_level: int = 10
+    architecture: TransformerOptions = field(default_factory=TransformerOptions)
+
+    def __post_init__(self) -> None:
+        where = "algorithm.diffusion"
+        positive(f"{where}.timesteps", self.timesteps)
+        within(f"{where}.sampling_timesteps", self.sampling_timesteps, 1, self.timesteps)
+        within(f"{where}.stabilization_level", self.stabilization_level, 1, self.timesteps)
+        within(f"{where}.cum_snr_decay", self.cum_snr_decay, 0, 1)
+        within(f"{where}.ddim_sampling_eta", self.ddim_sampling_eta, 0, 1)
+        positive(f"{where}.clip_noise", self.clip_noise)
+        positive(f"{where}.snr_clip", self.snr_clip)
+
+
+def positive(key: str, value: float) -> None:
+    """Refuse a value that is not above 0."""
+    if not value > 0:
+        raise UserError(f"{key} is {value}; it must be above 0")
+
+
+def within(key: str, value: float, low: float, high: float) -> None:
+    """Refuse a value outside low…high."""
+    if not low <= value <= high:
+        raise UserError(f"{key} is {value}; it must lie in {low}…{high}")

@@ -1,0 +1,121 @@
+"""Planning as sampling: token 0 is held at the present, the future comes out of noise, guided to the goal (METHOD §10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_forcing.algorithms.bundle import Bundle, Steps
+from diffusion_forcing.algorithms.goal_guidance import goal_return, reward_return
+from diffusion_forcing.diffusion import DiffusionForcing, Guidance, Sampler, add_noise
+from diffusion_forcing.diffusion.sampler import OnRow
+from diffusion_forcing.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerOptions:
+    """How plans are drawn. max_tokens: T, token 0 included. guidance_scale 0 draws unguided futures."""
+
+    max_tokens: int
+    guidance_scale: float = 2.0
+    guidance_weights: str = "released"
+    mcg_samples: int = 1
+    use_reward: bool = False
+    gamma: float = 1.0
+
+
+class Planner:
+    """Draws plans from a trained DiffusionForcing over bundles."""
+
+    def __init__(self, forcing: DiffusionForcing, bundle: Bundle, sampler: Sampler, options: PlannerOptions, *, causal: bool) -> None:
+        self.forcing = forcing
+        self.bundle = bundle
+        self.sampler = sampler
+        self.options = options
+        self.causal = causal
+
+    def plan(
+        self,
+        start: Tensor,
+        goal: Tensor,
+        horizon: int,
+        *,
+        previous: Tensor | None = None,
+        restart: int | None = None,
+        generator: torch.Generator | None = None,
+        on_row: OnRow | None = None,
+    ) -> tuple[Steps, Tensor]:
+        """Plans of `horizon` steps from observations `start`: (b, ≥o) to `goal`: (b, 2), both in data units.
+
+        Returns the steps in data units, (b, horizon, …), and the same as normalised frames (b, horizon, c). A goal has no velocity:
+        where velocities are planned, their target is 0 in normalised units. previous, restart: see `plan_normalized`.
+        """
+        o = self.bundle.observation_dim
+        mean, std = self.bundle.mean[:o], self.bundle.std[:o]
+        target = start.new_zeros(len(start), o)
+        target[:, :2] = (goal[:, :2] - mean[:2]) / std[:2]
+        frames = self.plan_normalized(
+            (start[:, :o] - mean) / std, target, horizon, previous=previous, restart=restart, generator=generator, on_row=on_row
+        )
+        return self.bundle.decode(frames), frames
+
+    def plan_normalized(
+        self,
+        start: Tensor,
+        goal: Tensor,
+        horizon: int,
+        *,
+        noise: Tensor | None = None,
+        previous: Tensor | None = None,
+        restart: int | None = None,
+        generator: torch.Generator | None = None,
+        on_row: OnRow | None = None,
+    ) -> Tensor:
+        """Frames (b, horizon, c), normalised, from start to goal, both (b, o) and normalised.
+
+        noise: (b, ⌈horizon/f⌉, f·c) to start from instead of a draw, clamped. previous: frames (b, horizon, c) of an earlier plan moved
+        up to now; the walk then starts from them, noised at sampling level `restart`, instead of from pure noise.
+        """
+        bundle, batch = self.bundle, len(start)
+        tokens = -(-horizon // bundle.frame_stack)
+        if horizon < 1 or tokens + 1 > self.options.max_tokens:
+            raise UserError(
+                f"horizon {horizon} exceeds the window of {(self.options.max_tokens - 1) * bundle.frame_stack} steps "
+                f"({self.options.max_tokens} tokens of {bundle.frame_stack}); plan for 1…{(self.options.max_tokens - 1) * bundle.frame_stack} "
+                "steps or train with a larger dataset.episode_len"
+            )
+        # a network that sees all tokens was trained with absent ones as pure noise at the end: the horizon is flexible
+        absent = 0 if self.causal else self.options.max_tokens - 1 - tokens
+        shape = (batch, tokens, bundle.token_width)
+        future = self.sampler.noise(shape, device=start.device, generator=generator) if noise is None else self.forcing.clamp_noise(noise)
+        rows = self.sampler.matrix(tokens)
+        if previous is not None and restart is not None:
+            rows = rows.clamp(max=restart)
+            k = self.sampler.levels[torch.full(shape[:2], restart)].to(start.device)
+            missing = tokens * bundle.frame_stack - previous.shape[1]
+            frames = torch.cat([previous, previous[:, -1:].expand(-1, missing, -1)], dim=1)
+            future = add_noise(self.forcing.schedule, bundle.stack(frames), k, future)
+        padding = start.new_zeros(batch, absent, bundle.token_width)
+        x = torch.cat([bundle.present_normalized(start), future, padding], dim=1)
+        last = torch.full((len(rows), absent), self.sampler.sampling_timesteps)
+        matrix = torch.cat([rows.new_zeros(len(rows), 1), rows, last], dim=1)
+        x = self.sampler.walk(
+            x, matrix, guidance=self._guidance(start, goal, horizon), generator=generator, on_row=on_row
+        )
+        return bundle.unstack(x[:, 1 : 1 + tokens])[:, :horizon]
+
+    def _guidance(self, start: Tensor, goal: Tensor, horizon: int) -> Guidance | None:
+        options = self.options
+        if options.guidance_scale == 0:
+            return None
+        returns: Callable[[Tensor], Tensor]
+        if options.use_reward:
+            returns = reward_return(self.bundle, planned=horizon, scale=options.guidance_scale, gamma=options.gamma)
+        else:
+            returns = goal_return(
+                self.bundle, start, goal, planned=horizon, scale=options.guidance_scale, weights=options.guidance_weights
+            )
+        return Guidance(returns, samples=options.mcg_samples)

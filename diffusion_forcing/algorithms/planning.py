@@ -1,0 +1,342 @@
+"""The planning task: trajectories as sequences of bundles, trained by Diffusion Forcing, planned with by guided sampling (METHOD §10).
+
+This adapter encodes a batch, asks `diffusion` for the loss, and hands out a `Planner`. It draws its randomness from a generator seeded
+by (seed, batch), so a resumed run draws what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from diffusion_forcing.algorithms.bundle import Bundle
+from diffusion_forcing.algorithms.goal_guidance import GuidanceWeights
+from diffusion_forcing.algorithms.options import DiffusionOptions, positive, within
+from diffusion_forcing.algorithms.planner import Planner, PlannerOptions
+from diffusion_forcing.datasets.batch import SequenceBatch
+from diffusion_forcing.diffusion import (
+    DiffusionForcing,
+    Sampler,
+    build_parameterization,
+    build_schedule,
+    draw_noise_levels,
+    ema_of,
+    mask_absent,
+)
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks import Transformer
+
+PADDING_WEIGHT = 0.05  # what a token past the drawn end still counts in the loss (METHOD §10)
+NEARLY_CLEAN_SHARE = 0.5  # share of batches whose token 0 is nearly clean
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningOptions:
+    """Every option of `algorithm=df_planning`; statistics and the episode's length come from the dataset's."""
+
+    observation_mean: tuple[float, ...]
+    observation_std: tuple[float, ...]
+    action_mean: tuple[float, ...] = ()
+    action_std: tuple[float, ...] = ()
+    reward_mean: float = 0.0
+    reward_std: float = 1.0
+    episode_len: int = 600
+    env_id: str = "maze2d-medium-v1"
+    gamma: float = 1.0
+    lr: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int = 10000
+    optimizer_beta: tuple[float, float] = (0.9, 0.999)
+    ema_decay: float = 0.999
+    frame_stack: int = 10
+    frame_skip: int = 1
+    context_frames: int = 1
+    external_cond_dim: int = 0
+    noise_level: Literal["random_all", "shared"] = "random_all"
+    causal: bool = False
+    padding_mode: Literal["same", "zero"] = "same"
+    use_reward: bool = False
+    scheduling_matrix: Literal["full_sequence", "pyramid", "autoregressive", "trapezoid"] = "pyramid"
+    uncertainty_scale: float = 1.0
+    chunk_size: int = -1
+    guidance_scale: float = 2.0
+    guidance_weights: GuidanceWeights = "released"
+    mcg_samples: int = 1
+    open_loop_horizon: int = 50
+    warm_start: float = 0.0
+    controller: Literal["pd", "pursuit"] = "pd"
+    stay_at_goal: bool = False
+    goal: Literal["dataset", "random"] = "dataset"
+    plot_start_goal: bool = True
+    debug: bool = False
+    diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
+
+    def __post_init__(self) -> None:
+        for kind in ("observation", "action"):
+            mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
+            if len(mean) != len(std):
+                raise UserError(f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give as many to both")
+            if any(not value > 0 for value in std):
+                raise UserError(f"dataset.{kind}_std is {list(std)}; every standard deviation must be above 0")
+        if len(self.observation_mean) not in (2, 4):
+            raise UserError(
+                f"dataset.observation_mean has {len(self.observation_mean)} numbers; a maze plan has 2 (position) or 4 (and velocity)"
+            )
+        if len(self.action_mean) not in (0, 2):
+            raise UserError(f"dataset.action_mean has {len(self.action_mean)} numbers; a maze plan has 0 (no actions) or 2")
+        if self.context_frames != 1:
+            raise UserError(f"algorithm.context_frames is {self.context_frames}; planning starts from 1 observation")
+        if self.frame_skip != 1:
+            raise UserError(f"algorithm.frame_skip is {self.frame_skip}; planning models every step: 1")
+        if self.external_cond_dim != 0:
+            raise UserError(f"algorithm.external_cond_dim is {self.external_cond_dim}; planning has no external conditions: 0")
+        positive("algorithm.frame_stack", self.frame_stack)
+        positive("dataset.episode_len", self.episode_len)
+        if self.episode_len % self.frame_stack:
+            raise UserError(f"dataset.episode_len {self.episode_len} is no multiple of algorithm.frame_stack {self.frame_stack}")
+        positive("algorithm.open_loop_horizon", self.open_loop_horizon)
+        positive("algorithm.mcg_samples", self.mcg_samples)
+        positive("algorithm.lr", self.lr)
+        within("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
+        within("algorithm.warm_start", self.warm_start, 0, 1)
+        if self.chunk_size not in (-1, self.episode_len):
+            raise UserError(
+                f"algorithm.chunk_size is {self.chunk_size}; a plan is drawn whole: dataset.episode_len ({self.episode_len}) or -1"
+            )
+
+    @property
+    def max_tokens(self) -> int:
+        """T: token 0 and episode_len/f future ones."""
+        return self.episode_len // self.frame_stack + 1
+
+
+class Draws(NamedTuple):
+    """What training draws for a batch. end: (b,) first absent token, or None; levels: (b, t); first_levels: (b,) levels of token 0, or
+    None; noise: (b, t, f·c) standard normal."""
+
+    end: Tensor | None
+    levels: Tensor
+    first_levels: Tensor | None
+    noise: Tensor
+
+
+class Planning(lightning.LightningModule):
+    """Diffusion Forcing for trajectories. `options` is a `PlanningOptions`."""
+
+    Options = PlanningOptions
+    seed = 0
+
+    def __init__(self, options: PlanningOptions) -> None:
+        super().__init__()
+        self.options = options
+        diffusion = options.diffusion
+        self.bundle = Bundle(
+            options.observation_mean,
+            options.observation_std,
+            options.action_mean,
+            options.action_std,
+            (options.reward_mean, options.reward_std) if options.use_reward else None,
+            frame_stack=options.frame_stack,
+            padding_mode=options.padding_mode,
+        )
+        schedule = build_schedule(
+            diffusion.beta_schedule, diffusion.timesteps, snr_clip=diffusion.snr_clip, arguments=diffusion.schedule_fn_kwargs
+        )
+        self.forcing = DiffusionForcing(
+            Transformer(self.bundle.token_width, causal=options.causal, **asdict(diffusion.architecture)),
+            schedule,
+            build_parameterization(diffusion.objective, clip_noise=diffusion.clip_noise),
+            weighting="fused_snr" if diffusion.use_fused_snr else "min_snr",
+            cum_snr_decay=diffusion.cum_snr_decay ** (options.frame_stack * options.frame_skip),
+            clip_noise=diffusion.clip_noise,
+            stabilization_level=diffusion.stabilization_level,
+        )
+        self.ema = ema_of(self.forcing.network, options.ema_decay) if options.ema_decay > 0 else None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that training moves."""
+        return self.forcing.network
+
+    @property
+    def sampling_network(self) -> nn.Module:
+        """The network one samples with: the averaged one, where averaging is on."""
+        return self.forcing.network if self.ema is None else self.ema.module
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
+        tokens, mask = self.encode(batch)
+        generator = torch.Generator(self.device).manual_seed(self._batch_seed())
+        loss, _ = self.loss(tokens, mask, self.draw(*tokens.shape[:2], generator=generator))
+        self.log("training/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """The training loss on held-out windows, of the averaged network, with draws that depend on the batch's number alone."""
+        tokens, mask = self.encode(batch)
+        generator = torch.Generator(self.device).manual_seed(batch_idx)
+        draws = self.draw(*tokens.shape[:2], generator=generator)
+        loss, _ = self.loss(tokens, mask, draws, forcing=self.sampling_forcing())
+        self.log("validation/loss", loss, batch_size=len(tokens), sync_dist=True)
+
+    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """A batch as tokens (b, t, f·c) and the mask (b, t·f) of frames that are real."""
+        # a step leads on where the next one is real
+        return self.bundle.encode(batch.observations, batch.actions, batch.rewards, batch.valid[:, 1:])
+
+    def draw(self, batch: int, time: int, *, generator: torch.Generator | None = None) -> Draws:
+        """The random numbers of one training batch, in the order and with the ranges of METHOD §10."""
+        timesteps, device = self.options.diffusion.timesteps, self.device
+        end = None
+        if not self.options.causal:
+            end = torch.randint(2, time + 1, (batch,), generator=generator, device=device)
+        levels = draw_noise_levels(
+            self.options.noise_level, batch, time, timesteps=timesteps, generator=generator, device=device
+        )
+        first = None
+        if torch.rand((), generator=generator, device=device) < NEARLY_CLEAN_SHARE:
+            first = torch.randint(0, timesteps // 4, (batch,), generator=generator, device=device)
+        noise = torch.randn(batch, time, self.bundle.token_width, generator=generator, device=device)
+        return Draws(end, levels, first, noise)
+
+    def loss(
+        self, tokens: Tensor, mask: Tensor, draws: Draws, *, forcing: DiffusionForcing | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The training loss, a scalar, and the predicted clean tokens (b, t, f·c). mask: (b, t·f), frames that are real."""
+        f = self.bundle.frame_stack
+        weight = mask.to(tokens.dtype)
+        if draws.end is not None:
+            # tokens from `end` on are absent: pure noise to the network, and nearly nothing to the loss
+            before_end = torch.arange(tokens.shape[1], device=tokens.device) < draws.end[:, None]
+            before_end = before_end.repeat_interleave(f, dim=1)
+            weight = weight * before_end.to(tokens.dtype).clamp(min=PADDING_WEIGHT)
+            mask = mask & before_end
+        present = mask.unflatten(1, (-1, f)).any(dim=-1)
+        levels = mask_absent(draws.levels, present, self.options.diffusion.timesteps)
+        if draws.first_levels is not None:
+            levels = torch.cat([draws.first_levels[:, None], levels[:, 1:]], dim=1)
+        result = (forcing or self.forcing).loss(tokens, levels, noise=draws.noise)
+        per_frame = result.per_element.unflatten(-1, (f, -1))
+        return (per_frame * weight.unflatten(1, (-1, f))[..., None]).mean(), result.x0
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        options = self.options
+        optimizer = torch.optim.AdamW(
+            self.forcing.network.parameters(), lr=options.lr, weight_decay=options.weight_decay, betas=options.optimizer_beta
+        )
+        warmup = max(1, options.warmup_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update_parameters(self.forcing.network)
+
+    def _batch_seed(self) -> int:
+        batches_done = self.trainer.fit_loop.total_batch_idx
+        return ((self.seed * 1_000_003 + batches_done) * 1_000_003 + self.global_rank) % 2**63
+
+    # ------------------------------------------------------------------------------------------------ planning
+
+    def sampling_forcing(self) -> DiffusionForcing:
+        """The method over the network one samples with."""
+        forcing = self.forcing
+        return DiffusionForcing(
+            self.sampling_network,
+            forcing.schedule,
+            forcing.parameterization,
+            weighting=forcing.weighting,
+            cum_snr_decay=forcing.cum_snr_decay,
+            clip_noise=forcing.clip_noise,
+            stabilization_level=forcing.stabilization_level,
+        )
+
+    def planner(self, *, guidance_scale: float | None = None) -> Planner:
+        """The planner over the network one samples with, as the options say."""
+        options, diffusion = self.options, self.options.diffusion
+        forcing = self.sampling_forcing()
+        sampler = Sampler(
+            forcing,
+            sampling_timesteps=diffusion.sampling_timesteps,
+            scheduling_matrix=options.scheduling_matrix,
+            uncertainty_scale=options.uncertainty_scale,
+            eta=diffusion.ddim_sampling_eta,
+        )
+        planner_options = PlannerOptions(
+            max_tokens=options.max_tokens,
+            guidance_scale=options.guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_weights=options.guidance_weights,
+            mcg_samples=options.mcg_samples,
+            use_reward=options.use_reward,
+            gamma=options.gamma,
+        )
+        return Planner(forcing, self.bundle, sampler, planner_options, causal=options.causal)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def describe(self) -> dict[str, Any]:
+        """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
+        options = self.options
+        structure = {
+            "dataset": {
+                "observation_mean": list(options.observation_mean),
+                "observation_std": list(options.observation_std),
+                "action_mean": list(options.action_mean),
+                "action_std": list(options.action_std),
+                "episode_len": options.episode_len,
+            },
+            "algorithm": {
+                "frame_stack": options.frame_stack,
+                "causal": options.causal,
+                "padding_mode": options.padding_mode,
+                "use_reward": options.use_reward,
+                "diffusion": {
+                    "objective": options.diffusion.objective,
+                    "beta_schedule": options.diffusion.beta_schedule,
+                    "schedule_fn_kwargs": dict(options.diffusion.schedule_fn_kwargs),
+                    "timesteps": options.diffusion.timesteps,
+                    "architecture": asdict(options.diffusion.architecture),
+                },
+            },
+        }
+        return {"task": "planning", "line": "v1.5", "env_id": options.env_id, "structure": structure}
+
+    def sampling_weights(self) -> dict[str, Tensor]:
+        """The weights one samples with, by the network's own names."""
+        return dict(self.sampling_network.state_dict())
+
+    def load_weights(self, checkpoint: Any) -> None:
+        """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`, into the network and its average.
+
+        Refuses what does not match, naming the first key that differs.
+        """
+        own, weights = self.forcing.network.state_dict(), checkpoint.weights
+        advice = "set dataset.observation_mean, dataset.action_mean and algorithm.diffusion.architecture as it was trained"
+        for key, value in own.items():
+            if key not in weights:
+                raise UserError(f"{checkpoint.path} lacks '{key}' of shape {tuple(value.shape)}; {advice}")
+            if weights[key].shape != value.shape:
+                raise UserError(
+                    f"{checkpoint.path}: '{key}' has shape {tuple(weights[key].shape)}, this network's {tuple(value.shape)}; {advice}"
+                )
+        for key in weights:
+            if key not in own:
+                raise UserError(f"{checkpoint.path}: '{key}' has no place in this network; {advice}")
+        for name, buffer in (("data_mean", self.bundle.mean), ("data_std", self.bundle.std)):
+            value = checkpoint.statistics.get(name)
+            if value is None:
+                continue
+            if value.shape != buffer.shape:
+                raise UserError(
+                    f"{checkpoint.path} models {len(value)} numbers a step ({name}), the configuration {len(buffer)}; {advice}"
+                )
+            buffer.copy_(value)
+        self.forcing.network.load_state_dict(weights)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(weights)
