@@ -290,7 +290,7 @@ class Run:
         """A picture that fails is no reason to lose a training: warn once of each thing, and go on."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 — whatever it is, the training goes on
+        except Exception as error:  # whatever it is, the training goes on
             self._warn(what, error)
 
     def _warn(self, what: str, error: Exception) -> None:

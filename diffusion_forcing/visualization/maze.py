@@ -1,0 +1,251 @@
+"""Plans and executed trajectories in a maze: one picture, a contact sheet, two films.
+
+Positions are in D4RL's coordinates, (…, 2) or longer rows (velocities and what follows are ignored); rows of the maze
+go down, columns right, as in its ASCII map (`canvas.py` has the geometry). A plan is coloured by its own time, from
+blue (now) to orange (its end); the executed trajectory is the dark line over it; the start is a green dot, the goal a
+red star inside the circle of radius 0.5 that is rewarded. Everything returned is uint8, (h, w, 3) or (t, h, w, 3).
+Inputs are never edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Circle
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_forcing.visualization.canvas import (
+    GOAL_RADIUS,
+    INK,
+    NOISE,
+    SOFT,
+    START,
+    TIME,
+    MazeFigure,
+    cell_pixels,
+    checked_path,
+    checked_walls,
+    coloured_line,
+    draw_marks,
+    draw_title,
+    pieces,
+)
+from diffusion_forcing.visualization.legend import draw_legend
+
+Picture = NDArray[np.uint8]
+PIXELS = 600  # about the longer side of the maze in a picture
+FILM_PIXELS = 480
+FRAMES = 150  # most moving frames of a film: longer ones are thinned evenly
+HOLD = 15  # times the last frame is repeated, so that a loop rests on the result
+
+
+def draw_plan(
+    walls: ArrayLike,
+    plan: ArrayLike | None,
+    trajectory: ArrayLike | None = None,
+    start: ArrayLike | None = None,
+    goal: ArrayLike | None = None,
+    *,
+    title: str = "",
+    pixels: int = PIXELS,
+) -> Picture:
+    """One maze `walls: (H, W)` with `plan: (h, 2)`, the executed `trajectory: (n, 2)`, `start: (2,)` and `goal:
+    (2,)`; None: not drawn.
+
+    `title`: one line above, such as the score. The start is the trajectory's (else the plan's) first position unless
+    given.
+    """
+    walls = checked_walls(walls)
+    maze = MazeFigure(walls, cell=cell_pixels(walls, pixels))
+    _draw_episode(maze.axes[0], plan, trajectory, start, goal, cell=maze.cell)
+    draw_title(maze.axes[0], title)
+    draw_legend(maze, plan=plan is not None, trajectory=trajectory is not None, goal=goal is not None)
+    return maze.array()
+
+
+def draw_plans(
+    walls: ArrayLike,
+    plans: Sequence[ArrayLike | None],
+    trajectories: Sequence[ArrayLike | None] | None = None,
+    starts: Sequence[ArrayLike | None] | None = None,
+    goals: Sequence[ArrayLike | None] | None = None,
+    *,
+    titles: Sequence[str] | None = None,
+    columns: int | None = None,
+    pixels: int = 280,
+) -> Picture:
+    """A contact sheet: n episodes of one maze in a grid, each as in `draw_plan`, one legend. All lists are n long."""
+    walls = checked_walls(walls)
+    count = len(plans)
+    nothing: list[Any] = [None] * count
+    lists = [plans, trajectories or nothing, nothing if starts is None else starts, nothing if goals is None else goals]
+    lists.append(titles or [""] * count)
+    if count == 0 or any(len(each) != count for each in lists):
+        lengths = [len(each) for each in lists]
+        raise ValueError(
+            f"plans, trajectories, starts, goals and titles must be equally long and not empty, got {lengths}"
+        )
+    columns = min(count, columns or max(1, round((count * walls.shape[0] / walls.shape[1] * 1.4) ** 0.5)))
+    maze = MazeFigure(walls, cell=cell_pixels(walls, pixels), columns=columns, rows=-(-count // columns), title=26)
+    for axes, plan, trajectory, start, goal, title in zip(maze.axes, *lists, strict=False):
+        _draw_episode(axes, plan, trajectory, start, goal, cell=maze.cell)
+        draw_title(axes, title, size=9)
+    for axes in maze.axes[count:]:
+        axes.remove()
+    seen = [any(x is not None for x in each) for each in (plans, lists[1], lists[3])]
+    draw_legend(maze, plan=seen[0], trajectory=seen[1], goal=seen[2])
+    return maze.array()
+
+
+def film_of_plan(
+    walls: ArrayLike,
+    rows: ArrayLike,
+    start: ArrayLike | None = None,
+    goal: ArrayLike | None = None,
+    *,
+    levels: ArrayLike | None = None,
+    title: str = "",
+    pixels: int = FILM_PIXELS,
+) -> Picture:
+    """A plan emerging from noise: `rows: (m, h, 2)`, the plan after each row of the scheduling matrix → (t, h, w, 3)
+    uint8.
+
+    `levels: (m, tokens)`, each token's noise level in each row (any scale from 0 up), colours its h / tokens
+    positions from orange (the greatest level there is) to blue (0), and lets their line appear as the noise goes.
+    Without, the colour is the plan's own time. Long films are thinned to 150 frames; the last frame is held for 15
+    more.
+    """
+    walls, path = checked_walls(walls), checked_path(rows, "rows", axes=3)
+    noise = _noise_of_positions(levels, path.shape[0], path.shape[1])
+    maze = MazeFigure(walls, cell=cell_pixels(walls, pixels))
+    axes = maze.axes[0]
+    draw_marks(axes, _position(start), _position(goal), cell=maze.cell)
+    draw_title(axes, title)
+    entries = {"noise": True} if noise is not None else {"plan": True}
+    draw_legend(maze, goal=goal is not None, **entries)
+    positions = path.shape[1]
+    line = coloured_line(path[0], _line_colours(noise, 0, positions), linewidths=1.4, zorder=5)
+    axes.add_collection(line)
+    size = (max(2.6, maze.cell / 14)) ** 2
+    dots = axes.scatter([], [], s=size, linewidths=0, zorder=6)
+    counter = axes.text(1, 1.02, "", transform=axes.transAxes, ha="right", va="bottom", fontsize=9, color=SOFT)
+
+    def show(row: int) -> None:
+        line.set_segments(list(pieces(path[row])))
+        line.set_color(_line_colours(noise, row, positions))  # type: ignore[arg-type]
+        dots.set_offsets(path[row, :, ::-1])
+        dots.set_facecolor(_dot_colours(noise, row, positions))  # type: ignore[arg-type]
+        counter.set_text(f"row {row + 1} of {len(path)}")
+
+    return _film(maze, [line, dots, counter], len(path), show)
+
+
+def film_of_execution(
+    walls: ArrayLike,
+    plans: ArrayLike,
+    trajectory: ArrayLike,
+    goal: ArrayLike | None = None,
+    *,
+    replan_every: int | None = None,
+    title: str = "",
+    pixels: int = FILM_PIXELS,
+) -> Picture:
+    """The agent on its way: `trajectory: (n, 2)`, its position at each step, over the plan it follows → (t, h, w, 3)
+    uint8.
+
+    `plans: (p, h, 2)` or `(h, 2)`: plan number s // replan_every is the one shown at step s (the last one from there
+    on); unless given, the plans share the trajectory evenly. Thinned and held like `film_of_plan`.
+    """
+    walls, path = checked_walls(walls), checked_path(trajectory, "trajectory")
+    array = np.asarray(plans, dtype=np.float64)
+    followed = checked_path(array[None] if array.ndim == 2 else array, "plans", axes=3)
+    every = replan_every or -(-len(path) // len(followed))
+    maze = MazeFigure(walls, cell=cell_pixels(walls, pixels))
+    axes = maze.axes[0]
+    target = _position(goal)
+    draw_marks(axes, path[0], target, cell=maze.cell)
+    draw_title(axes, title)
+    draw_legend(maze, plan=True, trajectory=True, goal=goal is not None)
+    colours = _time_colours(followed.shape[1] - 1)
+    plan = coloured_line(followed[0], colours, linewidths=maze.cell / 18 + 1, alpha=0.75, zorder=4)
+    axes.add_collection(plan)
+    centre = (0.0, 0.0) if target is None else (target[1], target[0])
+    at_goal = Circle(centre, GOAL_RADIUS, facecolor=START, alpha=0.35, zorder=3)
+    axes.add_patch(at_goal)
+    (trail,) = axes.plot([], [], color=INK, lw=1.4, zorder=6)
+    (agent,) = axes.plot([], [], marker="o", ms=maze.cell / 6, color=INK, mec="white", mew=1.2, zorder=9)
+    counter = axes.text(1, 1.02, "", transform=axes.transAxes, ha="right", va="bottom", fontsize=9, color=SOFT)
+
+    def show(step: int) -> None:
+        plan.set_segments(list(pieces(followed[min(step // every, len(followed) - 1)])))
+        trail.set_data(path[: step + 1, 1], path[: step + 1, 0])
+        agent.set_data(path[step : step + 1, 1], path[step : step + 1, 0])
+        at_goal.set_visible(target is not None and bool(np.linalg.norm(path[step] - target) <= GOAL_RADIUS))
+        counter.set_text(f"step {step} of {len(path) - 1}")
+
+    return _film(maze, [at_goal, plan, trail, agent, counter], len(path), show)
+
+
+def _film(maze: MazeFigure, moving: list[Any], count: int, show: Any) -> Picture:
+    """Draw what stands still once, then only the `moving` artists for each frame."""
+    for artist in moving:
+        artist.set_animated(True)
+    maze.canvas.draw()
+    still = maze.canvas.copy_from_bbox(maze.figure.bbox)
+    chosen = np.unique(np.linspace(0, count - 1, min(count, FRAMES)).round().astype(int))
+    frames = np.empty((len(chosen) + HOLD, maze.height, maze.width, 3), np.uint8)
+    for index, number in enumerate(chosen):
+        show(int(number))
+        maze.canvas.restore_region(still)
+        for artist in moving:
+            maze.figure.draw_artist(artist)
+        frames[index] = maze.pixels()
+    frames[len(chosen) :] = frames[len(chosen) - 1]
+    return frames
+
+
+def _draw_episode(axes: Axes, plan: Any, trajectory: Any, start: Any, goal: Any, *, cell: int) -> None:
+    first = _position(start)
+    for path, name in ((plan, "plan"), (trajectory, "trajectory")):
+        if path is None:
+            continue
+        points = checked_path(path, name)
+        first = points[0] if start is None else first
+        if name == "plan":
+            colours = _time_colours(len(points) - 1)
+            axes.add_collection(coloured_line(points, colours, linewidths=cell / 14 + 1, zorder=4))
+        else:
+            axes.plot(points[:, 1], points[:, 0], color=INK, lw=cell / 60 + 0.6, solid_joinstyle="round", zorder=6)
+    draw_marks(axes, first, _position(goal), cell=cell)
+
+
+def _noise_of_positions(levels: ArrayLike | None, rows: int, positions: int) -> NDArray[np.float64] | None:
+    """`levels: (m, tokens)` to each position's noise in [0, 1]: (m, h)."""
+    if levels is None:
+        return None
+    array = np.asarray(levels, dtype=np.float64)
+    if array.ndim != 2 or len(array) != rows or not 0 < array.shape[1] <= positions:
+        raise ValueError(f"levels must be ({rows} rows, at most {positions} tokens), got shape {array.shape}")
+    token = np.arange(positions) * array.shape[1] // positions
+    return np.clip(array[:, token] / (array.max() or 1.0), 0, 1)
+
+
+def _dot_colours(noise: NDArray[np.float64] | None, row: int, positions: int) -> NDArray[np.float64]:
+    return TIME(np.linspace(0, 1, positions)) if noise is None else NOISE(noise[row])
+
+
+def _line_colours(noise: NDArray[np.float64] | None, row: int, positions: int) -> NDArray[np.float64]:
+    colours = np.array(_dot_colours(noise, row, positions)[1:])
+    colours[:, 3] = 0.35 if noise is None else 0.05 + 0.75 * (1 - np.maximum(noise[row, 1:], noise[row, :-1])) ** 3
+    return colours
+
+
+def _time_colours(count: int) -> NDArray[np.float64]:
+    return np.asarray(TIME(np.linspace(0, 1, max(1, count))))
+
+
+def _position(point: ArrayLike | None) -> NDArray[np.float64] | None:
+    return None if point is None else checked_path(point, "start and goal", axes=1)
