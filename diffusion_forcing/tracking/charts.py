@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import accumulate
 
 from diffusion_forcing.tracking.curves import Point
 
 WIDTH, HEIGHT = 440, 240  # of the view box; the chart scales with the page
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 28  # margins, for the tick labels
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 32  # margins, for the tick labels
 HOVERS = 80  # tooltips across a chart
-SMOOTHING_SHARE = 0.04  # the running mean forgets over this share of the curve
+SMOOTHING_SHARE = 0.04  # the strong line is a mean over this share of the curve
 LOG_RATIO = 30.0  # positive values that span more than this factor get a logarithmic axis; a loss always does
 
 
@@ -24,7 +25,7 @@ def line_chart(name: str, points: Sequence[Point]) -> str:
     """An `<svg>` of the curve `name`; needs at least two points."""
     low, high = min(p.low for p in points), max(p.high for p in points)
     logarithmic = low > 0 and ("loss" in name or high / low > LOG_RATIO)
-    smooth = running_mean([p.mean for p in points])
+    smooth = smoothed([p.mean for p in points])
     low, high = _padded(low, high, logarithmic)
     x = _scale(points[0].first, points[-1].last, LEFT, WIDTH - RIGHT, False)
     y = _scale(low, high, HEIGHT - BOTTOM, TOP, logarithmic)
@@ -75,15 +76,12 @@ def line_chart(name: str, points: Sequence[Point]) -> str:
     return "".join(parts) + "</svg>"
 
 
-def running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential mean of what came before, unbiased at the start; its memory is 4 % of the curve."""
-    keep = 1 - 1 / max(1.0, SMOOTHING_SHARE * len(values))
-    total = weight = 0.0
-    smooth = []
-    for value in values:
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        smooth.append(total / weight)
-    return smooth
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Mean of the values around each one, over 4 % of them, half of it at the ends."""
+    half = int(SMOOTHING_SHARE * len(values) / 2)
+    total = [0.0, *accumulate(values)]
+    windows = ((max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values)))
+    return [(total[last] - total[first]) / (last - first) for first, last in windows]
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:

@@ -22,6 +22,7 @@ from diffusion_forcing.tracking.style import STYLE
 
 FILM_BYTES = 8 * 2**20  # a film up to this size is put into the page
 PAGE_BYTES = 40 * 2**20  # … until all pictures and films in it have this size
+WIDE = 800  # pixels: a picture wider than this gets the page's full width
 TABLE_ROWS = 200  # of a table shown; the file has them all
 RELOAD_SECONDS = 30  # an open page reloads while its run goes on
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".svg": "image/svg+xml"}
@@ -31,7 +32,7 @@ UNITS: tuple[tuple[str, str], ...] = (
     ("_rate", "%"),
     ("first_reach", "steps"),
     ("episode_reward", "steps at the goal"),
-    ("normalized_score", "of 100"),
+    ("normalized_score", "(expert: 100)"),
     ("oracle_ratio", "× oracle"),
 )  # the first part found in a metric's name decides
 
@@ -133,14 +134,16 @@ def _pictures(folder: Path, media: Sequence[Mapping[str, Any]]) -> str:
         link = f"pictures/{entry['file']}"
         source = escape(data_uri(path) if inside else link)
         if entry["kind"] == "picture":
+            wide = ' class="wide"' if _png_width(path) > WIDE else ""
             alt = escape(entry["caption"] or entry["name"])
             shown = f'<a href="{escape(link)}"><img loading="lazy" alt="{alt}" src="{source}"></a>'
         else:
+            wide = ""
             poster = folder / "pictures" / str(entry.get("poster"))
             first = f' poster="{data_uri(poster)}"' if poster.is_file() else ""
             shown = f'<video controls loop muted playsinline preload="metadata"{first} src="{source}"></video>'
         caption = f'<b>{escape(entry["name"])}</b> {escape(entry["caption"])} <a href="{escape(link)}">file</a>'
-        figures.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
+        figures.append(f"<figure{wide}>{shown}<figcaption>{caption}</figcaption></figure>")
     return (
         f'<section><h2>Pictures and films</h2><div class="pictures">{"".join(figures)}</div></section>'
         if figures
@@ -221,6 +224,13 @@ def _facts(facts: Mapping[str, Any]) -> str:
 def data_uri(path: Path) -> str:
     """A picture's or film's file as `data:<type>;base64,…`."""
     return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _png_width(path: Path) -> int:
+    """A PNG's width in pixels; 0 for another file."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    return int.from_bytes(head[16:20], "big") if head.startswith(b"\x89PNG") else 0
 
 
 def _short(cell: str) -> str:

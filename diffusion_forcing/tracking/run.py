@@ -179,8 +179,9 @@ class Run:
                     curve = self._curves[name] = Curve()
                 curve.add(step, number)
         try:
-            if self._log is not None:
-                self._log.write(json.dumps(record).encode() + b"\n")
+            if self._log is None:
+                self._log = open_log(self.folder / "metrics.jsonl")
+            self._log.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
             self._warn("metrics.jsonl", error)
         if time.monotonic() >= self._next_page:

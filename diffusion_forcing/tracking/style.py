@@ -42,10 +42,11 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .pictures, .charts {
   display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr));
   align-items: start; }
+.wide { grid-column: 1 / -1; }
 .charts + .headline { margin-top: 1rem; }
 img, video { display: block; width: 100%; height: auto; border-radius: 4px; margin-bottom: .4rem; }
 svg { display: block; width: 100%; height: auto; }
-svg .tick { font-size: 11px; fill: var(--soft); } svg .grid { stroke: var(--line); } svg .axis { stroke: var(--soft); }
+svg .tick { font-size: 13px; fill: var(--soft); } svg .grid { stroke: var(--line); } svg .axis { stroke: var(--soft); }
 svg .raw { fill: none; stroke: var(--accent); stroke-opacity: .35; stroke-width: 1; }
 svg .smooth { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 svg .band { fill: var(--band); } svg .dot { fill: var(--accent); }

@@ -65,10 +65,10 @@ def draw_loss_curve(
 
 
 def smoothed(values: ArrayLike) -> NDArray[np.float64]:
-    """Mean of the values around each one, over 3 % of `values: (n,)`, with a narrower window at both ends; as long as `values`."""
+    """Mean of the values around each one, over 3 % of `values: (n,)` (half of it at the ends); as long as `values`."""
     y = np.asarray(values, dtype=np.float64)
     half = int(SMOOTHING_SHARE * y.size / 2)
-    index = np.arange(y.size)
-    reach = np.minimum(half, np.minimum(index, y.size - 1 - index))
+    first, last = np.arange(y.size) - half, np.arange(y.size) + half + 1
+    first, last = first.clip(0), last.clip(max=y.size)
     total = np.concatenate([[0.0], np.cumsum(y)])
-    return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
+    return (total[last] - total[first]) / (last - first)

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.collections import LineCollection
+from matplotlib.legend import Legend
 from matplotlib.legend_handler import HandlerLineCollection
 from matplotlib.lines import Line2D
 
 from diffusion_forcing.visualization.canvas import GOAL, INK, NOISE, START, TIME, MazeFigure
 
 PIECES = 12  # of a gradient in the legend
-NARROW = 420  # pixels: a figure up to this width gets a smaller legend
+FONT = 9.0  # points, smaller where the row would not fit
+MARGIN = 10  # pixels left free beside the row
 
 
 class GradientHandler(HandlerLineCollection):
@@ -35,7 +37,7 @@ class GradientHandler(HandlerLineCollection):
 def draw_legend(
     maze: MazeFigure, *, plan: bool = False, noise: bool = False, trajectory: bool = False, goal: bool = False
 ) -> None:
-    """The entries asked for, and the start, in one row; two where the figure is narrow."""
+    """The entries asked for, and the start, in one row as wide as the figure at most."""
     handles: list[Any] = []
     for wanted, colours, text in ((plan, TIME, "plan: now to its end"), (noise, NOISE, "plan: clean to noise")):
         if wanted:
@@ -44,16 +46,25 @@ def draw_legend(
         handles.append(Line2D([], [], color=INK, lw=1.6, label="executed"))
     handles.append(Line2D([], [], marker="o", color=START, ls="none", ms=7, mec="white", label="start"))
     if goal:
-        label = "goal, rewarded within the circle" if maze.width > NARROW else "goal"
-        handles.append(Line2D([], [], marker="*", color=GOAL, ls="none", ms=12, mec="white", label=label))
-    maze.figure.legend(
+        text = "goal, rewarded in the circle" if maze.width > 600 else "goal"
+        handles.append(Line2D([], [], marker="*", color=GOAL, ls="none", ms=12, mec="white", label=text))
+    legend = _row(maze, handles, FONT)
+    wide = legend.get_window_extent(maze.canvas.get_renderer()).width
+    if wide > maze.width - MARGIN:
+        legend.remove()
+        _row(maze, handles, FONT * (maze.width - MARGIN) / wide)
+
+
+def _row(maze: MazeFigure, handles: list[Any], size: float) -> Legend:
+    return maze.figure.legend(
         handles=handles,
         handler_map={LineCollection: GradientHandler()},
         loc="lower center",
         ncols=len(handles),
         frameon=False,
-        fontsize=9 if maze.width > NARROW else 7,
+        fontsize=size,
         labelcolor=INK,
         borderaxespad=0.6,
         columnspacing=1.4,
+        handletextpad=0.6,
     )

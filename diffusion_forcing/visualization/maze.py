@@ -39,6 +39,7 @@ Picture = NDArray[np.uint8]
 PIXELS = 600  # about the longer side of the maze in a picture
 FILM_PIXELS = 480
 FRAMES = 150  # most moving frames of a film: longer ones are thinned evenly
+FAR = 0.3  # two neighbouring positions further apart than this are noise (a step moves at most 0.05)
 HOLD = 15  # times the last frame is repeated, so that a loop rests on the result
 
 
@@ -127,7 +128,7 @@ def film_of_plan(
     entries = {"noise": True} if noise is not None else {"plan": True}
     draw_legend(maze, goal=goal is not None, **entries)
     positions = path.shape[1]
-    line = coloured_line(path[0], _line_colours(noise, 0, positions), linewidths=1.4, zorder=5)
+    line = coloured_line(path[0], _line_colours(noise, 0, path[0]), linewidths=1.4, zorder=5)
     axes.add_collection(line)
     size = (max(2.6, maze.cell / 14)) ** 2
     dots = axes.scatter([], [], s=size, linewidths=0, zorder=6)
@@ -135,7 +136,7 @@ def film_of_plan(
 
     def show(row: int) -> None:
         line.set_segments(list(pieces(path[row])))
-        line.set_color(_line_colours(noise, row, positions))  # type: ignore[arg-type]
+        line.set_color(_line_colours(noise, row, path[row]))  # type: ignore[arg-type]
         dots.set_offsets(path[row, :, ::-1])
         dots.set_facecolor(_dot_colours(noise, row, positions))  # type: ignore[arg-type]
         counter.set_text(f"row {row + 1} of {len(path)}")
@@ -173,7 +174,7 @@ def film_of_execution(
     plan = coloured_line(followed[0], colours, linewidths=maze.cell / 18 + 1, alpha=0.75, zorder=4)
     axes.add_collection(plan)
     centre = (0.0, 0.0) if target is None else (target[1], target[0])
-    at_goal = Circle(centre, GOAL_RADIUS, facecolor=START, alpha=0.35, zorder=3)
+    at_goal = Circle(centre, GOAL_RADIUS, fill=False, edgecolor=START, linewidth=maze.cell / 15, zorder=3)
     axes.add_patch(at_goal)
     (trail,) = axes.plot([], [], color=INK, lw=1.4, zorder=6)
     (agent,) = axes.plot([], [], marker="o", ms=maze.cell / 6, color=INK, mec="white", mew=1.2, zorder=9)
@@ -237,9 +238,14 @@ def _dot_colours(noise: NDArray[np.float64] | None, row: int, positions: int) ->
     return TIME(np.linspace(0, 1, positions)) if noise is None else NOISE(noise[row])
 
 
-def _line_colours(noise: NDArray[np.float64] | None, row: int, positions: int) -> NDArray[np.float64]:
-    colours = np.array(_dot_colours(noise, row, positions)[1:])
-    colours[:, 3] = 0.35 if noise is None else 0.05 + 0.75 * (1 - np.maximum(noise[row, 1:], noise[row, :-1])) ** 3
+def _line_colours(noise: NDArray[np.float64] | None, row: int, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The dots' colours; a piece is faint where its ends are noisy, or, where no level is known, far apart."""
+    colours = np.array(_dot_colours(noise, row, len(points))[1:])
+    if noise is None:
+        clean = np.exp(-np.linalg.norm(np.diff(points, axis=0), axis=1) / FAR)
+    else:
+        clean = (1 - np.maximum(noise[row, 1:], noise[row, :-1])) ** 3
+    colours[:, 3] = 0.05 + 0.75 * clean
     return colours
 
 
