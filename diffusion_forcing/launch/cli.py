@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except SystemExit as end:  # training that was asked to stop: saved, and has said how to resume
+        return end.code if isinstance(end.code, int) else 1
 
 
 def _main(words: list[str]) -> int:

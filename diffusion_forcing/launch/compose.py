@@ -7,7 +7,6 @@ A composed configuration keeps its interpolations (`${dataset.gamma}`), so that 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,23 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.launch.configurations import choices_of, group_names, search_path
+from diffusion_forcing.launch.configurations import PACKAGE_FOLDER, choices_of, folders, group_names
 from diffusion_forcing.launch.overrides import Override, apply_, first_line, parse
 
 CHOICES = "choices"
 """Top-level key of a composed configuration: which yaml file each group came from (kept so that resume= can compare)."""
 
-_DEFAULT_GROUPS = ("experiment", "dataset", "algorithm", "cluster")
+_PARTS = ("dataset", "algorithm", "experiment")
+_DEFAULT_GROUPS = (*_PARTS, "cluster")
 
 
 def compose(words: Sequence[str]) -> DictConfig:
@@ -45,7 +48,7 @@ def compose(words: Sequence[str]) -> DictConfig:
 def compose_on(saved: str, words: Sequence[str]) -> DictConfig:
     """The configuration of a resumed run: its saved yaml text below, the command line's values on top."""
     try:
-        config = OmegaConf.create(yaml.safe_load(saved))
+        config = OmegaConf.create(saved)
     except (yaml.YAMLError, OmegaConfBaseException) as failure:
         raise UserError(f"the run's saved config.yaml cannot be read: {first_line(failure)}") from failure
     if not isinstance(config, DictConfig):
@@ -63,7 +66,14 @@ def compose_on(saved: str, words: Sequence[str]) -> DictConfig:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain dictionaries and lists, every interpolation followed."""
+    """The configuration as plain dictionaries and lists, every interpolation followed. Has a mapping for each of the three parts."""
+    for part in _PARTS:
+        if not OmegaConf.is_missing(config, part) and isinstance(config._get_node(part), DictConfig):
+            continue
+        choice = config[CHOICES].get(part)
+        if choice is None or part not in config:
+            raise UserError(f"there is no {part}: choose one with {part}=NAME; there are: {_list(choices_of(part))}")
+        raise UserError(f"{part}/{choice}.yaml holds no keys: it needs at least _target_, the class to build")
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as failure:
@@ -84,12 +94,16 @@ def as_yaml(config: DictConfig) -> str:
 
 def _apply_all_(config: DictConfig, overrides: Iterable[Override]) -> None:
     for override in overrides:
+        if override.key.split(".")[0] == CHOICES:
+            raise UserError(f"'{override.text}': a file is chosen by its group, as in dataset=NAME")
         if not override.group:
             apply_(config, override)
 
 
 def _check_choice(override: Override) -> None:
     group, choice = override.key.partition("@")[0], override.value
+    if choice is None and group in _PARTS and not override.delete:
+        raise UserError(f"there is no {group}: choose one with {group}=NAME; there are: {_list(choices_of(group))}")
     if group == "cluster" and choice is not None and not override.delete:
         raise UserError(
             f"'{override.text}': clusters are not in this version yet; start the command on the machine itself"
@@ -109,22 +123,32 @@ def _group_text(override: Override) -> str:
     return word if override.key in _DEFAULT_GROUPS or override.delete else f"+{word}"
 
 
+class _UsersFolderFirst(SearchPathPlugin):
+    """Puts the folders that come before the package's own in front of Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in reversed(folders()):
+            if folder != PACKAGE_FOLDER:
+                search_path.prepend("diffusion-forcing", f"file://{folder}")
+
+
 def _compose_files(group_words: list[str]) -> DictConfig:
-    folders = search_path()
     GlobalHydra.instance().clear()
+    Plugins.instance().register(_UsersFolderFirst)
     try:
-        with initialize_config_dir(str(folders[0]), version_base="1.3", job_name="diffusion-forcing"):
-            below = ",".join(f"'file://{folder}'" for folder in folders[1:])
-            words = [*group_words, *([f"hydra.searchpath=[{below}]"] if below else [])]
-            composed = hydra_compose("config", overrides=words, return_hydra_config=True)
+        with initialize_config_dir(str(PACKAGE_FOLDER), version_base="1.3", job_name="diffusion-forcing"):
+            composed = hydra_compose("config", overrides=group_words, return_hydra_config=True)
     except MissingConfigException as failure:
-        near = did_you_mean(os.path.basename(failure.missing_cfg_file or ""), failure.options or [])
-        raise UserError(f"{first_line(failure)}{near}") from failure
+        group, _, name = str(failure.missing_cfg_file or "").rpartition("/")
+        known = choices_of(group, bases=True) if group else {}
+        raise UserError(
+            f"{first_line(failure).rstrip('.')}{did_you_mean(name, known)}; there are: {_list(known)}"
+        ) from failure
     except yaml.MarkedYAMLError as failure:
         mark = failure.problem_mark or failure.context_mark
         place = f"{_short(mark.name)} line {mark.line + 1}" if mark else "a yaml file"
         raise UserError(f"{place} is not valid yaml: {failure.problem or failure.context}") from failure
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as failure:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as failure:
         raise UserError(f"the yaml files cannot be composed: {first_line(failure)}") from failure
     choices = {group: choice for group, choice in composed.hydra.runtime.choices.items() if "hydra/" not in group}
     config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])

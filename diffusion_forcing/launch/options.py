@@ -67,7 +67,7 @@ def unknown_key(key: str, allowed: Sequence[str], everywhere: Sequence[str] = ()
     """
     last = key.rpartition(".")[2]
     for candidates, cutoff in ((allowed, 0.6), (everywhere, 0.8)):
-        by_last = {name.rpartition(".")[2]: name for name in candidates}
+        by_last = {name.rpartition(".")[2]: name for name in candidates if name != key}
         near = difflib.get_close_matches(last, list(by_last), n=1, cutoff=cutoff)
         if near:
             return f"unknown key {key} (did you mean '{by_last[near[0]]}'?)"
@@ -143,10 +143,9 @@ def _convert_union(options: Sequence[Any], value: Any, where: str, hint: Any) ->
             return _convert(option, value, where)
         except UserError:
             continue
-    members = [option for option in options if option is not type(None)]
-    if len(members) == 1 or (isinstance(value, Mapping) and any(map(dataclasses.is_dataclass, members))):
-        chosen = next((option for option in members if dataclasses.is_dataclass(option)), members[0])
-        return _convert(chosen, value, where)  # raises the line about the key inside
+    inner = [option for option in options if dataclasses.is_dataclass(option) or get_origin(option) is not None]
+    if inner and (isinstance(value, (Mapping, list)) or len(inner) == len(options) - 1):
+        return _convert(inner[0], value, where)  # raises the line about what is inside
     raise _wrong(where, hint, value)
 
 

@@ -37,6 +37,8 @@ class Override:
 
 def parse(word: str, groups: frozenset[str]) -> Override:
     """One override. Raises UserError for what cannot be read; `groups` are the names that choose a yaml file."""
+    if not word.strip():
+        raise UserError(f"an override is empty; {_EXAMPLES}")
     plain = _ASSIGNMENT.fullmatch(word)
     if plain and plain["key"] in TEXT_KEYS:
         return Override(text=word, key=plain["key"], value=_text(plain["value"]))
@@ -49,7 +51,7 @@ def parse(word: str, groups: frozenset[str]) -> Override:
     key = parsed.key_or_group
     if not key:
         raise UserError(f"'{word}' names no key; {_EXAMPLES}")
-    if key.split(".")[0] == "hydra":
+    if re.split(r"[./]", key)[0] == "hydra":
         raise UserError(f"'{word}': Hydra's own settings are not used here; outputs=FOLDER says where runs go")
     if parsed.is_sweep_override():
         raise UserError(
@@ -83,6 +85,10 @@ def _delete_(config: DictConfig, override: Override) -> None:
     parent = OmegaConf.select(config, parent_key) if parent_key else config
     if not isinstance(parent, DictConfig) or last not in parent:
         raise UserError(f"cannot delete '{override.key}': there is no such key")
+    if override.value is not None and parent[last] != override.value:
+        raise UserError(
+            f"cannot apply '{override.text}': {override.key} is {parent[last]!r}; ~{override.key} removes it whatever it is"
+        )
     del parent[last]
 
 

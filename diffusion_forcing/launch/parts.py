@@ -15,10 +15,8 @@ from diffusion_forcing.launch.options import build_options
 TARGET = "_target_"
 
 
-def read_part(section: Any, where: str, *, everywhere: Sequence[str] = ()) -> tuple[type, Any]:
+def read_part(section: Mapping[str, Any], where: str, *, everywhere: Sequence[str] = ()) -> tuple[type, Any]:
     """The class and the built options of one section (`dataset`, `algorithm` or `experiment`)."""
-    if not isinstance(section, Mapping):
-        raise UserError(f"there is no {where}: choose one with {where}=NAME (--help lists them)")
     target = section.get(TARGET)
     if not isinstance(target, str) or not target:
         raise UserError(f"{where}.{TARGET} names the class to build, as package.module.Class; got {target!r}")

@@ -7,7 +7,6 @@ three parts, the tasks' names; only then is a folder made and something built.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion_forcing.checkpoints.resolve import resolve
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
 from diffusion_forcing.launch.configurations import group_names
@@ -26,6 +24,8 @@ from diffusion_forcing.launch.settings import Settings
 from diffusion_forcing.tracking.run import NullRun, Run
 
 _PARTS = ("dataset", "algorithm", "experiment")
+_RUN_FOLDER = "DIFFUSION_FORCING_RUN"
+"""Environment variable that tells the further ranks, started by Lightning with the same command, where rank 0 writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,8 @@ def plan(words: Sequence[str]) -> Plan:
     everywhere = list(_dotted(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
-    checkpoint = resolve(spec, Path(settings.outputs)) if spec else None
-    parts = {where: read_part(mapping[where], where, everywhere=everywhere) for where in _PARTS if where in mapping}
-    for where in _PARTS:
-        if where not in parts:
-            raise UserError(f"there is no {where}: choose one with {where}=NAME (--help lists them)")
+    checkpoint = _checkpoint(spec, Path(settings.outputs)) if spec else None
+    parts = {where: read_part(mapping[where], where, everywhere=everywhere) for where in _PARTS}
     classes = {where: part[0] for where, part in parts.items()}
     options = {where: part[1] for where, part in parts.items()}
     check_tasks(classes["experiment"], options["experiment"].tasks)
@@ -69,8 +66,13 @@ def plan(words: Sequence[str]) -> Plan:
 
 def start(checked: Plan) -> Run | NullRun:
     """Build the parts and run the tasks in order. Returns the run, finished; a run that fails is marked so and the error goes on."""
+    import torch
+
+    from diffusion_forcing.experiments import randomness
+
     settings, classes, options = checked.settings, checked.classes, checked.options
-    seed_everything(settings.seed, debug=settings.debug)
+    randomness.seed_all(settings.seed)
+    torch.autograd.set_detect_anomaly(settings.debug)
     dataset = classes["dataset"](options["dataset"])
     algorithm = classes["algorithm"](options["algorithm"])
     run = _open_run(checked)
@@ -88,24 +90,27 @@ def start(checked: Plan) -> Run | NullRun:
         )
         for task in options["experiment"].tasks:
             experiment.run_task(task)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         run.finish("interrupted")
         raise
     except BaseException:
         run.finish("failed")
         raise
+    finally:
+        os.environ.pop(_RUN_FOLDER, None)
     run.finish("finished")
     return run
 
 
 def check_tasks(experiment: type, tasks: Sequence[str]) -> None:
     """Raises UserError for a name that is no task of the experiment, before anything is built."""
-    known = sorted(name for name in dir(experiment) if not name.startswith("_") and callable(getattr(experiment, name)))
+    from diffusion_forcing.experiments.base import task_names
+
+    known = task_names(experiment)
     for task in tasks:
         if task not in known:
-            raise UserError(
-                f"experiment.tasks: '{task}' is no task{did_you_mean(task, known)}; there are: {', '.join(known)}"
-            )
+            near = did_you_mean(task, known)
+            raise UserError(f"experiment.tasks: '{task}' is no task{near}; there are: {', '.join(known)}")
 
 
 def run_folder(spec: str, outputs: Path) -> Path:
@@ -119,27 +124,27 @@ def run_folder(spec: str, outputs: Path) -> Path:
     raise UserError(f"resume={spec} is not in a run's folder; to start a new run from its weights use load={spec}")
 
 
-def seed_everything(seed: int, *, debug: bool = False) -> None:
-    """Python, NumPy and PyTorch; `debug` turns numeric anomaly detection on."""
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed)  # noqa: NPY002 - for users' code that draws from the global generator
-    torch.manual_seed(seed)
-    torch.autograd.set_detect_anomaly(debug)
-
-
 def is_main_process() -> bool:
     """False on the further ranks that Lightning starts with this same command line."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
+def _checkpoint(spec: str, outputs: Path) -> Path:
+    """The checkpoint on the disk. Imported here: it needs torch, whose import a mistyped key should not wait for."""
+    from diffusion_forcing.checkpoints.resolve import resolve
+
+    return resolve(spec, outputs)
+
+
 def _open_run(checked: Plan) -> Run | NullRun:
-    tracker: type[Run] | type[NullRun] = Run if is_main_process() else NullRun
+    if not is_main_process():
+        return NullRun(Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
     if checked.resumed is not None:
-        return tracker.open(checked.resumed)
-    return tracker.create(Path(checked.settings.outputs), checked.settings.run_name)
+        run = Run.open(checked.resumed)
+    else:
+        run = Run.create(Path(checked.settings.outputs), checked.settings.run_name)
+    os.environ[_RUN_FOLDER] = str(run.folder.resolve())
+    return run
 
 
 def _given(words: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+# Everything one does here. `make` alone lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# pip's extra words. A machine without a GPU outside this workplace: PIP_WORDS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_WORDS ?=
+# pytest's extra words, e.g. make test PYTEST_WORDS="-k launch -x"
+PYTEST_WORDS ?=
+
+.PHONY: help setup demo test check bench docs clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## virtual environment in .venv with everything the package, its tests and its checks need
+
+$(STAMP): pyproject.toml constraints.txt
+	@tools/make_venv "$(PYTHON)" "$(VENV)"
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,dev]'
+	@touch $@
+	@echo "installed into $(VENV); try: make demo"
+
+demo: setup  ## plan and run mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
+	@$(BIN)/python -m diffusion_forcing.launch.demo
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest $(PYTEST_WORDS)
+
+check: setup  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## every benchmark: a table, and one line of JSON
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+docs: setup  ## pages of the public classes and functions, from their docstrings, in build/docs
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[docs]'
+	$(BIN)/python -m pdoc --output-directory build/docs diffusion_forcing
+	@echo "open build/docs/index.html; the guides are in docs/"
+
+clean:  ## caches and build folders (not .venv, outputs, data)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

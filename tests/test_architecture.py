@@ -1,0 +1,105 @@
+"""Who may import whom (LAYOUT): read from the sources, so that a wrong import fails here and not in a reader's head."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "diffusion_forcing"
+NAME = PACKAGE.name
+
+GROUND: dict[str, set[str]] = {
+    "errors": set(),
+    "diffusion": set(),
+    "networks": set(),
+    "metrics": set(),
+    "visualization": set(),
+    "tracking": set(),
+    "checkpoints": set(),
+    "environments": set(),
+    "datasets": {"environments"},
+    "algorithms": {"diffusion", "networks", "datasets.batch", "checkpoints.loaded"},
+}
+"""Room: the rooms it may import beside itself and `errors`."""
+
+HOMES = {
+    "hydra": {"launch"},
+    "omegaconf": {"launch"},
+    "yaml": {"launch"},
+    "wandb": {"tracking"},
+    "tensorboard": {"tracking"},
+    "matplotlib": {"visualization"},
+    "mujoco": {"environments"},
+    "gymnasium": {"environments"},
+    "h5py": {"datasets"},
+    "minari": {"datasets"},
+    "av": {"datasets", "tracking"},
+}
+"""Third party: the rooms that may import it."""
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(file: Path) -> str:
+    relative = file.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(source: str) -> Iterator[str]:
+    """Every module or name imported, dotted and absolute, at any depth; type-checking-only imports count too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def offences(where: str, source: str) -> list[str]:
+    found = []
+    for name in imports(source):
+        top, _, inside = name.partition(".")
+        if top == NAME:
+            other = inside.split(".")[0]
+            if where not in GROUND or other in (where, "errors", "__version__", ""):
+                if where not in ("launch", "serve", "__main__", "__init__") and other in ("launch", "serve"):
+                    found.append(f"{where} imports {name}: only the front imports launch")
+                continue
+            if not any(inside == allowed or inside.startswith(f"{allowed}.") for allowed in GROUND[where]):
+                found.append(f"{where} imports {name}")
+        elif top in HOMES and where not in HOMES[top]:
+            found.append(f"{where} imports {top}, which lives in {', '.join(sorted(HOMES[top]))}")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(PACKAGE)) for file in FILES])
+def test_a_module_imports_only_what_its_room_may(file: Path) -> None:
+    assert offences(room(file), file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "source"),
+    [
+        ("diffusion", "from diffusion_forcing.networks import Transformer"),
+        ("diffusion", "import diffusion_forcing.networks.transformer"),
+        ("datasets", "def f():\n    import mujoco"),
+        ("checkpoints", "from diffusion_forcing.algorithms.planning import Planning"),
+        ("experiments", "from diffusion_forcing.launch.cli import main"),
+        ("algorithms", "from diffusion_forcing.datasets.maze2d import Maze2d"),
+        ("experiments", "import omegaconf"),
+    ],
+)
+def test_the_rule_sees_an_offence(where: str, source: str) -> None:
+    assert len(offences(where, source)) == 1
+
+
+def test_every_room_is_known() -> None:
+    rooms = {room(file) for file in FILES}
+    assert rooms <= {*GROUND, "experiments", "launch", "serve", "__init__", "__main__"}
+
+
+def test_no_module_is_a_utils() -> None:
+    assert [file for file in FILES if file.stem in ("utils", "util", "helpers", "misc", "common")] == []
