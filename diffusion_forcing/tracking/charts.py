@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from itertools import accumulate
 
-from diffusion_forcing.tracking.curves import Point
+from diffusion_forcing.tracking.curves import LARGEST, Point
 
 WIDTH, HEIGHT = 440, 240  # of the view box; the chart scales with the page
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 32  # margins, for the tick labels
@@ -24,7 +24,7 @@ LOG_RATIO = 30.0  # positive values that span more than this factor get a logari
 def line_chart(name: str, points: Sequence[Point]) -> str:
     """An `<svg>` of the curve `name`; needs at least two points."""
     low, high = min(p.low for p in points), max(p.high for p in points)
-    logarithmic = low > 0 and ("loss" in name or high / low > LOG_RATIO)
+    logarithmic = low > 1 / LARGEST and ("loss" in name or high / low > LOG_RATIO)
     smooth = smoothed([p.mean for p in points])
     low, high = _padded(low, high, logarithmic)
     x = _scale(points[0].first, points[-1].last, LEFT, WIDTH - RIGHT, False)
@@ -96,7 +96,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten between low and high, 2 and 5 times them too when there are few, every n-th when there are many."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if len(decades) <= 3 else (1,)
+    factors = (1, 2, 5) if high / low < 200 else (1,)
     found = [
         f * 10.0**d for d in decades[:: math.ceil(len(decades) / 7)] for f in factors if low <= f * 10.0**d <= high
     ]

@@ -8,12 +8,12 @@ of memory, and the page that draws them never grows.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 POINTS = 500  # most points of a drawn curve
+LARGEST = 1e100  # a value this far from 0 says no more than infinity, and would overflow a chart
 
 
 class Point(NamedTuple):
@@ -36,12 +36,12 @@ class Curve:
         self._points: list[Point] = []
 
     def add(self, step: float, value: float) -> None:
-        """Append a value; one that is not finite is left out.
+        """Append a value; one that is not finite or beyond `LARGEST` is left out.
 
         A step at or before the last one rewinds: a run resumed from a checkpoint logs those steps again, and what it
         says now replaces what was said before.
         """
-        if not math.isfinite(value):
+        if not abs(value) < LARGEST:
             return
         points = self._points
         while points and points[-1].last >= step:

@@ -41,7 +41,7 @@ figcaption { color: var(--soft); font-size: .9rem; overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); font-weight: 600; }
 .pictures, .charts {
   display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr));
-  align-items: start; }
+  align-items: start; grid-auto-flow: row dense; }
 .wide { grid-column: 1 / -1; }
 .charts + .headline { margin-top: 1rem; }
 img, video { display: block; width: 100%; height: auto; border-radius: 4px; margin-bottom: .4rem; }
