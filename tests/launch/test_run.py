@@ -168,9 +168,8 @@ def test_a_users_yaml_builds_on_ours(project: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_project_elsewhere_runs_from_the_command_line_in_its_own_process(project: Path) -> None:
-    word = "import sys; sys.path.append(%r); from diffusion_forcing.launch.cli import main; sys.exit(main())" % str(
-        ROOT
-    )
+    path = f"import sys; sys.path.append({str(ROOT)!r})"
+    word = f"{path}; from diffusion_forcing.launch.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-I", "-c", word, *MINE, "experiment.tasks=[my_task]"],
         capture_output=True,
