@@ -14,7 +14,8 @@ Reading checks everything a hand-placed file can have wrong and says it in one l
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.datasets.statistics import RunningStatistics
 from diffusion_forcing.errors import UserError
 
 WIDTHS: dict[str, int | None] = {
@@ -38,6 +40,8 @@ WIDTHS: dict[str, int | None] = {
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 """What a file must have to be read; a file without rewards or terminals is not D4RL's."""
 _FLAGS = ("terminals", "timeouts")
+_PART = 250_000
+"""Steps read at once: some 10 MB."""
 
 Steps = dict[str, NDArray[np.generic]]
 
@@ -51,7 +55,7 @@ def write(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    running = _Running()
+    running = RunningStatistics()
     with h5py.File(temporary, "w") as file:
         for key, width in WIDTHS.items():
             shape = (num_steps,) if width is None else (num_steps, width)
@@ -74,35 +78,75 @@ def write(
     return statistics
 
 
-def statistics(observations: NDArray[Any], actions: NDArray[Any]) -> dict[str, list[float]]:
-    """Mean, standard deviation, least and largest value per column: observation_mean, …, action_max."""
-    running = _Running()
-    running.add(observations, actions)
-    return running.statistics()
+def read(path: Path) -> Iterator[Steps]:
+    """The steps of the file `path`, in parts of at most 250,000: observations, actions, rewards and `ends` (its terminals).
+
+    Raises `UserError`, before the first part, for a file that is missing, empty, not HDF5, truncated, without the keys above, of other widths or
+    lengths, and while reading for damaged chunks and for numbers that are not finite.
+    """
+    with open_hdf5(path) as file:
+        length = _check_schema(file, path)
+        for begin in range(0, length, _PART):
+            rows = slice(begin, min(begin + _PART, length))
+            part = {key: _read_rows(file[key], rows, path) for key in REQUIRED}
+            for key in REQUIRED[:3]:
+                finite = np.isfinite(part[key]).reshape(len(part[key]), -1).all(axis=1)
+                if not finite.all():
+                    step = begin + int(np.argmin(finite))
+                    raise UserError(
+                        f"{path}: {key} of step {step} is not finite (NaN or infinity); the file is broken, {_REMEDY}"
+                    )
+            part["ends"] = part.pop("terminals") > 0
+            yield part
 
 
-class _Running:
-    """Sums for `statistics` over parts of a long run, in float64."""
+_REMEDY = "delete it and get it again, or use dataset.source=generate"
 
-    def __init__(self) -> None:
-        self._parts: dict[str, list[tuple[int, NDArray[np.float64]]]] = {"observation": [], "action": []}
 
-    def add(self, observations: NDArray[Any], actions: NDArray[Any]) -> None:
-        for name, values in (("observation", observations), ("action", actions)):
-            if len(values):
-                exact = values.astype(np.float64)
-                rows = np.stack([exact.mean(0), exact.var(0), exact.min(0), exact.max(0)])
-                self._parts[name].append((len(values), rows))
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """`path` opened for reading; `UserError` in place of HDF5's own errors."""
+    if not path.is_file():
+        raise UserError(f"data file {path} does not exist; place it there, or use dataset.source=generate")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); {_REMEDY}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path} is not a readable HDF5 file (truncated or damaged?); {_REMEDY}") from error
+    with file:
+        yield file
 
-    def statistics(self) -> dict[str, list[float]]:
-        out: dict[str, list[float]] = {}
-        for name, parts in self._parts.items():
-            weights = np.array([count for count, _ in parts], dtype=np.float64)
-            means, variances, least, largest = np.stack([rows for _, rows in parts], axis=1)
-            weights = (weights / weights.sum())[:, None]
-            mean = (weights * means).sum(0)
-            out[f"{name}_mean"] = mean.tolist()
-            out[f"{name}_std"] = np.sqrt((weights * (variances + (means - mean) ** 2)).sum(0)).tolist()
-            out[f"{name}_min"] = least.min(0).tolist()
-            out[f"{name}_max"] = largest.max(0).tolist()
-        return out
+
+def _check_schema(file: h5py.File, path: Path) -> int:
+    """Number of steps of an open file that has D4RL's schema."""
+    missing = [key for key in REQUIRED if not isinstance(file.get(key), h5py.Dataset)]
+    if missing:
+        found = ", ".join(file) or "nothing"
+        raise UserError(
+            f"{path} has no {', '.join(missing)}; D4RL's maze2d files have {', '.join(REQUIRED)}, this one has {found}"
+        )
+    length = int(file["rewards"].shape[0]) if file["rewards"].ndim else 0
+    if length == 0:
+        raise UserError(f"{path} holds no steps; {_REMEDY}")
+    for key in REQUIRED:
+        width = WIDTHS[key]
+        shape = (length,) if width is None else (length, width)
+        if file[key].shape != shape:
+            raise UserError(
+                f"{path}: {key} has shape {file[key].shape}, expected {shape}; it is not maze2d data in D4RL's schema"
+            )
+        if file[key].dtype.kind not in "fiub":
+            raise UserError(
+                f"{path}: {key} has type {file[key].dtype}, expected numbers; it is not maze2d data in D4RL's schema"
+            )
+    return length
+
+
+def _read_rows(data: h5py.Dataset, rows: slice, path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(data[rows], dtype=np.float32)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {data.name} cannot be read from step {rows.start} on, the file is damaged; {_REMEDY}"
+        ) from error

@@ -62,7 +62,7 @@ def generate(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, list[float]]:
-    """Write exactly `num_steps` steps in `maze` to the HDF5 file `path` and return their statistics (`d4rl.statistics`).
+    """Write exactly `num_steps` steps in `maze` to the HDF5 file `path` and return their statistics (`statistics.py`).
 
     Goes on from `<path>.partial/` if an earlier call with the same options was killed, and removes it when the file is complete.
     Raises `UserError` for options out of range or a folder that cannot be written.
@@ -154,7 +154,7 @@ class Collector:
         return {
             "observations": rows[:, 0:4].astype(np.float32),
             "actions": rows[:, 4:6].astype(np.float32),
-            "rewards": reached(positions, self.maze.fixed_goal).astype(np.float32),
+            "rewards": reached(positions, self.maze.fixed_goal.astype(np.float64)).astype(np.float32),
             "terminals": np.zeros(len(rows), dtype=bool),
             "timeouts": rows[:, 8] > 0,
             "infos/goal": rows[:, 6:8].astype(np.float32),

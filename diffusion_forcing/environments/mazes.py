@@ -116,6 +116,13 @@ class Maze:
         half = 0.5 - CENTRE_OFFSET
         return int(np.floor(position[0] + half)), int(np.floor(position[1] + half))
 
+    def contains(self, positions: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """(n,) whether positions (n, 2) in metres lie in free cells."""
+        cells = np.floor(np.asarray(positions) + (0.5 - CENTRE_OFFSET)).astype(np.int64)
+        inside = np.asarray(((cells >= 0) & (cells < self.shape)).all(axis=-1))
+        i, j = np.where(inside[:, None], cells, 0).T
+        return np.asarray(inside & ~self.walls[i, j])
+
     def distances(self, goal: Cell) -> NDArray[np.int64]:
         """(H, W) steps from every cell to `goal` along free cells; -1 for walls."""
         fields = self._distance_fields
