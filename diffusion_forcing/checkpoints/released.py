@@ -1,0 +1,166 @@
+"""The importer of released v1.5 planning checkpoints: a Lightning `.ckpt`, read without running any of it.
+
+Upstream saved `state_dict` keys `data_mean`, `data_std`, `diffusion_model.<schedule table>` and
+`diffusion_model.model.<network>`, with `_orig_mod.` somewhere in front where the model was compiled. Here the network's
+keys lose that prefix and become ours; sizes are read off the tensors. The number of attention heads leaves no trace in
+a checkpoint and must come from the configuration.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
+from diffusion_forcing.errors import UserError
+
+NETWORK_PREFIX = "diffusion_model.model."
+_COMPILED = "_orig_mod."
+_USE = "this version plans in mazes with `diffusion_model.model.transformer.*` checkpoints (v1.5 planning)"
+
+
+def load(path: Path) -> LoadedCheckpoint:
+    """The released checkpoint in the file `path`. UserError, one line, if it is not a v1.5 planning checkpoint; nothing
+    in it is run."""
+    path = Path(path)
+    content = _read(path)
+    state = _state_dict(path, content)
+    _refuse_other_tasks(path, state)
+    weights = _without(state, NETWORK_PREFIX)
+    tables = {key.removeprefix("diffusion_model."): value for key, value in state.items() if _is_table(key)}
+    statistics: dict[str, Tensor] = {
+        key: state[key].to(torch.float32) for key in ("data_mean", "data_std") if key in state
+    }
+    try:
+        facts = _infer(weights, tables, statistics)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path} is an incomplete planning checkpoint ({error} is missing or misshapen); get it again"
+        ) from None
+    step = content.get("global_step", 0)
+    return LoadedCheckpoint(
+        path=path,
+        kind="released",
+        facts=facts,
+        weights=weights,
+        statistics=statistics,
+        buffers=tables,
+        step=step if isinstance(step, int) else 0,
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The file's content through torch's restricted unpickler, which builds tensors and plain containers only."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4)
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
+    if size == 0:
+        raise UserError(f"{path} is empty; get the checkpoint again")
+    zipped = start == b"PK\x03\x04"
+    if zipped and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is truncated ({size} bytes, the end of the file is missing); get it again")
+    if not zipped and start[:1] != b"\x80":
+        raise UserError(
+            f"{path} is not a checkpoint (neither a PyTorch file nor one of our folders); pass load=<a checkpoint>"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it names {named[1]}" if named else "it is not made of tensors and plain values"
+        raise UserError(
+            f"{path} may run code when opened ({what}), so it was not opened; only weights are loaded"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged or truncated ({reason}); get it again") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; pass load=<a checkpoint>")
+    return content
+
+
+def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by name, compiled prefixes removed. Also a bare state dict, as upstream's `rewrite_compiled_ckpt`
+    writes it."""
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} has a state_dict that is a {type(state).__name__}; pass load=<a checkpoint>")
+    tensors = {str(key).replace(_COMPILED, ""): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no weights; pass load=<a checkpoint>")
+    return {key: value.detach().clone() for key, value in tensors.items()}
+
+
+def _refuse_other_tasks(path: Path, state: Mapping[str, Tensor]) -> None:
+    """UserError that says what the checkpoint is, unless it is a v1.5 planner."""
+    network = [key.removeprefix(NETWORK_PREFIX) for key in state if key.startswith(NETWORK_PREFIX)]
+    if any(key.startswith("transformer.layers.") for key in network):
+        return
+    if any("init_conv." in key or "down_blocks." in key for key in network):
+        raise UserError(f"{path} is a v1.5 video checkpoint (3-D U-Net); {_USE}")
+    if any(key.startswith("transition_model.") for key in state):
+        raise UserError(f"{path} is a checkpoint of the paper's RNN line ({_rnn_task(state)}); {_USE}")
+    first = next(iter(state))
+    raise UserError(f"{path} is not a Diffusion Forcing checkpoint (its first weight is '{first}'); {_USE}")
+
+
+def _rnn_task(state: Mapping[str, Tensor]) -> str:
+    mean = state.get("data_mean")
+    if any("mlp_before_gru.0." in key for key in state):
+        return "maze planning"
+    if any("mlp_before_gru." in key for key in state):
+        return "time series"
+    return "robot" if mean is not None and mean.ndim == 3 else "video"
+
+
+def _is_table(key: str) -> bool:
+    return key.startswith("diffusion_model.") and not key.startswith(NETWORK_PREFIX)
+
+
+def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _infer(
+    weights: Mapping[str, Tensor], tables: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Sizes, read off the tensors. KeyError or ValueError with the key for a tensor that is missing or has another
+    rank."""
+    x_dim, width = _shape(weights, "out.weight", 2)
+    layers = {int(key.split(".")[2]) for key in weights if key.startswith("transformer.layers.")}
+    feedforward, _ = _shape(weights, "transformer.layers.0.linear1.weight", 2)
+    _, inputs = _shape(weights, "init_mlp.0.weight", 2)
+    features = statistics["data_mean"].numel()
+    facts: dict[str, Any] = {
+        "task": "planning",
+        "line": "v1.5",
+        "x_dim": x_dim,
+        "features": features,
+        "frame_stack": x_dim // features,
+        "external_cond_dim": inputs - x_dim - width // 2,
+        "architecture": {
+            "network_size": width,
+            "num_layers": max(layers) + 1,
+            "dim_feedforward": feedforward,
+        },
+    }
+    if "betas" in tables:
+        facts["timesteps"] = tables["betas"].numel()
+    return facts
+
+
+def _shape(weights: Mapping[str, Tensor], key: str, rank: int) -> tuple[int, ...]:
+    shape = tuple(weights[key].shape)
+    if len(shape) != rank:
+        raise ValueError(f"'{key}'")
+    return shape

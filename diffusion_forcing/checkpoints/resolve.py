@@ -1,0 +1,113 @@
+"""From what a user writes after `load=` or `resume=` to a checkpoint on the disk: a path, a run's id, or the name of a
+shipped one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from diffusion_forcing.checkpoints import format as native
+from diffusion_forcing.errors import UserError, did_you_mean
+
+SHIPPED = "pretrained"
+LATEST = "latest"
+
+
+def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
+    """The checkpoint that `spec` names: a checkpoint folder of ours, or a single file (a released `.ckpt`).
+
+    `spec`: a path to either or to a file inside ours, a run's folder (its newest checkpoint), the id of a run below
+    `outputs`, or a shipped checkpoint's name (`maze2d_medium_x` or `pretrained/maze2d_medium_x`). UserError naming what
+    is missing and how to get it.
+    """
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _in_folder(path, f"load={spec}")
+    if path.exists():
+        return path.parent if path.name in (native.FACTS, native.MODEL) and native.is_checkpoint(path.parent) else path
+    for place in shipped_places():
+        candidate = place / str(spec).removeprefix(f"{SHIPPED}/")
+        if native.is_checkpoint(candidate):
+            return candidate
+    runs = _runs(Path(outputs))
+    if spec in runs:
+        return _in_folder(runs[spec], f"run {spec}")
+    raise UserError(_missing(spec, Path(outputs), runs))
+
+
+def latest(run_folder: Path) -> Path | None:
+    """The newest whole checkpoint in a run's folder or in its `checkpoints` folder; None if there is none."""
+    folder = Path(run_folder)
+    if (folder / "checkpoints").is_dir():
+        folder = folder / "checkpoints"
+    pointed = folder / LATEST
+    if native.is_checkpoint(pointed):
+        return folder / os.readlink(pointed) if pointed.is_symlink() else pointed
+    found = [path for path in folder.iterdir() if not path.name.startswith(".") and native.is_checkpoint(path)]
+    return max(found, key=_step, default=None)
+
+
+def shipped() -> list[str]:
+    """Names of the shipped checkpoints that are here."""
+    return sorted({path.name for place in shipped_places() for path in _folders(place) if native.is_checkpoint(path)})
+
+
+def shipped_places() -> list[Path]:
+    """Where shipped checkpoints are looked for: the working directory, this checkout, the installed package's data."""
+    package = Path(__file__).resolve().parents[1]
+    data = Path(sys.prefix) / "share" / "diffusion-forcing"
+    return [Path(SHIPPED), package.parent / SHIPPED, package / SHIPPED, data / SHIPPED]
+
+
+def _in_folder(path: Path, what: str) -> Path:
+    """The checkpoint that a folder is or has."""
+    if native.is_checkpoint(path):
+        return path
+    found = latest(path)
+    if found is None:
+        raise UserError(
+            f"{what}: no checkpoint in {path}; the run ended before its first one, or this is not a run's folder"
+        )
+    return found
+
+
+def _runs(outputs: Path) -> dict[str, Path]:
+    """Run ids below `outputs`, newest first."""
+    found: dict[str, Path] = {}
+    for file in sorted(outputs.glob("*/*/run.json"), reverse=True):
+        try:
+            facts = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(facts, dict) and isinstance(facts.get("id"), str):
+            found.setdefault(facts["id"], file.parent)
+    return found
+
+
+def _missing(spec: str, outputs: Path, runs: Iterable[str]) -> str:
+    names = shipped()
+    near = did_you_mean(str(spec).removeprefix(f"{SHIPPED}/"), [*names, *runs])
+    here = f"shipped here: {', '.join(names)}" if names else "none are shipped here"
+    if os.sep in spec or Path(spec).suffix:
+        return (
+            f"the checkpoint {spec} is not there (looked in {Path.cwd()}){near}: put a downloaded checkpoint at that path, "
+            f"train one (leave load= out; it is saved in the run's folder), or use a shipped one ({here})"
+        )
+    return (
+        f"'{spec}' is neither a path, nor the id of a run in {outputs}, nor a shipped checkpoint{near}; "
+        f"{here}; or train one (leave load= out) and pass its run id"
+    )
+
+
+def _step(path: Path) -> int:
+    try:
+        return int(native.read_header(path)["step"])
+    except UserError:
+        return -1
+
+
+def _folders(place: Path) -> list[Path]:
+    return [path for path in place.iterdir() if path.is_dir()] if place.is_dir() else []

@@ -1,0 +1,214 @@
+"""What happens around each training step: numbers are logged, a loss that is not finite stops training, validation
+leaves no trace.
+
+`RunLogger` hands to `run.log` whatever a module logs with `self.log`; `Metrics` adds the loss, the learning rate, the
+gradient norm and the speed. Lines of one step are joined, so metrics.jsonl has one line a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments import randomness
+
+_SHOWN_INDICES = 8
+
+
+class RunLogger(Logger):
+    """Lightning's logger interface in front of a run. Steps are optimiser steps taken, whatever Lightning counts."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.step = 0
+        self._run = run
+        self._pending: dict[str, float] = {}
+
+    @property
+    def name(self) -> str:
+        return str(self._run.name)
+
+    @property
+    def version(self) -> str:
+        return str(self._run.id)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """From Lightning: what the module logged; a name that is there already for this step is kept."""
+        self._pending = {**metrics, **self._pending}
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a run keeps its configuration."""
+
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of `step`, written once another step begins or `flush` is called."""
+        self.at(step)
+        self._pending.update(metrics)
+
+    def at(self, step: int) -> None:
+        """From here on, what is logged belongs to `step`."""
+        if step != self.step:
+            self.flush()
+            self.step = step
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        if self._pending:
+            self._run.log(self.step, self._pending)
+            self._pending = {}
+
+    def finalize(self, status: str) -> None:
+        self.flush()
+
+
+class FiniteGuard(Callback):
+    """Stops training with a UserError at a loss or gradient that is not finite, before it is stepped with (CPU) or
+    saved (GPU).
+
+    On a GPU the numbers are looked at every `every_n_steps` and before each checkpoint (`check`), so that no step waits
+    for them; the message still names the step and the batch where it began.
+    """
+
+    def __init__(self, *, indices: Callable[[], list[int]], advice: Callable[[], str], every_n_steps: int) -> None:
+        """`indices()`: dataset indices of the current batch. `advice()`: where the last good checkpoint is."""
+        self.norm: Tensor | None = None
+        """Gradient norm of the step being made, before clipping; None where gradients are scaled."""
+        self._indices = indices
+        self._advice = advice
+        self._every = every_n_steps
+        self._pending: list[tuple[str, int, list[int], Tensor]] = []
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._look_at("loss", trainer, loss.detach())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        scaled = (
+            getattr(trainer.precision_plugin, "scaler", None) is not None
+        )  # overflows are part of a loss scale's work
+        self.norm = None if scaled else gradient_norm(optimizer)
+        if self.norm is not None:
+            self._look_at("gradient norm", trainer, self.norm)
+
+    def check(self) -> None:
+        """Look at all that has not been looked at; UserError for the first that is not finite."""
+        pending, self._pending = self._pending, []
+        for what, step, indices, value in pending:
+            if not torch.isfinite(value).all():
+                shown = ", ".join(map(str, indices[:_SHOWN_INDICES])) + (", …" if len(indices) > _SHOWN_INDICES else "")
+                raise UserError(
+                    f"the {what} became {value.mean().item()} at step {step}, in a batch of {len(indices)} samples "
+                    f"(dataset indices {shown}); training stopped and nothing was overwritten; {self._advice()}"
+                )
+
+    def _look_at(self, what: str, trainer: Trainer, value: Tensor) -> None:
+        step = trainer.global_step + 1  # the step that is being made
+        self._pending.append((what, step, self._indices(), value))
+        if value.device.type == "cpu" or len(self._pending) >= 2 * self._every:
+            self.check()
+
+
+class Metrics(Callback):
+    """Logs training/loss (mean since the line before), training/lr, training/grad_norm (before clipping) and
+    training/steps_per_second."""
+
+    def __init__(self, logger: RunLogger, guard: FiniteGuard, *, every_n_steps: int) -> None:
+        self.last_loss = float("nan")
+        """The newest loss that has been read back from the device."""
+        self._logger = logger
+        self._every = every_n_steps
+        self._window: tuple[float, int] = (0.0, 0)  # sum and number of the losses since the last line
+        self._open: list[Tensor] = []  # losses not read back yet; those of an unfinished optimiser step stay here
+        self._step = 0
+        self._lr = 0.0
+        self._guard = guard
+        self._clock = (0, time.monotonic())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        self._clock = (self._step, time.monotonic())
+        self._logger.at(self._step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._logger.flush()  # the step before is complete: what a kill from here on cannot take away
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._lr = float(optimizer.param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor):
+            self._open.append(loss.detach())
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        self._logger.at(self._step)
+        on_time = self._step % self._every == 0
+        if on_time or len(self._open) >= self._every or (self._open and self._open[0].device.type == "cpu"):
+            self._read_back()
+        if on_time:
+            self._note(trainer.current_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"window": self._window}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._window = state["window"]
+
+    def _read_back(self) -> None:
+        total, count = self._window
+        for loss in self._open:
+            self.last_loss = loss.mean().item()
+            total, count = total + self.last_loss, count + 1
+        self._window, self._open = (total, count), []
+
+    def _note(self, epoch: int) -> None:
+        total, count = self._window
+        self._window = (0.0, 0)
+        step, began = self._clock
+        now = time.monotonic()
+        self._clock = (self._step, now)
+        metrics = {"epoch": float(epoch)}
+        if count:
+            metrics["training/loss"] = total / count
+        metrics["training/lr"] = self._lr
+        if self._guard.norm is not None:
+            metrics["training/grad_norm"] = self._guard.norm.item()
+        metrics["training/steps_per_second"] = (self._step - step) / max(now - began, 1e-9)
+        self._logger.note(self._step, metrics)
+
+
+class ValidationRandomness(Callback):
+    """Gives each validation the same random numbers, from `seed`, and takes none from training: with or without it,
+    training is the same."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._aside = contextlib.ExitStack()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank:  # another rank, other noise
+            randomness.seed_all((self._seed + trainer.global_rank) % 2**32)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._aside.enter_context(randomness.set_aside(self._seed))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._aside.close()
+
+
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """Euclidean norm of all gradients that `optimizer` is about to use, a scalar on their device; 0 if there are none."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    return torch.nn.utils.get_total_norm(gradients)

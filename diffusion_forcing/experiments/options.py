@@ -1,0 +1,248 @@
+"""What an experiment can be told: the keys of `experiment/base.yaml`, their types, defaults and limits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from diffusion_forcing.errors import UserError, did_you_mean
+
+_PRECISIONS = {
+    "16": "16-mixed",
+    "bf16": "bf16-mixed",
+    "32": "32-true",
+    "64": "64-true",
+    **{name: name for name in ("16-mixed", "bf16-mixed", "32-true", "64-true", "16-true", "bf16-true")},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How batches are read."""
+
+    num_workers: int | None = None
+    """Processes that read ahead; null: none for a dataset that makes whole batches, else up to 4."""
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least("data.num_workers", self.num_workers, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimOptions:
+    """How gradients become a step."""
+
+    accumulate_grad_batches: int = 1
+    """Batches whose gradients are averaged before each optimiser step."""
+    gradient_clip_val: float = 0.0
+    """Largest gradient norm; 0: not clipped."""
+
+    def __post_init__(self) -> None:
+        _at_least("training.optim.accumulate_grad_batches", self.accumulate_grad_batches, 1)
+        _at_least("training.optim.gradient_clip_val", self.gradient_clip_val, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointingOptions:
+    """When checkpoints are written and which are kept; names and meaning as in Lightning's ModelCheckpoint."""
+
+    every_n_train_steps: int | None = 5000
+    """Optimiser steps between checkpoints; null or 0: not by steps."""
+    every_n_epochs: int | None = None
+    train_time_interval: str | None = None
+    """Wall time between checkpoints, `HH:MM:SS` or `DD:HH:MM:SS`."""
+    keep_last: int = 2
+    """The newest checkpoints that are always kept."""
+    monitor: str | None = None
+    """A metric, such as `validation/loss`: its best checkpoints are kept too."""
+    mode: str = "min"
+    save_top_k: int = 1
+    """How many of the best by `monitor` are kept; -1: all checkpoints. Without `monitor` the newest count as the best.
+    """
+    save_last: bool | str | None = None
+    """Accepted for compatibility: `checkpoints/latest` always points to the newest."""
+    save_weights_only: bool = False
+    """Leave out what resuming needs."""
+    save_on_exception: bool = False
+    """Also save the last whole step when training fails (never after a loss that is not finite)."""
+    save_on_train_epoch_end: bool | None = None
+    """Accepted for compatibility: checkpoints are taken at step boundaries, `every_n_epochs` at an epoch's last step.
+    """
+    filename: str | None = None
+    """Folder name of a checkpoint with `{step}` and `{epoch}`, as `"{epoch}-{step}"`; null: `step-00001000`."""
+    auto_insert_metric_name: bool = True
+    """Write `{step}` in `filename` as `step=1000`."""
+    enable_version_counter: bool = False
+    """Put `-v1` behind the name of a checkpoint that is there already, instead of replacing it."""
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        where = "training.checkpointing."
+        _at_least(f"{where}every_n_train_steps", self.every_n_train_steps, 0)
+        _at_least(f"{where}every_n_epochs", self.every_n_epochs, 0)
+        _at_least(f"{where}keep_last", self.keep_last, 1)
+        _at_least(f"{where}save_top_k", self.save_top_k, -1)
+        _one_of(f"{where}mode", self.mode, ("min", "max"))
+        _ = self.interval
+        if self.filename is not None and "{step" not in self.filename:
+            raise UserError(
+                f"experiment.{where}filename='{self.filename}' has no {{step}}, so every checkpoint would replace the one before; "
+                'write for example "{epoch}-{step}"'
+            )
+
+    @property
+    def interval(self) -> timedelta | None:
+        """`train_time_interval` as a duration."""
+        return duration("training.checkpointing.train_time_interval", self.train_time_interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The task `training`."""
+
+    precision: str | int = "16-mixed"
+    """16-mixed, bf16-mixed, 32-true or 64-true (also 16, bf16, 32, 64); 16-mixed is 32-true where there is no GPU."""
+    compile: bool | str = False
+    """Compile the network; or the name of a torch.compile mode."""
+    lr: float = 1e-3
+    batch_size: int = 16
+    """Samples a batch and process."""
+    max_epochs: int | None = 1000
+    max_steps: int = -1
+    """Optimiser steps; -1: no limit."""
+    max_time: str | None = None
+    """Wall time, `HH:MM:SS` or `DD:HH:MM:SS`, counted over all sessions of the run."""
+    log_every_n_steps: int = 10
+    """Steps between lines of metrics.jsonl; its training/loss is the mean since the line before."""
+    data: DataOptions = field(default_factory=DataOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    checkpointing: CheckpointingOptions = field(default_factory=CheckpointingOptions)
+
+    def __post_init__(self) -> None:
+        precision("training", self.precision)
+        if not (math.isfinite(self.lr) and self.lr >= 0):
+            raise UserError(
+                f"experiment.training.lr={self.lr} is not a learning rate; pass a number from 0 up, such as 5e-4"
+            )
+        _at_least("training.batch_size", self.batch_size, 1)
+        _at_least("training.max_epochs", self.max_epochs, -1)
+        _at_least("training.max_steps", self.max_steps, -1)
+        _at_least("training.log_every_n_steps", self.log_every_n_steps, 1)
+        _ = self.time_limit
+
+    @property
+    def time_limit(self) -> timedelta | None:
+        """`max_time` as a duration."""
+        return duration("training.max_time", self.max_time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationOptions:
+    """The task `validation`, and the validations during training."""
+
+    precision: str | int = "16-mixed"
+    compile: bool | str = False
+    batch_size: int = 16
+    val_every_n_step: int | None = 2000
+    """Validate during training every so many optimiser steps; null: not by steps."""
+    val_every_n_epoch: int | None = None
+    """Validate during training every so many epochs; null: not by epochs."""
+    limit_batch: int | float | None = None
+    """Batches a validation uses: a number (int), a share of all (float in [0, 1]), or null for all."""
+    inference_mode: bool = True
+    """False where sampling needs gradients (guidance)."""
+    data: DataOptions = field(default_factory=lambda: DataOptions(shuffle=False))
+
+    def __post_init__(self) -> None:
+        precision("validation", self.precision)
+        _at_least("validation.batch_size", self.batch_size, 1)
+        _at_least("validation.val_every_n_step", self.val_every_n_step, 1)
+        _at_least("validation.val_every_n_epoch", self.val_every_n_epoch, 1)
+        _limit("validation.limit_batch", self.limit_batch)
+        if self.val_every_n_step is not None and self.val_every_n_epoch is not None:
+            raise UserError(
+                f"experiment.validation.val_every_n_step={self.val_every_n_step} and val_every_n_epoch={self.val_every_n_epoch} "
+                "are both set; set one of them to null"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestOptions:
+    """The task `test`."""
+
+    __test__ = False  # not a pytest class
+
+    precision: str | int = "16-mixed"
+    compile: bool | str = False
+    batch_size: int = 16
+    limit_batch: int | float | None = None
+    inference_mode: bool = True
+    data: DataOptions = field(default_factory=lambda: DataOptions(shuffle=False))
+
+    def __post_init__(self) -> None:
+        precision("test", self.precision)
+        _at_least("test.batch_size", self.batch_size, 1)
+        _limit("test.limit_batch", self.limit_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions:
+    """One experiment: which tasks, in order, and how each is run."""
+
+    tasks: tuple[str, ...] = ("training",)
+    num_nodes: int = 1
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    test: TestOptions = field(default_factory=TestOptions)
+
+    def __post_init__(self) -> None:
+        _at_least("num_nodes", self.num_nodes, 1)
+
+
+def precision(where: str, value: str | int) -> str:
+    """`value` as Lightning writes it; UserError for a precision that does not exist."""
+    found = _PRECISIONS.get(str(value))
+    if found is None:
+        near = did_you_mean(str(value), _PRECISIONS)
+        raise UserError(
+            f"experiment.{where}.precision='{value}' does not exist{near}; allowed: {', '.join(_PRECISIONS)}"
+        )
+    return found
+
+
+def duration(where: str, text: str | None) -> timedelta | None:
+    """`[[DD:]HH:]MM:SS` as a duration; UserError if it is something else."""
+    if text is None:
+        return None
+    try:
+        parts = [int(part) for part in str(text).split(":")]
+    except ValueError:
+        parts = []
+    if not 2 <= len(parts) <= 4 or min(parts) < 0:
+        raise UserError(
+            f"experiment.{where}='{text}' is not a duration; write HH:MM:SS or DD:HH:MM:SS, such as '00:30:00'"
+        )
+    days, hours, minutes, seconds = [0] * (4 - len(parts)) + parts
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _at_least(where: str, value: float | None, lowest: float) -> None:
+    if value is not None and not value >= lowest:
+        raise UserError(f"experiment.{where}={value} is too small; pass {lowest} or more")
+
+
+def _one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(
+            f"experiment.{where}='{value}' is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
+        )
+
+
+def _limit(where: str, value: int | float | None) -> None:
+    if value is None:
+        return
+    if value < 0 or (isinstance(value, float) and value > 1):
+        raise UserError(
+            f"experiment.{where}={value}: pass a number of batches (int), a share in [0, 1] (float), or null for all"
+        )

@@ -1,0 +1,282 @@
+"""When checkpoints are written, what is in them, and which are kept.
+
+Whatever moment a checkpoint is asked for (in a validation, when training ends or fails), what is saved is the last
+*step boundary*: loop counters, data position and random state as they were right after the last optimiser step, when
+the weights last changed. So resuming always starts before a whole step, and one kind of checkpoint is enough.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from diffusion_forcing.checkpoints import format as native
+from diffusion_forcing.checkpoints.lightning_io import SAMPLING
+from diffusion_forcing.checkpoints.resolve import LATEST
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments import randomness
+from diffusion_forcing.experiments.interrupts import Interrupted, Interrupts
+from diffusion_forcing.experiments.options import CheckpointingOptions
+
+_RANDOM = "random"
+_SCORES = "scores.json"
+
+
+class Checkpoints(Callback):
+    """Saves every so many steps, epochs or minutes, at the end, when interrupted; keeps the newest and the best."""
+
+    def __init__(
+        self,
+        options: CheckpointingOptions,
+        *,
+        folder: Path,
+        before_save: Callable[[], None] = lambda: None,
+        time_limit: float | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """`folder`: where checkpoints lie. `before_save()`: called first, may refuse by raising. `time_limit`: seconds,
+        all sessions."""
+        self.options = options
+        self.folder = folder
+        self.last: Path | None = None
+        """The newest whole checkpoint of this run."""
+        self.interrupts = Interrupts()
+        self._before_save = before_save
+        self._time_limit = time_limit
+        self._say = say
+        self._boundary: tuple[int, dict[str, Any], dict[str, Any]] | None = None  # step, fit loop, random state
+        self._restored: dict[str, Any] | None = None  # random state of the checkpoint that is being resumed from
+        self._due = False
+        self._saved_step = -1
+        self._last_time = time.monotonic()
+        self._seconds = 0.0  # of training, before and in this session
+        self._tick = time.monotonic()
+
+    # What Lightning calls, in the order it does
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint.get(_RANDOM)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seconds = state["seconds"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        native.remove_leftovers(self.folder)
+        self._saved_step = trainer.global_step if self._restored is not None else -1
+        self._last_time = self._tick = time.monotonic()
+        self._take_boundary(trainer, random=self._restored)
+        self.interrupts.install()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._settle(trainer)
+        if self._restored is not None:  # as late as can be, after everything that drew random numbers while setting up
+            randomness.set_state(self._restored)
+            self._restored = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._boundary is not None
+        if trainer.global_step == self._boundary[0]:
+            return  # gradients are being accumulated
+        self._take_boundary(trainer)
+        now = time.monotonic()
+        self._seconds, self._tick = self._seconds + now - self._tick, now
+        self._due = self._is_due(trainer)
+        if _agreed(trainer, self._time_limit is not None and self._seconds >= self._time_limit):
+            self._due = trainer.should_stop = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._settle(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._settle(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self._settle(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.options.monitor or "")
+        if self._boundary is not None and value is not None and self._is_among_best(float(value)):
+            path = self.save(trainer)
+            self._write_scores(self._scores() | {path.name: float(value)})
+            self._remove_old()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step:
+            self.save(trainer)
+        self._leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if (
+            self.options.save_on_exception
+            and self._boundary is not None
+            and not isinstance(exception, (UserError, Interrupted))
+        ):
+            self.save(trainer)
+        self._leave()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._boundary is None:
+            return
+        _, fit_loop, random = self._boundary
+        checkpoint["loops"]["fit_loop"] = fit_loop
+        checkpoint[_RANDOM] = random
+        checkpoint[SAMPLING] = {
+            "facts": describe(pl_module),
+            "model": sampling_weights(pl_module),
+            "resumable": not self.options.save_weights_only,
+        }
+
+    # What those do
+
+    def save(self, trainer: Trainer) -> Path:
+        """Save the last step boundary, unless that is done; then let go of what need not be kept. Returns the
+        checkpoint's folder."""
+        assert self._boundary is not None
+        step = self._boundary[0]
+        if step == self._saved_step and self.last is not None:
+            return self.last
+        self._before_save()
+        path = self._path(trainer, step)
+        trainer.save_checkpoint(path, weights_only=False)
+        if trainer.is_global_zero:
+            self._point_to(path)
+        self.last, self._saved_step = path, step
+        self._last_time = time.monotonic()
+        if trainer.is_global_zero:
+            self._remove_old()
+        if self.options.verbose:
+            self._say(f"saved {path}")
+        return path
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        options, step = self.options, trainer.global_step
+        fit_loop = trainer.fit_loop
+        ends_epoch = fit_loop.epoch_loop.batch_progress.is_last_batch
+        last_epoch = ends_epoch and trainer.current_epoch + 1 == fit_loop.max_epochs
+        if step == fit_loop.max_steps or last_epoch:
+            return True
+        if options.save_top_k == 0:
+            return False
+        by_step = bool(options.every_n_train_steps) and step % (options.every_n_train_steps or 1) == 0
+        by_epoch = (
+            bool(options.every_n_epochs)
+            and ends_epoch
+            and (trainer.current_epoch + 1) % (options.every_n_epochs or 1) == 0
+        )
+        interval = options.interval
+        by_time = interval is not None and time.monotonic() - self._last_time >= interval.total_seconds()
+        return by_step or by_epoch or (interval is not None and _agreed(trainer, by_time))
+
+    def _take_boundary(self, trainer: Trainer, *, random: dict[str, Any] | None = None) -> None:
+        self._boundary = trainer.global_step, trainer.fit_loop.state_dict(), random or randomness.get_state()
+
+    def _settle(self, trainer: Trainer) -> None:
+        """Do what the last boundary left to do: save if that is due, stop if asked. Called once all of its metrics are
+        in."""
+        if self._boundary is None:
+            return
+        asked = _agreed(trainer, self.interrupts.received is not None)
+        if (self._due or asked) and trainer.global_step:
+            self._due = False
+            self.save(trainer)
+        if asked:
+            raise Interrupted(self.interrupts.received or signal.SIGINT)
+
+    def _leave(self) -> None:
+        self.interrupts.remove()
+        self._boundary = None
+
+    def _path(self, trainer: Trainer, step: int) -> Path:
+        name = f"step-{step:08d}"
+        if self.options.filename is not None:
+            values = {"step": step, "epoch": trainer.current_epoch}
+            template = self.options.filename
+            for key in values if self.options.auto_insert_metric_name else ():
+                template = template.replace("{" + key, key + "={" + key)
+            try:
+                name = template.format(**values)
+            except (KeyError, ValueError, IndexError) as error:
+                raise UserError(
+                    f"experiment.training.checkpointing.filename='{self.options.filename}' cannot be filled in ({error}); "
+                    "it may use {step} and {epoch}"
+                ) from None
+        path, version = self.folder / name, 1
+        while self.options.enable_version_counter and path.exists():
+            path, version = self.folder / f"{name}-v{version}", version + 1
+        return path
+
+    def _point_to(self, path: Path) -> None:
+        """Make `latest` a link to `path` in one step. Where links cannot be made the newest is found by its step."""
+        temporary = self.folder / f".{LATEST}-{os.getpid()}"
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(path.name, target_is_directory=True)
+            os.replace(temporary, self.folder / LATEST)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+    def _remove_old(self) -> None:
+        """Remove all but the newest `keep_last` and the best `save_top_k`; the one just written is the newest and
+        stays."""
+        options = self.options
+        if options.save_top_k == -1 or self.last is None:
+            return
+        here = [path for path in self.folder.iterdir() if path.name not in (LATEST,) and native.is_checkpoint(path)]
+        here.sort(key=lambda path: (path == self.last, (path / native.FACTS).stat().st_mtime_ns))
+        newest = options.keep_last if options.monitor else max(options.keep_last, options.save_top_k)
+        scores = {name: score for name, score in self._scores().items() if (self.folder / name).is_dir()}
+        best = sorted(scores, key=lambda name: scores[name], reverse=options.mode == "max")[: options.save_top_k]
+        for path in here[:-newest]:
+            if path.name not in best:
+                shutil.rmtree(path, ignore_errors=True)
+        if scores:
+            self._write_scores({name: scores[name] for name in scores if (self.folder / name).is_dir()})
+
+    def _is_among_best(self, value: float) -> bool:
+        k, scores = self.options.save_top_k, list(self._scores().values())
+        if k == -1 or len(scores) < k:
+            return True
+        better = sum(score <= value if self.options.mode == "min" else score >= value for score in scores)
+        return better < k
+
+    def _scores(self) -> dict[str, float]:
+        try:
+            return dict(json.loads((self.folder / _SCORES).read_text("utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    def _write_scores(self, scores: dict[str, float]) -> None:
+        temporary = self.folder / f".{_SCORES}"
+        temporary.write_text(json.dumps(scores, indent=2), "utf-8")
+        os.replace(temporary, self.folder / _SCORES)
+
+
+def describe(module: LightningModule) -> dict[str, Any]:
+    """The facts a checkpoint of `module` carries: its `describe()`, or none for a module that has no such method."""
+    found = getattr(module, "describe", None)
+    return dict(found()) if callable(found) else {}
+
+
+def sampling_weights(module: LightningModule) -> dict[str, torch.Tensor]:
+    """What one samples with: the module's `sampling_weights()`, or its whole state for one that has no such method."""
+    found = getattr(module, "sampling_weights", None)
+    return dict(found()) if callable(found) else module.state_dict()
+
+
+def _agreed(trainer: Trainer, decision: bool) -> bool:
+    """Whether any process decided so; the same answer in all of them."""
+    return trainer.strategy.reduce_boolean_decision(decision, all=False) if trainer.world_size > 1 else decision
