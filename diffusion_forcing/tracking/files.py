@@ -10,6 +10,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+TAIL = 2**20  # bytes at a log's end looked through for its last whole line; lines are shorter than that
+
 
 def new_folder(day: Path, name: str) -> Path:
     """Make day/name, or name-2, name-3 … whichever is free: `mkdir` itself decides, so no two processes share it."""
@@ -37,14 +39,13 @@ def point_to(link: Path, folder: Path) -> None:
 
 def open_log(path: Path) -> io.FileIO:
     """`path` for appending, unbuffered; a last line that a kill cut short is cut off."""
-    log = open(path, "ab", buffering=0)  # noqa: SIM115 — stays open, closed by finish
-    if size := path.stat().st_size:
+    if path.exists() and (size := path.stat().st_size):
         with path.open("rb+") as file:
-            file.seek(max(0, size - 65536))
+            file.seek(max(0, size - TAIL))
             tail = file.read()
             if not tail.endswith(b"\n"):
                 file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
-    return log
+    return open(path, "ab", buffering=0)
 
 
 def file_name(name: str) -> str:

@@ -25,23 +25,18 @@ import io
 import json
 import math
 import os
-import secrets
-import socket
-import string
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.tracking import page
 from diffusion_forcing.tracking.curves import Curve, read_curves
+from diffusion_forcing.tracking.facts import find_run, new_facts, now, resumed_facts
 from diffusion_forcing.tracking.files import (
     file_name,
     new_folder,
@@ -55,7 +50,6 @@ from diffusion_forcing.tracking.media import png_bytes, write_mp4
 
 REFRESH_SECONDS = 30.0  # the page is written again at most this often while the run goes on …
 REFRESH_SHARE = 0.01  # … and never takes more than this share of the time
-ID_LENGTH = 8
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 
 
@@ -85,22 +79,11 @@ class Run:
         started it, sys.argv. Safe with several processes at once: a folder that is taken gets a number behind its name.
         UserError when the run cannot be written there.
         """
-        now = datetime.now().astimezone()
-        facts = {
-            "id": _new_id(),
-            "name": name,
-            "status": "running",
-            "command": list(sys.argv if command is None else command),
-            "started": now.isoformat(timespec="seconds"),
-            "directory": os.getcwd(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "python": sys.version.split()[0],
-            "commit": _commit(),
-        }
+        facts = new_facts(name, command)
+        day, second = facts["started"][:10], facts["started"][11:19].replace(":", "-")
         outputs = Path(outputs)
         try:
-            folder = new_folder(outputs / f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{file_name(name)}")
+            folder = new_folder(outputs / day, f"{second}-{file_name(name)}")
             run = cls(folder, facts)
             run.checkpoints.mkdir()
             run.pictures.mkdir()
@@ -132,11 +115,7 @@ class Run:
             raise UserError(
                 f"{str(folder / 'run.json')!r} cannot be read as a run's facts ({error}); start a new run"
             ) from None
-        now = datetime.now().astimezone().isoformat(timespec="seconds")
-        words = list(sys.argv if command is None else command)
-        facts.update(status="running", host=socket.gethostname(), pid=os.getpid())
-        facts.setdefault("resumed", []).append({"time": now, "command": words, "commit": _commit()})
-        facts.pop("ended", None)
+        run._facts = resumed_facts(facts, command)
         try:
             run.checkpoints.mkdir(exist_ok=True)
             run.pictures.mkdir(exist_ok=True)
@@ -156,14 +135,7 @@ class Run:
     @staticmethod
     def find(outputs: Path, run_id: str) -> Path:
         """The folder in `outputs` of the run with this id; UserError with the nearest id if there is none."""
-        ids = []
-        for facts in sorted(Path(outputs).glob("*/*/run.json"), reverse=True):  # newest first
-            found = read_json(facts, {}).get("id")
-            if found == run_id:
-                return facts.parent
-            ids.append(str(found))
-        near = did_you_mean(run_id, ids)
-        raise UserError(f"no run '{run_id}' in {str(outputs)!r}{near}; {len(ids)} runs there, each run.json has its id")
+        return find_run(outputs, run_id)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append `metrics` at `step` to metrics.jsonl, at once.
@@ -252,7 +224,7 @@ class Run:
 
     def finish(self, status: str = "finished") -> None:
         """End the run as "finished", "failed" or "interrupted" (or another word) and write its page a last time."""
-        self._facts |= {"status": status, "ended": datetime.now().astimezone().isoformat(timespec="seconds")}
+        self._facts |= {"status": status, "ended": now()}
         with self._never_stopping("run.json"):
             self._write_facts()
         self._write_page()
@@ -325,7 +297,7 @@ class NullRun:
 
     @staticmethod
     def find(outputs: Path, run_id: str) -> Path:
-        return Run.find(outputs, run_id)
+        return find_run(outputs, run_id)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -340,23 +312,6 @@ class NullRun:
     def config(self, text: str) -> None: ...
 
     def finish(self, status: str = "finished") -> None: ...
-
-
-def _new_id() -> str:
-    letters = string.ascii_lowercase
-    rest = (secrets.choice(letters + string.digits) for _ in range(ID_LENGTH - 1))
-    return secrets.choice(letters) + "".join(rest)
-
-
-def _commit() -> str | None:
-    """The git commit of the checkout this package runs from; None when it is an installed copy or git is not there."""
-    package = Path(__file__).resolve().parents[1]
-    words = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
-    try:
-        lines = subprocess.run(words, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return lines[1] if len(lines) == 2 and Path(lines[0]) == package.parent else None
 
 
 def _number(value: Any) -> float | int | None:

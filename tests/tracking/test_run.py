@@ -251,7 +251,7 @@ def test_the_page_is_not_written_more_often_than_it_should(tmp_path: Path, monke
         run.log(step, {"loss": 1.0})
     run.picture("p", PICTURE)
     assert pages == []
-    run._next_page = 0.0
+    run._next_page = 0.0  # thirty seconds later
     run.log(200, {"loss": 1.0})
     run.log(201, {"loss": 1.0})
     assert pages == [1]
