@@ -21,7 +21,8 @@ setup: $(STAMP)  ## virtual environment in .venv with everything the package, it
 
 $(STAMP): pyproject.toml constraints.txt
 	@tools/make_venv "$(PYTHON)" "$(VENV)"
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,dev]'
+	@echo "installing the package and its tools into $(VENV): some minutes, 1.5 GB (more where PyTorch comes with CUDA)"
+	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,dev]'
 	@touch $@
 	@echo "installed into $(VENV); try: make demo"
 

@@ -109,7 +109,7 @@ def _check_choice(override: Override) -> None:
             f"'{override.text}': clusters are not in this version yet; start the command on the machine itself"
         )
     known = choices_of(group)
-    if not known:
+    if not known and group not in _DEFAULT_GROUPS:
         raise UserError(
             f"'{override.text}': there is no group '{group}'{did_you_mean(group, group_names())}; groups: {_list(group_names())}"
         )

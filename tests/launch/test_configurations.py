@@ -1,0 +1,212 @@
+"""Every yaml of ours composes and builds, and every planning command people know composes as written."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffusion_forcing.launch.cli import main
+from diffusion_forcing.launch.compose import compose, resolved
+from diffusion_forcing.launch.configurations import PACKAGE_FOLDER, choices_of, group_names
+from diffusion_forcing.launch.run import Plan, plan
+
+MEDIUM = (
+    "experiment=exp_planning algorithm=df_planning dataset=maze2d_medium dataset.action_mean=[] dataset.action_std=[] "
+    "dataset.observation_mean=[3.5092521,3.4765592] dataset.observation_std=[1.3371079,1.52102] "
+)
+LARGE = (
+    "experiment=exp_planning algorithm=df_planning dataset=maze2d_large dataset.observation_mean=[3.7296331,5.3047247] "
+    "dataset.observation_std=[1.8070312,2.5687592] dataset.action_mean=[] dataset.action_std=[] "
+)
+TRAINING = [MEDIUM + "+name=maze2d_medium_x", LARGE + "+name=maze2d_large_x"]
+PLANNING = [
+    MEDIUM + "load=outputs/maze2d_medium_x.ckpt experiment.tasks=[validation] algorithm.guidance_scale=3 "
+    "+name=maze2d_medium_x_sampling",
+    LARGE + "load=outputs/maze2d_large_x.ckpt experiment.tasks=[validation] algorithm.guidance_scale=2 "
+    "+name=maze2d_large_x_sampling",
+    "experiment=exp_planning algorithm=df_planning dataset=maze2d_medium dataset.observation_std=[2.67,3.04,8,8] "
+    "dataset.action_std=[6,6] load=outputs/maze2d_medium_xva.ckpt experiment.tasks=[validation] algorithm.guidance_scale=2 "
+    "algorithm.open_loop_horizon=10 +name=maze2d_medium_xva_sampling",
+    "experiment=exp_planning algorithm=df_planning dataset=maze2d_large "
+    "dataset.observation_std=[3.6140624,5.1375184,9.747382,10.5974788] dataset.action_mean=[] dataset.action_std=[] "
+    "load=outputs/maze2d_large_xv.ckpt experiment.tasks=[validation] algorithm.guidance_scale=4 "
+    "+name=maze2d_large_xv_sampling",
+]
+"""INTERFACE §1, verbatim."""
+
+
+def checked(command: str) -> Plan:
+    return plan(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_a_training_command_people_know_builds_all_options(command: str) -> None:
+    options = checked(command).options
+    assert options["algorithm"].observation_mean == options["dataset"].observation_mean
+    assert len(options["algorithm"].observation_mean) == 2
+    assert options["algorithm"].action_mean == ()
+    assert options["algorithm"].chunk_size == options["dataset"].episode_len
+    assert options["experiment"].tasks == ("training",)
+
+
+@pytest.mark.parametrize("command", PLANNING)
+def test_a_planning_command_people_know_composes_once_its_checkpoint_is_there(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)
+    file = Path(next(word.partition("=")[2] for word in words if word.startswith("load=")))
+    file.parent.mkdir()
+    file.touch()
+    ready = plan(words)
+    assert ready.checkpoint == file
+    assert ready.options["experiment"].tasks == ("validation",)
+    wanted = next(float(word.partition("=")[2]) for word in words if "guidance_scale" in word)
+    assert ready.options["algorithm"].guidance_scale == wanted
+
+
+@pytest.mark.parametrize("command", PLANNING)
+def test_a_missing_checkpoint_is_named_with_how_to_get_or_train_one(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)) == 2
+    error = capsys.readouterr().err
+    file = next(word.partition("=")[2] for word in shlex.split(command) if word.startswith("load="))
+    assert file in error
+    assert "train one" in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "addition", ["cluster=null", "debug=True", "wandb.mode=online wandb.entity=me wandb.project=p"]
+)
+def test_what_a_user_adds_to_a_command_works(addition: str) -> None:
+    settings = checked(f"{TRAINING[0]} {addition}").settings
+    assert settings.debug is ("debug" in addition)
+    assert settings.wandb.mode == ("online" if "wandb" in addition else "disabled")
+
+
+def test_debug_reaches_the_algorithm() -> None:
+    assert checked(f"{TRAINING[0]} debug=True").options["algorithm"].debug
+
+
+def every_choice() -> list[tuple[str, str]]:
+    return [(group, choice) for group in group_names() for choice in choices_of(group)]
+
+
+@pytest.mark.parametrize(("group", "choice"), every_choice(), ids=lambda value: str(value))
+def test_every_yaml_builds(group: str, choice: str) -> None:
+    assert checked(f"{group}={choice}").settings.choices[group] == choice
+
+
+def fields(options: type, where: str = "") -> set[str]:
+    """Every dotted option of a dataclass, nested dataclasses opened, `dict` options as one."""
+    found = set()
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        inner = hints[field.name]
+        name = f"{where}{field.name}"
+        found |= fields(inner, f"{name}.") if dataclasses.is_dataclass(inner) else {name}  # type: ignore[arg-type]
+    return found
+
+
+def keys(section: dict[str, Any], where: str = "") -> set[str]:
+    found = set()
+    for name, value in section.items():
+        inner = isinstance(value, dict) and value
+        found |= keys(value, f"{where}{name}.") if inner else {f"{where}{name}"}
+    return found - {"_target_"}
+
+
+@pytest.mark.parametrize("part", ["dataset", "algorithm", "experiment"])
+def test_the_yaml_shows_every_option_there_is(part: str) -> None:
+    ready = plan([])
+    assert keys(resolved(ready.config)[part]) == fields(type(ready.options[part]))
+
+
+@pytest.mark.parametrize("part", ["dataset", "algorithm", "experiment"])
+def test_the_yaml_and_the_class_agree_on_defaults_that_are_ours(part: str) -> None:
+    ready = plan([])
+    options = ready.options[part]
+    theirs = {"episode_len", "observation_mean", "observation_std", "action_mean", "action_std", "chunk_size"}
+    told = theirs | {"tasks", "num_nodes", "training", "validation", "test"}  # INTERFACE's numbers for this task
+    for field in dataclasses.fields(options):
+        if field.name not in told and field.default is not dataclasses.MISSING:
+            assert getattr(options, field.name) == field.default, f"{part}.{field.name}"
+
+
+def test_a_datasets_numbers_flow_to_the_algorithm() -> None:
+    options = checked(
+        "dataset=maze2d_large dataset.gamma=0.5 dataset.episode_len=400 dataset.observation_std=[1,2,3,4]"
+    ).options
+    algorithm = options["algorithm"]
+    assert (algorithm.gamma, algorithm.episode_len, algorithm.chunk_size) == (0.5, 400, 400)
+    assert algorithm.observation_std == (1.0, 2.0, 3.0, 4.0)
+
+
+def test_the_defaults_of_the_interface_hold() -> None:
+    """INTERFACE §2, the rows of planning, number by number."""
+    config = resolved(compose(["dataset=maze2d_umaze"]))
+    training, validation = config["experiment"]["training"], config["experiment"]["validation"]
+    assert (training["lr"], training["batch_size"], training["max_steps"], training["max_epochs"]) == (
+        5e-4,
+        1024,
+        200005,
+        1000,
+    )
+    assert training["checkpointing"]["every_n_train_steps"] == 10000
+    assert (training["precision"], training["optim"]) == (
+        "16-mixed",
+        {"accumulate_grad_batches": 1, "gradient_clip_val": 0},
+    )
+    wanted = {"precision": 32, "inference_mode": False, "batch_size": 128, "val_every_n_epoch": 10, "limit_batch": 1}
+    assert wanted.items() <= validation.items()
+    algorithm, diffusion = config["algorithm"], config["algorithm"]["diffusion"]
+    assert {
+        "frame_stack": 10,
+        "context_frames": 1,
+        "open_loop_horizon": 50,
+        "use_reward": False,
+        "causal": False,
+        "padding_mode": "same",
+        "plot_start_goal": True,
+        "guidance_scale": 2,
+        "chunk_size": 300,
+        "scheduling_matrix": "pyramid",
+        "weight_decay": 1e-4,
+        "warmup_steps": 10000,
+        "optimizer_beta": [0.9, 0.999],
+        "noise_level": "random_all",
+        "uncertainty_scale": 1,
+    }.items() <= algorithm.items()
+    assert diffusion == {
+        "objective": "pred_x0",
+        "beta_schedule": "linear",
+        "schedule_fn_kwargs": {},
+        "clip_noise": 20,
+        "use_fused_snr": False,
+        "snr_clip": 5,
+        "cum_snr_decay": 0.98,
+        "timesteps": 1000,
+        "sampling_timesteps": 50,
+        "ddim_sampling_eta": 0,
+        "stabilization_level": 10,
+        "architecture": {"network_size": 128, "num_layers": 12, "attn_heads": 4, "dim_feedforward": 512},
+    }
+    dataset = config["dataset"]
+    assert (dataset["env_id"], dataset["episode_len"], dataset["gamma"]) == ("maze2d-umaze-v1", 300, 1)
+    assert dataset["observation_mean"] == [1.9327888, 2.3744664, 2.06e-4, -1.02e-3]
+    assert dataset["observation_std"] == [0.89972174, 0.7093159, 2.2128615, 2.468173]
+    assert all(0.7 <= value <= 0.75 for value in dataset["action_std"])
+
+
+def test_every_choice_says_what_it_is() -> None:
+    for file in PACKAGE_FOLDER.rglob("*.yaml"):
+        assert file.read_text(encoding="utf-8").startswith("# "), file
