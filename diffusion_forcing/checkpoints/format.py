@@ -40,6 +40,7 @@ FORMAT = "diffusion-forcing checkpoint"
 VERSION = 1
 FACTS, MODEL, TRAINING, TREE = "checkpoint.json", "model.safetensors", "training.safetensors", "training.json"
 CARD = "README.md"
+_NEW, _OLD = ".tmp-", ".old-"  # in the hidden names of a checkpoint being written, and of one being replaced
 _LIBRARIES = ("diffusion-forcing", "torch", "lightning", "numpy", "safetensors")
 
 
@@ -62,9 +63,9 @@ def save(
     path = Path(path)
     if step is None:
         step = int((lightning_checkpoint or {}).get("global_step", 0))
-    _, tensors = encode(dict(model))
+    own = {key: value.detach().cpu().contiguous().clone() for key, value in model.items()}  # none shares memory
     with _written_whole(path) as folder:
-        save_file(tensors, folder / MODEL)
+        save_file(own, folder / MODEL)
         if lightning_checkpoint is not None:
             tree, state = encode(dict(lightning_checkpoint))
             save_file(state, folder / TRAINING)
@@ -187,7 +188,7 @@ def _told_as_damaged(file: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
     """A new hidden folder beside `path`, renamed to `path` when the block ends well and removed when it does not."""
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}{_NEW}{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -196,7 +197,7 @@ def _written_whole(path: Path) -> Iterator[Path]:
             _flush(file)
         _flush(temporary)
         if path.exists():
-            superseded = path.with_name(f".{path.name}.old-{secrets.token_hex(4)}")
+            superseded = path.with_name(f".{path.name}{_OLD}{secrets.token_hex(4)}")
             os.rename(path, superseded)
             try:
                 os.rename(temporary, path)
@@ -217,9 +218,19 @@ def _written_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def recover(folder: Path) -> None:
+    """Put back a checkpoint in `folder` that a kill caught while it was being replaced (hidden, `.<name>.old-…`)."""
+    for hidden in Path(folder).glob(f".*{_OLD}*"):
+        path = hidden.with_name(hidden.name[1:].rpartition(_OLD)[0])
+        if not path.exists():
+            with contextlib.suppress(OSError):
+                os.rename(hidden, path)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half written in `folder` (hidden `.….tmp-…` and `.….old-…` folders)."""
-    for pattern in (".*.tmp-*", ".*.old-*"):
+    """After `recover`, remove what a killed process left half written in `folder`."""
+    recover(folder)
+    for pattern in (f".*{_NEW}*", f".*{_OLD}*"):
         for leftover in Path(folder).glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
 

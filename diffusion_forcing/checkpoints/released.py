@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,7 +75,9 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path} is not a checkpoint (neither a PyTorch file nor one of our folders); pass load=<a checkpoint>"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on the pickle of a file that is refused, or fine
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it names {named[1]}" if named else "it is not made of tensors and plain values"

@@ -43,6 +43,7 @@ def latest(run_folder: Path) -> Path | None:
     folder = Path(run_folder)
     if (folder / "checkpoints").is_dir():
         folder = folder / "checkpoints"
+    native.recover(folder)
     pointed = folder / LATEST
     if native.is_checkpoint(pointed):
         return folder / os.readlink(pointed) if pointed.is_symlink() else pointed

@@ -38,7 +38,11 @@ from diffusion_forcing.experiments.options import (
 from diffusion_forcing.experiments.progress import ProgressBar
 from diffusion_forcing.experiments.saving import Checkpoints
 
-_QUIET = (".*does not have many workers.*", ".*`isinstance.treespec, LeafSpec.`.*", ".*Checkpoint directory.*exists.*")
+_QUIET = (  # remarks of Lightning's that say nothing to a user of ours
+    ".*does not have many workers.*",
+    ".*`isinstance.treespec, LeafSpec.`.*",
+    ".*You passed in a `val_dataloader` but have no.*",
+)
 
 
 class BaseExperiment:
@@ -95,7 +99,7 @@ class BaseExperiment:
             checkpoints.last = resumed if resumed.parent == checkpoints.folder else None
             self._say(f"resuming run {self.run.id} at step {step}")
         try:
-            trainer.fit(self.algorithm, datamodule=batches, ckpt_path=resumed, weights_only=True)
+            trainer.fit(self.algorithm, datamodule=batches, ckpt_path=resumed)
         except Interrupted:
             self.run.finish("interrupted")
             kept = f"saved {checkpoints.last}; " if checkpoints.last else ""
