@@ -34,15 +34,13 @@ class _Lines:
     def advance(self, amount: int) -> None:
         self.done += amount
         now = time.monotonic()
-        if now - self._said < _SECONDS_BETWEEN_LINES and self.done < self.total:
+        if now - self._said < _SECONDS_BETWEEN_LINES and self.done != self.total:
             return
         self._said = now
         rate = (self.done - self._first) / max(now - self._begin, 1e-9)
-        left = (self.total - self.done) / max(rate, 1e-9)
-        print(
-            f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {left:.0f} s left",
-            file=sys.stderr,
-        )
+        left = f", {(self.total - self.done) / max(rate, 1e-9):.0f} s left" if self.total else ""
+        done = f"{self.done:,} of {self.total:,}" if self.total else f"{self.done:,}"
+        print(f"{self.what}: {done} {self.unit}, {rate:,.0f}/s{left}", file=sys.stderr)
 
 
 class _Rich:
@@ -67,7 +65,7 @@ class _Rich:
         self.progress = Progress(
             *columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=Console(stderr=True)
         )
-        self._task = self.progress.add_task(what, total=total, completed=done, rate="")
+        self._task = self.progress.add_task(what, total=total or None, completed=done, rate="")
         self._begin, self._made, self._unit = time.monotonic(), 0, unit
 
     def advance(self, amount: int) -> None:
@@ -78,7 +76,7 @@ class _Rich:
 
 @contextmanager
 def progress_bar(what: str, *, total: int, done: int = 0, unit: str = "steps", show: bool = True) -> Iterator[Bar]:
-    """A bar on stderr for `total` units of which `done` were made earlier; silent without `show`."""
+    """A bar on stderr for `total` units (0: not known) of which `done` were made earlier; silent without `show`."""
     if not show:
         yield _Silent()
     elif sys.stderr.isatty():

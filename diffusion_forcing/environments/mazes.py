@@ -33,6 +33,9 @@ NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0))
 MAX_CELLS = 10_000
 """Largest map: a wall cell is one geometry of the simulator, and past this its model no longer builds in seconds."""
 
+_MAX_FIELDS = 1000
+"""Distance fields kept at once: 40 MB for the largest map."""
+
 Cell = tuple[int, int]
 
 
@@ -98,8 +101,11 @@ class Maze:
 
     @cached_property
     def longest_path(self) -> int:
-        """Steps between the two free cells that are farthest apart."""
-        return max(int(self.distances(_cell(cell)).max()) for cell in self.free_cells)
+        """Steps to the farthest cell from a cell that is itself farthest from the first: the longest shortest path of a maze
+        without loops, and close to it with them."""
+        first = self.distances(_cell(self.free_cells[0]))
+        end = np.unravel_index(int(first.argmax()), self.shape)
+        return int(self.distances((int(end[0]), int(end[1]))).max())
 
     @property
     def max_steps(self) -> int:
@@ -123,12 +129,14 @@ class Maze:
         i, j = np.where(inside[:, None], cells, 0).T
         return np.asarray(inside & ~self.walls[i, j])
 
-    def distances(self, goal: Cell) -> NDArray[np.int64]:
+    def distances(self, goal: Cell) -> NDArray[np.int32]:
         """(H, W) steps from every cell to `goal` along free cells; -1 for walls."""
         fields = self._distance_fields
         if goal not in fields:
             if not self.is_free(goal):
                 raise UserError(f"cell {goal} of maze '{self.name}' is not free; choose one of Maze.free_cells")
+            if len(fields) >= _MAX_FIELDS:
+                fields.clear()
             fields[goal] = _frozen(_breadth_first(self.walls, goal))
         return fields[goal]
 
@@ -145,7 +153,7 @@ class Maze:
         return path
 
     @cached_property
-    def _distance_fields(self) -> dict[Cell, NDArray[np.int64]]:
+    def _distance_fields(self) -> dict[Cell, NDArray[np.int32]]:
         return {}
 
     def _cells_of(self, char: str) -> NDArray[np.int64]:
@@ -153,9 +161,9 @@ class Maze:
         return _frozen(np.array(found, dtype=np.int64).reshape(-1, 2))
 
 
-def _breadth_first(walls: NDArray[np.bool_], goal: Cell) -> NDArray[np.int64]:
+def _breadth_first(walls: NDArray[np.bool_], goal: Cell) -> NDArray[np.int32]:
     """(H, W) distance to `goal`, -1 where it cannot be reached. The border of `walls` must be closed."""
-    distances = np.full(walls.shape, -1, dtype=np.int64)
+    distances = np.full(walls.shape, -1, dtype=np.int32)
     distances[goal] = 0
     queue = deque([goal])
     while queue:

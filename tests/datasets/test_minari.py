@@ -1,0 +1,158 @@
+"""Minari data sets of PointMaze, seen from D4RL's corner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+
+from diffusion_forcing.datasets.maze2d import Maze2d, Maze2dOptions
+from diffusion_forcing.datasets.minari import find, read, to_d4rl
+from diffusion_forcing.environments.maze2d import Maze2dEnv
+from diffusion_forcing.environments.mazes import MAZES
+from diffusion_forcing.errors import UserError
+
+UMAZE = MAZES["umaze"]
+
+
+def record(folder: Path, lengths: tuple[int, ...], *, nested: bool = True) -> Path:
+    """A data set in Minari's HDF5 layout, made by PointMaze itself: episode 1 goes on from episode 0, episode 2 begins anew."""
+    robotics = pytest.importorskip("gymnasium_robotics")
+    gymnasium.register_envs(robotics)
+    env = gymnasium.make("PointMaze_UMaze-v3", continuing_task=True, reset_target=False, max_episode_steps=10**9)
+    rng = np.random.default_rng(0)
+    (folder / "data").mkdir(parents=True)
+    state, _ = env.reset(seed=0)
+    with h5py.File(folder / "data" / "main_data.hdf5", "w") as file:
+        for index, length in enumerate(lengths):
+            if index == 2:
+                state, _ = env.reset(seed=5)
+            states, actions = [state["observation"]], []
+            for _ in range(length):
+                actions.append(rng.uniform(-1, 1, 2))
+                state, *_ = env.step(actions[-1])
+                states.append(state["observation"])
+            group = file.create_group(f"episode_{index}")
+            group["observations/observation" if nested else "observations"] = np.array(states)
+            group["actions"] = np.array(actions)
+    return folder
+
+
+def options(folder: Path, path: str, **changes: Any) -> Maze2dOptions:
+    return Maze2dOptions(
+        **{
+            "env_id": "maze2d-umaze-v1",
+            "episode_len": 10,
+            "save_dir": str(folder),
+            "source": "minari",
+            "path": path,
+            **changes,
+        }
+    )
+
+
+def test_mapped_steps_are_ones_our_physics_makes(tmp_path: Path) -> None:
+    part = next(iter(read(record(tmp_path / "set-v0", (60,)), UMAZE)))
+    env = Maze2dEnv("umaze")
+    for now, action, after in zip(part["observations"], part["actions"], part["observations"][1:], strict=False):
+        env.reset(options={"start": now[:2], "velocity": now[2:]})
+        assert env.step(action)[0] == pytest.approx(after, abs=1e-9)
+
+
+def test_episodes_that_go_on_are_joined_and_others_are_not(tmp_path: Path) -> None:
+    folder = record(tmp_path / "set-v0", (15, 20, 30))
+    data = Maze2d(options(tmp_path / "data", str(folder), validation_fraction=0.0))
+    data.prepare(progress=False)
+    assert data.store.episodes.tolist() == [[0, 35], [35, 65]]
+    assert len(data.training()) == 25 + 20
+    assert [file.name for file in (folder / "data").iterdir()] == ["main_data.hdf5"], (
+        "nothing is written into Minari's folder"
+    )
+
+
+def test_a_data_set_is_found_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = record(tmp_path / "local" / "pm-v0", (5,), nested=False)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert find("local/pm-v0") == find(str(folder)) == folder
+    assert len(next(iter(read(folder, UMAZE)))["actions"]) == 5
+
+
+def test_the_rewards_are_those_of_the_fixed_goal(tmp_path: Path) -> None:
+    part = next(iter(read(record(tmp_path / "set-v0", (200,)), UMAZE)))
+    near = np.linalg.norm(part["observations"][:, :2] - [1.0, 1.0], axis=1) <= 0.5
+    assert (part["rewards"] == near).all()
+
+
+def test_the_map_puts_the_middle_of_point_maze_in_the_middle_of_the_map() -> None:
+    observations, actions = to_d4rl(np.array([[0.0, 0.0, 1.0, 2.0]]), np.array([[0.25, 0.5]]), (9, 12))
+    assert observations[0] == pytest.approx([3.8, 5.3, -2.0, 1.0]) and actions[0] == pytest.approx([-0.5, 0.25])
+
+
+@pytest.mark.filterwarnings("ignore")  # Minari asks for an author and a description
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_a_data_set_that_minari_itself_wrote_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_format: str
+) -> None:
+    minari = pytest.importorskip("minari")
+    pytest.importorskip("jax", reason="minari writes data sets with jax")
+    if data_format == "arrow":
+        pytest.importorskip("pyarrow")
+    robotics = pytest.importorskip("gymnasium_robotics")
+    gymnasium.register_envs(robotics)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    env = minari.DataCollector(gymnasium.make("PointMaze_UMaze-v3", max_episode_steps=25), data_format=data_format)
+    for seed in range(2):
+        env.reset(seed=seed)
+        while not any(env.step(env.action_space.sample())[2:4]):
+            pass
+    env.create_dataset("local/pm-v0")
+    parts = list(read(find("local/pm-v0"), UMAZE))
+    assert [len(part["actions"]) for part in parts] == [25, 25]
+    assert all(UMAZE.contains(part["observations"][:, :2]).all() for part in parts)
+
+
+def spoil_width(file: h5py.File) -> None:
+    del file["episode_0/actions"]
+    file["episode_0/actions"] = np.zeros((15, 3))
+
+
+def spoil_number(file: h5py.File) -> None:
+    file["episode_0/observations/observation"][3, 0] = np.nan
+
+
+def spoil_missing(file: h5py.File) -> None:
+    del file["episode_0/actions"]
+
+
+def spoil_all(file: h5py.File) -> None:
+    for name in list(file):
+        del file[name]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_width, "expected (T + 1, 4) and (T, 2)"),
+        (spoil_number, "not finite"),
+        (spoil_missing, "no observations or actions"),
+        (spoil_all, "holds no episodes"),
+    ],
+)
+def test_a_broken_data_set_is_refused_in_one_line(tmp_path: Path, spoil: Any, words: str) -> None:
+    folder = record(tmp_path / "set-v0", (15,))
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        spoil(file)
+    with pytest.raises(UserError) as caught:
+        Maze2d(options(tmp_path / "data", str(folder))).prepare(progress=False)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_in_another_format_without_metadata_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "set-v0" / "data").mkdir(parents=True)
+    with pytest.raises(UserError) as caught:
+        Maze2d(options(tmp_path / "data", str(tmp_path / "set-v0"))).prepare(progress=False)
+    assert "\n" not in str(caught.value)
