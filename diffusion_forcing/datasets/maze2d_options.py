@@ -85,7 +85,10 @@ class Maze2dOptions:
     def maze(self) -> Maze:
         """The maze itself."""
         if self.maze_map is not None:
-            custom = Maze.from_ascii(self.maze_map)
+            try:
+                custom = Maze.from_ascii(self.maze_map)
+            except UserError as refusal:
+                raise UserError(f"dataset.maze_map: {refusal}") from refusal
             return next((maze for maze in MAZES.values() if maze.rows == custom.rows), custom)
         if not (self.env_id.startswith("maze2d-") and self.env_id.endswith("-v1")):
             raise UserError(

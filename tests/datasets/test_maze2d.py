@@ -150,7 +150,7 @@ def test_the_defaults_are_the_released_medium_settings() -> None:
     [
         ({"env_id": "maze2d-umaz-v1"}, "did you mean 'umaze'?"),
         ({"env_id": "antmaze"}, "dataset.env_id 'antmaze' is unknown"),
-        ({"maze_map": r"###\#O \###"}, "not closed"),
+        ({"maze_map": r"###\#O \###"}, "dataset.maze_map: maze map is not closed"),
         ({"maze_map": r"#####\#O#O#\#####"}, "not connected"),
         ({"source": "d4r"}, "did you mean 'd4rl'?"),
         ({"source": "path"}, "needs dataset.path"),
