@@ -81,9 +81,11 @@ def _print_config(overrides: list[str], *, resolve: bool) -> None:
 
 def _run(overrides: list[str]) -> None:
     from diffusion_forcing.launch.report import report, say
-    from diffusion_forcing.launch.run import plan, start
+    from diffusion_forcing.launch.run import is_main_process, plan, start
 
     checked = plan(overrides)
-    if checked.settings.wandb.mode == "online":
+    if checked.settings.wandb.mode == "online" and is_main_process():
         say("wandb.mode=online: this version tracks runs locally, nothing is sent to W&B")
+    if checked.taken and is_main_process():
+        say(f"as the checkpoint was trained: {' '.join(checked.taken)}")
     report(start(checked))

@@ -39,7 +39,7 @@ def compose(words: Sequence[str]) -> DictConfig:
     chosen = [override for override in overrides if override.group]
     for override in chosen:
         _check_choice(override)
-    config = _compose_files([_group_text(override) for override in chosen])
+    config = _compose_files([_group_text(override) for override in chosen if override.key != "cluster"])
     config[CHOICES].update({override.key: override.value for override in chosen})
     _apply_all_(config, overrides)
     return config

@@ -6,8 +6,9 @@ three parts, the tasks' names; only then is a folder made and something built.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from diffusion_forcing.launch.options import build_options
 from diffusion_forcing.launch.overrides import parse
 from diffusion_forcing.launch.parts import read_part
 from diffusion_forcing.launch.settings import Settings
+from diffusion_forcing.launch.structure import adopt_
 from diffusion_forcing.tracking.run import NullRun, Run
 
 _PARTS = ("dataset", "algorithm", "experiment")
@@ -38,6 +40,8 @@ class Plan:
     options: dict[str, Any]
     checkpoint: Path | None
     resumed: Path | None
+    taken: tuple[str, ...] = ()
+    """What the checkpoint's structure changed, as key=value."""
 
 
 def plan(words: Sequence[str]) -> Plan:
@@ -55,17 +59,34 @@ def plan(words: Sequence[str]) -> Plan:
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
     checkpoint = _checkpoint(spec, Path(settings.outputs)) if spec else None
+    taken = adopt_(config, checkpoint, given) if checkpoint and settings.load else []
+    mapping = resolved(config) if taken else mapping
     parts = {where: read_part(mapping[where], where, everywhere=everywhere) for where in _PARTS}
     classes = {where: part[0] for where, part in parts.items()}
     options = {where: part[1] for where, part in parts.items()}
     check_tasks(classes["experiment"], options["experiment"].tasks)
     return Plan(
-        settings=settings, config=config, classes=classes, options=options, checkpoint=checkpoint, resumed=resumed
+        settings=settings,
+        config=config,
+        classes=classes,
+        options=options,
+        checkpoint=checkpoint,
+        resumed=resumed,
+        taken=tuple(taken),
     )
 
 
 def start(checked: Plan) -> Run | NullRun:
     """Build the parts and run the tasks in order. Returns the run, finished; a run that fails is marked so and the error goes on."""
+    run = open_run(checked)
+    run.config(as_yaml(_to_save(checked.config)))
+    with finishing(run):
+        perform(checked, run)
+    return run
+
+
+def perform(checked: Plan, run: Any) -> None:
+    """Build the three parts and run the tasks in order; results go to `run`."""
     import torch
 
     from diffusion_forcing.experiments import randomness
@@ -73,23 +94,25 @@ def start(checked: Plan) -> Run | NullRun:
     settings, classes, options = checked.settings, checked.classes, checked.options
     randomness.seed_all(settings.seed)
     torch.autograd.set_detect_anomaly(settings.debug)
-    dataset = classes["dataset"](options["dataset"])
-    algorithm = classes["algorithm"](options["algorithm"])
-    run = _open_run(checked)
-    run.config(as_yaml(_to_save(checked.config)))
+    experiment = classes["experiment"](
+        options["experiment"],
+        dataset=classes["dataset"](options["dataset"]),
+        algorithm=classes["algorithm"](options["algorithm"]),
+        run=run,
+        seed=settings.seed,
+        debug=settings.debug,
+        load=None if checked.resumed else checked.checkpoint,
+        resume=checked.checkpoint if checked.resumed else None,
+    )
+    for task in options["experiment"].tasks:
+        experiment.run_task(task)
+
+
+@contextlib.contextmanager
+def finishing(run: Run | NullRun) -> Iterator[None]:
+    """Marks `run` finished, interrupted or failed, whichever ends the block."""
     try:
-        experiment = classes["experiment"](
-            options["experiment"],
-            dataset=dataset,
-            algorithm=algorithm,
-            run=run,
-            seed=settings.seed,
-            debug=settings.debug,
-            load=None if checked.resumed else checked.checkpoint,
-            resume=checked.checkpoint if checked.resumed else None,
-        )
-        for task in options["experiment"].tasks:
-            experiment.run_task(task)
+        yield
     except (KeyboardInterrupt, SystemExit):
         run.finish("interrupted")
         raise
@@ -99,7 +122,6 @@ def start(checked: Plan) -> Run | NullRun:
     finally:
         os.environ.pop(_RUN_FOLDER, None)
     run.finish("finished")
-    return run
 
 
 def check_tasks(experiment: type, tasks: Sequence[str]) -> None:
@@ -136,7 +158,8 @@ def _checkpoint(spec: str, outputs: Path) -> Path:
     return resolve(spec, outputs)
 
 
-def _open_run(checked: Plan) -> Run | NullRun:
+def open_run(checked: Plan) -> Run | NullRun:
+    """The run's folder, new or resumed; on a further rank one that keeps nothing."""
     if not is_main_process():
         return NullRun(Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
     if checked.resumed is not None:
@@ -150,7 +173,8 @@ def _open_run(checked: Plan) -> Run | NullRun:
 def _given(words: Sequence[str]) -> dict[str, Any]:
     """What the command line says about single keys, the last word for each."""
     groups = frozenset(group_names())
-    return {override.key: override.value for override in (parse(word, groups) for word in words) if not override.delete}
+    overrides = [parse(word, groups) for word in words]
+    return {override.key: override.value for override in overrides if not override.delete and not override.group}
 
 
 def _saved_config(folder: Path) -> str:
