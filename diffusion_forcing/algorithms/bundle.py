@@ -58,7 +58,9 @@ class Bundle(nn.Module):
         """f·c: numbers in one token."""
         return self.frame_stack * self.width
 
-    def encode(self, observations: Tensor, actions: Tensor, rewards: Tensor, nonterminal: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, observations: Tensor, actions: Tensor, rewards: Tensor, nonterminal: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """A trajectory of 1 + n·f steps as tokens (b, 1 + n, f·c) and the mask of real frames (b, (1 + n)·f) bool.
 
         observations: (b, L, ≥o), actions: (b, L, ≥a), rewards: (b, L); columns past o and a are not modelled. nonterminal: (b, ≥L−1)
@@ -76,7 +78,9 @@ class Bundle(nn.Module):
             ("actions", actions.shape[-1], self.action_dim),
         ):
             if got < needed:
-                raise UserError(f"the data has {got} numbers in its {name}, but dataset.{name[:-1]}_mean names {needed}")
+                raise UserError(
+                    f"the data has {got} numbers in its {name}, but dataset.{name[:-1]}_mean names {needed}"
+                )
         future = [observations[:, 1:, : self.observation_dim], actions[:, :-1, : self.action_dim]]
         if self.reward_dim:
             future.append(rewards[:, :-1, None])
@@ -93,7 +97,9 @@ class Bundle(nn.Module):
 
     def present_normalized(self, observation: Tensor) -> Tensor:
         """Token 0 of observations (b, o) that are normalised already: (b, 1, f·c)."""
-        frame = torch.cat([observation, observation.new_zeros(len(observation), self.width - self.observation_dim)], dim=-1)
+        frame = torch.cat(
+            [observation, observation.new_zeros(len(observation), self.width - self.observation_dim)], dim=-1
+        )
         frames = frame[:, None].repeat(1, self.frame_stack, 1)
         if self.padding_mode == "zero":
             frames[:, :-1] = 0

@@ -30,7 +30,9 @@ class PlannerOptions:
 class Planner:
     """Draws plans from a trained DiffusionForcing over bundles."""
 
-    def __init__(self, forcing: DiffusionForcing, bundle: Bundle, sampler: Sampler, options: PlannerOptions, *, causal: bool) -> None:
+    def __init__(
+        self, forcing: DiffusionForcing, bundle: Bundle, sampler: Sampler, options: PlannerOptions, *, causal: bool
+    ) -> None:
         self.forcing = forcing
         self.bundle = bundle
         self.sampler = sampler
@@ -43,6 +45,7 @@ class Planner:
         goal: Tensor,
         horizon: int,
         *,
+        noise: Tensor | None = None,
         previous: Tensor | None = None,
         restart: int | None = None,
         generator: torch.Generator | None = None,
@@ -51,14 +54,21 @@ class Planner:
         """Plans of `horizon` steps from observations `start`: (b, ≥o) to `goal`: (b, 2), both in data units.
 
         Returns the steps in data units, (b, horizon, …), and the same as normalised frames (b, horizon, c). A goal has no velocity:
-        where velocities are planned, their target is 0 in normalised units. previous, restart: see `plan_normalized`.
+        where velocities are planned, their target is 0 in normalised units. noise, previous, restart: see `plan_normalized`.
         """
         o = self.bundle.observation_dim
         mean, std = self.bundle.mean[:o], self.bundle.std[:o]
         target = start.new_zeros(len(start), o)
         target[:, :2] = (goal[:, :2] - mean[:2]) / std[:2]
         frames = self.plan_normalized(
-            (start[:, :o] - mean) / std, target, horizon, previous=previous, restart=restart, generator=generator, on_row=on_row
+            (start[:, :o] - mean) / std,
+            target,
+            horizon,
+            noise=noise,
+            previous=previous,
+            restart=restart,
+            generator=generator,
+            on_row=on_row,
         )
         return self.bundle.decode(frames), frames
 
@@ -90,7 +100,11 @@ class Planner:
         # a network that sees all tokens was trained with absent ones as pure noise at the end: the horizon is flexible
         absent = 0 if self.causal else self.options.max_tokens - 1 - tokens
         shape = (batch, tokens, bundle.token_width)
-        future = self.sampler.noise(shape, device=start.device, generator=generator) if noise is None else self.forcing.clamp_noise(noise)
+        future = (
+            self.sampler.noise(shape, device=start.device, generator=generator)
+            if noise is None
+            else self.forcing.clamp_noise(noise)
+        )
         rows = self.sampler.matrix(tokens)
         if previous is not None and restart is not None:
             rows = rows.clamp(max=restart)
@@ -116,6 +130,11 @@ class Planner:
             returns = reward_return(self.bundle, planned=horizon, scale=options.guidance_scale, gamma=options.gamma)
         else:
             returns = goal_return(
-                self.bundle, start, goal, planned=horizon, scale=options.guidance_scale, weights=options.guidance_weights
+                self.bundle,
+                start,
+                goal,
+                planned=horizon,
+                scale=options.guidance_scale,
+                weights=options.guidance_weights,
             )
         return Guidance(returns, samples=options.mcg_samples)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.bundle import Bundle
@@ -79,7 +80,9 @@ class PlanningOptions:
         for kind in ("observation", "action"):
             mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
             if len(mean) != len(std):
-                raise UserError(f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give as many to both")
+                raise UserError(
+                    f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give as many to both"
+                )
             if any(not value > 0 for value in std):
                 raise UserError(f"dataset.{kind}_std is {list(std)}; every standard deviation must be above 0")
         if len(self.observation_mean) not in (2, 4):
@@ -87,17 +90,23 @@ class PlanningOptions:
                 f"dataset.observation_mean has {len(self.observation_mean)} numbers; a maze plan has 2 (position) or 4 (and velocity)"
             )
         if len(self.action_mean) not in (0, 2):
-            raise UserError(f"dataset.action_mean has {len(self.action_mean)} numbers; a maze plan has 0 (no actions) or 2")
+            raise UserError(
+                f"dataset.action_mean has {len(self.action_mean)} numbers; a maze plan has 0 (no actions) or 2"
+            )
         if self.context_frames != 1:
             raise UserError(f"algorithm.context_frames is {self.context_frames}; planning starts from 1 observation")
         if self.frame_skip != 1:
             raise UserError(f"algorithm.frame_skip is {self.frame_skip}; planning models every step: 1")
         if self.external_cond_dim != 0:
-            raise UserError(f"algorithm.external_cond_dim is {self.external_cond_dim}; planning has no external conditions: 0")
+            raise UserError(
+                f"algorithm.external_cond_dim is {self.external_cond_dim}; planning has no external conditions: 0"
+            )
         positive("algorithm.frame_stack", self.frame_stack)
         positive("dataset.episode_len", self.episode_len)
         if self.episode_len % self.frame_stack:
-            raise UserError(f"dataset.episode_len {self.episode_len} is no multiple of algorithm.frame_stack {self.frame_stack}")
+            raise UserError(
+                f"dataset.episode_len {self.episode_len} is no multiple of algorithm.frame_stack {self.frame_stack}"
+            )
         positive("algorithm.open_loop_horizon", self.open_loop_horizon)
         positive("algorithm.mcg_samples", self.mcg_samples)
         positive("algorithm.lr", self.lr)
@@ -144,7 +153,10 @@ class Planning(lightning.LightningModule):
             padding_mode=options.padding_mode,
         )
         schedule = build_schedule(
-            diffusion.beta_schedule, diffusion.timesteps, snr_clip=diffusion.snr_clip, arguments=diffusion.schedule_fn_kwargs
+            diffusion.beta_schedule,
+            diffusion.timesteps,
+            snr_clip=diffusion.snr_clip,
+            arguments=diffusion.schedule_fn_kwargs,
         )
         self.forcing = DiffusionForcing(
             Transformer(self.bundle.token_width, causal=options.causal, **asdict(diffusion.architecture)),
@@ -224,10 +236,13 @@ class Planning(lightning.LightningModule):
         per_frame = result.per_element.unflatten(-1, (f, -1))
         return (per_frame * weight.unflatten(1, (-1, f))[..., None]).mean(), result.x0
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.options
         optimizer = torch.optim.AdamW(
-            self.forcing.network.parameters(), lr=options.lr, weight_decay=options.weight_decay, betas=options.optimizer_beta
+            self.forcing.network.parameters(),
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            betas=options.optimizer_beta,
         )
         warmup = max(1, options.warmup_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
@@ -317,7 +332,9 @@ class Planning(lightning.LightningModule):
         Refuses what does not match, naming the first key that differs.
         """
         own, weights = self.forcing.network.state_dict(), checkpoint.weights
-        advice = "set dataset.observation_mean, dataset.action_mean and algorithm.diffusion.architecture as it was trained"
+        advice = (
+            "set dataset.observation_mean, dataset.action_mean and algorithm.diffusion.architecture as it was trained"
+        )
         for key, value in own.items():
             if key not in weights:
                 raise UserError(f"{checkpoint.path} lacks '{key}' of shape {tuple(value.shape)}; {advice}")

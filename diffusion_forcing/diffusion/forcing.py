@@ -173,7 +173,9 @@ class DiffusionForcing(nn.Module):
 
     def _draw(self, like: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return self.clamp_noise(
-            torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype) if noise is None else noise
+            torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+            if noise is None
+            else noise
         )
 
     def _ddim(

@@ -19,7 +19,9 @@ def draw_noise_levels(
         case "random_all":
             return torch.randint(0, timesteps, (batch, time), generator=generator, device=device)
         case "shared":
-            return torch.randint(0, timesteps, (batch, 1), generator=generator, device=device).expand(batch, time).clone()
+            return (
+                torch.randint(0, timesteps, (batch, 1), generator=generator, device=device).expand(batch, time).clone()
+            )
     raise UserError(
         f"noise_level '{kind}' is not known; allowed: {', '.join(NOISE_LEVELS)}{did_you_mean(kind, NOISE_LEVELS)}"
     )

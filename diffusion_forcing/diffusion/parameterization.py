@@ -23,9 +23,7 @@ class Prediction(NamedTuple):
 
 def add_noise(schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor:
     """x_k = √ᾱ_k·x + √(1−ᾱ_k)·ε for tokens x: (b, t, *c) at levels k: (b, t) in 0…K−1."""
-    return (
-        schedule.at("sqrt_alphas_cumprod", k, x) * x + schedule.at("sqrt_one_minus_alphas_cumprod", k, x) * eps
-    )
+    return schedule.at("sqrt_alphas_cumprod", k, x) * x + schedule.at("sqrt_one_minus_alphas_cumprod", k, x) * eps
 
 
 def x0_from_eps(schedule: NoiseSchedule, x_k: Tensor, k: Tensor, eps: Tensor) -> Tensor:
@@ -87,9 +85,7 @@ class PredictV:
     name = "pred_v"
 
     def target(self, schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor:
-        return (
-            schedule.at("sqrt_alphas_cumprod", k, x) * eps - schedule.at("sqrt_one_minus_alphas_cumprod", k, x) * x
-        )
+        return schedule.at("sqrt_alphas_cumprod", k, x) * eps - schedule.at("sqrt_one_minus_alphas_cumprod", k, x) * x
 
     def resolve(self, schedule: NoiseSchedule, x_k: Tensor, k: Tensor, output: Tensor) -> Prediction:
         x0 = (

@@ -50,7 +50,9 @@ class Sampler:
             self.scheduling_matrix, horizon, self.sampling_timesteps, uncertainty_scale=self.uncertainty_scale
         )
 
-    def noise(self, shape: tuple[int, ...], *, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    def noise(
+        self, shape: tuple[int, ...], *, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Pure noise tokens of `shape` (b, t, *c), clamped."""
         return self.forcing.clamp_noise(torch.randn(shape, generator=generator, device=device))
 
@@ -71,7 +73,9 @@ class Sampler:
         on_row(row, x, levels) sees the tokens after each row; levels: (t,) are sampling levels.
         """
         if matrix.shape[1] != x.shape[1]:
-            raise UserError(f"the scheduling matrix has {matrix.shape[1]} columns for {x.shape[1]} tokens; give one column a token")
+            raise UserError(
+                f"the scheduling matrix has {matrix.shape[1]} columns for {x.shape[1]} tokens; give one column a token"
+            )
         k = self.levels[matrix].to(x.device)
         for row in range(len(matrix) - 1):
             if torch.equal(matrix[row], matrix[row + 1]):

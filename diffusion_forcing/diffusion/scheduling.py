@@ -17,9 +17,7 @@ from diffusion_forcing.errors import UserError, did_you_mean
 SCHEDULING_MATRICES = ("full_sequence", "pyramid", "autoregressive", "trapezoid")
 
 
-def scheduling_matrix(
-    kind: str, horizon: int, sampling_timesteps: int, *, uncertainty_scale: float = 1.0
-) -> Tensor:
+def scheduling_matrix(kind: str, horizon: int, sampling_timesteps: int, *, uncertainty_scale: float = 1.0) -> Tensor:
     """The matrix `kind` for `horizon` tokens: (rows, horizon) int64, first row S, last row 0, never rising.
 
     full_sequence: all tokens together. pyramid: token t waits ⌊t·u⌋ rows, u = `uncertainty_scale`. autoregressive: pyramid
@@ -68,7 +66,9 @@ def validate_matrix(matrix: Tensor | Sequence[Sequence[int]], sampling_timesteps
         )
     if (matrix[0] != sampling_timesteps).any():
         token = int((matrix[0] != sampling_timesteps).nonzero()[0])
-        raise UserError(f"a scheduling matrix starts at {sampling_timesteps} (pure noise); token {token} starts at {int(matrix[0, token])}")
+        raise UserError(
+            f"a scheduling matrix starts at {sampling_timesteps} (pure noise); token {token} starts at {int(matrix[0, token])}"
+        )
     if (matrix[-1] != 0).any():
         token = int((matrix[-1] != 0).nonzero()[0])
         raise UserError(f"a scheduling matrix ends at 0 (clean); token {token} ends at {int(matrix[-1, token])}")

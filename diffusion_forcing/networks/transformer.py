@@ -119,10 +119,14 @@ class Transformer(nn.Module):
         self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: KVCache | None = None
     ) -> tuple[Tensor, KVCache | None]:
         if memory is not None and not self.causal:
-            raise UserError("a network with causal=False sees the future and keeps no memory; sample it with cache=False")
+            raise UserError(
+                "a network with causal=False sees the future and keeps no memory; sample it with cache=False"
+            )
         if (conditions is None) != (self.external_cond_dim == 0):
             got = "none" if conditions is None else f"width {conditions.shape[-1]}"
-            raise UserError(f"the network takes conditions of width {self.external_cond_dim} (external_cond_dim), got {got}")
+            raise UserError(
+                f"the network takes conditions of width {self.external_cond_dim} (external_cond_dim), got {got}"
+            )
         start = 0 if memory is None else memory.length
         inputs = [x, sinusoidal(k, self.network_size // 2).to(x.dtype)]
         if conditions is not None:
