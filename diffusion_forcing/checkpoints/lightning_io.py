@@ -30,6 +30,10 @@ _NOT_KEPT = (
 class SafetensorsCheckpointIO(CheckpointIO):
     """Reads and writes Lightning checkpoints as folders of safetensors and json."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._preloaded: dict[Path, dict[str, Any]] = {}
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` as the folder `path`; UserError, an older one untouched, if the disk refuses."""
         kept = {key: value for key, value in checkpoint.items() if key != SAMPLING and key not in _NOT_KEPT}
@@ -46,11 +50,20 @@ class SafetensorsCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """The dict that was saved, its tensors on the CPU or where `map_location` (a device) says."""
-        state = native.load(Path(path), training=True).training
-        assert state is not None
+        state = self.preload(Path(path))
+        self._preloaded.clear()
         if isinstance(map_location, (str, torch.device)) and torch.device(map_location).type != "cpu":
             state["state_dict"] = {key: value.to(map_location) for key, value in state["state_dict"].items()}
         return state
+
+    def preload(self, path: Path) -> dict[str, Any]:
+        """Read the checkpoint `path` now, to look at it; Lightning's next load gets the same. UserError if it cannot be
+        read."""
+        if path not in self._preloaded:
+            state = native.load(path, training=True).training
+            assert state is not None
+            self._preloaded = {path: state}
+        return self._preloaded[path]
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the folder `path` if it is one of ours."""

@@ -8,8 +8,11 @@ gradient norm and the speed. Lines of one step are joined, so metrics.jsonl has 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,7 +122,8 @@ class Metrics(Callback):
     """Logs training/loss (mean since the line before), training/lr, training/grad_norm (before clipping) and
     training/steps_per_second."""
 
-    def __init__(self, logger: RunLogger, guard: FiniteGuard, *, every_n_steps: int) -> None:
+    def __init__(self, logger: RunLogger, guard: FiniteGuard, *, every_n_steps: int, log: Path) -> None:
+        """`log`: the run's metrics.jsonl, cut where a resumed run goes on."""
         self.last_loss = float("nan")
         """The newest loss that has been read back from the device."""
         self._logger = logger
@@ -129,11 +133,14 @@ class Metrics(Callback):
         self._step = 0
         self._lr = 0.0
         self._guard = guard
+        self._log = log
         self._clock = (0, time.monotonic())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
         self._clock = (self._step, time.monotonic())
+        if trainer.is_global_zero:
+            rewind(self._log, self._step)
         self._logger.at(self._step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -212,3 +219,22 @@ def gradient_norm(optimizer: Optimizer) -> Tensor:
     if not gradients:
         return torch.zeros(())
     return torch.nn.utils.get_total_norm(gradients)
+
+
+def rewind(log: Path, step: int) -> None:
+    """Cut off the lines of metrics.jsonl after `step`, which a killed session wrote and this one will write again.
+
+    In place, for it may be open for appending.
+    """
+    if not log.exists():
+        return
+    end = 0
+    for line in log.read_bytes().splitlines(keepends=True):
+        try:
+            later = json.loads(line).get("step", 0) > step
+        except (ValueError, AttributeError):
+            later = True  # cut short by the kill
+        if later:
+            os.truncate(log, end)
+            return
+        end += len(line)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from diffusion_forcing.checkpoints import format as native
@@ -26,6 +25,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import randomness
 from diffusion_forcing.experiments.interrupts import Interrupted, Interrupts
 from diffusion_forcing.experiments.options import CheckpointingOptions
+from diffusion_forcing.experiments.weights import describe, sampling_weights
 
 _RANDOM = "random"
 _SCORES = "scores.json"
@@ -263,18 +263,6 @@ class Checkpoints(Callback):
         temporary = self.folder / f".{_SCORES}"
         temporary.write_text(json.dumps(scores, indent=2), "utf-8")
         os.replace(temporary, self.folder / _SCORES)
-
-
-def describe(module: LightningModule) -> dict[str, Any]:
-    """The facts a checkpoint of `module` carries: its `describe()`, or none for a module that has no such method."""
-    found = getattr(module, "describe", None)
-    return dict(found()) if callable(found) else {}
-
-
-def sampling_weights(module: LightningModule) -> dict[str, torch.Tensor]:
-    """What one samples with: the module's `sampling_weights()`, or its whole state for one that has no such method."""
-    found = getattr(module, "sampling_weights", None)
-    return dict(found()) if callable(found) else module.state_dict()
 
 
 def _agreed(trainer: Trainer, decision: bool) -> bool:

@@ -185,7 +185,7 @@ def test_another_kind_of_zip_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_cannot_be_resumed_from() -> None:
-    with pytest.raises(UserError, match="cannot resume from .*single file"):
+    with pytest.raises(UserError, match=r"cannot resume from .*single file"):
         load(RELEASED, training=True)
 
 

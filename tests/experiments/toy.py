@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class ToyRun:
     id: str = "toytoyto"
     name: str = "toy"
     status: str = "running"
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def checkpoints(self) -> Path:
@@ -49,6 +50,9 @@ class ToyRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **{k: float(v) for k, v in metrics.items()}}) + "\n")
+
+    def summary(self, metrics: dict[str, float]) -> None:
+        self.metrics.update(metrics)
 
     def finish(self, status: str) -> None:
         self.status = status

@@ -1,0 +1,121 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments import randomness
+from diffusion_forcing.experiments.loader import BatchLoader, ResumableLoader
+from tests.experiments.toy import Samples
+
+SEED = 5
+
+
+def loader(count: int = 11, *, kind: type[BatchLoader] = ResumableLoader, **settings: Any) -> Any:
+    given: dict[str, Any] = {"batch_size": 4, "shuffle": True, "seed": SEED, "num_workers": 0} | settings
+    return kind(Samples(count), **given)
+
+
+def drawn(source: Any, batches: int) -> list[torch.Tensor]:
+    """The next batches, `iter()` called again at each epoch's end, as Lightning does."""
+    found: list[torch.Tensor] = []
+    while len(found) < batches:
+        for batch in source:
+            found.append(batch)
+            if len(found) == batches:
+                break
+    return found
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_an_epoch_gives_every_sample_once_and_the_next_one_another_order() -> None:
+    source = loader()
+    seen = []
+    for _ in range(2):
+        epoch = []
+        for _ in source:
+            epoch += source.indices
+        seen.append(epoch)
+    assert sorted(seen[0]) == sorted(seen[1]) == list(range(11))
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 6])
+def test_a_loader_put_back_to_a_saved_position_goes_on_with_exactly_the_next_batch(workers: int, stop: int) -> None:
+    whole = drawn(loader(), 9)
+    first = loader(num_workers=workers)
+    drawn(first, stop)
+    second = loader(num_workers=workers)
+    second.load_state_dict(first.state_dict())
+    assert equal(drawn(second, 9 - stop), whole[stop:])
+
+
+def test_the_position_counts_what_was_handed_out_and_not_what_was_read_ahead() -> None:
+    source = loader(count=40, num_workers=2)
+    drawn(source, 3)
+    assert source.state_dict()["batch"] == 3
+
+
+def test_the_position_after_an_epochs_last_batch_is_the_next_epochs_first() -> None:
+    source = loader()
+    drawn(source, 3)
+    assert (source.state_dict()["epoch"], source.state_dict()["batch"]) == (1, 0)
+
+
+def test_a_dataset_that_makes_whole_batches_gives_the_same_as_one_that_makes_samples() -> None:
+    whole = BatchLoader(Samples(11, whole_batches=True), batch_size=4, shuffle=True, seed=SEED, num_workers=0)
+    assert equal(list(whole), list(loader(kind=BatchLoader)))
+
+
+def test_what_a_dataset_draws_neither_depends_on_the_global_state_nor_changes_it() -> None:
+    randomness.seed_all(1)
+    first = drawn(loader(), 4)
+    after = (torch.rand(1), np.random.rand())  # noqa: NPY002
+    randomness.seed_all(1)
+    assert (torch.rand(1), np.random.rand()) == after  # noqa: NPY002
+    assert equal(drawn(loader(), 4), first)
+
+
+def test_a_loader_for_evaluation_starts_over_each_time() -> None:
+    source = loader(kind=BatchLoader, shuffle=False)
+    assert equal(drawn(source, 1), drawn(source, 1))
+    assert equal(list(source), list(source))
+    assert not hasattr(source, "state_dict"), "Lightning would save and restore its position"
+
+
+def test_without_shuffling_samples_come_in_their_order() -> None:
+    source = loader(shuffle=False)
+    drawn(source, 2)
+    assert source.indices == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(("count", "drop", "lengths"), [(11, False, [4, 4, 3]), (11, True, [4, 4]), (3, True, [3])])
+def test_the_last_smaller_batch_is_dropped_only_where_there_is_a_whole_one(
+    count: int, drop: bool, lengths: list[int]
+) -> None:
+    source = loader(count, drop_last=drop)
+    assert [len(batch) for batch in source] == lengths
+    assert len(source) == len(lengths)
+
+
+def test_processes_share_an_epoch_in_equal_parts() -> None:
+    parts = [loader(rank=rank, world_size=3).order(0).tolist() for rank in range(3)]
+    assert [len(part) for part in parts] == [4, 4, 4]
+    assert {index for part in parts for index in part} == set(range(11))
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"seed": 6}, {"shuffle": False}, {"count": 12}])
+def test_other_data_or_another_batch_size_cannot_be_resumed_and_the_line_says_which(change: dict[str, Any]) -> None:
+    state = loader().state_dict()
+    with pytest.raises(UserError, match=r"cannot resume with \w+=.*load="):
+        loader(**change).load_state_dict(state)
+
+
+def test_no_data_is_one_line() -> None:
+    with pytest.raises(UserError, match="no samples"):
+        loader(0)
