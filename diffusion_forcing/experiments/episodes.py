@@ -1,0 +1,123 @@
+"""Playing mazes: plan, follow the plan for a while, look where the ball is, plan again.
+
+All episodes of a group run side by side in one vectorised environment and are planned for in one batch. The noise of a plan belongs to
+(seed, episode, replanning), so episode 7 of seed 0 is the same whatever else is played beside it (with ddim_sampling_eta 0).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffusion_forcing.algorithms.controllers import PlanFollower, hold
+from diffusion_forcing.algorithms.planner import Planner
+from diffusion_forcing.environments.vector import VectorMaze2d
+
+Array = NDArray[np.float64]
+NOISE_STREAM = 3  # third number of a plan's seed; the environments draw from streams 0 to 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """What was played. rewards: (n, T) 0 or 1; trajectories: (n, T+1, 4) observations; goals: (n, 2); plans: the positions (n, h, 2) of
+    each planning, one an entry, with the step it was made at; seconds: wall time of each planning call over the plans in it."""
+
+    rewards: Array
+    trajectories: Array
+    goals: Array
+    plans: list[tuple[int, Array]]
+    seconds: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayOptions:
+    """How plans are carried out; the options of `algorithm=df_planning` of the same names."""
+
+    open_loop_horizon: int
+    episode_len: int
+    controller: str
+    stay_at_goal: bool
+    warm_start: float
+
+
+def play(
+    env: VectorMaze2d,
+    planner: Planner,
+    options: PlayOptions,
+    *,
+    seed: int,
+    first_episode: int = 0,
+    device: torch.device,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Episodes:
+    """Episodes first_episode… of `seed`, one an environment. on_step(done, all) is told after each step."""
+    n, steps = env.num_envs, env.max_steps
+    observations, _ = env.reset(seed=seed, options={"first_episode": first_episode})
+    trajectory, rewards = [observations.copy()], np.zeros((n, steps))
+    reached = np.zeros(n, dtype=bool)
+    plans: list[tuple[int, Array]] = []
+    seconds: list[float] = []
+    frames: torch.Tensor | None = None
+    follower: PlanFollower | None = None
+    for step in range(steps):
+        waiting = ~reached if options.stay_at_goal else np.ones(n, dtype=bool)
+        if step % options.open_loop_horizon == 0 and waiting.any():
+            horizon = min(options.episode_len, steps - step)
+            index = np.flatnonzero(waiting)
+            noise = _noise(planner, horizon, [(seed, first_episode + int(i), NOISE_STREAM, step) for i in index]).to(device)
+            previous, restart = None, None
+            if frames is not None and options.warm_start > 0:
+                previous = frames[torch.from_numpy(index)][:, options.open_loop_horizon :][:, :horizon]
+                restart = max(1, round(options.warm_start * planner.sampler.sampling_timesteps))
+                previous = None if previous.shape[1] == 0 else previous
+            began = time.perf_counter()
+            planned, new_frames = planner.plan(
+                torch.tensor(observations[index], dtype=torch.float32, device=device),
+                torch.tensor(env.goals[index], dtype=torch.float32, device=device),
+                horizon,
+                noise=noise,
+                previous=previous,
+                restart=restart,
+            )
+            positions = planned.observations[..., :2].cpu().numpy().astype(np.float64)
+            seconds.append((time.perf_counter() - began) / len(index))
+            whole = np.repeat(env.goals[:, None], horizon, axis=1)
+            whole[index] = positions
+            actions = None
+            if planner.bundle.action_dim:
+                actions = np.zeros((n, horizon, 2))
+                actions[index] = planned.actions.cpu().numpy()
+            if options.warm_start > 0:
+                kept = new_frames.new_zeros(n, *new_frames.shape[1:])
+                kept[torch.from_numpy(index)] = new_frames
+                frames = kept
+            plans.append((step, whole))
+            follower = PlanFollower(whole, "execute" if actions is not None else options.controller, actions)
+        action = np.zeros((n, 2)) if follower is None else follower.act(observations)
+        if options.stay_at_goal:
+            action = np.where(reached[:, None], hold(observations, env.goals), action)
+        observations, reward, *_ = env.step(action)
+        rewards[:, step] = reward
+        reached |= reward > 0
+        trajectory.append(observations.copy())
+        if on_step is not None:
+            on_step(step + 1, steps)
+    return Episodes(
+        rewards=rewards,
+        trajectories=np.stack(trajectory, axis=1),
+        goals=env.goals.copy(),
+        plans=plans,
+        seconds=np.array(seconds),
+    )
+
+
+def _noise(planner: Planner, horizon: int, seeds: list[tuple[int, ...]]) -> torch.Tensor:
+    """Standard normal tokens (n, ⌈horizon/f⌉, f·c), each sample from its own seed."""
+    bundle = planner.bundle
+    shape = (-(-horizon // bundle.frame_stack), bundle.token_width)
+    return torch.stack([torch.from_numpy(np.random.default_rng(s).standard_normal(shape, dtype=np.float32)) for s in seeds])

@@ -1,0 +1,240 @@
+"""Planning in mazes: train on trajectories, then plan, carry the plan out in MuJoCo, score it as D4RL does, and draw it.
+
+`validation` and `test` play `episodes` episodes (other ones each) and leave in the run's folder: metrics.json, a sheet of plans with what
+became of them, and films of a plan coming out of noise and of an episode. `generate_dataset` makes the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from diffusion_forcing.algorithms.planner import Planner
+from diffusion_forcing.environments.vector import VectorMaze2d
+from diffusion_forcing.environments.waypoint import oracle_rewards
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments.base import BaseExperiment
+from diffusion_forcing.experiments.episodes import Episodes, PlayOptions, play
+from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
+from diffusion_forcing.metrics.planning import normalized_score, planning_report
+from diffusion_forcing.tracking.curves import read_curves
+from diffusion_forcing.visualization.curves import draw_loss_curve
+from diffusion_forcing.visualization.maze import draw_plans, film_of_execution, film_of_plan
+
+GOAL_RADIUS = 0.5  # metres, D4RL's
+TEST_SEED_OFFSET = 10_000  # the test task plays other episodes than validation
+MOST_DRAWN = 12  # mazes on the sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningExperimentOptions(ExperimentOptions):
+    """`experiment=exp_planning`. episodes: how many are played; episode_seed: which (validation; test adds 10,000)."""
+
+    episodes: int = 100
+    episode_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.episodes < 1:
+            raise UserError(f"experiment.episodes is {self.episodes}; play at least 1")
+        if self.episode_seed < 0:
+            raise UserError(f"experiment.episode_seed is {self.episode_seed}; it must be 0 or more")
+
+
+class PlanningExperiment(BaseExperiment):
+    """Tasks: generate_dataset, training, validation, test."""
+
+    Options = PlanningExperimentOptions
+    options: PlanningExperimentOptions
+
+    def generate_dataset(self) -> None:
+        """Make the maze data with the waypoint controller (`dataset.num_steps`, `dataset.action_noise`), or finish what was begun."""
+        self.dataset.generate(progress=True)
+
+    def training(self) -> None:
+        """Train, and draw the loss curve."""
+        super().training()
+        curves = read_curves(self.run.folder / "metrics.jsonl")
+        if "training/loss" in curves:
+            loss = curves["training/loss"].points()
+            self.run.picture(
+                "loss_curve",
+                draw_loss_curve([point.last for point in loss], [point.mean for point in loss]),
+                caption="Training loss",
+            )
+
+    def validation(self) -> None:
+        """Plan and play `episodes` episodes of `episode_seed`."""
+        self._play("validation", self.options.validation, self.options.episode_seed)
+
+    def test(self) -> None:
+        """Plan and play `episodes` episodes that validation never sees."""
+        self._play("test", self.options.test, self.options.episode_seed + TEST_SEED_OFFSET)
+
+    # ------------------------------------------------------------------------------------------------ playing
+
+    def _play(self, task: str, options: ValidationOptions | TestOptions, seed: int) -> None:
+        self._prepare(data=False)
+        if not self.step:
+            self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
+        device = _device()
+        algorithm = self.algorithm.to(device).eval()
+        planner: Planner = algorithm.planner()
+        settings = algorithm.options
+        play_options = PlayOptions(
+            open_loop_horizon=settings.open_loop_horizon,
+            episode_len=settings.episode_len,
+            controller=settings.controller,
+            stay_at_goal=settings.stay_at_goal,
+            warm_start=settings.warm_start,
+        )
+        maze, total = self.dataset.maze, self.options.episodes
+        groups: list[Episodes] = []
+        with self._progress() as progress, torch.no_grad():
+            bar = progress.add_task(f"{task}: {total} episodes", total=total * maze.max_steps)
+            for first in range(0, total, options.batch_size):
+                count = min(options.batch_size, total - first)
+                base = first * maze.max_steps
+                groups.append(
+                    play(
+                        VectorMaze2d(maze, count, goal=settings.goal),
+                        planner,
+                        play_options,
+                        seed=seed,
+                        first_episode=first,
+                        device=device,
+                        on_step=lambda step, _, base=base, count=count: progress.update(bar, completed=base + count * step),
+                    )
+                )
+        self._report(groups, seed=seed, goal=settings.goal, maze=maze)
+        self._draw(task, groups, planner=planner, maze=maze, device=device, seed=seed, settings=settings)
+
+    def _report(self, groups: list[Episodes], *, seed: int, goal: str, maze: Any) -> None:
+        rewards = np.concatenate([group.rewards for group in groups])
+        seconds = np.concatenate([group.seconds for group in groups])
+        name = maze.name if maze.name in ("umaze", "medium", "large") else None
+        oracle = oracle_rewards(maze, len(rewards), seed=seed, goal=goal)
+        oracle_score = float(normalized_score(oracle.sum(axis=1), name).mean()) if name else None
+        report = planning_report(rewards, maze=name, seconds_per_plan=seconds, oracle_score=oracle_score)
+        report["planning/oracle_episode_reward"] = float(oracle.sum(axis=1).mean())
+        if oracle_score is not None:
+            report["planning/oracle_normalized_score"] = oracle_score
+        self.run.summary(report)
+        for key in ("success_rate", "normalized_score", "episode_reward", "episode_reward_if_stay", "first_reach", "oracle_ratio", "seconds_per_plan"):
+            value = report.get(f"planning/{key}")
+            if value is not None:
+                error = report.get(f"planning/{key}_stderr")
+                self._say(f"  {key:24s} {value:9.4g}" + ("" if error is None else f" ± {error:.2g}"))
+
+    def _draw(
+        self,
+        task: str,
+        groups: list[Episodes],
+        *,
+        planner: Planner,
+        maze: Any,
+        device: torch.device,
+        seed: int,
+        settings: Any,
+    ) -> None:
+        walls, first = maze.walls, groups[0]
+        shown = min(MOST_DRAWN, len(first.rewards))
+        first_plans = first.plans[0][1]
+        self.run.picture(
+            f"{task}_plans",
+            draw_plans(
+                walls,
+                [_until_goal(first_plans[i], first.goals[i]) for i in range(shown)],
+                [first.trajectories[i, : _end(first.rewards[i]), :2] for i in range(shown)],
+                [first.trajectories[i, 0, :2] for i in range(shown)],
+                [first.goals[i] for i in range(shown)],
+                titles=[_title(first.rewards[i]) for i in range(shown)],
+            ),
+            caption=f"Plans and what became of them: episodes 0 to {shown - 1} of seed {seed}",
+        )
+        # the film shows an episode whose way is long
+        longest = int(np.linalg.norm(first.goals - first.trajectories[:, 0, :2], axis=1)[:shown].argmax())
+        rows, levels = self._rows_of_plan(planner, first, longest, device, settings.episode_len, maze.max_steps)
+        self.run.film(
+            f"{task}_plan_from_noise",
+            film_of_plan(walls, rows, first.trajectories[longest, 0, :2], first.goals[longest], levels=levels),
+            fps=max(4, len(rows) // 6),
+            caption=f"A plan coming out of noise, row by row of its scheduling matrix ({len(rows)} rows)",
+        )
+        end = _end(first.rewards[longest])
+        followed = [plan[longest] for step, plan in first.plans if step < end]
+        horizon = len(followed[0])
+        self.run.film(
+            f"{task}_episode",
+            film_of_execution(
+                walls,
+                np.stack([np.concatenate([plan, np.repeat(plan[-1:], horizon - len(plan), axis=0)]) for plan in followed]),
+                first.trajectories[longest, :end, :2],
+                first.goals[longest],
+                replan_every=settings.open_loop_horizon,
+            ),
+            fps=25,
+            caption=f"Episode {longest}: each plan, and the ball that follows it",
+        )
+
+    def _rows_of_plan(
+        self, planner: Planner, episodes: Episodes, episode: int, device: torch.device, episode_len: int, max_steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (m, h, 2) after each row of one plan, and the sampling levels (m, tokens)."""
+        horizon = min(episode_len, max_steps)
+        rows: list[np.ndarray] = []
+        levels: list[np.ndarray] = []
+        f = planner.bundle.frame_stack
+        tokens = -(-horizon // f)
+
+        def keep(row: int, x: torch.Tensor, s: torch.Tensor) -> None:
+            frames = planner.bundle.decode(planner.bundle.unstack(x[:, 1 : 1 + tokens])).observations
+            rows.append(frames[0, :horizon, :2].cpu().numpy())
+            levels.append(s[1 : 1 + tokens].numpy())
+
+        with torch.no_grad():
+            planner.plan(
+                torch.tensor(episodes.trajectories[episode : episode + 1, 0], dtype=torch.float32, device=device),
+                torch.tensor(episodes.goals[episode : episode + 1], dtype=torch.float32, device=device),
+                horizon,
+                generator=torch.Generator(device).manual_seed(episode),
+                on_row=keep,
+            )
+        return np.stack(rows), np.stack(levels)
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            transient=True,
+        )
+
+
+def _end(rewards: np.ndarray) -> int:
+    """Steps of an episode worth drawing: up to a little after the goal is reached, else all; one more for the start."""
+    reached = np.flatnonzero(rewards > 0)
+    return min(len(rewards), int(reached[0]) + 25) + 1 if len(reached) else len(rewards) + 1
+
+
+def _until_goal(plan: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """The part of a plan (h, 2) up to its nearest approach to the goal: what comes after is not followed."""
+    near = np.linalg.norm(plan - goal, axis=-1) < GOAL_RADIUS
+    return plan[: int(near.argmax()) + 1] if near.any() else plan
+
+
+def _title(rewards: np.ndarray) -> str:
+    reached = np.flatnonzero(rewards > 0)
+    return f"goal at step {int(reached[0]) + 1}" if len(reached) else "goal not reached"
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
