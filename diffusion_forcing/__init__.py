@@ -11,9 +11,41 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    # the paper
+    "DiffusionForcing": "diffusion",
+    "Guidance": "diffusion",
+    "NoiseSchedule": "diffusion",
+    "Sampler": "diffusion",
+    "build_parameterization": "diffusion",
+    "build_schedule": "diffusion",
+    "draw_noise_levels": "diffusion",
+    "sampling_levels": "diffusion",
+    "scheduling_matrix": "diffusion",
+    # networks
+    "KVCache": "networks",
+    "Transformer": "networks",
+    # mazes and their data
+    "MAZES": "environments.mazes",
+    "Maze": "environments.mazes",
+    "Maze2dEnv": "environments.maze2d",
+    "VectorMaze2d": "environments.vector",
+    "Maze2d": "datasets.maze2d",
+    "Maze2dOptions": "datasets.maze2d_options",
+    "SequenceBatch": "datasets.batch",
+    # planning
+    "Planner": "algorithms.planner",
+    "Planning": "algorithms.planning",
+    "PlanningOptions": "algorithms.planning",
+    # running
+    "BaseExperiment": "experiments.base",
+    "ExperimentOptions": "experiments.options",
+    "PlanningExperiment": "experiments.planning",
+    "LoadedCheckpoint": "checkpoints",
+    "Run": "tracking.run",
+    "NullRun": "tracking.run",
     "UserError": "errors",
 }
-"""Public name: the module it lives in."""
+"""Public name: the module it lives in. (`diffusion_forcing.checkpoints` has `load`, `save` and `resolve`.)"""
 
 __all__ = ["__version__", *_PUBLIC]
 

@@ -114,7 +114,7 @@ def demo(console: Console) -> Run:
 
 def _table(results: dict[str, dict[str, Any]]) -> Table:
     table = Table(title=f"{EPISODES * len(results)} mazes planned and played")
-    for name in ("maze", "played", "solved", "steps to goal", "reward, of the map-knowing oracle's", "seconds a plan"):
+    for name in ("maze", "played", "solved", "steps to goal", "reward vs oracle", "seconds a plan"):
         table.add_column(name, justify="left" if name == "maze" else "right")
     for maze, result in results.items():
         played = result["planning/episodes"]

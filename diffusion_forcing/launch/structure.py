@@ -33,7 +33,8 @@ def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[s
     for key, value in _leaves(structure):
         if key.startswith("dataset.") and elsewhere:
             continue
-        if not key.startswith(("algorithm.", "dataset.")) or any(_touches(key, other) for other in given):
+        ours = key.startswith(("algorithm.", "dataset.")) and "._" not in key  # never _target_
+        if not ours or any(_touches(key, other) for other in given):
             continue
         current = OmegaConf.select(now, key, default=_ABSENT)
         current = OmegaConf.to_container(current) if OmegaConf.is_config(current) else current
