@@ -1,7 +1,8 @@
 """What a checkpoint's weights depend on (sizes, statistics) is taken from the checkpoint, unless the command line says it.
 
 Our checkpoints carry a `structure` beside their weights: values by dotted key, such as `algorithm.frame_stack`. With `load=` they replace
-the yaml's, so that a network of other sizes than the default's loads without repeating them. Only values of keys that the configuration
+the yaml's, so that a network of other sizes than the default's loads without repeating them. A shipped one also carries `sampling`, the
+settings its card's scores were measured with (matrix, rows, guidance, controller), taken in the same way. Only values of keys that the configuration
 has are taken: a checkpoint never chooses a class, and its text is never interpreted.
 """
 
@@ -18,19 +19,19 @@ from diffusion_forcing.launch.compose import resolved
 
 
 def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[str]:
-    """Write the structure of `checkpoint` into `config` in place, and return what changed as `key=value` words.
+    """Write the structure, and the sampling settings, of `checkpoint` into `config` in place, and return what changed as `key=value` words.
 
     `given` are the dotted keys that the command line set: they and what is below or above them stay. A checkpoint of another environment
     gives its algorithm's keys only; one that is not ours, or has no structure, nothing.
     """
     facts = _facts(checkpoint)
-    structure = facts.get("structure")
-    if not isinstance(structure, Mapping):
+    carried = [facts[name] for name in ("structure", "sampling") if isinstance(facts.get(name), Mapping)]
+    if not carried:
         return []
     now = OmegaConf.create(resolved(config))
     elsewhere = facts.get("env_id") != OmegaConf.select(now, "dataset.env_id")
     taken = []
-    for key, value in _leaves(structure):
+    for key, value in (leaf for mapping in carried for leaf in _leaves(mapping)):
         if key.startswith("dataset.") and elsewhere:
             continue
         ours = key.startswith(("algorithm.", "dataset.")) and "._" not in key  # never _target_
