@@ -42,7 +42,7 @@ bench: setup  ## every benchmark: a table, and one line of JSON
 
 docs: setup  ## pages of the public classes and functions, from their docstrings, in build/docs
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[docs]'
-	$(BIN)/python -m pdoc --output-directory build/docs diffusion_forcing
+	PDOC_ALLOW_EXEC=1 $(BIN)/python -m pdoc --output-directory build/docs $(patsubst %/__init__.py,%,$(wildcard diffusion_forcing/*/__init__.py))
 	@echo "open build/docs/index.html; the guides are in docs/"
 
 clean:  ## caches and build folders (not .venv, outputs, data)
