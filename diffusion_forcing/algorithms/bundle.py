@@ -45,8 +45,8 @@ class Bundle(nn.Module):
         self.frame_stack = frame_stack
         self.padding_mode = padding_mode
         reward_mean, reward_std = ((), ()) if reward is None else ((reward[0],), (reward[1],))
-        self.register_buffer("mean", torch.tensor([*observation_mean, *action_mean, *reward_mean]), persistent=False)
-        self.register_buffer("std", torch.tensor([*observation_std, *action_std, *reward_std]), persistent=False)
+        self.register_buffer("mean", _vector(*observation_mean, *action_mean, *reward_mean), persistent=False)
+        self.register_buffer("std", _vector(*observation_std, *action_std, *reward_std), persistent=False)
 
     @property
     def width(self) -> int:
@@ -120,3 +120,7 @@ class Bundle(nn.Module):
         """(b, n, f·c) → (b, n·f, c)."""
         b, n, _ = tokens.shape
         return tokens.reshape(b, n * self.frame_stack, self.width)
+
+
+def _vector(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32)
