@@ -1,0 +1,78 @@
+"""Options from the configuration of a released v1.5 planner, so that its checkpoints and recordings can be run here.
+
+Upstream kept its configuration as one mapping, `cfg.algorithm`, dataset statistics included. This is the one place where that mapping
+becomes a `PlanningOptions`; what differs is written out below. To run a recording or a checkpoint of the released code:
+
+    options = planning_options_from_released(config)     # the resolved `cfg.algorithm` it was made with
+    planning = Planning(options)
+    planning.load_weights(checkpoints.load(path))        # or planning.network.load_state_dict(…)
+    planner = planning.planner(guidance_scale=released_guidance_scale(options.guidance_scale, batch))
+    frames = planner.plan_normalized(start, goal, horizon, noise=noise)
+
+Ours is batch-first; the released code was time-first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from diffusion_forcing.algorithms.goal_guidance import RELEASED_BATCH
+from diffusion_forcing.algorithms.options import DiffusionOptions, TransformerOptions
+from diffusion_forcing.algorithms.planning import PlanningOptions
+from diffusion_forcing.errors import UserError, did_you_mean
+
+UNREAD = ("x_shape", "data_mean", "data_std")  # upstream filled them in from the statistics
+UNREAD_IN_DIFFUSION = ("use_snr", "use_cum_snr")  # never read: min-SNR weighting is on unless use_fused_snr
+
+
+def planning_options_from_released(config: Mapping[str, Any]) -> PlanningOptions:
+    """The options of the planner that the released `config` describes: the resolved `cfg.algorithm` of `algorithm=df_planning`.
+
+    As it stands, but for: keys the released code never reads (`use_snr`, `use_cum_snr`, `x_shape`, `data_mean`, `data_std`) are left
+    out; lists become tuples; `chunk_size` is −1, because a plan was drawn whole whatever it said; `ema_decay` is 0, because there was no
+    average; what the released planner did not have keeps the setting that reproduces it (`guidance_weights=released`, one continuation,
+    the PD law). `config` is not changed. A key that no released planner has, or a missing one, is a UserError.
+    """
+    algorithm = {key: value for key, value in config.items() if key not in UNREAD}
+    diffusion = algorithm.pop("diffusion", None)
+    architecture = diffusion.get("architecture") if isinstance(diffusion, Mapping) else None
+    if (
+        not isinstance(diffusion, Mapping)
+        or not isinstance(architecture, Mapping)
+        or "observation_mean" not in algorithm
+    ):
+        raise UserError(
+            "this is no released planning configuration (observation_mean, diffusion and diffusion.architecture are needed); "
+            "pass the resolved cfg.algorithm of algorithm=df_planning"
+        )
+    own = {key: value for key, value in diffusion.items() if key not in (*UNREAD_IN_DIFFUSION, "architecture")}
+    return PlanningOptions(
+        **_known(PlanningOptions, algorithm, "") | {"chunk_size": -1, "ema_decay": 0.0},
+        diffusion=DiffusionOptions(
+            **_known(DiffusionOptions, own, "diffusion."),
+            architecture=TransformerOptions(**_known(TransformerOptions, architecture, "diffusion.architecture.")),
+        ),
+    )
+
+
+def released_guidance_scale(guidance_scale: float, batch: int) -> float:
+    """The `guidance_scale` that gives here what the released code did with `guidance_scale` for `batch` plans at once.
+
+    The released strength per plan is divided by the batch; ours never is, and stands for the default batch of 128 (METHOD §10).
+    """
+    if batch < 1:
+        raise UserError(f"batch is {batch}; the released code planned for 1 start or more at once")
+    return guidance_scale * RELEASED_BATCH / batch
+
+
+def _known(options: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of `given` as arguments of the options class, lists as tuples."""
+    allowed = {field.name for field in fields(options)}
+    for key in given:
+        if key not in allowed:
+            raise UserError(
+                f"the released configuration has '{where}{key}', which no released planner has{did_you_mean(key, allowed)}"
+            )
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
