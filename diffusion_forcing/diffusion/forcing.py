@@ -162,10 +162,18 @@ class DiffusionForcing(nn.Module):
         return torch.where(clean.reshape(*k.shape, *(1,) * (x.ndim - k.ndim)), shown, x), shown_k
 
     def remember(self, x: Tensor, *, conditions: Tensor | None = None, memory: Any = None) -> Any:
-        """The memory after clean tokens x: (b, t, *c), shown at the stabilization level, behind what `memory` holds."""
+        """The memory after clean tokens x: (b, t, *c), shown at the stabilization level, behind what `memory` holds.
+
+        UserError from a network that keeps none: its tokens see the future, so the past cannot be finished first.
+        """
         clean = torch.full(x.shape[:2], -1, device=x.device)
         shown, k = self.stabilize(x, clean)
-        return self.network(shown, k, conditions, memory)[1]
+        memory = self.network(shown, k, conditions, memory)[1]
+        if memory is None:
+            raise UserError(
+                "this network sees the future and keeps no memory of the past; sample with cache=False or train with causal=True"
+            )
+        return memory
 
     def clamp_noise(self, noise: Tensor) -> Tensor:
         """Noise within ±clip_noise."""

@@ -111,7 +111,9 @@ class Sampler:
         """A sequence of `length` tokens that begins with the clean `context`: (b, t₀, *c). Returns (b, length, *c).
 
         window: the most tokens the network sees at once; the oldest slide out. chunk_size: tokens denoised together (−1: all that
-        remain). cache: keep the past as the causal network's memory; the result equals the uncached one. conditions: (b, length, d).
+        remain). cache: keep the past as the causal network's memory; with eta 0 the result equals the uncached one (noise drawn along the
+        way is drawn for fewer tokens, and DDPM's own noise on the context stays away), and a return sees the chunk alone.
+        conditions: (b, length, d).
         """
         x = context
         remembered, memory = (0, 0), None
