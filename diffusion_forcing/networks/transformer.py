@@ -98,9 +98,10 @@ class Transformer(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
-        if network_size % attn_heads or network_size % 4:
+        if network_size % attn_heads or network_size % 4 or network_size < 8:
             raise UserError(
-                f"network_size is {network_size} with attn_heads {attn_heads}; it must be a multiple of the heads and of 4"
+                f"network_size is {network_size} with attn_heads {attn_heads}; "
+                "it must be a multiple of the heads and of 4, and at least 8"
             )
         self.x_dim = x_dim
         self.network_size = network_size
