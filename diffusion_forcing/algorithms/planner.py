@@ -107,6 +107,10 @@ class Planner:
         )
         rows = self.sampler.matrix(tokens)
         if previous is not None and restart is not None:
+            if not 1 <= restart <= self.sampler.sampling_timesteps:
+                raise UserError(
+                    f"restart is {restart}; an earlier plan is taken up at a sampling level 1…{self.sampler.sampling_timesteps}"
+                )
             rows = rows.clamp(max=restart)
             k = self.sampler.levels[torch.full(shape[:2], restart)].to(start.device)
             missing = tokens * bundle.frame_stack - previous.shape[1]

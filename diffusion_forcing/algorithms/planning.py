@@ -112,6 +112,11 @@ class PlanningOptions:
         positive("algorithm.lr", self.lr)
         within("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
         within("algorithm.warm_start", self.warm_start, 0, 1)
+        if self.warm_start > 0 and self.open_loop_horizon >= self.episode_len:
+            raise UserError(
+                f"algorithm.warm_start is {self.warm_start}, but nothing of a plan of {self.episode_len} steps is left when replanning "
+                f"after algorithm.open_loop_horizon {self.open_loop_horizon}; replan earlier or set warm_start to 0"
+            )
         if self.chunk_size not in (-1, self.episode_len):
             raise UserError(
                 f"algorithm.chunk_size is {self.chunk_size}; a plan is drawn whole: dataset.episode_len ({self.episode_len}) or -1"
