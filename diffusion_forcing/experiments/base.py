@@ -98,6 +98,8 @@ class BaseExperiment:
             self.run.finish("interrupted")
             self._say(self._how_to_resume(parts.trainer.global_step, parts.checkpoints.last))
             raise
+        finally:
+            parts.loaders.close()
         self.step = parts.trainer.global_step
         if resumed is not None and self.step == before:
             self._say(f"nothing left to train: the run has taken {self.step} steps; raise training.max_steps to go on")
@@ -177,7 +179,10 @@ class BaseExperiment:
         )
         evaluate = evaluation.validate if task == "validation" else evaluation.test
         loaders = trainer.Loaders(self.options, self.dataset, seed=self.seed)
-        evaluate(self.algorithm, datamodule=loaders, verbose=False)
+        try:
+            evaluate(self.algorithm, datamodule=loaders, verbose=False)
+        finally:
+            loaders.close()
         self.run.summary({key: float(value) for key, value in evaluation.callback_metrics.items()})
 
     def _checkpoint_to_resume(self) -> Path | None:

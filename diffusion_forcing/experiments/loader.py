@@ -24,9 +24,72 @@ Place = tuple[int, int, list[int]]
 """Epoch, batch within it, dataset indices of its samples."""
 
 
+class Order(Sampler[Place]):
+    """Which samples are in which batch, and how far we are. Iterating gives what is left of the current epoch."""
+
+    def __init__(
+        self,
+        samples: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """`drop_last`: leave out an epoch's last, smaller batch, except where it is the only one. Others: see
+        `BatchLoader`."""
+        self.samples = samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        mine = -(-samples // world_size)
+        whole = mine // batch_size
+        self.length = whole if drop_last and whole else -(-mine // batch_size)
+        self.epoch = 0
+        self.batch = 0
+
+    def __len__(self) -> int:
+        """Batches left in this epoch."""
+        return self.length - self.batch
+
+    def __iter__(self) -> Iterator[Place]:
+        epoch, size, order = self.epoch, self.batch_size, self.of_epoch(self.epoch)
+        for batch in range(self.batch, self.length):
+            yield epoch, batch, order[batch * size : (batch + 1) * size].tolist()
+
+    def of_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Dataset indices of this process in `epoch`, (ceil(samples / world_size),); the last repeat where it does not
+        divide."""
+        if self.shuffle:
+            indices = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        else:
+            indices = np.arange(self.samples)
+        each = -(-self.samples // self.world_size)
+        return np.resize(indices, each * self.world_size)[self.rank :: self.world_size]
+
+    def advance(self) -> None:
+        """One batch was handed out."""
+        self.batch += 1
+        if self.batch == self.length:
+            self.epoch, self.batch = self.epoch + 1, 0
+
+    def signature(self) -> dict[str, int]:
+        """What a position is a position in."""
+        return {
+            "samples": self.samples,
+            "batch_size": self.batch_size,
+            "shuffle": int(self.shuffle),
+            "seed": self.seed,
+            "processes": self.world_size,
+        }
+
+
 class BatchLoader:
-    """Iterates over a map-style dataset in batches; every `iter()` starts at the beginning, in the same order. For
-    validation and test."""
+    """Iterates over a map-style dataset in batches; each `iter()` starts over, in the same order. For validation, test."""
 
     def __init__(
         self,
@@ -48,22 +111,20 @@ class BatchLoader:
         if it makes whole batches). rank, world_size: this process among those that share each epoch. UserError if there
         is no data.
         """
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.samples = len(dataset)  # type: ignore[arg-type]
-        if self.samples == 0:
+        samples = len(dataset)  # type: ignore[arg-type]
+        if samples == 0:
             raise UserError(
                 "the dataset has no samples; check dataset.* (episode_len longer than every episode?) and its files"
             )
-        mine = -(-self.samples // world_size)
-        whole = mine // batch_size
-        self.length = whole if drop_last and whole else -(-mine // batch_size)
-        self.epoch = 0
-        self.batch = 0
+        self.position = Order(
+            samples,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+        )
         self.indices: list[int] = []
         """Dataset indices of the batch handed out last."""
         if num_workers is None:
@@ -71,52 +132,40 @@ class BatchLoader:
         self._loader: DataLoader[Any] = DataLoader(
             _Batches(dataset, seed),
             batch_size=None,
-            sampler=_Order(self),
+            sampler=self.position,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            generator=torch.Generator().manual_seed(
-                seed
-            ),  # so that making an iterator draws nothing from the global state
+            # its own, so that making an iterator draws nothing from the global one
+            generator=torch.Generator().manual_seed(seed),
         )
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return self.length
+        return self.position.length
 
     def __iter__(self) -> Iterator[Any]:
-        self.epoch, self.batch = 0, 0
+        self.position.epoch, self.position.batch = 0, 0
         yield from self._rest_of_epoch()
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """Dataset indices of this process in `epoch`, (ceil(samples / world_size),); the last ones repeat where it does
-        not divide."""
-        if self.shuffle:
-            indices = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-        else:
-            indices = np.arange(self.samples)
-        each = -(-self.samples // self.world_size)
-        return np.resize(indices, each * self.world_size)[self.rank :: self.world_size]
+    def close(self) -> None:
+        """End the worker processes now. Left to the garbage collector, which may take their queues first, it takes 5
+        seconds each."""
+        workers = self._loader._iterator
+        if workers is not None and hasattr(workers, "_shutdown_workers"):
+            workers._shutdown_workers()
+        self._loader._iterator = None
 
     def _rest_of_epoch(self) -> Iterator[Any]:
-        for (_, _, indices), batch in zip(self._places(), self._loader, strict=True):
+        for (_, _, indices), batch in zip(self.position, self._loader, strict=True):
             self.indices = indices
-            self.batch += 1
-            if self.batch == self.length:
-                self.epoch, self.batch = self.epoch + 1, 0
+            self.position.advance()
             yield batch
-
-    def _places(self) -> Iterator[Place]:
-        """What is left of the current epoch."""
-        epoch, size = self.epoch, self.batch_size
-        order = self.order(epoch)
-        for batch in range(self.batch, self.length):
-            yield epoch, batch, order[batch * size : (batch + 1) * size].tolist()
 
 
 class ResumableLoader(BatchLoader):
-    """The same for training: each `iter()` goes on where the last one stopped, epoch after epoch, and the position can
-    be saved."""
+    """The same for training: each `iter()` goes on where the last one stopped, epoch after epoch; the position can be
+    saved."""
 
     def __iter__(self) -> Iterator[Any]:
         """The rest of the current epoch; all of the next one where the last one was finished."""
@@ -124,39 +173,17 @@ class ResumableLoader(BatchLoader):
 
     def state_dict(self) -> dict[str, int]:
         """The position, and what it is a position in."""
-        return {"epoch": self.epoch, "batch": self.batch, **self._signature()}
+        return {"epoch": self.position.epoch, "batch": self.position.batch, **self.position.signature()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a saved position; UserError if the data, the batch size or the number of processes is not what it was."""
-        for key, now in self._signature().items():
+        for key, now in self.position.signature().items():
             if state.get(key) != now:
                 raise UserError(
                     f"cannot resume with {key}={now}: the run was trained with {key}={state.get(key)}; "
                     "resume with the same settings, or start a new run from its weights with load="
                 )
-        self.epoch, self.batch = state["epoch"], state["batch"]
-
-    def _signature(self) -> dict[str, int]:
-        return {
-            "samples": self.samples,
-            "batch_size": self.batch_size,
-            "shuffle": int(self.shuffle),
-            "seed": self.seed,
-            "processes": self.world_size,
-        }
-
-
-class _Order(Sampler[Place]):
-    """A loader's own order, in the shape torch's DataLoader asks for."""
-
-    def __init__(self, loader: BatchLoader) -> None:
-        self._of = loader
-
-    def __iter__(self) -> Iterator[Place]:
-        return self._of._places()
-
-    def __len__(self) -> int:
-        return self._of.length - self._of.batch
+        self.position.epoch, self.position.batch = state["epoch"], state["batch"]
 
 
 class _Batches(Dataset[Any]):

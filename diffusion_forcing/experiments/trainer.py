@@ -34,6 +34,7 @@ class Loaders(LightningDataModule):
         super().__init__()
         self.indices: Callable[[], list[int]] = lambda: []
         """Dataset indices of the training batch handed out last."""
+        self._made: list[BatchLoader] = []
         self._options = options
         self._dataset = dataset
         self._seed = seed
@@ -49,6 +50,7 @@ class Loaders(LightningDataModule):
             **self._shared(),
         )
         self.indices = lambda: loader.indices
+        self._made.append(loader)
         return loader
 
     def val_dataloader(self) -> BatchLoader:
@@ -59,13 +61,20 @@ class Loaders(LightningDataModule):
         return self._evaluation(self._dataset.test() if has_own else self._dataset.validation(), self._options.test)
 
     def _evaluation(self, data: Any, options: ValidationOptions | TestOptions) -> BatchLoader:
-        return BatchLoader(
+        loader = BatchLoader(
             data,
             batch_size=options.batch_size,
             shuffle=options.data.shuffle,
             num_workers=options.data.num_workers,
             **self._shared(),
         )
+        self._made.append(loader)
+        return loader
+
+    def close(self) -> None:
+        """End the loaders' worker processes."""
+        for loader in self._made:
+            loader.close()
 
     def _shared(self) -> dict[str, Any]:
         assert self.trainer is not None

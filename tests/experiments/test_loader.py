@@ -1,3 +1,4 @@
+import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import randomness
-from diffusion_forcing.experiments.loader import BatchLoader, ResumableLoader
+from diffusion_forcing.experiments.loader import BatchLoader, Order, ResumableLoader
 from tests.experiments.toy import Samples
 
 SEED = 5
@@ -52,12 +53,16 @@ def test_a_loader_put_back_to_a_saved_position_goes_on_with_exactly_the_next_bat
     drawn(first, stop)
     second = loader(num_workers=workers)
     second.load_state_dict(first.state_dict())
-    assert equal(drawn(second, 9 - stop), whole[stop:])
+    rest = drawn(second, 9 - stop)
+    first.close()
+    second.close()
+    assert equal(rest, whole[stop:])
 
 
 def test_the_position_counts_what_was_handed_out_and_not_what_was_read_ahead() -> None:
     source = loader(count=40, num_workers=2)
     drawn(source, 3)
+    source.close()
     assert source.state_dict()["batch"] == 3
 
 
@@ -104,7 +109,7 @@ def test_the_last_smaller_batch_is_dropped_only_where_there_is_a_whole_one(
 
 
 def test_processes_share_an_epoch_in_equal_parts() -> None:
-    parts = [loader(rank=rank, world_size=3).order(0).tolist() for rank in range(3)]
+    parts = [Order(11, batch_size=4, shuffle=True, rank=rank, world_size=3).of_epoch(0).tolist() for rank in range(3)]
     assert [len(part) for part in parts] == [4, 4, 4]
     assert {index for part in parts for index in part} == set(range(11))
 
@@ -119,3 +124,13 @@ def test_other_data_or_another_batch_size_cannot_be_resumed_and_the_line_says_wh
 def test_no_data_is_one_line() -> None:
     with pytest.raises(UserError, match="no samples"):
         loader(0)
+
+
+def test_a_closed_loader_leaves_no_process_behind_and_may_be_used_again() -> None:
+    source = loader(num_workers=2)
+    drawn(source, 1)
+    assert len(multiprocessing.active_children()) == 2
+    source.close()
+    assert multiprocessing.active_children() == []
+    assert len(drawn(source, 2)) == 2
+    source.close()
