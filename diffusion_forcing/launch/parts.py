@@ -13,6 +13,8 @@ from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.launch.options import build_options
 
 TARGET = "_target_"
+_EXTRA = "'diffusion-forcing[planning]'"
+"""The extra with what our own tasks need beyond the package's dependencies."""
 
 
 def read_part(section: Mapping[str, Any], where: str, *, everywhere: Sequence[str] = ()) -> tuple[type, Any]:
@@ -44,8 +46,9 @@ def import_class(target: str, where: str) -> type:
             raise UserError(
                 f"{where}={target}: there is no module '{missing}' (looked in {here} and the installed packages)"
             ) from failure
+        wanted = _EXTRA if module_name.startswith("diffusion_forcing.") else missing
         raise UserError(
-            f"{where}={target} needs the package '{missing}', which is not installed: pip install {missing}"
+            f"{where}={target} needs the package '{missing}', which is not installed: pip install {wanted}"
         ) from failure
     except UserError:
         raise

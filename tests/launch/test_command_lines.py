@@ -137,3 +137,15 @@ def test_a_users_module_that_does_not_import_is_one_error_line(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert said in captured.err
+
+
+def test_a_part_of_ours_that_lacks_a_package_names_the_extra_to_install(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_mujoco(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'mujoco'", name="mujoco")
+
+    monkeypatch.setattr("importlib.import_module", without_mujoco)
+    assert main([]) == 2
+    assert "needs the package 'mujoco'" in (error := capsys.readouterr().err)
+    assert error.endswith("pip install 'diffusion-forcing[planning]'\n")
