@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -37,13 +37,6 @@ class Interrupts:
         before, self._before = self._before, {}
         for number, handler in before.items():
             signal.signal(number, handler)
-
-    def __enter__(self) -> Interrupts:
-        self.install()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.remove()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

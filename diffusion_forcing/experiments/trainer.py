@@ -23,6 +23,7 @@ _QUIET = (  # remarks of Lightning's that say nothing to a user of ours
     ".*does not have many workers.*",
     ".*`isinstance.treespec, LeafSpec.`.*",
     ".*You passed in a `val_dataloader` but have no.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
 )
 _ONLY_CUDA = ("16-mixed", "16-true")
 
@@ -120,7 +121,7 @@ def for_training(
         training.checkpointing,
         folder=run.checkpoints,
         before_save=before_save,
-        time_limit=training.time_limit.total_seconds() if training.time_limit else None,
+        time_limit=None if training.time_limit is None else training.time_limit.total_seconds(),
         say=say,
     )
     guard = FiniteGuard(
