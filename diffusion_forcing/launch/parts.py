@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def import_class(target: str, where: str) -> type:
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)  # the user's own classes, when started through the installed command
     try:
-        module = importlib.import_module(module_name)
+        module = import_module(module_name)
     except ModuleNotFoundError as failure:
         missing = failure.name or module_name
         if module_name == missing or module_name.startswith(f"{missing}."):
