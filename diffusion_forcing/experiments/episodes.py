@@ -69,7 +69,9 @@ def play(
         if step % options.open_loop_horizon == 0 and waiting.any():
             horizon = min(options.episode_len, steps - step)
             index = np.flatnonzero(waiting)
-            noise = _noise(planner, horizon, [(seed, first_episode + int(i), NOISE_STREAM, step) for i in index]).to(device)
+            noise = _noise(planner, horizon, [(seed, first_episode + int(i), NOISE_STREAM, step) for i in index]).to(
+                device
+            )
             previous, restart = None, None
             if frames is not None and options.warm_start > 0:
                 previous = frames[torch.from_numpy(index)][:, options.open_loop_horizon :][:, :horizon]
@@ -120,4 +122,6 @@ def _noise(planner: Planner, horizon: int, seeds: list[tuple[int, ...]]) -> torc
     """Standard normal tokens (n, ⌈horizon/f⌉, f·c), each sample from its own seed."""
     bundle = planner.bundle
     shape = (-(-horizon // bundle.frame_stack), bundle.token_width)
-    return torch.stack([torch.from_numpy(np.random.default_rng(s).standard_normal(shape, dtype=np.float32)) for s in seeds])
+    return torch.stack(
+        [torch.from_numpy(np.random.default_rng(s).standard_normal(shape, dtype=np.float32)) for s in seeds]
+    )

@@ -107,7 +107,9 @@ class PlanningExperiment(BaseExperiment):
                         seed=seed,
                         first_episode=first,
                         device=device,
-                        on_step=lambda step, _, base=base, count=count: progress.update(bar, completed=base + count * step),
+                        on_step=lambda step, _, base=base, count=count: progress.update(
+                            bar, completed=base + count * step
+                        ),
                     )
                 )
         self._report(groups, seed=seed, goal=settings.goal, maze=maze)
@@ -124,7 +126,15 @@ class PlanningExperiment(BaseExperiment):
         if oracle_score is not None:
             report["planning/oracle_normalized_score"] = oracle_score
         self.run.summary(report)
-        for key in ("success_rate", "normalized_score", "episode_reward", "episode_reward_if_stay", "first_reach", "oracle_ratio", "seconds_per_plan"):
+        for key in (
+            "success_rate",
+            "normalized_score",
+            "episode_reward",
+            "episode_reward_if_stay",
+            "first_reach",
+            "oracle_ratio",
+            "seconds_per_plan",
+        ):
             value = report.get(f"planning/{key}")
             if value is not None:
                 error = report.get(f"planning/{key}_stderr")
@@ -172,7 +182,9 @@ class PlanningExperiment(BaseExperiment):
             f"{task}_episode",
             film_of_execution(
                 walls,
-                np.stack([np.concatenate([plan, np.repeat(plan[-1:], horizon - len(plan), axis=0)]) for plan in followed]),
+                np.stack(
+                    [np.concatenate([plan, np.repeat(plan[-1:], horizon - len(plan), axis=0)]) for plan in followed]
+                ),
                 first.trajectories[longest, :end, :2],
                 first.goals[longest],
                 replan_every=settings.open_loop_horizon,

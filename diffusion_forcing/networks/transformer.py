@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.embeddings import sinusoidal
+from diffusion_forcing.networks.fused_encoder import FusedEncoder, can_fuse
 from diffusion_forcing.networks.memory import KVCache
 
 
@@ -62,15 +63,29 @@ class EncoderLayer(nn.Module):
         x = self.norm1(x + attended)
         return self.norm2(x + self.linear2(self.linear1(x).relu_())), present
 
+    def in_order(self) -> list[nn.Parameter]:
+        """The parameters as `fused_encoder.FusedEncoder` takes them."""
+        attention, norms = self.self_attn, (self.norm1, self.norm2)
+        linears = (attention.out_proj, self.linear1, self.linear2)
+        ordered = [attention.in_proj_weight, attention.in_proj_bias]
+        return ordered + [p for module in (*linears, *norms) for p in (module.weight, module.bias)]
+
 
 class Encoder(nn.Module):
-    """The stack of layers, under the released name `transformer.layers`."""
+    """The stack of layers, under the released name `transformer.layers`. fused: take the fast path of `fused_encoder` where it serves."""
+
+    fused = True
 
     def __init__(self, size: int, layers: int, heads: int, feedforward: int) -> None:
         super().__init__()
+        self.heads = heads
         self.layers = nn.ModuleList(EncoderLayer(size, heads, feedforward) for _ in range(layers))
 
-    def forward(self, x: Tensor, causal: bool, memory: KVCache | None) -> tuple[Tensor, KVCache]:
+    def forward(self, x: Tensor, causal: bool, memory: KVCache | None) -> tuple[Tensor, KVCache | None]:
+        """x: (b, t, size) → (b, t, size) and, where causal, the memory after x."""
+        if self.fused and not causal and can_fuse(x):
+            parameters = [parameter for layer in self.layers for parameter in layer.in_order()]
+            return FusedEncoder.apply(x, self.heads, causal, *parameters), None
         presents = []
         for index, layer in enumerate(self.layers):
             past = None if memory is None else (memory.keys[index], memory.values[index])
