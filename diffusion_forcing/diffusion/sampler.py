@@ -56,6 +56,7 @@ class Sampler:
         """Pure noise tokens of `shape` (b, t, *c), clamped."""
         return self.forcing.clamp_noise(torch.randn(shape, generator=generator, device=device))
 
+    @torch.no_grad()
     def walk(
         self,
         x: Tensor,
@@ -95,6 +96,7 @@ class Sampler:
                 on_row(row, x, matrix[row + 1])
         return x
 
+    @torch.no_grad()
     def rollout(
         self,
         context: Tensor,
