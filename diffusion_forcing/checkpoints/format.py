@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffusion_forcing import __version__
 from diffusion_forcing.checkpoints import released
 from diffusion_forcing.checkpoints.codec import decode, encode
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
@@ -41,7 +42,7 @@ VERSION = 1
 FACTS, MODEL, TRAINING, TREE = "checkpoint.json", "model.safetensors", "training.safetensors", "training.json"
 CARD = "README.md"
 _NEW, _OLD = ".tmp-", ".old-"  # in the hidden names of a checkpoint being written, and of one being replaced
-_LIBRARIES = ("diffusion-forcing", "torch", "lightning", "numpy", "safetensors")
+_LIBRARIES = ("torch", "lightning", "numpy", "safetensors")
 
 
 def save(
@@ -252,7 +253,7 @@ def _fingerprint(file: Path) -> dict[str, Any]:
 
 
 def _libraries() -> dict[str, str]:
-    found = {}
+    found = {"diffusion-forcing": __version__}
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

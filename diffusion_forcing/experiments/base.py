@@ -196,7 +196,9 @@ class BaseExperiment:
     def _how_to_resume(self, step: int, last: Path | None) -> str:
         if last is None:
             return f"interrupted at step {step}, before anything could be saved; start again without resume="
-        return f"interrupted at step {step}; saved {last}; go on with resume={self.run.id}"
+        by_default = (Path.cwd() / "outputs").resolve() in self.run.folder.resolve().parents
+        run = self.run.id if by_default else self.run.folder
+        return f"interrupted at step {step}; saved {last}; go on with resume={run}"
 
 
 def task_names(experiment: type) -> list[str]:

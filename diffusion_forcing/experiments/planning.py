@@ -7,13 +7,15 @@ became of them, and films of a plan coming out of noise and of an episode. `gene
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from diffusion_forcing.algorithms.planner import Planner
+from diffusion_forcing.algorithms.planning import Planning, PlanningOptions
+from diffusion_forcing.environments.maze2d import Goal
+from diffusion_forcing.environments.mazes import Maze
 from diffusion_forcing.environments.vector import VectorMaze2d
 from diffusion_forcing.environments.waypoint import oracle_rewards
 from diffusion_forcing.errors import UserError
@@ -50,6 +52,7 @@ class PlanningExperiment(BaseExperiment):
 
     Options = PlanningExperimentOptions
     options: PlanningExperimentOptions
+    algorithm: Planning
 
     def generate_dataset(self) -> None:
         """Make the maze data with the waypoint controller (`dataset.num_steps`, `dataset.action_noise`), or finish what was begun."""
@@ -98,7 +101,10 @@ class PlanningExperiment(BaseExperiment):
             bar = progress.add_task(f"{task}: {total} episodes", total=total * maze.max_steps)
             for first in range(0, total, options.batch_size):
                 count = min(options.batch_size, total - first)
-                base = first * maze.max_steps
+
+                def show(step: int, steps: int, first: int = first, count: int = count) -> None:
+                    progress.update(bar, completed=first * steps + count * step)
+
                 groups.append(
                     play(
                         VectorMaze2d(maze, count, goal=settings.goal),
@@ -107,15 +113,13 @@ class PlanningExperiment(BaseExperiment):
                         seed=seed,
                         first_episode=first,
                         device=device,
-                        on_step=lambda step, _, base=base, count=count: progress.update(
-                            bar, completed=base + count * step
-                        ),
+                        on_step=show,
                     )
                 )
         self._report(groups, seed=seed, goal=settings.goal, maze=maze)
         self._draw(task, groups, planner=planner, maze=maze, device=device, seed=seed, settings=settings)
 
-    def _report(self, groups: list[Episodes], *, seed: int, goal: str, maze: Any) -> None:
+    def _report(self, groups: list[Episodes], *, seed: int, goal: Goal, maze: Maze) -> None:
         rewards = np.concatenate([group.rewards for group in groups])
         seconds = np.concatenate([group.seconds for group in groups])
         name = maze.name if maze.name in ("umaze", "medium", "large") else None
@@ -146,10 +150,10 @@ class PlanningExperiment(BaseExperiment):
         groups: list[Episodes],
         *,
         planner: Planner,
-        maze: Any,
+        maze: Maze,
         device: torch.device,
         seed: int,
-        settings: Any,
+        settings: PlanningOptions,
     ) -> None:
         walls, first = maze.walls, groups[0]
         shown = min(MOST_DRAWN, len(first.rewards))

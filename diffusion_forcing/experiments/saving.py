@@ -1,4 +1,4 @@
-"""When checkpoints are written, what is in them, and which are kept.
+"""When checkpoints are written, and what is in them.
 
 Whatever moment a checkpoint is asked for (in a validation, when training ends or fails), what is saved is the last
 *step boundary*: loop counters, data position and random state as they were right after the last optimiser step, when
@@ -7,9 +7,6 @@ the weights last changed. So resuming always starts before a whole step, and one
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -20,15 +17,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints.lightning_io import SAMPLING
-from diffusion_forcing.checkpoints.resolve import LATEST
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import randomness
 from diffusion_forcing.experiments.interrupts import Interrupted, Interrupts
 from diffusion_forcing.experiments.options import CheckpointingOptions
+from diffusion_forcing.experiments.retention import Retention
 from diffusion_forcing.experiments.weights import describe, sampling_weights
 
 _RANDOM = "random"
-_SCORES = "scores.json"
 
 
 class Checkpoints(Callback):
@@ -56,6 +52,7 @@ class Checkpoints(Callback):
         self._boundary: tuple[int, dict[str, Any], dict[str, Any]] | None = None  # step, fit loop, random state
         self._restored: dict[str, Any] | None = None  # random state of the checkpoint that is being resumed from
         self._due = False
+        self._kept = Retention(options, folder)
         self._saved_step = -1
         self._last_time = time.monotonic()
         self._seconds = 0.0  # of training, before and in this session
@@ -68,9 +65,10 @@ class Checkpoints(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._seconds = state["seconds"]
+        self._kept.written = set(state.get("written", ()))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds}
+        return {"seconds": self._seconds, "written": sorted(self._kept.written)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         native.remove_leftovers(self.folder)
@@ -95,7 +93,7 @@ class Checkpoints(Callback):
         now = time.monotonic()
         self._seconds, self._tick = self._seconds + now - self._tick, now
         self._due = self._is_due(trainer)
-        if _agreed(trainer, self._time_limit is not None and self._seconds >= self._time_limit):
+        if self._time_limit is not None and _agreed(trainer, self._seconds >= self._time_limit):
             self._due = trainer.should_stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,10 +107,10 @@ class Checkpoints(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = trainer.callback_metrics.get(self.options.monitor or "")
-        if self._boundary is not None and value is not None and self._is_among_best(float(value)):
+        if self._boundary is not None and value is not None and self._kept.is_among_best(float(value)):
             path = self.save(trainer)
-            self._write_scores(self._scores() | {path.name: float(value)})
-            self._remove_old()
+            if trainer.is_global_zero:
+                self._kept.score(path, float(value))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:
@@ -151,13 +149,12 @@ class Checkpoints(Callback):
             return self.last
         self._before_save()
         path = self._path(trainer, step)
+        self._kept.written.add(path.name)
         trainer.save_checkpoint(path, weights_only=False)
-        if trainer.is_global_zero:
-            self._point_to(path)
         self.last, self._saved_step = path, step
         self._last_time = time.monotonic()
         if trainer.is_global_zero:
-            self._remove_old()
+            self._kept.add(path)
         if self.options.verbose:
             self._say(f"saved {path}")
         return path
@@ -218,51 +215,6 @@ class Checkpoints(Callback):
         while self.options.enable_version_counter and path.exists():
             path, version = self.folder / f"{name}-v{version}", version + 1
         return path
-
-    def _point_to(self, path: Path) -> None:
-        """Make `latest` a link to `path` in one step. Where links cannot be made the newest is found by its step."""
-        temporary = self.folder / f".{LATEST}-{os.getpid()}"
-        try:
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(path.name, target_is_directory=True)
-            os.replace(temporary, self.folder / LATEST)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-
-    def _remove_old(self) -> None:
-        """Remove all but the newest `keep_last` and the best `save_top_k`; the one just written is the newest and
-        stays."""
-        options = self.options
-        if options.save_top_k == -1 or self.last is None:
-            return
-        here = [path for path in self.folder.iterdir() if path.name not in (LATEST,) and native.is_checkpoint(path)]
-        here.sort(key=lambda path: (path == self.last, (path / native.FACTS).stat().st_mtime_ns))
-        newest = options.keep_last if options.monitor else max(options.keep_last, options.save_top_k)
-        scores = {name: score for name, score in self._scores().items() if (self.folder / name).is_dir()}
-        best = sorted(scores, key=lambda name: scores[name], reverse=options.mode == "max")[: options.save_top_k]
-        for path in here[:-newest]:
-            if path.name not in best:
-                shutil.rmtree(path, ignore_errors=True)
-        if scores:
-            self._write_scores({name: scores[name] for name in scores if (self.folder / name).is_dir()})
-
-    def _is_among_best(self, value: float) -> bool:
-        k, scores = self.options.save_top_k, list(self._scores().values())
-        if k == -1 or len(scores) < k:
-            return True
-        better = sum(score <= value if self.options.mode == "min" else score >= value for score in scores)
-        return better < k
-
-    def _scores(self) -> dict[str, float]:
-        try:
-            return dict(json.loads((self.folder / _SCORES).read_text("utf-8")))
-        except (OSError, ValueError):
-            return {}
-
-    def _write_scores(self, scores: dict[str, float]) -> None:
-        temporary = self.folder / f".{_SCORES}"
-        temporary.write_text(json.dumps(scores, indent=2), "utf-8")
-        os.replace(temporary, self.folder / _SCORES)
 
 
 def _agreed(trainer: Trainer, decision: bool) -> bool:

@@ -7,6 +7,9 @@ Causal, it keeps keys and values as memory: a call on the last tokens with the m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,11 +66,11 @@ class EncoderLayer(nn.Module):
         x = self.norm1(x + attended)
         return self.norm2(x + self.linear2(self.linear1(x).relu_())), present
 
-    def in_order(self) -> list[nn.Parameter]:
+    def in_order(self) -> list[Tensor]:
         """The parameters as `fused_encoder.FusedEncoder` takes them."""
         attention, norms = self.self_attn, (self.norm1, self.norm2)
         linears = (attention.out_proj, self.linear1, self.linear2)
-        ordered = [attention.in_proj_weight, attention.in_proj_bias]
+        ordered: list[Tensor] = [attention.in_proj_weight, attention.in_proj_bias]
         return ordered + [p for module in (*linears, *norms) for p in (module.weight, module.bias)]
 
 
@@ -84,7 +87,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, causal: bool, memory: KVCache | None) -> tuple[Tensor, KVCache | None]:
         """x: (b, t, size) → (b, t, size) and, where causal, the memory after x."""
         if self.fused and not causal and can_fuse(x):
-            parameters = [parameter for layer in self.layers for parameter in layer.in_order()]
+            layers = cast(Iterable[EncoderLayer], self.layers)
+            parameters = [parameter for layer in layers for parameter in layer.in_order()]
             return FusedEncoder.apply(x, self.heads, causal, *parameters), None
         presents = []
         for index, layer in enumerate(self.layers):

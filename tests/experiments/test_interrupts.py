@@ -51,7 +51,15 @@ def test_the_step_is_finished_and_saved_and_a_line_says_how_to_go_on(
     assert experiment.run.status == "interrupted"
     said = capsys.readouterr().err.splitlines()
     saved = tmp_path / "checkpoints" / "step-00000007"
-    assert said[-1] == f"interrupted at step 7; saved {saved}; go on with resume=toytoyto"
+    assert said[-1] == f"interrupted at step 7; saved {saved}; go on with resume={tmp_path}"
+
+
+def test_a_run_in_the_usual_place_is_resumed_by_its_id(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    interrupted(tmp_path / "outputs" / "day" / "run", Signalled(signal.SIGINT))
+    assert capsys.readouterr().err.endswith("go on with resume=toytoyto\n")
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
@@ -93,4 +101,4 @@ def test_the_process_ends_with_the_signals_code_and_no_traceback(tmp_path: Path)
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 130
     assert "Traceback" not in ended.stderr
-    assert "go on with resume=toytoyto" in ended.stderr
+    assert f"go on with resume={tmp_path}" in ended.stderr

@@ -98,6 +98,27 @@ def test_a_metric_that_is_never_logged_is_no_reason_to_lose_checkpoints(tmp_path
     assert steps(trained(tmp_path, validate=2, monitor="validation/nothing")) == [16, 17]
 
 
+def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+    scores = SCORES | {2: float("nan")}
+    trained(tmp_path, module=Scored(scores), max_steps=12, every=11, validate=2, monitor="validation/loss")
+    assert steps(tmp_path) == [4, 11, 12]
+
+
+def test_a_checkpoint_that_a_user_put_there_is_not_removed(tmp_path: Path) -> None:
+    found = latest(trained(tmp_path, max_steps=4))
+    assert found is not None
+    found.rename(tmp_path / "checkpoints" / "my-favourite")
+    again = toy.experiment(tmp_path, toy.options(), resume=tmp_path / "checkpoints" / "my-favourite")
+    again.run_task("training")
+    assert kept(tmp_path) == ["my-favourite", "step-00000016", "step-00000017"]
+
+
+def test_checkpoints_with_a_name_of_their_own_are_removed_after_resuming_too(tmp_path: Path) -> None:
+    trained(tmp_path, max_steps=8, filename="{epoch}-{step}")
+    toy.experiment(tmp_path, toy.options(filename="{epoch}-{step}"), resume=tmp_path).run_task("training")
+    assert kept(tmp_path) == ["epoch=3-step=16", "epoch=3-step=17"]
+
+
 def test_weights_only_checkpoints_can_be_loaded_and_not_resumed(tmp_path: Path) -> None:
     found = latest(trained(tmp_path, save_weights_only=True))
     assert found is not None
