@@ -1,0 +1,185 @@
+"""The guides say what is so: their code runs, their commands compose, their links lead somewhere, the example works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.launch import run as launch_run
+from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, runnable, shown_files
+
+SHIPPED = {f"maze2d_{maze}_x" for maze in ("umaze", "medium", "large")}
+EXTENDING = ROOT / "docs" / "extending.md"
+
+
+def write_shown(page: Path, folder: Path) -> None:
+    """The files that a page shows whole, written into `folder`."""
+    for file, text in shown_files(page).items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def name(page: Any) -> str:
+    return str(page.relative_to(ROOT)) if isinstance(page, Path) else str(page)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory that looks like the checkout and is not: what a block writes stays out of the repository."""
+    for shared in ("tests", "pretrained", "examples", "docs"):
+        if (ROOT / shared).exists():
+            (tmp_path / shared).symlink_to(ROOT / shared)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, elsewhere: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__docs__"}
+    for block in runnable(page):
+        # blank lines in front, so that a traceback names the page's own line
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+        exec(code, namespace)
+
+
+@pytest.mark.parametrize(
+    ("page", "command", "error"), [(page, *command) for page in PAGES for command in commands(page)], ids=name
+)
+def test_a_command_of_a_page_composes_or_says_what_the_page_says(
+    page: Path, command: str, error: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [word for word in shlex.split(command) if not word.startswith("resume=")]
+    for word in words:
+        key, _, value = word.partition("=")
+        assert "…" not in word, "a command is written whole, or its block is marked"
+        if key == "load" and not value.isupper():
+            known = value.removeprefix("pretrained/") in SHIPPED or value.startswith("outputs/")
+            assert known, f"{value} is no checkpoint"
+    monkeypatch.setattr(launch_run, "_checkpoint", lambda spec, outputs: Path(spec))
+    write_shown(page, elsewhere)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    try:
+        if error:
+            with pytest.raises(UserError) as refusal:
+                launch_run.plan(words)
+            assert str(refusal.value) == error
+        else:
+            launch_run.plan(words)
+    finally:
+        for module in set(sys.modules) - before:
+            if module.startswith("my_"):
+                del sys.modules[module]
+
+
+@pytest.mark.parametrize(("page", "target"), [(page, target) for page in PAGES for target in links(page)], ids=name)
+def test_a_link_leads_to_a_file(page: Path, target: str) -> None:
+    assert (page.parent / target).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_make_target_that_a_page_names_exists(page: Path) -> None:
+    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert make_targets(page) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_block_that_is_not_run_says_why(page: Path) -> None:
+    for block in blocks(page):
+        if block.mark == "not run":
+            assert len(block.value.split()) > 1
+
+
+def test_the_pages_that_readers_are_sent_to_are_there() -> None:
+    wanted = {"concepts.md", "planning.md", "checkpoints.md", "extending.md", "log.md"}
+    assert wanted <= {page.name for page in PAGES}
+
+
+def test_the_marks_are_read(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "text\n```python\na = 1\n```\n<!-- not run: needs a GPU -->\n```python\nb\n```\n<!-- file: my_x.py -->\n\n```python\nc\n```\n"
+        "```\npython -m main a=b \\\n    c=d  # why\n$ diffusion-forcing e=f\nerror: no e\nls\n```\n[one](x.md#part) [two](https://y.z)\n"
+    )
+    assert [(block.text, block.line) for block in runnable(page)] == [("a = 1\n", 3)]
+    assert shown_files(page) == {"my_x.py": "c\n"}
+    assert [(shlex.split(command), error) for command, error in commands(page)] == [(["a=b", "c=d"], ""), (["e=f"], "no e")]
+    assert links(page) == ["x.md"]
+
+
+# -------------------------------------------------------------------------------------------------------------- extending
+
+
+def test_the_project_of_the_guide_to_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files it shows, written where it says, and its own commands, really run."""
+    write_shown(EXTENDING, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    own = [command for command, error in commands(EXTENDING) if "dataset=my_waves" in command and not error]
+    assert own
+    for command in own:
+        done = subprocess.run(
+            [sys.executable, "-m", "diffusion_forcing", *shlex.split(command)],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "outputs" / "latest-run" / "metrics.json").read_text())
+    assert 0 < results["forecast/rmse"] < 2
+
+
+# -------------------------------------------------------------------------------------------------------------- the example
+
+
+def test_the_example_runs_with_three_steps_and_draws(tmp_path: Path) -> None:
+    picture = tmp_path / "minimal.png"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "minimal.py"), "--steps", "3", "--batch", "4", "--picture", str(picture)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for way in ("next token", "pyramid", "full sequence", "cached"):
+        assert way in done.stdout
+    difference = float(re.search(r"equals the plain one to (\S+)", done.stdout)[1])  # type: ignore[index]
+    assert difference < 1e-4
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_example_needs_nothing_but_torch_and_the_method() -> None:
+    text = (ROOT / "examples" / "minimal.py").read_text()
+    imported = set(re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE))
+    assert imported <= {
+        "__future__",
+        "argparse",
+        "math",
+        "time",
+        "torch",
+        "diffusion_forcing.diffusion",
+        "diffusion_forcing.networks",
+    }
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, diffusion_forcing.diffusion, diffusion_forcing.networks; "
+            "print([name for name in ('lightning', 'hydra', 'omegaconf', 'mujoco', 'matplotlib') if name in sys.modules])",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert shown.stdout.strip() == "[]", shown.stderr
