@@ -142,8 +142,9 @@ class Transformer(nn.Module):
             raise UserError(
                 "a network with causal=False sees the future and keeps no memory; sample it with cache=False"
             )
-        if (conditions is None) != (self.external_cond_dim == 0):
-            got = "none" if conditions is None else f"width {conditions.shape[-1]}"
+        width = 0 if conditions is None else conditions.shape[-1]
+        if width != self.external_cond_dim:
+            got = "none" if conditions is None else f"width {width}"
             raise UserError(
                 f"the network takes conditions of width {self.external_cond_dim} (external_cond_dim), got {got}"
             )
