@@ -217,7 +217,7 @@ class Planning(lightning.LightningModule):
         )
         first = None
         if torch.rand((), generator=generator, device=device) < NEARLY_CLEAN_SHARE:
-            first = torch.randint(0, timesteps // 4, (batch,), generator=generator, device=device)
+            first = torch.randint(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
         noise = torch.randn(batch, time, self.bundle.token_width, generator=generator, device=device)
         return Draws(end, levels, first, noise)
 
