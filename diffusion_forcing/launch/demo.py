@@ -34,17 +34,7 @@ def words(maze: str) -> list[str]:
         "experiment.tasks=[validation]",
         f"experiment.episodes={EPISODES}",
         "algorithm.goal=random",
-        *FAST,
     ]
-
-
-FAST = [
-    "algorithm.scheduling_matrix=full_sequence",
-    "algorithm.diffusion.sampling_timesteps=10",
-    "algorithm.guidance_scale=6",
-    "algorithm.stay_at_goal=True",
-]
-"""Few rows, all tokens at once: plans as well as the released settings and many times faster."""
 
 
 class Section:

@@ -113,7 +113,10 @@ def test_the_marks_are_read(tmp_path: Path) -> None:
     )
     assert [(block.text, block.line) for block in runnable(page)] == [("a = 1\n", 3)]
     assert shown_files(page) == {"my_x.py": "c\n"}
-    assert [(shlex.split(command), error) for command, error in commands(page)] == [(["a=b", "c=d"], ""), (["e=f"], "no e")]
+    assert [(shlex.split(command), error) for command, error in commands(page)] == [
+        (["a=b", "c=d"], ""),
+        (["e=f"], "no e"),
+    ]
     assert links(page) == ["x.md"]
 
 
@@ -145,7 +148,16 @@ def test_the_project_of_the_guide_to_extending_runs(tmp_path: Path, monkeypatch:
 def test_the_example_runs_with_three_steps_and_draws(tmp_path: Path) -> None:
     picture = tmp_path / "minimal.png"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "minimal.py"), "--steps", "3", "--batch", "4", "--picture", str(picture)],
+        [
+            sys.executable,
+            str(ROOT / "examples" / "minimal.py"),
+            "--steps",
+            "3",
+            "--batch",
+            "4",
+            "--picture",
+            str(picture),
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
