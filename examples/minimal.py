@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -111,6 +112,7 @@ def draw(path: str, truth: Tensor, results: dict[str, Tensor]) -> None:
             axes.plot(x[i].flatten(), color="tab:blue", linewidth=1.2)
             axes.plot(truth[i, :CONTEXT].flatten(), color="black", linewidth=2.5)
             axes.set_ylim(-1.4, 1.4)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     print(f"picture: {path} (dashed: truth, thick: context, blue: sampled)")
 
@@ -119,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Diffusion Forcing on sine waves")
     parser.add_argument("--steps", type=int, default=1500, help="training steps")
     parser.add_argument("--batch", type=int, default=64, help="sequences a step")
-    parser.add_argument("--picture", default="minimal.png", help="where the picture goes; '' for none")
+    parser.add_argument("--picture", default="outputs/minimal.png", help="where the picture goes; '' for none")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 

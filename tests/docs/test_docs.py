@@ -178,6 +178,7 @@ def test_the_example_needs_nothing_but_torch_and_the_method() -> None:
         "__future__",
         "argparse",
         "math",
+        "pathlib",
         "time",
         "torch",
         "diffusion_forcing.diffusion",
