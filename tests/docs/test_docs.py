@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from diffusion_forcing.checkpoints import shipped
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch import run as launch_run
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, runnable, shown_files
@@ -63,7 +64,7 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
         key, _, value = word.partition("=")
         assert "…" not in word, "a command is written whole, or its block is marked"
         if key == "load" and not value.isupper():
-            known = value.removeprefix("pretrained/") in SHIPPED or value.startswith("outputs/")
+            known = value.removeprefix("pretrained/") in {*SHIPPED, *shipped()} or value.startswith("outputs/")
             assert known, f"{value} is no checkpoint"
     monkeypatch.setattr(launch_run, "_checkpoint", lambda spec, outputs: Path(spec))
     write_shown(page, elsewhere)
