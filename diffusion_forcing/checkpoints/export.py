@@ -3,7 +3,9 @@ training needs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,11 +15,19 @@ from diffusion_forcing.errors import UserError
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def export(path_in: Path, path_out: Path, *, dtype: str = "float32", card: str | None = None) -> Path:
+def export(
+    path_in: Path,
+    path_out: Path,
+    *,
+    dtype: str = "float32",
+    card: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the weights of the checkpoint `path_in` (ours or a released `.ckpt`) as a shippable checkpoint `path_out`.
 
     `dtype`: `float32`, or `float16` for half the size (read back as float16; the algorithm casts). `card`: text of its
-    README.md. UserError if `path_out` exists, for another dtype, and for weights that float16 cannot hold.
+    README.md. `sampling`: nested options that loading it brings, such as
+    `{"algorithm": {"guidance_scale": 3}}`. UserError if `path_out` exists, for another dtype, and for weights that float16 cannot hold.
     """
     path_out = Path(path_out)
     if dtype not in _DTYPES:
@@ -34,6 +44,8 @@ def export(path_in: Path, path_out: Path, *, dtype: str = "float32", card: str |
             f"{path_in}: '{lost[0]}' is not finite as {dtype}; export as float32 or take another checkpoint"
         )
     facts = loaded.facts | {"exported_from": {"kind": loaded.kind, "name": loaded.path.name}}
+    if sampling:
+        facts["sampling"] = dict(sampling)
     if loaded.kind == "released":
         facts["statistics"] = {key: value.tolist() for key, value in loaded.statistics.items()}
     native.save(path_out, None, facts=facts, model=weights, step=loaded.step, card=card)
