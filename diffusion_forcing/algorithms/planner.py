@@ -17,7 +17,12 @@ from diffusion_forcing.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerOptions:
-    """How plans are drawn. max_tokens: T, token 0 included. guidance_scale 0 draws unguided futures."""
+    """How plans are drawn. max_tokens: T, token 0 included. guidance_scale 0 draws unguided futures.
+
+    guidance_stop: share of the sampling levels, at the clean end, that are walked without guidance: the goal pulls while the way is still
+    open, and the data's own dynamics (walls, speed) have the last word. refine: the finished plan is noised again at this share of the
+    levels and denoised once more without guidance; 0: not.
+    """
 
     max_tokens: int
     guidance_scale: float = 2.0
@@ -25,6 +30,8 @@ class PlannerOptions:
     mcg_samples: int = 1
     use_reward: bool = False
     gamma: float = 1.0
+    guidance_stop: float = 0.0
+    refine: float = 0.0
 
 
 class Planner:
@@ -46,6 +53,7 @@ class Planner:
         horizon: int,
         *,
         noise: Tensor | None = None,
+        refine_noise: Tensor | None = None,
         previous: Tensor | None = None,
         restart: int | None = None,
         generator: torch.Generator | None = None,
@@ -54,7 +62,8 @@ class Planner:
         """Plans of `horizon` steps from observations `start`: (b, ≥o) to `goal`: (b, 2), both in data units.
 
         Returns the steps in data units, (b, horizon, …), and the same as normalised frames (b, horizon, c). A goal has no velocity:
-        where velocities are planned, their target is 0 in normalised units. noise, previous, restart: see `plan_normalized`.
+        where velocities are planned, their target is 0 in normalised units. The other arguments: see
+        `plan_normalized`.
         """
         o = self.bundle.observation_dim
         mean, std = self.bundle.mean[:o], self.bundle.std[:o]
@@ -65,6 +74,7 @@ class Planner:
             target,
             horizon,
             noise=noise,
+            refine_noise=refine_noise,
             previous=previous,
             restart=restart,
             generator=generator,
@@ -79,6 +89,7 @@ class Planner:
         horizon: int,
         *,
         noise: Tensor | None = None,
+        refine_noise: Tensor | None = None,
         previous: Tensor | None = None,
         restart: int | None = None,
         generator: torch.Generator | None = None,
@@ -86,7 +97,7 @@ class Planner:
     ) -> Tensor:
         """Frames (b, horizon, c), normalised, from start to goal, both (b, o) and normalised.
 
-        noise: (b, ⌈horizon/f⌉, f·c) to start from instead of a draw, clamped. previous: frames (b, horizon, c) of an earlier plan moved
+        noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws, clamped. previous: frames (b, horizon, c) of an earlier plan moved
         up to now; the walk then starts from them, noised at sampling level `restart`, instead of from pure noise.
         """
         bundle, batch = self.bundle, len(start)
@@ -100,11 +111,7 @@ class Planner:
         # a network that sees all tokens was trained with absent ones as pure noise at the end: the horizon is flexible
         absent = 0 if self.causal else self.options.max_tokens - 1 - tokens
         shape = (batch, tokens, bundle.token_width)
-        future = (
-            self.sampler.noise(shape, device=start.device, generator=generator)
-            if noise is None
-            else self.forcing.clamp_noise(noise)
-        )
+        future = self._noise(shape, noise, start.device, generator)
         rows = self.sampler.matrix(tokens)
         if previous is not None and restart is not None:
             if not 1 <= restart <= self.sampler.sampling_timesteps:
@@ -118,12 +125,46 @@ class Planner:
             future = add_noise(self.forcing.schedule, bundle.stack(frames), k, future)
         padding = start.new_zeros(batch, absent, bundle.token_width)
         x = torch.cat([bundle.present_normalized(start), future, padding], dim=1)
-        last = torch.full((len(rows), absent), self.sampler.sampling_timesteps)
-        matrix = torch.cat([rows.new_zeros(len(rows), 1), rows, last], dim=1)
-        x = self.sampler.walk(
-            x, matrix, guidance=self._guidance(start, goal, horizon), generator=generator, on_row=on_row
-        )
+        stop = round(self.options.guidance_stop * self.sampler.sampling_timesteps)
+        guided = int((rows > stop).any(dim=1).sum())
+        guidance = self._guidance(start, goal, horizon)
+        passes = [(rows[: guided + 1], guidance), (rows[guided:], None)] if stop else [(rows, guidance)]
+        done = 0
+        for part, pull in passes:
+            x = self._walk(x, part, absent, pull, generator, on_row, done)
+            done += len(part) - 1
+        if self.options.refine > 0:
+            level = max(1, round(self.options.refine * self.sampler.sampling_timesteps))
+            k = self.sampler.levels[torch.full(shape[:2], level)].to(start.device)
+            again = self._noise(shape, refine_noise, start.device, generator)
+            future = add_noise(self.forcing.schedule, x[:, 1 : 1 + tokens], k, again)
+            x = torch.cat([x[:, :1], future, x[:, 1 + tokens :]], dim=1)
+            down = torch.arange(level, -1, -1)[:, None].expand(-1, tokens)
+            x = self._walk(x, down, absent, None, generator, on_row, done)
         return bundle.unstack(x[:, 1 : 1 + tokens])[:, :horizon]
+
+    def _walk(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        absent: int,
+        guidance: Guidance | None,
+        generator: torch.Generator | None,
+        on_row: OnRow | None,
+        done: int,
+    ) -> Tensor:
+        """Tokens x: (b, T, f·c) down `rows`: (rows, planned), token 0 held clean and the last `absent` held as noise. done: rows before."""
+        last = rows.new_full((len(rows), absent), self.sampler.sampling_timesteps)
+        matrix = torch.cat([rows.new_zeros(len(rows), 1), rows, last], dim=1)
+        told = None if on_row is None else lambda row, x, levels: on_row(done + row, x, levels)
+        return self.sampler.walk(x, matrix, guidance=guidance, generator=generator, on_row=told)
+
+    def _noise(
+        self, shape: tuple[int, ...], given: Tensor | None, device: torch.device, generator: torch.Generator | None
+    ) -> Tensor:
+        if given is not None:
+            return self.forcing.clamp_noise(given)
+        return self.sampler.noise(shape, device=device, generator=generator)
 
     def _guidance(self, start: Tensor, goal: Tensor, horizon: int) -> Guidance | None:
         options = self.options

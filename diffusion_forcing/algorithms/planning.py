@@ -66,6 +66,8 @@ class PlanningOptions:
     chunk_size: int = -1
     guidance_scale: float = 2.0
     guidance_weights: GuidanceWeights = "released"
+    guidance_stop: float = 0.0
+    refine: float = 0.0
     mcg_samples: int = 1
     open_loop_horizon: int = 50
     warm_start: float = 0.0
@@ -111,7 +113,8 @@ class PlanningOptions:
         positive("algorithm.mcg_samples", self.mcg_samples)
         positive("algorithm.lr", self.lr)
         within("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
-        within("algorithm.warm_start", self.warm_start, 0, 1)
+        for name in ("warm_start", "guidance_stop", "refine"):
+            within(f"algorithm.{name}", getattr(self, name), 0, 1)
         if self.warm_start > 0 and self.open_loop_horizon >= self.episode_len:
             raise UserError(
                 f"algorithm.warm_start is {self.warm_start}, but nothing of a plan of {self.episode_len} steps is left when replanning "
@@ -295,6 +298,8 @@ class Planning(lightning.LightningModule):
             mcg_samples=options.mcg_samples,
             use_reward=options.use_reward,
             gamma=options.gamma,
+            guidance_stop=options.guidance_stop,
+            refine=options.refine,
         )
         return Planner(forcing, self.bundle, sampler, planner_options, causal=options.causal)
 

@@ -69,9 +69,13 @@ def play(
         if step % options.open_loop_horizon == 0 and waiting.any():
             horizon = min(options.episode_len, steps - step)
             index = np.flatnonzero(waiting)
-            noise = _noise(planner, horizon, [(seed, first_episode + int(i), NOISE_STREAM, step) for i in index]).to(
-                device
-            )
+            numbers = [first_episode + int(i) for i in index]
+            noise = _noise(planner, horizon, [(seed, number, NOISE_STREAM, step) for number in numbers]).to(device)
+            again = None
+            if planner.options.refine > 0:
+                again = _noise(planner, horizon, [(seed, number, NOISE_STREAM, step, 1) for number in numbers]).to(
+                    device
+                )
             previous, restart = None, None
             if frames is not None and options.warm_start > 0:
                 previous = frames[torch.from_numpy(index)][:, options.open_loop_horizon :][:, :horizon]
@@ -83,6 +87,7 @@ def play(
                 torch.tensor(env.goals[index], dtype=torch.float32, device=device),
                 horizon,
                 noise=noise,
+                refine_noise=again,
                 previous=previous,
                 restart=restart,
             )
