@@ -113,15 +113,16 @@ class DiffusionForcing(nn.Module):
         conditions: Tensor | None = None,
         memory: Any = None,
         noise: Tensor | None = None,
+        context_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Tokens x: (b, t, *c) one row cleaner: each from its level k_from to its k_to ≤ k_from, both (b, t) in −1…K−1.
 
         DDIM with `eta` (0 deterministic, 1 as noisy as DDPM), or the DDPM posterior (`ancestral`). A token whose level does not
         change comes back bit for bit. guidance moves ε̂ along the gradient of a return. memory: what stands for earlier tokens.
-        noise: standard normal (b, t, *c) to use instead of a draw.
+        noise: standard normal (b, t, *c) to use instead of a draw; context_noise: the same for what DDPM puts on clean context.
         """
-        shown, k = self.stabilize(x, k_from, noisy=ancestral, generator=generator)
+        shown, k = self.stabilize(x, k_from, noisy=ancestral, noise=context_noise, generator=generator)
         if guidance is None:
             prediction, _ = self.predict(shown, k, conditions, memory)
             x0, eps = prediction.x0, prediction.eps
@@ -145,19 +146,25 @@ class DiffusionForcing(nn.Module):
         return self.parameterization.resolve(self.schedule, x_k, k, output), memory
 
     def stabilize(
-        self, x: Tensor, k: Tensor, *, noisy: bool = False, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        k: Tensor,
+        *,
+        noisy: bool = False,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens and levels as the network sees them: a clean token (k = −1) is shown as √ᾱ_j·x at level j = stabilization_level − 1.
 
         The model is told that its history is slightly noisy, so its own small errors do not compound (paper §3.3, METHOD §5). With
-        `noisy` the noise is really there.
+        `noisy` the noise is really there: `noise`, standard normal like x, or a draw.
         """
         clean = k < 0
         shown_k = torch.where(clean, self.stabilization_level - 1, k)
         level = self.schedule.at("sqrt_alphas_cumprod", shown_k, x)
         shown = level * x
         if noisy:
-            eps = self.clamp_noise(torch.randn(x.shape, generator=generator, device=x.device))
+            eps = self._draw(x, noise, generator)
             shown = shown + self.schedule.at("sqrt_one_minus_alphas_cumprod", shown_k, x) * eps
         return torch.where(clean.reshape(*k.shape, *(1,) * (x.ndim - k.ndim)), shown, x), shown_k
 

@@ -104,3 +104,20 @@ def test_under_ddpm_the_noise_of_the_context_is_really_there() -> None:
 def test_a_stabilization_level_outside_the_schedule_is_refused(stabilization_level: int) -> None:
     with pytest.raises(UserError, match=rf"stabilization_level is {stabilization_level}; it must lie in 1…1000"):
         forcing_of(stabilization_level=stabilization_level)
+
+
+def test_the_noise_of_ddpms_context_may_be_given_and_is_clamped() -> None:
+    forcing = forcing_of(stabilization_level=200, clip_noise=1.0)
+    network = forcing.network
+    assert isinstance(network, ExactGaussian)
+    x, noise = randn(1, 3, 4), randn(1, 3, 4, seed=1)
+    now, then = torch.tensor([[-1, 900, -1]]), torch.tensor([[-1, 899, -1]])
+    out = forcing.step(x, now, then, ancestral=True, noise=noise, context_noise=noise)
+    ((shown, shown_k, _),) = network.calls
+    power = forcing.schedule.alphas_cumprod[199]
+    assert shown_k.tolist() == [[199, 900, 199]]
+    assert torch.allclose(
+        shown[:, [0, 2]], power.sqrt() * x[:, [0, 2]] + (1 - power).sqrt() * noise[:, [0, 2]].clamp(-1, 1), atol=1e-6
+    )
+    assert torch.equal(shown[:, 1], x[:, 1])
+    assert torch.equal(out[:, [0, 2]], x[:, [0, 2]])

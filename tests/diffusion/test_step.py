@@ -38,7 +38,7 @@ def coefficients(k_from: int, k_to: int, **how: Any) -> tuple[float, float, floa
         )
         return out.item()
 
-    return step(1, 0, 0), step(0, 1, 0), step(0, 0, 1)
+    return step(1.0, 0.0, 0.0), step(0.0, 1.0, 0.0), step(0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(
