@@ -97,8 +97,9 @@ class Planner:
     ) -> Tensor:
         """Frames (b, horizon, c), normalised, from start to goal, both (b, o) and normalised.
 
-        noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws, clamped. previous: frames (b, horizon, c) of an earlier plan moved
-        up to now; the walk then starts from them, noised at sampling level `restart`, instead of from pure noise.
+        noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws, clamped. previous: frames
+        (b, horizon, c) of an earlier plan moved up to now; the walk then starts from them, noised at sampling level `restart`,
+        instead of from pure noise.
         """
         bundle, batch = self.bundle, len(start)
         tokens = -(-horizon // bundle.frame_stack)
