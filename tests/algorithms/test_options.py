@@ -30,6 +30,8 @@ PLANNING: list[tuple[dict[str, Any], str]] = [
     ({"lr": 0.0}, r"algorithm\.lr is 0\.0"),
     ({"ema_decay": 1.0}, r"algorithm\.ema_decay is 1\.0"),
     ({"warm_start": 1.5}, r"algorithm\.warm_start is 1\.5"),
+    ({"guidance_stop": -0.1}, r"algorithm\.guidance_stop is -0\.1"),
+    ({"refine": 2.0}, r"algorithm\.refine is 2\.0"),
     ({"warm_start": 0.5, "open_loop_horizon": 12}, r"nothing of a plan of 12 steps is left when replanning"),
     ({"chunk_size": 3}, r"algorithm\.chunk_size is 3; a plan is drawn whole: dataset\.episode_len \(12\) or -1"),
 ]

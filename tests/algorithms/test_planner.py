@@ -178,3 +178,56 @@ def test_a_warm_start_costs_fewer_rows() -> None:
 def test_a_warm_start_outside_the_sampling_levels_is_refused(restart: int) -> None:
     with pytest.raises(UserError, match=rf"restart is {restart}.*1…4"):
         plan(planning().planner(), WINDOW, previous=randn(3, WINDOW, 2), restart=restart)
+
+
+# ---------------------------------------------------------------------------------- the goal first, the data last
+
+
+def test_guidance_that_stops_at_once_is_none_and_one_that_never_stops_is_all() -> None:
+    noise = randn(3, 4, 6, seed=7)
+    free = plan(planning(guidance_scale=0.0).planner(), WINDOW, noise=noise)
+    guided = plan(planning(guidance_scale=5.0).planner(), WINDOW, noise=noise)
+    assert torch.equal(plan(planning(guidance_scale=5.0, guidance_stop=1.0).planner(), WINDOW, noise=noise), free)
+    assert torch.equal(plan(planning(guidance_scale=5.0, guidance_stop=0.0).planner(), WINDOW, noise=noise), guided)
+    half = plan(planning(guidance_scale=5.0, guidance_stop=0.5).planner(), WINDOW, noise=noise)
+    assert all((half - other).abs().max() > 0.001 for other in (free, guided))
+
+
+@pytest.mark.parametrize("kind", ["full_sequence", "pyramid"])
+def test_guidance_stops_at_the_first_row_whose_tokens_all_are_below_its_level(kind: str) -> None:
+    how: dict[str, Any] = {"scheduling_matrix": kind, "guidance_scale": 5.0}
+    built = planning(**how)
+    sampler, noise = built.planner().sampler, randn(3, 3, 6, seed=7)
+    rows = sampler.matrix(3)
+    calls: list[tuple[Tensor, bool]] = []
+    planner = planning(**how, guidance_stop=0.5).planner()  # level 2 of 4
+    planner.forcing.network.register_forward_hook(
+        lambda module, given, out: calls.append((given[1], given[0].requires_grad))
+    )
+    plan(planner, 9, noise=noise)
+    expected = [bool((row > 2).any()) for row in rows[:-1]]
+    assert [pulled for _, pulled in calls] == expected
+    assert True in expected and False in expected
+    for (k, _), row in zip(calls, rows, strict=False):
+        shown = sampler.levels[row]
+        assert torch.equal(k[0, 1:4], torch.where(shown < 0, 9, shown))
+
+
+@pytest.mark.parametrize(("refine", "level"), [(0.01, 1), (0.5, 2), (1.0, 4)])
+def test_refining_noises_the_plan_again_and_walks_it_down_unguided(refine: float, level: int) -> None:
+    noise, again = randn(3, 3, 6, seed=7), randn(3, 3, 6, seed=8)
+    built = planning(guidance_scale=5.0)
+    first: list[Tensor] = []
+    plan(built.planner(), 9, noise=noise, on_row=lambda row, x, levels: first.append(x))
+    sampler = built.planner().sampler
+    k = sampler.levels[torch.full((3, 3), level)]
+    x = first[-1].clone()
+    x[:, 1:4] = add_noise(built.forcing.schedule, x[:, 1:4], k, again)
+    matrix = torch.tensor([[0, *[s] * 3, 4] for s in range(level, -1, -1)])
+    expected = built.bundle.unstack(sampler.walk(x, matrix)[:, 1:4])
+
+    rows: list[int] = []
+    refined = planning(guidance_scale=5.0, refine=refine).planner()
+    found = plan(refined, 9, noise=noise, refine_noise=again, on_row=lambda row, x, levels: rows.append(row))
+    assert torch.equal(found, expected)
+    assert rows == list(range(len(first) + level))
