@@ -130,7 +130,7 @@ def main() -> None:
             "" if fast is None else f"{fast:.4f}",
             "" if fast is None else f"{row['reference'] / fast:.1f}",
         )
-    Console().print(table)
+    Console(width=120).print(table)
     line = {name: round(row["ours"], 4) for name, row in results.items()}
     line |= {f"{name}_released_way": round(row["reference"], 4) for name, row in results.items()}
     line |= {f"{name}_shipped": round(row["shipped"], 4) for name, row in results.items() if "shipped" in row}

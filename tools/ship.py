@@ -17,7 +17,6 @@ import shlex
 import shutil
 import sys
 import tempfile
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ import yaml
 from diffusion_forcing.checkpoints import export, latest
 from diffusion_forcing.errors import UserError
 
+PAUSE = 300
+"""Seconds between two lines of metrics.jsonl from which on the run counts as paused."""
 ROWS = (
     ("success_rate", "success rate"),
     ("normalized_score", "normalised score"),
@@ -69,10 +70,16 @@ def score_table(runs: dict[str, Path]) -> str:
     return "\n".join(lines)
 
 
+def minutes_of_training(run: Path) -> float:
+    """Wall time between the lines of metrics.jsonl, without pauses."""
+    times = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return sum(b - a for a, b in zip(times, times[1:], strict=False) if b - a < PAUSE) / 60
+
+
 def card(name: str, run: Path, step: int, sampling: list[str], scores: dict[str, Path], notes: list[str]) -> str:
     """The text of README.md beside the weights."""
     facts = json.loads((run / "run.json").read_text())
-    began, ended = (datetime.fromisoformat(facts[key]) for key in ("started", "ended"))
+    minutes = minutes_of_training(run)
     episodes = [json.loads((path / "metrics.json").read_text())["planning/episodes"] for path in scores.values()]
     evaluations = "\n".join(command(path) for path in scores.values())
     extra = "".join(f"\n{note}\n" for note in notes)
@@ -80,8 +87,8 @@ def card(name: str, run: Path, step: int, sampling: list[str], scores: dict[str,
 
 A maze2d planner, positions only. Weights: the exponential moving average (0.999) after {step} steps.
 
-Trained by run {facts["id"]} (commit {facts["commit"][:10]}), {(ended - began).total_seconds() / 60:.0f} minutes of wall time on
-{platform.machine()} with {os.cpu_count()} cores, one of them its own, other work beside it:
+Trained by run {facts["id"]} (commit {facts["commit"][:10]}), {minutes:.0f} minutes of wall time on
+{platform.machine()} with {os.cpu_count()} cores, one thread, other work beside it (pauses of over {PAUSE} s not counted):
 ```
 {command(run)}
 ```

@@ -41,7 +41,7 @@ def goal_distance_weights(
 
 
 def goal_return(
-    bundle: Bundle, start: Tensor, goal: Tensor, *, planned: int, scale: float, weights: str = "released"
+    bundle: Bundle, start: Tensor, goal: Tensor, *, planned: int, scale: float | Tensor, weights: str = "released"
 ) -> Callable[[Tensor], Tensor]:
     """J: clean tokens (b, t, f·c) → (b,), highest where every frame after token 0 is at the goal.
 
@@ -71,7 +71,9 @@ def goal_return(
     return returns
 
 
-def reward_return(bundle: Bundle, *, planned: int, scale: float, gamma: float = 1.0) -> Callable[[Tensor], Tensor]:
+def reward_return(
+    bundle: Bundle, *, planned: int, scale: float | Tensor, gamma: float = 1.0
+) -> Callable[[Tensor], Tensor]:
     """J: clean tokens (b, t, f·c) → (b,), the discounted reward the model predicts for the planned frames (`use_reward`)."""
     if not bundle.reward_dim:
         raise UserError("use_reward needs a reward in the bundle; train with algorithm.use_reward=True")

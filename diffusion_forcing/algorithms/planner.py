@@ -54,6 +54,7 @@ class Planner:
         *,
         noise: Tensor | None = None,
         refine_noise: Tensor | None = None,
+        pull: Tensor | None = None,
         previous: Tensor | None = None,
         restart: int | None = None,
         generator: torch.Generator | None = None,
@@ -75,6 +76,7 @@ class Planner:
             horizon,
             noise=noise,
             refine_noise=refine_noise,
+            pull=pull,
             previous=previous,
             restart=restart,
             generator=generator,
@@ -90,6 +92,7 @@ class Planner:
         *,
         noise: Tensor | None = None,
         refine_noise: Tensor | None = None,
+        pull: Tensor | None = None,
         previous: Tensor | None = None,
         restart: int | None = None,
         generator: torch.Generator | None = None,
@@ -97,7 +100,8 @@ class Planner:
     ) -> Tensor:
         """Frames (b, horizon, c), normalised, from start to goal, both (b, o) and normalised.
 
-        noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws, clamped. previous: frames
+        noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws, clamped. pull: (b,) factors of
+        the guidance scale, one a plan. previous: frames
         (b, horizon, c) of an earlier plan moved up to now; the walk then starts from them, noised at sampling level `restart`,
         instead of from pure noise.
         """
@@ -128,7 +132,7 @@ class Planner:
         x = torch.cat([bundle.present_normalized(start), future, padding], dim=1)
         stop = round(self.options.guidance_stop * self.sampler.sampling_timesteps)
         guided = int((rows > stop).any(dim=1).sum())
-        guidance = self._guidance(start, goal, horizon)
+        guidance = self._guidance(start, goal, horizon, pull)
         passes = [(rows[: guided + 1], guidance), (rows[guided:], None)] if stop else [(rows, guidance)]
         done = 0
         for part, pull in passes:
@@ -167,20 +171,21 @@ class Planner:
             return self.forcing.clamp_noise(given)
         return self.sampler.noise(shape, device=device, generator=generator)
 
-    def _guidance(self, start: Tensor, goal: Tensor, horizon: int) -> Guidance | None:
+    def _guidance(self, start: Tensor, goal: Tensor, horizon: int, pull: Tensor | None) -> Guidance | None:
         options = self.options
+        scale = options.guidance_scale if pull is None else options.guidance_scale * pull
         if options.guidance_scale == 0:
             return None
         returns: Callable[[Tensor], Tensor]
         if options.use_reward:
-            returns = reward_return(self.bundle, planned=horizon, scale=options.guidance_scale, gamma=options.gamma)
+            returns = reward_return(self.bundle, planned=horizon, scale=scale, gamma=options.gamma)
         else:
             returns = goal_return(
                 self.bundle,
                 start,
                 goal,
                 planned=horizon,
-                scale=options.guidance_scale,
+                scale=scale,
                 weights=options.guidance_weights,
             )
         return Guidance(returns, samples=options.mcg_samples)

@@ -73,6 +73,7 @@ class PlanningOptions:
     warm_start: float = 0.0
     controller: Literal["pd", "pursuit"] = "pd"
     stay_at_goal: bool = False
+    ease_when_stuck: bool = False
     goal: Literal["dataset", "random"] = "dataset"
     plot_start_goal: bool = True
     debug: bool = False

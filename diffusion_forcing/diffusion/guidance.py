@@ -7,11 +7,12 @@ futures instead of one: the model's clean prediction is noised again at the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_forcing.diffusion.parameterization import Prediction, add_noise
 from diffusion_forcing.errors import UserError
@@ -48,7 +49,7 @@ class Guidance:
 
         clean: (b, t), tokens that are context: a continuation keeps them.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), _frozen(forcing):
             x_k = x_k.detach().requires_grad_()
             prediction, _ = forcing.predict(x_k, k, conditions, memory)
             total = self.returns(prediction.x0).sum()
@@ -60,3 +61,16 @@ class Guidance:
                 total = total + self.returns(continuation.x0).sum()
             (gradient,) = torch.autograd.grad(total / self.samples, x_k)
         return Prediction(*(part.detach() for part in prediction)), gradient
+
+
+@contextlib.contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients of weights inside: only the tokens' gradient is wanted, and the weights' would cost as much again."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -20,6 +20,8 @@ from diffusion_forcing.environments.vector import VectorMaze2d
 
 Array = NDArray[np.float64]
 NOISE_STREAM = 3  # third number of a plan's seed; the environments draw from streams 0 to 2
+STUCK_DISTANCE = 0.5  # metres: a ball that moved less between two plannings is stuck at a wall that its plan crosses
+LEAST_PULL = 0.125  # of the guidance scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class PlayOptions:
     controller: str
     stay_at_goal: bool
     warm_start: float
+    ease_when_stuck: bool = False
 
 
 def play(
@@ -64,6 +67,7 @@ def play(
     seconds: list[float] = []
     frames: torch.Tensor | None = None
     follower: PlanFollower | None = None
+    pull, last_seen = np.ones(n), np.full((n, 2), np.inf)
     for step in range(steps):
         waiting = ~reached if options.stay_at_goal else np.ones(n, dtype=bool)
         if step % options.open_loop_horizon == 0 and waiting.any():
@@ -76,6 +80,10 @@ def play(
                 again = _noise(planner, horizon, [(seed, number, NOISE_STREAM, step, 1) for number in numbers]).to(
                     device
                 )
+            if options.ease_when_stuck:
+                stuck = np.linalg.norm(observations[:, :2] - last_seen, axis=1) < STUCK_DISTANCE
+                pull = np.where(stuck, np.maximum(pull / 2, LEAST_PULL), 1.0)
+                last_seen = observations[:, :2].copy()
             previous, restart = None, None
             if frames is not None and options.warm_start > 0:
                 previous = frames[torch.from_numpy(index)][:, options.open_loop_horizon :][:, :horizon]
@@ -88,6 +96,7 @@ def play(
                 horizon,
                 noise=noise,
                 refine_noise=again,
+                pull=torch.tensor(pull[index], dtype=torch.float32, device=device) if options.ease_when_stuck else None,
                 previous=previous,
                 restart=restart,
             )

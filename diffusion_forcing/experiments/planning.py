@@ -94,6 +94,7 @@ class PlanningExperiment(BaseExperiment):
             controller=settings.controller,
             stay_at_goal=settings.stay_at_goal,
             warm_start=settings.warm_start,
+            ease_when_stuck=settings.ease_when_stuck,
         )
         maze, total = self.dataset.maze, self.options.episodes
         groups: list[Episodes] = []
