@@ -10,6 +10,7 @@ Everything on the card is read from the runs' own files; `--note` adds a line.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -73,7 +74,7 @@ def score_table(runs: dict[str, Path]) -> str:
 def minutes_of_training(run: Path) -> float:
     """Wall time between the lines of metrics.jsonl, without pauses."""
     times = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return sum(b - a for a, b in zip(times, times[1:], strict=False) if b - a < PAUSE) / 60
+    return sum(b - a for a, b in itertools.pairwise(times) if b - a < PAUSE) / 60
 
 
 def card(name: str, run: Path, step: int, sampling: list[str], scores: dict[str, Path], notes: list[str]) -> str:

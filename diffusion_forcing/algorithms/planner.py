@@ -135,8 +135,8 @@ class Planner:
         guidance = self._guidance(start, goal, horizon, pull)
         passes = [(rows[: guided + 1], guidance), (rows[guided:], None)] if stop else [(rows, guidance)]
         done = 0
-        for part, pull in passes:
-            x = self._walk(x, part, absent, pull, generator, on_row, done)
+        for part, pulled in passes:
+            x = self._walk(x, part, absent, pulled, generator, on_row, done)
             done += len(part) - 1
         if self.options.refine > 0:
             level = max(1, round(self.options.refine * self.sampler.sampling_timesteps))
