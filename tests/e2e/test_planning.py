@@ -1,0 +1,119 @@
+"""The main job at toy size, through the command line: make data, train, plan, play, load, resume, xva, a maze of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffusion_forcing.launch.cli import main
+
+TINY = [
+    "experiment=exp_planning",
+    "algorithm=df_planning",
+    "dataset=maze2d_umaze",
+    "dataset.num_steps=2500",
+    "dataset.episode_len=40",
+    "algorithm.diffusion.architecture.num_layers=1",
+    "algorithm.diffusion.architecture.network_size=16",
+    "algorithm.diffusion.architecture.attn_heads=2",
+    "algorithm.diffusion.architecture.dim_feedforward=16",
+    "algorithm.diffusion.sampling_timesteps=3",
+    "experiment.training.batch_size=4",
+    "experiment.training.max_steps=4",
+    "experiment.training.log_every_n_steps=1",
+    "experiment.episodes=2",
+]
+POSITION_ONLY = [
+    "dataset.action_mean=[]",
+    "dataset.action_std=[]",
+    "dataset.observation_mean=[1.9327888,2.3744664]",
+    "dataset.observation_std=[0.89972174,0.7093159]",
+]
+KEYS = (
+    "success_rate",
+    "normalized_score",
+    "episode_reward",
+    "episode_reward_if_stay",
+    "first_reach",
+    "seconds_per_plan",
+)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def play(*words: str) -> Path:
+    """Run the command line; the run's folder."""
+    assert main([*TINY, *words]) == 0
+    return Path("outputs/latest-run").resolve()
+
+
+def test_position_planner_is_trained_played_loaded_and_resumed() -> None:
+    run = play(*POSITION_ONLY, "+name=toy", "experiment.tasks=[generate_dataset,training,validation]")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["planning/episodes"] == 2
+    for key in KEYS:
+        assert isinstance(metrics[f"planning/{key}"], float)
+        assert isinstance(metrics[f"planning/{key}_stderr"], float)
+    assert isinstance(metrics["planning/oracle_ratio"], float)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    pictures = {path.name for path in (run / "pictures").iterdir()}
+    expected = {"loss_curve.png", "validation_plans.png", "validation_plan_from_noise.mp4", "validation_episode.mp4"}
+    assert expected <= pictures
+    assert "validation_plans" in (run / "index.html").read_text()
+
+    identity = json.loads((run / "run.json").read_text())["id"]
+    loaded = play(f"load={identity}", "experiment.tasks=[test]", "+name=again", *POSITION_ONLY)
+    assert json.loads((loaded / "metrics.json").read_text())["planning/episodes"] == 2
+
+    assert main([f"resume={identity}", "experiment.tasks=[training]", "experiment.training.max_steps=6"]) == 0
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_planner_with_velocities_and_actions_executes_its_actions() -> None:
+    run = play("+name=xva", "experiment.tasks=[training,validation]", "algorithm.open_loop_horizon=10")
+    assert json.loads((run / "metrics.json").read_text())["planning/episodes"] == 2
+
+
+def test_every_way_of_planning_runs_in_a_maze_of_ones_own() -> None:
+    run = play(
+        *POSITION_ONLY,
+        r"dataset.maze_map='######\#OOOG#\#O##O#\#OOOO#\######'",
+        "experiment.tasks=[validation]",
+        "algorithm.goal=random",
+        "algorithm.controller=pursuit",
+        "algorithm.stay_at_goal=True",
+        "algorithm.ease_when_stuck=True",
+        "algorithm.guidance_stop=0.4",
+        "algorithm.refine=0.4",
+        "algorithm.mcg_samples=2",
+        "algorithm.warm_start=0.7",
+        "algorithm.open_loop_horizon=15",
+    )
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["planning/episodes"] == 2
+    assert "planning/normalized_score" not in metrics  # D4RL has no reference for this maze
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["load=maze2d_medium_x", "algorithm.frame_stack=10"], "frame_stack|shape|was trained"),
+        (["dataset.source=path", "dataset.path=nothing.hdf5"], "nothing.hdf5"),
+        (["dataset.episode_len=45"], "multiple of"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    tasks = "experiment.tasks=[validation]" if words[0].startswith("load") else "experiment.tasks=[training]"
+    assert main([*TINY, *POSITION_ONLY, tasks, *words]) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1
+    assert re.search(said, error[0])
