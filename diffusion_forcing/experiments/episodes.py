@@ -1,7 +1,8 @@
 """Playing mazes: plan, follow the plan for a while, look where the ball is, plan again.
 
 All episodes of a group run side by side in one vectorised environment and are planned for in one batch. The noise of a plan belongs to
-(seed, episode, replanning), so episode 7 of seed 0 is the same whatever else is played beside it (with ddim_sampling_eta 0).
+(seed, episode, replanning), so episode 7 of seed 0 is the same whatever else is played beside it (with ddim_sampling_eta 0 and
+mcg_samples 1; what those draw on the way belongs to the group: seed, first episode, replanning).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from diffusion_forcing.environments.vector import VectorMaze2d
 
 Array = NDArray[np.float64]
 NOISE_STREAM = 3  # third number of a plan's seed; the environments draw from streams 0 to 2
-STUCK_DISTANCE = 0.5  # metres: a ball that moved less between two plannings is stuck at a wall that its plan crosses
+STUCK_PACE = 0.02  # metres a step, a fifth of full speed: a ball this near to where it was planned for before was led in a circle, or into a wall
 LEAST_PULL = 0.125  # of the guidance scale
 
 
@@ -67,7 +68,7 @@ def play(
     seconds: list[float] = []
     frames: torch.Tensor | None = None
     follower: PlanFollower | None = None
-    pull, last_seen = np.ones(n), np.full((n, 2), np.inf)
+    pull, seen = np.ones(n), list[Array]()
     for step in range(steps):
         waiting = ~reached if options.stay_at_goal else np.ones(n, dtype=bool)
         if step % options.open_loop_horizon == 0 and waiting.any():
@@ -81,9 +82,12 @@ def play(
                     device
                 )
             if options.ease_when_stuck:
-                stuck = np.linalg.norm(observations[:, :2] - last_seen, axis=1) < STUCK_DISTANCE
-                pull = np.where(stuck, np.maximum(pull / 2, LEAST_PULL), 1.0)
-                last_seen = observations[:, :2].copy()
+                here = observations[:, :2]
+                back = np.zeros(n, dtype=bool)
+                for place in seen:
+                    back |= np.linalg.norm(here - place, axis=1) < STUCK_PACE * options.open_loop_horizon
+                pull = np.where(back, np.maximum(pull / 2, LEAST_PULL), 1.0)
+                seen.append(here.copy())
             previous, restart = None, None
             if frames is not None and options.warm_start > 0:
                 previous = frames[torch.from_numpy(index)][:, options.open_loop_horizon :][:, :horizon]
@@ -99,6 +103,7 @@ def play(
                 pull=torch.tensor(pull[index], dtype=torch.float32, device=device) if options.ease_when_stuck else None,
                 previous=previous,
                 restart=restart,
+                generator=_generator(device, (seed, first_episode, NOISE_STREAM, step, 2)),
             )
             positions = planned.observations[..., :2].cpu().numpy().astype(np.float64)
             seconds.append((time.perf_counter() - began) / len(index))
@@ -139,3 +144,9 @@ def _noise(planner: Planner, horizon: int, seeds: list[tuple[int, ...]]) -> torc
     return torch.stack(
         [torch.from_numpy(np.random.default_rng(s).standard_normal(shape, dtype=np.float32)) for s in seeds]
     )
+
+
+def _generator(device: torch.device, seeds: tuple[int, ...]) -> torch.Generator:
+    """For what a planning call draws beside its first noise: rows with eta, Monte Carlo continuations."""
+    word = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(word) % 2**63)
