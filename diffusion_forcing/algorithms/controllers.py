@@ -73,7 +73,6 @@ class PlanFollower:
         horizon = self.positions.shape[1]
         distance = np.linalg.norm(self.positions - position[:, None], axis=-1)
         steps = np.arange(horizon)
-        passed = steps < self.nearest[:, None]
         near = (steps >= self.nearest[:, None]) & (steps < self.nearest[:, None] + SEARCH_STEPS)
         self.nearest = np.where(near, distance, np.inf).argmin(axis=1)
         passed = steps < self.nearest[:, None]
