@@ -3,7 +3,7 @@
 Same mathematics, written once for the whole stack: nothing is recorded in between, residual gradients are accumulated by the matrix
 products themselves, ReLU's gradient is taken in place, queries, keys and values stay one tensor, and the gradients of weights that do
 not train (guidance, where only the tokens' gradient is wanted) are not computed. `transformer.Encoder` is the specification;
-tests hold the two equal, values and gradients.
+tests hold the two equal, values and gradients. Gradients of gradients are refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
 LAYER_PARAMETERS = 12
@@ -49,6 +50,7 @@ class FusedEncoder(torch.autograd.Function):
         return hidden.view(b, t, size)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         shape, causal = ctx.shape, ctx.causal
         b, t, heads, width = shape
