@@ -22,6 +22,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.episodes import Episodes, PlayOptions, play
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
+from diffusion_forcing.experiments.weights import compile_network
 from diffusion_forcing.metrics.planning import normalized_score, planning_report
 from diffusion_forcing.tracking.curves import read_curves
 from diffusion_forcing.visualization.curves import draw_loss_curve
@@ -87,6 +88,8 @@ class PlanningExperiment(BaseExperiment):
         device = _device()
         algorithm = self.algorithm.to(device).eval()
         planner: Planner = algorithm.planner()
+        if options.compile:
+            compile_network(planner.forcing, options.compile)
         settings = algorithm.options
         play_options = PlayOptions(
             open_loop_horizon=settings.open_loop_horizon,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_forcing.checkpoints import LoadedCheckpoint
 from diffusion_forcing.errors import UserError
@@ -52,7 +52,7 @@ def check_fits(module: LightningModule, state: Mapping[str, Tensor], source: obj
             )
 
 
-def compile_network(module: LightningModule, mode: bool | str) -> None:
+def compile_network(module: nn.Module, mode: bool | str) -> None:
     """Compile in place, so that weights keep their names: the module's `network` if it has one, else its `forward`.
 
     `mode`: True, or the name of one of torch.compile's modes.
