@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,6 +55,12 @@ def positive(key: str, value: float) -> None:
     """Refuse a value that is not above 0."""
     if not value > 0:
         raise UserError(f"{key} is {value}; it must be above 0")
+
+
+def not_negative(key: str, value: float) -> None:
+    """Refuse a value below 0, or one that is no finite number."""
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{key} is {value}; it must be 0 or more")
 
 
 def within(key: str, value: float, low: float, high: float) -> None:

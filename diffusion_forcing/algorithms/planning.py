@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.bundle import Bundle
 from diffusion_forcing.algorithms.goal_guidance import GuidanceWeights
-from diffusion_forcing.algorithms.options import DiffusionOptions, positive, within
+from diffusion_forcing.algorithms.options import DiffusionOptions, not_negative, positive, within
 from diffusion_forcing.algorithms.planner import Planner, PlannerOptions
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.diffusion import (
@@ -113,6 +113,15 @@ class PlanningOptions:
         positive("algorithm.open_loop_horizon", self.open_loop_horizon)
         positive("algorithm.mcg_samples", self.mcg_samples)
         positive("algorithm.lr", self.lr)
+        for name in ("guidance_scale", "uncertainty_scale", "weight_decay", "warmup_steps"):
+            not_negative(f"algorithm.{name}", getattr(self, name))
+        for beta in self.optimizer_beta:
+            if not 0 <= beta < 1:
+                raise UserError(
+                    f"algorithm.optimizer_beta is {list(self.optimizer_beta)}; both must lie in 0…1, 1 excluded"
+                )
+        if not 0 < self.gamma <= 1:
+            raise UserError(f"algorithm.gamma is {self.gamma}; it must be above 0 and at most 1")
         within("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
         for name in ("warm_start", "guidance_stop", "refine"):
             within(f"algorithm.{name}", getattr(self, name), 0, 1)

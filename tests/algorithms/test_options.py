@@ -69,6 +69,24 @@ def test_a_network_needs_sizes_above_zero(name: str) -> None:
         TransformerOptions(**{name: 0})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidance_scale": float("nan")}, r"algorithm\.guidance_scale is nan"),
+        ({"guidance_scale": -3.0}, r"algorithm\.guidance_scale is -3\.0; it must be 0 or more"),
+        ({"uncertainty_scale": -1.0}, r"algorithm\.uncertainty_scale is -1\.0"),
+        ({"weight_decay": -1.0}, r"algorithm\.weight_decay is -1\.0"),
+        ({"warmup_steps": -5}, r"algorithm\.warmup_steps is -5"),
+        ({"optimizer_beta": (2.0, 3.0)}, r"algorithm\.optimizer_beta is \[2\.0, 3\.0\]"),
+        ({"gamma": -1.0}, r"algorithm\.gamma is -1\.0"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_built(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        options(**changes)
+
+
 def test_options_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         options().lr = 1.0  # type: ignore[misc]
