@@ -21,7 +21,7 @@ from diffusion_forcing.environments.vector import VectorMaze2d
 
 Array = NDArray[np.float64]
 NOISE_STREAM = 3  # third number of a plan's seed; the environments draw from streams 0 to 2
-STUCK_PACE = 0.02  # metres a step, a fifth of full speed: a ball this near to where it was planned for before was led in a circle, or into a wall
+STUCK_PACE = 0.01  # metres a step, a fifth of full speed: a ball this near to where it was planned for before was led in a circle, or into a wall
 LEAST_PULL = 0.125  # of the guidance scale
 
 
