@@ -4,7 +4,7 @@
         --sampling algorithm.guidance_scale=3 algorithm.diffusion.sampling_timesteps=10 … \\
         --scores "D4RL's goal"=outputs/<date>/<time>-medium_dataset "random goals"=outputs/<date>/<time>-medium_random
 
-Everything on the card is read from the runs' own files; `--note` adds a line.
+What was trained and measured is read from the runs' own files; `--note` adds a line. Run it on the machine that trained.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def nested(words: list[str]) -> dict[str, Any]:
     """`a.b=1` words as a nested mapping."""
     tree: dict[str, Any] = {}
     for word in words:
-        key, _, value = word.partition("=")
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--sampling takes KEY=VALUE words, got '{word}'")
         *path, last = key.split(".")
         branch = tree
         for name in path:

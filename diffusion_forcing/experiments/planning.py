@@ -162,14 +162,15 @@ class PlanningExperiment(BaseExperiment):
         walls, first = maze.walls, groups[0]
         shown = min(MOST_DRAWN, len(first.rewards))
         first_plans = first.plans[0][1]
+        marks = settings.plot_start_goal
         self.run.picture(
             f"{task}_plans",
             draw_plans(
                 walls,
                 [_until_goal(first_plans[i], first.goals[i]) for i in range(shown)],
                 [first.trajectories[i, : _end(first.rewards[i]), :2] for i in range(shown)],
-                [first.trajectories[i, 0, :2] for i in range(shown)],
-                [first.goals[i] for i in range(shown)],
+                [first.trajectories[i, 0, :2] if marks else None for i in range(shown)],
+                [first.goals[i] if marks else None for i in range(shown)],
                 titles=[_title(first.rewards[i]) for i in range(shown)],
             ),
             caption=f"Plans and what became of them: episodes 0 to {shown - 1} of seed {seed}",
@@ -179,7 +180,13 @@ class PlanningExperiment(BaseExperiment):
         rows, levels = self._rows_of_plan(planner, first, longest, device, settings.episode_len, maze.max_steps)
         self.run.film(
             f"{task}_plan_from_noise",
-            film_of_plan(walls, rows, first.trajectories[longest, 0, :2], first.goals[longest], levels=levels),
+            film_of_plan(
+                walls,
+                rows,
+                first.trajectories[longest, 0, :2] if marks else None,
+                first.goals[longest] if marks else None,
+                levels=levels,
+            ),
             fps=max(4, len(rows) // 6),
             caption=f"A plan coming out of noise, row by row of its scheduling matrix ({len(rows)} rows)",
         )
@@ -194,7 +201,7 @@ class PlanningExperiment(BaseExperiment):
                     [np.concatenate([plan, np.repeat(plan[-1:], horizon - len(plan), axis=0)]) for plan in followed]
                 ),
                 first.trajectories[longest, :end, :2],
-                first.goals[longest],
+                first.goals[longest] if marks else None,
                 replan_every=settings.open_loop_horizon,
             ),
             fps=25,

@@ -18,6 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_forcing.launch.compose import resolved
 
 
+STATISTICS = frozenset(
+    f"dataset.{key}" for key in ("observation_mean", "observation_std", "action_mean", "action_std", "episode_len")
+)
+"""All that a checkpoint may say of the dataset: never where data lies or comes from."""
+
+
 def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[str]:
     """Write the structure, and the sampling settings, of `checkpoint` into `config` in place, and return what changed as `key=value` words.
 
@@ -34,7 +40,7 @@ def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[s
     for key, value in (leaf for mapping in carried for leaf in _leaves(mapping)):
         if key.startswith("dataset.") and elsewhere:
             continue
-        ours = key.startswith(("algorithm.", "dataset.")) and "._" not in key  # never _target_
+        ours = (key.startswith("algorithm.") or key in STATISTICS) and "._" not in key  # never _target_
         if not ours or any(_touches(key, other) for other in given):
             continue
         current = OmegaConf.select(now, key, default=_ABSENT)

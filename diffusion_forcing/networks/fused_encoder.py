@@ -96,7 +96,8 @@ class FusedEncoder(torch.autograd.Function):
 def can_fuse(x: Tensor) -> bool:
     """Whether the fast path serves x: float32 on a CPU, no autocast, nothing being compiled."""
     return (
-        x.device.type == "cpu"
+        hasattr(aten, "_scaled_dot_product_flash_attention_for_cpu")
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
