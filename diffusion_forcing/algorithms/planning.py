@@ -355,6 +355,9 @@ class Planning(lightning.LightningModule):
         advice = (
             "set dataset.observation_mean, dataset.action_mean and algorithm.diffusion.architecture as it was trained"
         )
+        trained_for = checkpoint.facts.get("env_id", self.options.env_id)
+        if trained_for != self.options.env_id:
+            advice = f"it was trained for {trained_for}, this is {self.options.env_id}: choose that dataset"
         for key, value in own.items():
             if key not in weights:
                 raise UserError(f"{checkpoint.path} lacks '{key}' of shape {tuple(value.shape)}; {advice}")

@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.launch.compose import resolved
 
-
 STATISTICS = frozenset(
     f"dataset.{key}" for key in ("observation_mean", "observation_std", "action_mean", "action_std", "episode_len")
 )

@@ -53,7 +53,9 @@ def find_run(outputs: Path, run_id: str) -> Path:
             return facts.parent
         ids.append(str(found))
     near = did_you_mean(run_id, ids)
-    raise UserError(f"no run '{run_id}' in {str(outputs)!r}{near}; {len(ids)} runs there, each run.json has its id")
+    raise UserError(
+        f"no run '{run_id}' in {str(outputs)!r}{near}; {len(ids)} run{'s' * (len(ids) != 1)} there, the id is in each run.json"
+    )
 
 
 def new_id() -> str:

@@ -48,7 +48,7 @@ def render(
     """The page of the run in `folder`: `facts`, `metrics` and `media` as in the json files of these names."""
     running = facts["status"] == "running"
     sections = [_headline(metrics), _pictures(folder, media), _tables(folder, media), _curves(curves)]
-    sections += [_commands(facts), _configuration(folder), _facts(facts)]
+    sections += [_commands(facts, folder), _configuration(folder), _facts(facts)]
     reload = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if running else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -191,14 +191,15 @@ def _curves(curves: Mapping[str, Curve]) -> str:
     return f'<section><h2>Curves</h2><div class="charts">{"".join(charts)}</div>{table}</section>'
 
 
-def _commands(facts: Mapping[str, Any]) -> str:
+def _commands(facts: Mapping[str, Any], folder: Path) -> str:
     words = started_with(facts["command"])
     plain = [word for word in words if not word.startswith(("resume=", "load=", "+resume=", "+load="))]
-    lines = (
-        ("Go on with this run: weights, optimiser, step, random state, log", [*plain, f"resume={facts['id']}"]),
-        ("Start a new run from its checkpoint", [*plain, f"load={facts['id']}"]),
-        ("Do the same again", words),
-    )
+    lines: list[tuple[str, list[str]]] = [("Do the same again", words)]
+    if any((folder / "checkpoints").glob("*/checkpoint.json")):
+        lines[:0] = [
+            ("Go on with this run: weights, optimiser, step, random state, log", [*plain, f"resume={facts['id']}"]),
+            ("Start a new run from its checkpoint", [*plain, f"load={facts['id']}"]),
+        ]
     shown = "".join(f"<p>{text}</p><pre>{escape(shlex.join(command))}</pre>" for text, command in lines)
     return f"<section><h2>Go on, start from it, repeat it</h2>{shown}</section>"
 

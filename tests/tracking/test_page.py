@@ -87,6 +87,10 @@ def test_a_hostile_name_is_shown_as_the_text_it_is(tmp_path: Path) -> None:
 
 def test_the_page_says_what_the_run_says(tmp_path: Path) -> None:
     run = full_run(tmp_path)
+    assert "resume=" not in " ".join(read(run).text)  # nothing to go on with yet
+    (run.checkpoints / "step-00000001").mkdir(parents=True)
+    (run.checkpoints / "step-00000001" / "checkpoint.json").write_text("{}")
+    run.finish()
     reader = read(run)
     text = " ".join(reader.text)
     for wanted in (run.id, "finished", "98.0 ± 1.4", "100", "training/loss", "name: maze2d_medium_x", "1.2346"):
