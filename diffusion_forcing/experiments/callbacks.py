@@ -7,7 +7,6 @@ gradient norm and the speed. Lines of one step are joined, so metrics.jsonl has 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -200,17 +199,19 @@ class ValidationRandomness(Callback):
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._aside = contextlib.ExitStack()
+        self._before: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_rank:  # another rank, other noise
             randomness.seed_all((self._seed + trainer.global_rank) % 2**32)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._aside.enter_context(randomness.set_aside(self._seed))
+        # a value, not a context manager: one left open by a validation that failed would restore itself whenever it is collected
+        self._before = randomness.get_state()
+        randomness.seed_all(self._seed)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._aside.close()
+        randomness.set_state(self._before)
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:

@@ -46,17 +46,6 @@ def set_state(state: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def set_aside(seed: int) -> Iterator[None]:
-    """Inside, the generators start from `seed`; outside they go on as if nothing had been drawn."""
-    before = get_state()
-    try:
-        seed_all(seed)
-        yield
-    finally:
-        set_state(before)
-
-
-@contextlib.contextmanager
 def owned_by(*seeds: int) -> Iterator[None]:
     """Inside, the CPU's generators start from `seeds`; outside they go on as if nothing had been drawn. Leaves GPUs
     alone: ~0.1 ms."""

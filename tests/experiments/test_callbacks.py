@@ -1,3 +1,4 @@
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -5,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_forcing.experiments.callbacks import RunLogger, gradient_norm, rewind
+from diffusion_forcing.experiments.callbacks import RunLogger, ValidationRandomness, gradient_norm, rewind
 from tests.experiments import toy
 
 
@@ -71,3 +72,14 @@ def test_the_gradient_norm_is_that_of_all_gradients_together() -> None:
     layer.weight.grad, layer.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
     assert gradient_norm(torch.optim.SGD(layer.parameters())).item() == 5.0
     assert gradient_norm(torch.optim.SGD(torch.nn.Linear(1, 1).parameters())).item() == 0.0
+
+
+def test_a_validation_that_failed_gives_its_random_numbers_back_to_nobody_later() -> None:
+    left = ValidationRandomness(seed=5)
+    left.on_validation_start(None, None)  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    wanted = torch.rand(3)
+    torch.manual_seed(1)
+    del left
+    gc.collect()
+    assert torch.equal(torch.rand(3), wanted)
