@@ -2,18 +2,22 @@
 
 One protocol for every network: `network(x, k, conditions, memory) -> (output, memory)`; the memory returned covers the old tokens
 and x. It is a value: calling twice with the same memory gives the same output, and a returned memory may be dropped.
+
+A network says by `keeps_memory` whether a call on the last tokens with the memory of the earlier ones equals a call on all of them,
+and by `why_no_memory` what stands in the way ("" where nothing does).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the tokens so far, one pair a layer, each (b, heads, t, d)."""
+    """Keys and values of the tokens so far, one pair a layer, each (…, t, d): time is the last axis but one."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -21,4 +25,21 @@ class KVCache:
     @property
     def length(self) -> int:
         """How many tokens it stands for."""
-        return self.keys[0].shape[2]
+        return self.keys[0].shape[-2]
+
+    def trimmed(self, last: int, sinks: int = 0) -> KVCache:
+        """The first `sinks` and the last `last` tokens of it (Xiao et al. 2024: attention leans on the very first tokens, so a
+        window that slides keeps them); itself where there are no more than that."""
+        if last < 0 or sinks < 0:
+            raise ValueError(f"cannot keep {last} last and {sinks} first tokens")
+        if self.length <= last + sinks:
+            return self
+        return KVCache(
+            tuple(_trim(key, last, sinks) for key in self.keys), tuple(_trim(v, last, sinks) for v in self.values)
+        )
+
+
+def _trim(x: Tensor, last: int, sinks: int) -> Tensor:
+    """x: (…, t, d) → (…, sinks + last, d)."""
+    recent = x[..., x.shape[-2] - last :, :]
+    return torch.cat([x[..., :sinks, :], recent], dim=-2) if sinks else recent
