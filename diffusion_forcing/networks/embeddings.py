@@ -1,11 +1,12 @@
-"""Sinusoidal embeddings of positions and noise levels (Vaswani et al. 2017)."""
+"""Sinusoidal embeddings of positions and noise levels (Vaswani et al. 2017), and the small network that the U-Net puts behind them."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def sinusoidal(values: Tensor, dim: int) -> Tensor:
@@ -14,3 +15,26 @@ def sinusoidal(values: Tensor, dim: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, device=values.device) * -(math.log(10000) / (half - 1)))
     angles = values[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def cos_sin(values: Tensor, dim: int) -> Tensor:
+    """values: (...) → (..., dim): cosines, then sines, at dim/2 frequencies from 1 down to just above 1/10000, as the released U-Net has them."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angles = values[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class LevelEmbedding(nn.Sequential):
+    """Noise levels, or positions, (...) → (..., out): cosines and sines, linear, SiLU, linear. The parameters' names are the released ones."""
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__(
+            nn.Identity(), nn.ModuleDict({"linear_1": nn.Linear(dim, hidden), "linear_2": nn.Linear(hidden, out)})
+        )
+        self.dim = dim
+
+    def forward(self, values: Tensor) -> Tensor:
+        layers = self[1]
+        waves = cos_sin(values, self.dim).to(layers["linear_1"].weight.dtype)
+        return layers["linear_2"](F.silu(layers["linear_1"](waves)))

@@ -1,0 +1,273 @@
+"""The v1.5 3-D U-Net for tokens that are pictures (METHOD §8): video.
+
+7×7 convolution, temporal attention; down, middle and up stages of two residual blocks (the token's noise level enters by FiLM), spatial
+attention and temporal attention; skips. Convolutions and spatial attention see one frame at a time, so frames are folded into the batch
+and only temporal attention knows of time. Causal with `norm: frame`, it keeps the keys and values of temporal attention as memory: a call
+on the last frames with the memory of the earlier ones equals a call on all. `norm: clip` is the released behaviour, which sees the future.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks.embeddings import LevelEmbedding
+from diffusion_forcing.networks.frames import (
+    Downsample,
+    FrameConv,
+    Norm,
+    ResnetBlock,
+    Upsample,
+    check_groups,
+)
+from diffusion_forcing.networks.memory import KVCache
+from diffusion_forcing.networks.video_attention import SpatialAttention, TemporalAttention, rotate, rotation
+
+GROUPS = 8
+RELEASED_WRAPPERS = re.compile(r"(?<![^.])(?:module|wrapper|attn_block)\.")
+"""Words of the released parameter names that stand for nothing but a change of layout."""
+
+
+@dataclass(frozen=True)
+class FrameCache(KVCache):
+    """Keys and values (b, h·w·heads, t, d) of each temporal attention in turn. position: of the frame that comes next.
+
+    Keys lie at their rotary positions; what counts is the distance between positions, so nothing moves when the oldest are dropped.
+    """
+
+    position: int = 0
+    rotary: bool = True
+
+    def trimmed(self, last: int, sinks: int = 0) -> FrameCache:
+        """The first `sinks` and the last `last` frames; the sinks move up to just before the others (Xiao et al. 2024)."""
+        dropped = self.length - sinks - last
+        if dropped <= 0:
+            return self
+        keep = slice(self.length - last, None)
+        keys, values = (tuple(part[:, :, keep] for part in parts) for parts in (self.keys, self.values))
+        if sinks:
+            moved = [key[:, :, :sinks] for key in self.keys]
+            if self.rotary:
+                moved = [
+                    rotate(key, rotation(torch.tensor([dropped], device=key.device), key.shape[-1])) for key in moved
+                ]
+            keys = tuple(torch.cat(pair, dim=2) for pair in zip(moved, keys, strict=True))
+            values = tuple(
+                torch.cat([old[:, :, :sinks], kept], dim=2) for old, kept in zip(self.values, values, strict=True)
+            )
+        else:
+            # a slice would keep all that was dropped
+            keys, values = (tuple(part.clone() for part in parts) for parts in (keys, values))
+        return FrameCache(keys, values, position=self.position, rotary=self.rotary)
+
+
+class UNet3D(nn.Module):
+    """x: (b, t, c, h, w) at levels k: (b, t) → (b, t, c, h, w).
+
+    resolution: h and w. attn_resolutions: the feature maps' resolutions that have attention; the middle always has. conditions:
+    (b, t, external_cond_dim), by FiLM beside the noise level, needed exactly when external_cond_dim > 0; all zeros say nothing. memory:
+    a FrameCache of earlier frames, for networks that are really causal. patch_size: pixels a side that make one position of the feature
+    map (1: the released network).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        resolution: int,
+        *,
+        network_size: int = 64,
+        dim_mults: Sequence[int] = (1, 2, 4, 8),
+        attn_resolutions: Sequence[int] = (16, 32, 64, 128),
+        attn_heads: int = 4,
+        attn_dim_head: int = 64,
+        use_init_temporal_attn: bool = True,
+        use_linear_attn: bool = True,
+        time_emb_type: Literal["rotary", "sinusoidal"] = "rotary",
+        causal: bool = True,
+        norm: Norm = "frame",
+        external_cond_dim: int = 0,
+        patch_size: int = 1,
+    ) -> None:
+        super().__init__()
+        halvings = 2 ** (len(dim_mults) - 1) * patch_size
+        if resolution % halvings:
+            raise UserError(
+                f"a resolution of {resolution} cannot be divided by {halvings} (patch_size {patch_size}, {len(dim_mults) - 1} halvings); "
+                "choose another dataset.resolution or fewer dim_mults"
+            )
+        self.channels = channels
+        self.resolution = resolution
+        self.external_cond_dim = external_cond_dim
+        self.causal = causal
+        self.norm = norm
+        self.patch_size = patch_size
+        self.rotary = time_emb_type == "rotary"
+        sizes = [network_size, *(network_size * mult for mult in dim_mults)]
+        for size in sizes:
+            check_groups(size, GROUPS)
+        embedding = 4 * network_size
+        inside = channels * patch_size**2
+
+        def block(channels_in: int, channels_out: int) -> ResnetBlock:
+            return ResnetBlock(channels_in, channels_out, embedding=embedding, groups=GROUPS, norm=norm)
+
+        def spatial(size: int, linear: bool) -> nn.Module:
+            return SpatialAttention(size, attn_heads, attn_dim_head, linear=linear and use_linear_attn)
+
+        def temporal(size: int) -> nn.Module:
+            return TemporalAttention(size, attn_heads, attn_dim_head, causal=causal, rotary=self.rotary)
+
+        def attentions(size: int, stage_resolution: int, linear: bool) -> list[nn.Module]:
+            if stage_resolution in attn_resolutions:
+                return [spatial(size, linear), temporal(size)]
+            return [nn.Identity(), nn.Identity()]
+
+        # registered in the order of the released optimiser states
+        self.noise_level_pos_embedding = LevelEmbedding(network_size, embedding, embedding)
+        self.init_conv = FrameConv(inside, network_size, 7)
+        self.init_temporal_attn = temporal(network_size) if use_init_temporal_attn else nn.Identity()
+        self.down_blocks = nn.ModuleList()
+        self.up_blocks = nn.ModuleList()
+        deepest = len(dim_mults) - 1
+        resolutions = [resolution // patch_size // 2**stage for stage in range(len(dim_mults))]
+        for stage, (size_in, size_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            layers = [block(size_in, size_out), block(size_out, size_out)]
+            layers += attentions(size_out, resolutions[stage], linear=stage < deepest)
+            further = Downsample(size_out) if stage < deepest else nn.Identity()
+            self.down_blocks.append(nn.ModuleList([nn.ModuleList(layers), further]))
+        middle = sizes[-1]
+        self.mid_block = nn.ModuleList(
+            [block(middle, middle), spatial(middle, linear=False), temporal(middle), block(middle, middle)]
+        )
+        for stage in reversed(range(len(dim_mults))):
+            size_in, size_out = sizes[stage], sizes[stage + 1]
+            layers = [block(2 * size_out, size_in), block(size_in, size_in)]
+            layers += attentions(size_in, resolutions[stage], linear=stage < deepest)
+            layers.append(Upsample(size_in) if stage > 0 else nn.Identity())
+            self.up_blocks.append(nn.ModuleList(layers))
+        plain = ResnetBlock(2 * network_size, network_size, embedding=None, groups=GROUPS, norm=norm)
+        self.out = nn.ModuleList([plain, FrameConv(network_size, inside, 1)])
+        if external_cond_dim:
+            self.condition_embedding = nn.Sequential(
+                nn.Linear(external_cond_dim, embedding, bias=False),
+                nn.SiLU(),
+                nn.Linear(embedding, embedding, bias=False),
+            )
+            nn.init.zeros_(self.condition_embedding[2].weight)
+        self.to(memory_format=torch.channels_last_3d)
+        self.register_load_state_dict_pre_hook(_from_released_names)
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether it can be called with a memory: no frame's output depends on a later frame."""
+        return self.causal and self.norm == "frame"
+
+    @property
+    def why_no_memory(self) -> str:
+        """What stands in the way of a memory, for a message; empty where nothing does."""
+        if not self.causal:
+            return "the network was built with causal=False: its frames see the future"
+        if self.norm == "clip":
+            return (
+                "norm=clip (the released network's) normalises each frame by the frames after it too, so that the past is never finished; "
+                "only norm=frame keeps a cache exact"
+            )
+        return ""
+
+    def forward(
+        self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: FrameCache | None = None
+    ) -> tuple[Tensor, FrameCache | None]:
+        self._check(x, conditions, memory)
+        batch, time = x.shape[:2]
+        embedding = self.noise_level_pos_embedding(k)
+        if conditions is not None:
+            embedding = embedding + self.condition_embedding(conditions.to(embedding.dtype))
+        embedding = embedding.flatten(0, 1)
+        walk = _Walk(embedding, time, memory, x.device)
+
+        h = x.flatten(0, 1)
+        if self.patch_size > 1:
+            h = F.pixel_unshuffle(h, self.patch_size)
+        h = first = walk(self.init_temporal_attn, self.init_conv(h.contiguous(memory_format=torch.channels_last)))
+        skips = []
+        for layers, further in self.down_blocks:  # type: ignore[misc]
+            for layer in layers:
+                h = walk(layer, h)
+            skips.append(h)
+            h = further(h)
+        for layer in self.mid_block:
+            h = walk(layer, h)
+        for layers in self.up_blocks:
+            h = torch.cat([h, skips.pop()], dim=1)
+            for layer in layers:  # type: ignore[attr-defined]
+                h = walk(layer, h)
+        plain, to_x = self.out
+        h = to_x(plain(torch.cat([h, first], dim=1), None, time))
+        if self.patch_size > 1:
+            h = F.pixel_shuffle(h, self.patch_size)
+        return h.unflatten(0, (batch, time)).contiguous(), walk.memory(self.rotary) if self.keeps_memory else None
+
+    def _check(self, x: Tensor, conditions: Tensor | None, memory: FrameCache | None) -> None:
+        if x.shape[2:] != (self.channels, self.resolution, self.resolution):
+            raise UserError(
+                f"the network takes frames of (channels, height, width) {(self.channels, self.resolution, self.resolution)}, "
+                f"got {tuple(x.shape[2:])}; check dataset.resolution and algorithm.frame_stack"
+            )
+        width = 0 if conditions is None else conditions.shape[-1]
+        if width != self.external_cond_dim:
+            got = "none" if conditions is None else f"width {width}"
+            raise UserError(
+                f"the network takes conditions of width {self.external_cond_dim} (external_cond_dim), got {got}"
+            )
+        if memory is not None and not self.keeps_memory:
+            raise UserError(f"{self.why_no_memory}; sample it with algorithm.cache=none")
+
+
+class _Walk:
+    """One pass through the network: what every layer may need, and the keys and values gathered on the way."""
+
+    def __init__(self, embedding: Tensor, time: int, memory: FrameCache | None, device: torch.device) -> None:
+        self.embedding = embedding
+        self.time = time
+        self.past = memory
+        self.start = 0 if memory is None else memory.position
+        self.positions = torch.arange(self.start, self.start + time, device=device)
+        self.present: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, layer: nn.Module, h: Tensor) -> Tensor:
+        if isinstance(layer, ResnetBlock):
+            return layer(h, self.embedding, self.time)
+        if not isinstance(layer, TemporalAttention):
+            return layer(h)
+        index = len(self.present)
+        past = None if self.past is None else (self.past.keys[index], self.past.values[index])
+        h, present = layer(h, self.time, self.positions, past)
+        self.present.append(present)
+        return h
+
+    def memory(self, rotary: bool) -> FrameCache:
+        keys, values = zip(*self.present, strict=True)
+        if self.past is not None:
+            keys = tuple(torch.cat(pair, dim=2) for pair in zip(self.past.keys, keys, strict=True))
+            values = tuple(torch.cat(pair, dim=2) for pair in zip(self.past.values, values, strict=True))
+        return FrameCache(keys, values, position=self.start + self.time, rotary=rotary)
+
+
+def _from_released_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename the entries of a released checkpoint in place, and leave out its copies of the rotary frequencies, which are constants."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key[len(prefix) :]
+        if name.endswith(("rotary_emb.freqs", "rotary_time_pos_embedding.freqs")):
+            del state[key]
+        elif (ours := RELEASED_WRAPPERS.sub("", name)) != name:
+            state[prefix + ours] = state.pop(key)
+
+
+__all__ = ["FrameCache", "UNet3D"]

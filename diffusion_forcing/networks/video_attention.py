@@ -1,0 +1,138 @@
+"""Attention inside a frame and along time (METHOD §8), on frames (b·t, c, h, w) with channels last in memory.
+
+Spatial attention mixes the pixels of one frame; where there are many it is linear attention (Shen et al. 2021). Temporal attention mixes
+the frames at one pixel, causally or not. In the call along time every pair of pixel and head is a head of its own, (b, h·w·heads, t, d),
+so that nothing is copied into place. A past given as keys and values is attended to beside the present, not joined to it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_forcing.networks.embeddings import LevelEmbedding
+
+KeysAndValues = tuple[Tensor, Tensor]
+
+
+class LinearAttention(nn.Module):
+    """softmax(q) · (softmax(k)ᵀ v): the cost grows with the number of pixels, not with its square. No parameters."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query, key, value: (n, pixels, heads, d) → the same."""
+        query = query.softmax(dim=-1) * query.shape[-1] ** -0.5
+        key = key.softmax(dim=1)
+        context = key.permute(0, 2, 3, 1) @ value.transpose(1, 2)
+        return (query.transpose(1, 2) @ context).transpose(1, 2)
+
+
+class FullAttention(nn.Module):
+    """softmax(q kᵀ/√d) v. No parameters."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query, key, value: (n, pixels, heads, d) → the same."""
+        heads_first = (part.transpose(1, 2) for part in (query, key, value))
+        return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+
+class Projections(nn.Module):
+    """Queries, keys and values from a channel vector, and back: `to_qkv` and `to_out` of the released layout."""
+
+    def __init__(self, channels: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dim_head = dim_head
+        self.to_qkv = nn.Linear(channels, 3 * heads * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x: (…, c) → three of (…, heads, d), each contiguous."""
+        return tuple(
+            F.linear(x, weight).unflatten(-1, (self.heads, self.dim_head)) for weight in self.to_qkv.weight.chunk(3)
+        )
+
+
+class SpatialAttention(nn.Module):
+    """x + attention among the pixels of each frame, x: (n, c, h, w)."""
+
+    def __init__(self, channels: int, heads: int, dim_head: int, *, linear: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.attn = Projections(channels, heads, dim_head)
+        self.mix = LinearAttention() if linear else FullAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1)
+        query, key, value = self.attn(self.norm(pixels).flatten(1, 2))
+        mixed = self.attn.to_out(self.mix(query, key, value).flatten(2))
+        return (pixels + mixed.view_as(pixels)).permute(0, 3, 1, 2)
+
+
+class TemporalAttention(nn.Module):
+    """x + attention among the frames at each pixel, x: (b·t, c, h, w); positions rotary (Su et al. 2021), or sinusoidal and added to x."""
+
+    def __init__(self, channels: int, heads: int, dim_head: int, *, causal: bool, rotary: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.attn = Projections(channels, heads, dim_head)
+        self.causal = causal
+        self.time_pos_embedding = None if rotary else LevelEmbedding(channels, 4 * channels, channels)
+
+    def forward(
+        self, x: Tensor, time: int, positions: Tensor, past: KeysAndValues | None
+    ) -> tuple[Tensor, KeysAndValues]:
+        """positions: (t,) of x's frames. past: keys and values (b, h·w·heads, t', d) of frames before x, keys at their rotary positions.
+
+        Returns x's shape, and the keys and values of x's own frames.
+        """
+        frames = x.permute(0, 2, 3, 1)
+        if self.time_pos_embedding is not None:
+            at = self.time_pos_embedding(positions).to(x.dtype)
+            frames = frames + at.repeat(len(frames) // time, 1)[:, None, None]
+        query, key, value = (
+            part.unflatten(0, (-1, time)).flatten(2, -2) for part in self.attn(self.norm(frames))
+        )  # (b, t, h·w·heads, d)
+        if self.time_pos_embedding is None:
+            turn = rotation(positions, query.shape[-1])[:, None]
+            query, key = rotate(query, turn), rotate(key, turn)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        mixed = self._attend(query, key, value, past).transpose(1, 2)
+        mixed = self.attn.to_out(mixed.reshape(*frames.shape[:3], -1))
+        return (frames + mixed).permute(0, 3, 1, 2), (key, value)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, past: KeysAndValues | None) -> Tensor:
+        """softmax(q kᵀ/√d) v over past and present, (b, heads, t, d)."""
+        if query.device.type != "cpu":
+            return self._attend_fused(query, key, value, past)
+        time = query.shape[2]
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        if self.causal and time > 1:
+            scores = scores + torch.full((time, time), float("-inf"), dtype=scores.dtype).triu(1)
+        if past is None:
+            return scores.softmax(dim=-1) @ value
+        before = (query * query.shape[-1] ** -0.5) @ past[0].transpose(-1, -2)
+        weights = torch.cat([before, scores], dim=-1).softmax(dim=-1)
+        split = past[0].shape[2]
+        return weights[..., :split] @ past[1] + weights[..., split:] @ value
+
+    def _attend_fused(self, query: Tensor, key: Tensor, value: Tensor, past: KeysAndValues | None) -> Tensor:
+        """The same through PyTorch's fused kernels, which a GPU has for these shapes."""
+        if past is None:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        mask = torch.ones(query.shape[2], past[0].shape[2] + key.shape[2], dtype=torch.bool, device=query.device)
+        key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.tril(past[0].shape[2]))
+
+
+def rotation(positions: Tensor, dim: int) -> Tensor:
+    """Unit complex numbers (t, dim/2) that turn pair i of a key at position p by the angle p·10000^(−2i/dim)."""
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
+    angles = positions.to(torch.float32)[:, None] * frequencies
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """x: (…, d) with neighbouring numbers as pairs, turned by `turn`, which broadcasts to (…, d/2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
