@@ -24,7 +24,7 @@ class TransformerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionOptions:
+class NoisingOptions:
     """How tokens are noised, what the network predicts and how sampling walks down (METHOD §2–5)."""
 
     objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_x0"
@@ -38,7 +38,6 @@ class DiffusionOptions:
     sampling_timesteps: int = 50
     ddim_sampling_eta: float = 0.0
     stabilization_level: int = 10
-    architecture: TransformerOptions = field(default_factory=TransformerOptions)
 
     def __post_init__(self) -> None:
         where = "algorithm.diffusion"
@@ -49,6 +48,49 @@ class DiffusionOptions:
         within(f"{where}.ddim_sampling_eta", self.ddim_sampling_eta, 0, 1)
         positive(f"{where}.clip_noise", self.clip_noise)
         positive(f"{where}.snr_clip", self.snr_clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions(NoisingOptions):
+    """The same with a transformer."""
+
+    architecture: TransformerOptions = field(default_factory=TransformerOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmOptions:
+    """What every Diffusion Forcing algorithm can be told: `algorithm/df_base.yaml`."""
+
+    lr: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int = 10000
+    optimizer_beta: tuple[float, float] = (0.9, 0.999)
+    ema_decay: float = 0.999
+    frame_stack: int = 1
+    frame_skip: int = 1
+    context_frames: int = 1
+    external_cond_dim: int = 0
+    noise_level: Literal["random_all", "shared"] = "random_all"
+    causal: bool = True
+    scheduling_matrix: Literal["full_sequence", "pyramid", "autoregressive", "trapezoid"] = "autoregressive"
+    uncertainty_scale: float = 1.0
+    chunk_size: int = 1
+    guidance_scale: float = 0.0
+    debug: bool = False
+    diffusion: NoisingOptions = field(default_factory=NoisingOptions)
+
+    def __post_init__(self) -> None:
+        positive("algorithm.frame_stack", self.frame_stack)
+        positive("algorithm.frame_skip", self.frame_skip)
+        positive("algorithm.lr", self.lr)
+        for name in ("guidance_scale", "uncertainty_scale", "weight_decay", "warmup_steps"):
+            not_negative(f"algorithm.{name}", getattr(self, name))
+        for beta in self.optimizer_beta:
+            if not 0 <= beta < 1:
+                raise UserError(
+                    f"algorithm.optimizer_beta is {list(self.optimizer_beta)}; both must lie in 0…1, 1 excluded"
+                )
+        within("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
 
 
 def positive(key: str, value: float) -> None:

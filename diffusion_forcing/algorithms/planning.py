@@ -1,7 +1,6 @@
 """The planning task: trajectories as sequences of bundles, trained by Diffusion Forcing, planned with by guided sampling (METHOD §10).
 
-This adapter encodes a batch, asks `diffusion` for the loss, and hands out a `Planner`. It draws its randomness from a generator seeded
-by (seed, batch), so a resumed run draws what the uninterrupted one would have.
+This adapter encodes a batch, asks `diffusion` for the loss, and hands out a `Planner`.
 """
 
 from __future__ import annotations
@@ -9,25 +8,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 
+from diffusion_forcing.algorithms.base import ForcingAlgorithm
 from diffusion_forcing.algorithms.bundle import Bundle
 from diffusion_forcing.algorithms.goal_guidance import GuidanceWeights
-from diffusion_forcing.algorithms.options import DiffusionOptions, not_negative, positive, within
+from diffusion_forcing.algorithms.options import AlgorithmOptions, DiffusionOptions, positive, within
 from diffusion_forcing.algorithms.planner import Planner, PlannerOptions
 from diffusion_forcing.datasets.batch import SequenceBatch
-from diffusion_forcing.diffusion import (
-    DiffusionForcing,
-    Sampler,
-    build_parameterization,
-    build_schedule,
-    draw_noise_levels,
-    ema_of,
-    mask_absent,
-)
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, draw_noise_levels, mask_absent
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 
@@ -36,7 +26,7 @@ NEARLY_CLEAN_SHARE = 0.5  # share of batches whose token 0 is nearly clean
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanningOptions:
+class PlanningOptions(AlgorithmOptions):
     """Every option of `algorithm=df_planning`; statistics and the episode's length come from the dataset's."""
 
     observation_mean: tuple[float, ...]
@@ -48,21 +38,11 @@ class PlanningOptions:
     episode_len: int = 600
     env_id: str = "maze2d-medium-v1"
     gamma: float = 1.0
-    lr: float = 5e-4
-    weight_decay: float = 1e-4
-    warmup_steps: int = 10000
-    optimizer_beta: tuple[float, float] = (0.9, 0.999)
-    ema_decay: float = 0.999
     frame_stack: int = 10
-    frame_skip: int = 1
-    context_frames: int = 1
-    external_cond_dim: int = 0
-    noise_level: Literal["random_all", "shared"] = "random_all"
     causal: bool = False
     padding_mode: Literal["same", "zero"] = "same"
     use_reward: bool = False
     scheduling_matrix: Literal["full_sequence", "pyramid", "autoregressive", "trapezoid"] = "pyramid"
-    uncertainty_scale: float = 1.0
     chunk_size: int = -1
     guidance_scale: float = 2.0
     guidance_weights: GuidanceWeights = "released"
@@ -76,10 +56,10 @@ class PlanningOptions:
     ease_when_stuck: bool = False
     goal: Literal["dataset", "random"] = "dataset"
     plot_start_goal: bool = True
-    debug: bool = False
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for kind in ("observation", "action"):
             mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
             if len(mean) != len(std):
@@ -104,7 +84,6 @@ class PlanningOptions:
             raise UserError(
                 f"algorithm.external_cond_dim is {self.external_cond_dim}; planning has no external conditions: 0"
             )
-        positive("algorithm.frame_stack", self.frame_stack)
         positive("dataset.episode_len", self.episode_len)
         if self.episode_len % self.frame_stack:
             raise UserError(
@@ -112,17 +91,8 @@ class PlanningOptions:
             )
         positive("algorithm.open_loop_horizon", self.open_loop_horizon)
         positive("algorithm.mcg_samples", self.mcg_samples)
-        positive("algorithm.lr", self.lr)
-        for name in ("guidance_scale", "uncertainty_scale", "weight_decay", "warmup_steps"):
-            not_negative(f"algorithm.{name}", getattr(self, name))
-        for beta in self.optimizer_beta:
-            if not 0 <= beta < 1:
-                raise UserError(
-                    f"algorithm.optimizer_beta is {list(self.optimizer_beta)}; both must lie in 0…1, 1 excluded"
-                )
         if not 0 < self.gamma <= 1:
             raise UserError(f"algorithm.gamma is {self.gamma}; it must be above 0 and at most 1")
-        within("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
         for name in ("warm_start", "guidance_stop", "refine"):
             within(f"algorithm.{name}", getattr(self, name), 0, 1)
         if self.warm_start > 0 and self.open_loop_horizon >= self.episode_len:
@@ -151,17 +121,15 @@ class Draws(NamedTuple):
     noise: Tensor
 
 
-class Planning(lightning.LightningModule):
+class Planning(ForcingAlgorithm):
     """Diffusion Forcing for trajectories. `options` is a `PlanningOptions`."""
 
     Options = PlanningOptions
-    seed = 0
+    task = "planning"
+    options: PlanningOptions
 
     def __init__(self, options: PlanningOptions) -> None:
-        super().__init__()
-        self.options = options
-        diffusion = options.diffusion
-        self.bundle = Bundle(
+        bundle = Bundle(
             options.observation_mean,
             options.observation_std,
             options.action_mean,
@@ -170,39 +138,15 @@ class Planning(lightning.LightningModule):
             frame_stack=options.frame_stack,
             padding_mode=options.padding_mode,
         )
-        schedule = build_schedule(
-            diffusion.beta_schedule,
-            diffusion.timesteps,
-            snr_clip=diffusion.snr_clip,
-            arguments=diffusion.schedule_fn_kwargs,
-        )
-        self.forcing = DiffusionForcing(
-            Transformer(self.bundle.token_width, causal=options.causal, **asdict(diffusion.architecture)),
-            schedule,
-            build_parameterization(diffusion.objective, clip_noise=diffusion.clip_noise),
-            weighting="fused_snr" if diffusion.use_fused_snr else "min_snr",
-            cum_snr_decay=diffusion.cum_snr_decay ** (options.frame_stack * options.frame_skip),
-            clip_noise=diffusion.clip_noise,
-            stabilization_level=diffusion.stabilization_level,
-        )
-        self.ema = ema_of(self.forcing.network, options.ema_decay) if options.ema_decay > 0 else None
-
-    @property
-    def network(self) -> nn.Module:
-        """The network that training moves."""
-        return self.forcing.network
-
-    @property
-    def sampling_network(self) -> nn.Module:
-        """The network one samples with: the averaged one, where averaging is on."""
-        return self.forcing.network if self.ema is None else self.ema.module
+        network = Transformer(bundle.token_width, causal=options.causal, **asdict(options.diffusion.architecture))
+        super().__init__(options, network)
+        self.bundle = bundle
 
     # ------------------------------------------------------------------------------------------------ training
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         tokens, mask = self.encode(batch)
-        generator = torch.Generator(self.device).manual_seed(self._batch_seed())
-        loss, _ = self.loss(tokens, mask, self.draw(*tokens.shape[:2], generator=generator))
+        loss, _ = self.loss(tokens, mask, self.draw(*tokens.shape[:2], generator=self.training_generator()))
         self.log("training/loss", loss, prog_bar=True)
         return loss
 
@@ -254,41 +198,7 @@ class Planning(lightning.LightningModule):
         per_frame = result.per_element.unflatten(-1, (f, -1))
         return (per_frame * weight.unflatten(1, (-1, f))[..., None]).mean(), result.x0
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        options = self.options
-        optimizer = torch.optim.AdamW(
-            self.forcing.network.parameters(),
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            betas=options.optimizer_beta,
-        )
-        warmup = max(1, options.warmup_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update_parameters(self.forcing.network)
-
-    def _batch_seed(self) -> int:
-        batches_done = self.trainer.fit_loop.total_batch_idx
-        return ((self.seed * 1_000_003 + batches_done) * 1_000_003 + self.global_rank) % 2**63
-
     # ------------------------------------------------------------------------------------------------ planning
-
-    def sampling_forcing(self) -> DiffusionForcing:
-        """The method over the network one samples with."""
-        forcing = self.forcing
-        return DiffusionForcing(
-            self.sampling_network,
-            forcing.schedule,
-            forcing.parameterization,
-            weighting=forcing.weighting,
-            cum_snr_decay=forcing.cum_snr_decay,
-            clip_noise=forcing.clip_noise,
-            stabilization_level=forcing.stabilization_level,
-        )
 
     def planner(self, *, guidance_scale: float | None = None) -> Planner:
         """The planner over the network one samples with, as the options say."""
@@ -342,32 +252,18 @@ class Planning(lightning.LightningModule):
         }
         return {"task": "planning", "line": "v1.5", "env_id": options.env_id, "structure": structure}
 
-    def sampling_weights(self) -> dict[str, Tensor]:
-        """The weights one samples with, by the network's own names."""
-        return dict(self.sampling_network.state_dict())
-
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`, into the network and its average.
 
         Refuses what does not match, naming the first key that differs.
         """
-        own, weights = self.forcing.network.state_dict(), checkpoint.weights
         advice = (
             "set dataset.observation_mean, dataset.action_mean and algorithm.diffusion.architecture as it was trained"
         )
         trained_for = checkpoint.facts.get("env_id", self.options.env_id)
         if trained_for != self.options.env_id:
             advice = f"it was trained for {trained_for}, this is {self.options.env_id}: choose that dataset"
-        for key, value in own.items():
-            if key not in weights:
-                raise UserError(f"{checkpoint.path} lacks '{key}' of shape {tuple(value.shape)}; {advice}")
-            if weights[key].shape != value.shape:
-                raise UserError(
-                    f"{checkpoint.path}: '{key}' has shape {tuple(weights[key].shape)}, this network's {tuple(value.shape)}; {advice}"
-                )
-        for key in weights:
-            if key not in own:
-                raise UserError(f"{checkpoint.path}: '{key}' has no place in this network; {advice}")
+        self.check_weights(checkpoint, advice)
         for name, buffer in (("data_mean", self.bundle.mean), ("data_std", self.bundle.std)):
             value = checkpoint.statistics.get(name)
             if value is None:
@@ -377,6 +273,4 @@ class Planning(lightning.LightningModule):
                     f"{checkpoint.path} models {len(value)} numbers a step ({name}), the configuration {len(buffer)}; {advice}"
                 )
             buffer.copy_(value)
-        self.forcing.network.load_state_dict(weights)
-        if self.ema is not None:
-            self.ema.module.load_state_dict(weights)
+        self.take_weights(checkpoint.weights)

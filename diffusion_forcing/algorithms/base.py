@@ -1,0 +1,122 @@
+"""What the tasks' adapters share: the method over a network and its average, the optimiser, and what of it goes into a checkpoint.
+
+An adapter encodes a batch, asks `diffusion` for the loss, and hands out what samples. Its randomness comes from a generator seeded by
+(seed, batch), so that a resumed run draws what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from diffusion_forcing.algorithms.options import AlgorithmOptions
+from diffusion_forcing.diffusion import DiffusionForcing, build_parameterization, build_schedule, ema_of
+from diffusion_forcing.errors import UserError
+
+
+class ForcingAlgorithm(lightning.LightningModule):
+    """A LightningModule around `DiffusionForcing`. Subclasses write training_step, describe and load_weights."""
+
+    seed = 0
+    task = ""
+    """What its checkpoints are for: the first word of their facts."""
+
+    def __init__(self, options: AlgorithmOptions, network: nn.Module) -> None:
+        super().__init__()
+        self.options = options
+        diffusion = options.diffusion
+        schedule = build_schedule(
+            diffusion.beta_schedule,
+            diffusion.timesteps,
+            snr_clip=diffusion.snr_clip,
+            arguments=diffusion.schedule_fn_kwargs,
+        )
+        self.forcing = DiffusionForcing(
+            network,
+            schedule,
+            build_parameterization(diffusion.objective, clip_noise=diffusion.clip_noise),
+            weighting="fused_snr" if diffusion.use_fused_snr else "min_snr",
+            cum_snr_decay=diffusion.cum_snr_decay ** (options.frame_stack * options.frame_skip),
+            clip_noise=diffusion.clip_noise,
+            stabilization_level=diffusion.stabilization_level,
+        )
+        self.ema = ema_of(self.forcing.network, options.ema_decay) if options.ema_decay > 0 else None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that training moves."""
+        return self.forcing.network
+
+    @property
+    def sampling_network(self) -> nn.Module:
+        """The network one samples with: the averaged one, where averaging is on."""
+        return self.forcing.network if self.ema is None else self.ema.module
+
+    def sampling_forcing(self) -> DiffusionForcing:
+        """The method over the network one samples with."""
+        forcing = self.forcing
+        return DiffusionForcing(
+            self.sampling_network,
+            forcing.schedule,
+            forcing.parameterization,
+            weighting=forcing.weighting,
+            cum_snr_decay=forcing.cum_snr_decay,
+            clip_noise=forcing.clip_noise,
+            stabilization_level=forcing.stabilization_level,
+        )
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def training_generator(self) -> torch.Generator:
+        """What the present training batch draws from: its own stream of (seed, batch, process)."""
+        batches_done = self.trainer.fit_loop.total_batch_idx
+        seed = ((self.seed * 1_000_003 + batches_done) * 1_000_003 + self.global_rank) % 2**63
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW; the rate rises linearly over `warmup_steps`, from (1/warmup)·lr at the first."""
+        options = self.options
+        optimizer = torch.optim.AdamW(
+            self.forcing.network.parameters(),
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            betas=options.optimizer_beta,
+        )
+        warmup = max(1, options.warmup_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update_parameters(self.forcing.network)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def sampling_weights(self) -> dict[str, Tensor]:
+        """The weights one samples with, by the network's own names."""
+        return dict(self.sampling_network.state_dict())
+
+    def check_weights(self, checkpoint: Any, advice: str) -> None:
+        """UserError with the first key of a `checkpoints.LoadedCheckpoint` that does not match the network, and `advice`."""
+        own, weights = self.forcing.network.state_dict(), checkpoint.weights
+        for key, value in own.items():
+            if key not in weights:
+                raise UserError(f"{checkpoint.path} lacks '{key}' of shape {tuple(value.shape)}; {advice}")
+            if weights[key].shape != value.shape:
+                raise UserError(
+                    f"{checkpoint.path}: '{key}' has shape {tuple(weights[key].shape)}, this network's {tuple(value.shape)}; {advice}"
+                )
+        for key in weights:
+            if key not in own:
+                raise UserError(f"{checkpoint.path}: '{key}' has no place in this network; {advice}")
+
+    def take_weights(self, weights: dict[str, Tensor]) -> None:
+        """Put `weights`, which fit, into the network and its average."""
+        self.forcing.network.load_state_dict(weights)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(weights)
