@@ -82,7 +82,7 @@ def train(forcing: DiffusionForcing, *, steps: int, batch: int, lr: float, gener
 
 
 def sample(
-    forcing: DiffusionForcing, context: Tensor, *, matrix: str, chunk: int, cache: bool = False, seed: int = 1
+    forcing: DiffusionForcing, context: Tensor, *, matrix: str, chunk: int, cache: str = "none", seed: int = 1
 ) -> tuple[Tensor, float]:
     """Algorithm 2. The waves (b, TOKENS, SAMPLES) that begin with `context`, and the seconds they took.
 
@@ -135,10 +135,10 @@ def main() -> None:
     truth = waves(32, torch.Generator().manual_seed(10_000 + arguments.seed))
     context = truth[:, :CONTEXT]
     ways = {  # matrix, chunk, cache
-        "next token": ("autoregressive", 1, False),
-        "pyramid": ("pyramid", -1, False),
-        "full sequence": ("full_sequence", -1, False),
-        "next token, cached": ("autoregressive", 1, True),
+        "next token": ("autoregressive", 1, "none"),
+        "pyramid": ("pyramid", -1, "none"),
+        "full sequence": ("full_sequence", -1, "none"),
+        "next token, cached": ("autoregressive", 1, "exact"),
     }
     results = {}
     print(

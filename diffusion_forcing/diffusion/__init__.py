@@ -1,5 +1,6 @@
 """The paper: torch only; no task, no configuration, no file. Read `forcing.py` first."""
 
+from diffusion_forcing.diffusion.composition import Composition, compose
 from diffusion_forcing.diffusion.ema import ema_of
 from diffusion_forcing.diffusion.forcing import DiffusionForcing, Loss
 from diffusion_forcing.diffusion.guidance import Guidance
@@ -10,6 +11,7 @@ from diffusion_forcing.diffusion.schedules import NoiseSchedule, build_schedule
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix, validate_matrix
 
 __all__ = [
+    "Composition",
     "DiffusionForcing",
     "Guidance",
     "Loss",
@@ -19,6 +21,7 @@ __all__ = [
     "add_noise",
     "build_parameterization",
     "build_schedule",
+    "compose",
     "draw_noise_levels",
     "ema_of",
     "mask_absent",

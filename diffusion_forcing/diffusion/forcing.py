@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffusion_forcing.diffusion.composition import Composition, Views
 from diffusion_forcing.diffusion.guidance import Guidance
 from diffusion_forcing.diffusion.loss_weighting import fused_snr_weight, min_snr_weight
 from diffusion_forcing.diffusion.parameterization import (
@@ -110,24 +111,29 @@ class DiffusionForcing(nn.Module):
         eta: float = 0.0,
         ancestral: bool = False,
         guidance: Guidance | None = None,
+        composition: Composition | None = None,
         conditions: Tensor | None = None,
         memory: Any = None,
         noise: Tensor | None = None,
         context_noise: Tensor | None = None,
+        history_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Tokens x: (b, t, *c) one row cleaner: each from its level k_from to its k_to ≤ k_from, both (b, t) in −1…K−1.
 
         DDIM with `eta` (0 deterministic, 1 as noisy as DDPM), or the DDPM posterior (`ancestral`). A token whose level does not
-        change comes back bit for bit. guidance moves ε̂ along the gradient of a return. memory: what stands for earlier tokens.
-        noise: standard normal (b, t, *c) to use instead of a draw; context_noise: the same for what DDPM puts on clean context.
+        change comes back bit for bit. guidance moves ε̂ along the gradient of a return; composition adds several ε̂ up. memory: what stands
+        for earlier tokens, remembered under the same composition. noise: standard normal (b, t, *c) to use instead of a draw;
+        context_noise: the same for what DDPM puts on clean context; history_noise: the same for the past a composition noises.
         """
+        clean = k_from < 0
         shown, k = self.stabilize(x, k_from, noisy=ancestral, noise=context_noise, generator=generator)
+        views = self._views(composition, x, clean, history_noise, generator)
         if guidance is None:
-            prediction, _ = self.predict(shown, k, conditions, memory)
+            prediction, _ = self.predict(shown, k, conditions, memory, views)
             x0, eps = prediction.x0, prediction.eps
         else:
-            prediction, gradient = guidance.gradient(self, shown, k, k_from < 0, conditions, memory, generator)
+            prediction, gradient = guidance.gradient(self, shown, k, clean, conditions, memory, generator, views)
             strength = (1 - self.schedule.signal_power(k_to, x)).sqrt()
             eps = prediction.eps - strength * gradient
             x0 = x0_from_eps(self.schedule, shown, k, eps)
@@ -139,9 +145,19 @@ class DiffusionForcing(nn.Module):
         return torch.where(still, x, moved)
 
     def predict(
-        self, x_k: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None
+        self,
+        x_k: Tensor,
+        k: Tensor,
+        conditions: Tensor | None = None,
+        memory: Any = None,
+        views: Views | None = None,
     ) -> tuple[Prediction, Any]:
-        """What the network makes of tokens x_k: (b, t, *c) at levels k: (b, t) in 0…K−1, and the memory after them."""
+        """What the network makes of tokens x_k: (b, t, *c) at levels k: (b, t) in 0…K−1, and the memory after them.
+
+        views: what the branches of a composition see, whose predictions are added up.
+        """
+        if views is not None:
+            return views.predict(self, x_k, k, conditions, memory)
         output, memory = self.network(x_k, k, conditions, memory)
         return self.parameterization.resolve(self.schedule, x_k, k, output), memory
 
@@ -168,23 +184,43 @@ class DiffusionForcing(nn.Module):
             shown = shown + self.schedule.at("sqrt_one_minus_alphas_cumprod", shown_k, x) * eps
         return torch.where(clean.reshape(*k.shape, *(1,) * (x.ndim - k.ndim)), shown, x), shown_k
 
-    def remember(self, x: Tensor, *, conditions: Tensor | None = None, memory: Any = None) -> Any:
+    def remember(
+        self,
+        x: Tensor,
+        *,
+        conditions: Tensor | None = None,
+        memory: Any = None,
+        composition: Composition | None = None,
+        history_noise: Tensor | None = None,
+    ) -> Any:
         """The memory after clean tokens x: (b, t, *c), shown at the stabilization level, behind what `memory` holds.
 
-        UserError from a network that keeps none: its tokens see the future, so the past cannot be finished first.
+        UserError from a network that keeps none: its past cannot be finished before its future.
         """
         clean = torch.full(x.shape[:2], -1, device=x.device)
         shown, k = self.stabilize(x, clean)
-        memory = self.network(shown, k, conditions, memory)[1]
+        memory = self.predict(shown, k, conditions, memory, self._views(composition, x, clean < 0, history_noise))[1]
         if memory is None:
-            raise UserError(
-                "this network sees the future and keeps no memory of the past; sample with cache=False or train with causal=True"
-            )
+            why = getattr(self.network, "why_no_memory", "") or "this network keeps no memory of the past"
+            raise UserError(f"{why}; sample it with cache=none")
         return memory
 
     def clamp_noise(self, noise: Tensor) -> Tensor:
         """Noise within ±clip_noise."""
         return noise.clamp(-self.clip_noise, self.clip_noise)
+
+    def _views(
+        self,
+        composition: Composition | None,
+        x: Tensor,
+        clean: Tensor,
+        history_noise: Tensor | None,
+        generator: torch.Generator | None = None,
+    ) -> Views | None:
+        if composition is None:
+            return None
+        noise = self._draw(x, history_noise, generator) if composition.noises_history else None
+        return composition.views(x, clean, noise)
 
     def _draw(self, like: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return self.clamp_noise(

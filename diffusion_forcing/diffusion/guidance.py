@@ -18,6 +18,7 @@ from diffusion_forcing.diffusion.parameterization import Prediction, add_noise
 from diffusion_forcing.errors import UserError
 
 if TYPE_CHECKING:
+    from diffusion_forcing.diffusion.composition import Views
     from diffusion_forcing.diffusion.forcing import DiffusionForcing
 
 Return = Callable[[Tensor], Tensor]
@@ -44,20 +45,21 @@ class Guidance:
         conditions: Tensor | None = None,
         memory: Any = None,
         generator: torch.Generator | None = None,
+        views: Views | None = None,
     ) -> tuple[Prediction, Tensor]:
         """The prediction for tokens x_k: (b, t, *c) at levels k: (b, t), and ∇J with respect to x_k, averaged over continuations.
 
-        clean: (b, t), tokens that are context: a continuation keeps them.
+        clean: (b, t), tokens that are context: a continuation keeps them. views: of a composition, whose sum is then what J sees.
         """
         with torch.enable_grad(), _frozen(forcing):
             x_k = x_k.detach().requires_grad_()
-            prediction, _ = forcing.predict(x_k, k, conditions, memory)
+            prediction, _ = forcing.predict(x_k, k, conditions, memory, views)
             total = self.returns(prediction.x0).sum()
             for _ in range(self.samples - 1):
                 noise = torch.randn(x_k.shape, generator=generator, device=x_k.device)
                 again = add_noise(forcing.schedule, prediction.x0, k, forcing.clamp_noise(noise))
                 again = torch.where(clean.reshape(*k.shape, *(1,) * (x_k.ndim - k.ndim)), x_k, again)
-                continuation, _ = forcing.predict(again, k, conditions, memory)
+                continuation, _ = forcing.predict(again, k, conditions, memory, views)
                 total = total + self.returns(continuation.x0).sum()
             (gradient,) = torch.autograd.grad(total / self.samples, x_k)
         return Prediction(*(part.detach() for part in prediction)), gradient

@@ -1,30 +1,37 @@
 """One sampler for every task: walk a scheduling matrix over tokens, and roll a sequence out chunk by chunk (METHOD §6, §7).
 
-`walk` is the whole of sampling: the matrix decides which task it is. `rollout` appends chunks to a growing sequence. With a causal
-network the finished past can be kept as memory (keys and values, or a recurrent state), so that a row costs the chunk alone.
+`walk` is the whole of sampling: the matrix decides which task it is. `fill` walks over the unknown tokens of a sequence; `stream` appends
+chunks to a growing one for as long as it is asked to, `rollout` up to a length. With a causal network the finished past can be kept as
+memory (keys and values, or a recurrent state), so that a row costs the chunk alone (`past.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusion_forcing.diffusion.composition import compose
 from diffusion_forcing.diffusion.forcing import DiffusionForcing
 from diffusion_forcing.diffusion.guidance import Guidance
+from diffusion_forcing.diffusion.past import Cache, Tokens, check_cache, past_of
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix
 from diffusion_forcing.errors import UserError
 
 OnRow = Callable[[int, Tensor, Tensor], None]
+Conditions = Tensor | Callable[[int, int], Tensor]
+"""(b, length, d), or `conditions(start, end) -> (b, end − start, d)`: asked once for each token, when it is about to be sampled."""
 
 
 class Sampler:
     """Draws tokens from a trained DiffusionForcing.
 
     sampling_timesteps: S ≤ K; S = K samples with DDPM, S < K with DDIM and `eta`. scheduling_matrix, uncertainty_scale: the order in
-    which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`).
+    which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`). condition_scale, history_scale, history_level: how far to
+    lean on the conditions and on the past (`composition.compose`); at 1 nothing is added and nothing paid.
     """
 
     def __init__(
@@ -35,6 +42,9 @@ class Sampler:
         scheduling_matrix: str = "autoregressive",
         uncertainty_scale: float = 1.0,
         eta: float = 0.0,
+        condition_scale: float = 1.0,
+        history_scale: float = 1.0,
+        history_level: int | None = None,
     ) -> None:
         self.forcing = forcing
         self.sampling_timesteps = sampling_timesteps
@@ -43,6 +53,12 @@ class Sampler:
         self.eta = eta
         self.levels = sampling_levels(forcing.schedule.timesteps, sampling_timesteps)
         self.ancestral = sampling_timesteps == forcing.schedule.timesteps
+        self.composition = compose(
+            forcing.schedule.timesteps,
+            condition_scale=condition_scale,
+            history_scale=history_scale,
+            history_level=history_level,
+        )
 
     def matrix(self, horizon: int) -> Tensor:
         """The scheduling matrix for `horizon` tokens: (rows, horizon), entries s ∈ {0…S}."""
@@ -65,19 +81,24 @@ class Sampler:
         guidance: Guidance | None = None,
         conditions: Tensor | None = None,
         memory: Any = None,
+        history_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
     ) -> Tensor:
-        """Tokens x: (b, t, *c) taken down the rows of `matrix`: (rows, t) of sampling levels; columns that stay at 0 are context,
-        columns that stay at S are absent. Returns (b, t, *c).
+        """Tokens x: (b, t, *c) taken down the rows of `matrix`: (rows, t) or (rows, b, t) of sampling levels; columns that stay at 0 are
+        context, columns that stay at S are absent. Returns (b, t, *c).
 
-        on_row(row, x, levels) sees the tokens after each row; levels: (t,) are sampling levels.
+        history_noise: (b, t, *c), what history guidance puts in the place of clean tokens, to use instead of a draw. on_row(row, x,
+        levels) sees the tokens after each row; levels: (t,) or (b, t) are sampling levels.
         """
-        if matrix.shape[1] != x.shape[1]:
+        if matrix.shape[-1] != x.shape[1]:
             raise UserError(
-                f"the scheduling matrix has {matrix.shape[1]} columns for {x.shape[1]} tokens; give one column a token"
+                f"the scheduling matrix has {matrix.shape[-1]} columns for {x.shape[1]} tokens; give one column a token"
             )
         k = self.levels[matrix].to(x.device)
+        moving = (matrix[0] != matrix[-1]).reshape(-1, x.shape[1]).any(dim=0)
+        if history_noise is None:
+            history_noise = self._history_noise(x, generator)
         for row in range(len(matrix) - 1):
             if torch.equal(matrix[row], matrix[row + 1]):
                 continue
@@ -88,73 +109,155 @@ class Sampler:
                 eta=self.eta,
                 ancestral=self.ancestral,
                 guidance=guidance,
+                composition=self.composition,
                 conditions=conditions,
                 memory=memory,
+                noise=self._step_noise(x, moving, generator),
+                history_noise=history_noise,
                 generator=generator,
             )
             if on_row is not None:
                 on_row(row, x, matrix[row + 1])
         return x
 
-    @torch.no_grad()
-    def rollout(
+    def fill(
         self,
-        context: Tensor,
-        length: int,
+        x: Tensor,
+        known: Tensor,
         *,
-        window: int,
-        chunk_size: int = 1,
-        cache: bool = False,
         guidance: Guidance | None = None,
         conditions: Tensor | None = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
     ) -> Tensor:
-        """A sequence of `length` tokens that begins with the clean `context`: (b, t₀, *c). Returns (b, length, *c).
+        """Tokens x: (b, t, *c) of which some are `known`, (t,) or (b, t) bool, the others sampled between them: interpolation.
+
+        The unknown tokens of a sequence go down the scheduling matrix in their order among themselves; what x holds in their places is
+        not read. The known come back bit for bit. All of x must fit the window the network was trained on. A causal network lets a token
+        see only what comes before it, so it does not steer towards a known end; one with causal=False does.
+        """
+        known = known.to(x.device, torch.bool).expand(x.shape[:2])
+        matrices = [
+            self.matrix(int(count)) if count else torch.zeros(1, 0, dtype=torch.long) for count in (~known).sum(1)
+        ]
+        matrix = torch.zeros(max(map(len, matrices), default=1), *x.shape[:2], dtype=torch.long)
+        for sequence, rows in enumerate(matrices):
+            matrix[: len(rows), sequence, ~known[sequence].cpu()] = rows
+        noise = self.noise(tuple(x.shape), device=x.device, generator=generator)
+        start = torch.where(known.reshape(*known.shape, *(1,) * (x.ndim - 2)), x, noise)
+        return self.walk(start, matrix, guidance=guidance, conditions=conditions, generator=generator, on_row=on_row)
+
+    def rollout(self, context: Tensor, length: int, **how: Any) -> Tensor:
+        """A sequence of `length` tokens (b, length, *c) that begins with the clean `context`: (b, t₀, *c). `how`: as for `stream`."""
+        return torch.cat([context, *self.stream(context, length, **how)], dim=1)
+
+    def stream(
+        self,
+        context: Tensor,
+        length: int | None,
+        *,
+        window: int,
+        chunk_size: int = 1,
+        cache: Cache = "none",
+        sinks: int = 0,
+        guidance: Guidance | None = None,
+        conditions: Conditions | None = None,
+        generator: torch.Generator | None = None,
+        on_row: OnRow | None = None,
+    ) -> Iterator[Tensor]:
+        """The chunks (b, chunk, *c) that follow the clean `context`: (b, t₀, *c), each as soon as it is finished, until there are `length`
+        tokens with the context (None: for ever). What is kept meanwhile does not grow.
 
         window: the most tokens the network sees at once; the oldest slide out. chunk_size: tokens denoised together (−1: all that
-        remain). cache: keep the past as the causal network's memory; with eta 0 the result equals the uncached one (noise drawn along the
-        way is drawn for fewer tokens, and DDPM's own noise on the context stays away), and a return sees the chunk alone.
-        conditions: (b, length, d).
+        remain). cache: `exact` and `streaming` keep the past as a causal network's memory. `exact` gives the same result (but DDPM's own
+        noise on the context stays away); `streaming` gives the same until the window slides, then what was computed stays, and the first
+        `sinks` tokens of all. Under a cache a return sees the chunk alone.
         """
-        x = context
-        remembered, memory = (0, 0), None
-        while x.shape[1] < length:
-            now = x.shape[1]
-            chunk = length - now if chunk_size < 0 else min(chunk_size, length - now)
-            if chunk > window:
-                raise UserError(
-                    f"a chunk of {chunk} tokens exceeds the window of {window}; pass algorithm.chunk_size<={window} or train with more frames"
-                )
-            start = max(0, now + chunk - window)
-            noise = self.noise((x.shape[0], chunk, *x.shape[2:]), device=x.device, generator=generator)
-            rows = self.matrix(chunk)
-            if cache:
-                if remembered[0] != start:
-                    remembered, memory = (start, start), None
-                if remembered[1] < now:
-                    memory = self.forcing.remember(
-                        x[:, remembered[1] : now], conditions=_span(conditions, remembered[1], now), memory=memory
-                    )
-                    remembered = (start, now)
-                first = now
-                tokens = noise
-            else:
-                first = start
-                tokens = torch.cat([x[:, start:], noise], dim=1)
-                rows = torch.cat([rows.new_zeros(len(rows), now - start), rows], dim=1)
-            tokens = self.walk(
-                tokens,
-                rows,
-                guidance=guidance,
-                conditions=_span(conditions, first, now + chunk),
-                memory=memory,
-                generator=generator,
-                on_row=on_row,
+        if chunk_size < 0 and length is None:
+            raise UserError(
+                "chunk_size=-1 denoises all that remain together; a rollout without end needs a chunk_size of 1 or more"
             )
-            x = torch.cat([x, tokens[:, -chunk:]], dim=1)
-        return x
+        remaining = chunk_size if length is None else max(0, length - context.shape[1])
+        chunk_size = min(chunk_size, remaining) if chunk_size > 0 else remaining
+        if chunk_size > window:
+            raise UserError(
+                f"a chunk of {chunk_size} tokens exceeds the window of {window}; "
+                f"pass algorithm.chunk_size<={window} or train with more frames"
+            )
+        slides = length is None or length > window
+        check_cache(cache, self.forcing.network, chunk=chunk_size, window=window, sinks=sinks, slides=slides)
+        how = {"guidance": guidance, "generator": generator, "on_row": on_row}
+        return self._chunks(context, length, window, chunk_size, cache, sinks, conditions, how)
 
+    @torch.no_grad()
+    def _chunks(
+        self,
+        context: Tensor,
+        length: int | None,
+        window: int,
+        chunk_size: int,
+        cache: Cache,
+        sinks: int,
+        conditions: Conditions | None,
+        how: dict[str, Any],
+    ) -> Iterator[Tensor]:
+        now = context.shape[1]
+        visible = context[:, max(0, now - window) :]
+        given = self._tokens(visible, now, conditions, how["generator"])
+        past = past_of(cache, given, window=window, sinks=sinks, remember=self._remember)
+        while length is None or now < length:
+            chunk = chunk_size if length is None else min(chunk_size, length - now)
+            now += chunk
+            noise = self.noise(
+                (len(context), chunk, *context.shape[2:]), device=context.device, generator=how["generator"]
+            )
+            new = self._tokens(noise, now, conditions, how["generator"])
+            seen, memory = past.before(chunk)
+            tokens, rows = seen.then(new), self.matrix(chunk)
+            x = self.walk(
+                tokens.x,
+                torch.cat([rows.new_zeros(len(rows), seen.count), rows], dim=1),
+                conditions=tokens.conditions,
+                memory=memory,
+                history_noise=tokens.history_noise,
+                **how,
+            )
+            finished = x[:, seen.count :].clone()
+            past.add(replace(new, x=finished))
+            yield finished
 
-def _span(conditions: Tensor | None, start: int, end: int) -> Tensor | None:
-    return None if conditions is None else conditions[:, start:end]
+    def _tokens(self, x: Tensor, end: int, conditions: Conditions | None, generator: torch.Generator | None) -> Tokens:
+        """Tokens x: (b, t, *c), the last of them number `end` − 1, with what belongs to them."""
+        start, told = end - x.shape[1], None
+        if conditions is not None and start < end:
+            told = conditions(start, end) if callable(conditions) else conditions[:, start:end]
+            if told.shape[:2] != x.shape[:2]:
+                raise UserError(
+                    f"conditions for tokens {start} to {end - 1} have shape {tuple(told.shape)}; "
+                    f"({x.shape[0]}, {end - start}, width) is needed: a row for every token, the context's too"
+                )
+        return Tokens(x, told, self._history_noise(x, generator))
+
+    def _remember(self, tokens: Tokens, memory: Any) -> Any:
+        return self.forcing.remember(
+            tokens.x,
+            conditions=tokens.conditions,
+            memory=memory,
+            composition=self.composition,
+            history_noise=tokens.history_noise,
+        )
+
+    def _history_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        if self.composition is None or not self.composition.noises_history:
+            return None
+        return self.noise(tuple(x.shape), device=x.device, generator=generator)
+
+    def _step_noise(self, x: Tensor, moving: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """What a step that is not deterministic draws, for the `moving` tokens alone: the draw does not depend on what else is seen."""
+        if self.eta == 0 and not self.ancestral:
+            return None
+        noise = torch.zeros_like(x)
+        noise[:, moving] = self.noise(
+            (x.shape[0], int(moving.sum()), *x.shape[2:]), device=x.device, generator=generator
+        ).to(x.dtype)
+        return noise

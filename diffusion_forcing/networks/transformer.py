@@ -135,13 +135,21 @@ class Transformer(nn.Module):
         )
         self.out = nn.Linear(network_size, x_dim)
 
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether it can be called with a memory: no token's output depends on a later token."""
+        return self.causal
+
+    @property
+    def why_no_memory(self) -> str:
+        """What stands in the way of a memory, for a message; empty where nothing does."""
+        return "" if self.causal else "a network with causal=False sees the future and keeps no memory of the past"
+
     def forward(
         self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: KVCache | None = None
     ) -> tuple[Tensor, KVCache | None]:
         if memory is not None and not self.causal:
-            raise UserError(
-                "a network with causal=False sees the future and keeps no memory; sample it with cache=False"
-            )
+            raise UserError(f"{self.why_no_memory}; sample it with cache=none")
         width = 0 if conditions is None else conditions.shape[-1]
         if width != self.external_cond_dim:
             got = "none" if conditions is None else f"width {width}"

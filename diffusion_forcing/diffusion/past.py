@@ -1,0 +1,161 @@
+"""What a rollout keeps of its finished tokens (METHOD §7, §12): never more than a window, so a rollout may go on for ever.
+
+`none` keeps the tokens and shows them to the network in every row. `exact` keeps a causal network's memory of them too, so that a row
+costs the chunk alone; when the window slides, everything in it has lost a token it had seen, and the memory is computed again, once a
+chunk. `streaming` keeps the memory alone and drops its oldest tokens: nothing is computed twice, but what is left still knows, through
+the layers, of tokens that are gone. `sinks` of the very first tokens stay (Xiao et al. 2024). While the window is not full all are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion_forcing.errors import UserError, did_you_mean
+
+Cache = Literal["none", "exact", "streaming"]
+CACHES = ("none", "exact", "streaming")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens x: (b, t, *c) and what belongs to each: conditions (b, t, d), and what history guidance noises them with, like x."""
+
+    x: Tensor
+    conditions: Tensor | None = None
+    history_noise: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return self.x.shape[1]
+
+    def then(self, later: Tokens) -> Tokens:
+        """These, and `later` behind them."""
+        if self.count == 0:
+            return later
+        return Tokens(
+            torch.cat([self.x, later.x], dim=1),
+            _join(self.conditions, later.conditions),
+            _join(self.history_noise, later.history_noise),
+        )
+
+    def last(self, count: int) -> Tokens:
+        """The last `count` of them, or all where there are fewer."""
+        first = max(0, self.count - count)
+        return Tokens(self.x[:, first:], _from(self.conditions, first), _from(self.history_noise, first))
+
+
+def _from(part: Tensor | None, first: int) -> Tensor | None:
+    return None if part is None else part[:, first:]
+
+
+def _join(before: Tensor | None, after: Tensor | None) -> Tensor | None:
+    return None if before is None or after is None else torch.cat([before, after], dim=1)
+
+
+Remember = Callable[[Tokens, Any], Any]
+"""`remember(tokens, memory) -> memory` after clean tokens."""
+
+
+class Past(Protocol):
+    """`add` finished tokens; `before(chunk)`: what a chunk of that many tokens is to see before it, tokens and memory."""
+
+    def add(self, finished: Tokens) -> None: ...
+
+    def before(self, chunk: int) -> tuple[Tokens, Any]: ...
+
+
+def check_cache(cache: Cache, network: Any, *, chunk: int, window: int, sinks: int, slides: bool) -> None:
+    """UserError where `cache` cannot be: chunks of `chunk` tokens, a window that `slides` or is long enough for all."""
+    if cache not in CACHES:
+        raise UserError(f"cache '{cache}' is not known; allowed: {', '.join(CACHES)}{did_you_mean(str(cache), CACHES)}")
+    if cache != "none" and not getattr(network, "keeps_memory", True):
+        raise UserError(
+            f"cache={cache} keeps the past as it was computed, but {network.why_no_memory}; pass cache=none"
+        )
+    if sinks < 0 or (sinks > 0 and cache != "streaming"):
+        raise UserError(
+            f"{sinks} sinks with cache={cache}; sinks are how many of the first tokens cache=streaming keeps for ever, 0 or more"
+        )
+    if sinks and slides and sinks + chunk >= window:
+        raise UserError(
+            f"{sinks} sinks and a chunk of {chunk} tokens leave nothing of the window of {window} for the recent past; "
+            "pass fewer sinks or a smaller chunk_size"
+        )
+
+
+def past_of(cache: Cache, context: Tokens, *, window: int, sinks: int, remember: Remember) -> Past:
+    """The past of a rollout that begins with `context`, kept as `cache` says."""
+    match cache:
+        case "none":
+            return Shown(context, window)
+        case "exact":
+            return Remembered(context, window, remember)
+        case "streaming":
+            return Streamed(context, window, sinks, remember)
+
+
+class Shown:
+    """cache=none: the last tokens, to be shown in every row."""
+
+    def __init__(self, context: Tokens, window: int) -> None:
+        self.window = window
+        self.tokens = context.last(window)
+        self.end = self.tokens.count
+
+    def add(self, finished: Tokens) -> None:
+        self.tokens = self.tokens.then(finished).last(self.window)
+        self.end += finished.count
+
+    def before(self, chunk: int) -> tuple[Tokens, Any]:
+        return self.tokens.last(self.window - chunk), None
+
+
+class Remembered(Shown):
+    """cache=exact: the memory of tokens `start` … `end` − 1, computed anew where the window begins elsewhere."""
+
+    def __init__(self, context: Tokens, window: int, remember: Remember) -> None:
+        super().__init__(context, window)
+        self.remember = remember
+        self.memory: Any = None
+        self.start = self.remembered = 0
+
+    def before(self, chunk: int) -> tuple[Tokens, Any]:
+        seen, _ = super().before(chunk)
+        start = self.end - seen.count
+        if start != self.start:
+            self.memory = None
+            self.start = self.remembered = start
+        if self.remembered < self.end:
+            self.memory = self.remember(seen.last(self.end - self.remembered), self.memory)
+            self.remembered = self.end
+        return seen.last(0), self.memory
+
+
+class Streamed:
+    """cache=streaming: a memory that drops its oldest tokens but the first `sinks`."""
+
+    def __init__(self, context: Tokens, window: int, sinks: int, remember: Remember) -> None:
+        self.window, self.sinks, self.remember = window, sinks, remember
+        self.fresh = context
+        self.memory: Any = None
+        self.length = 0
+
+    def add(self, finished: Tokens) -> None:
+        self.fresh = self.fresh.then(finished)
+
+    def before(self, chunk: int) -> tuple[Tokens, Any]:
+        room = self.window - chunk
+        fresh = self.fresh.last(room if self.memory is None else self.window)
+        if fresh.count:
+            self.memory = self.remember(fresh, self.memory)
+            self.length += fresh.count
+            self.fresh = fresh.last(0)
+        if self.length > room:
+            self.memory = self.memory.trimmed(room - self.sinks, self.sinks)
+            self.length = room
+        return self.fresh, self.memory
