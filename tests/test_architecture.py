@@ -21,7 +21,7 @@ GROUND: dict[str, set[str]] = {
     "checkpoints": set(),
     "environments": set(),
     "datasets": {"environments"},
-    "algorithms": {"diffusion", "networks", "datasets.batch", "checkpoints.loaded"},
+    "algorithms": {"diffusion", "networks", "datasets.batch", "datasets.video_batch", "checkpoints.loaded"},
 }
 """Room: the rooms it may import beside itself and `errors`."""
 
@@ -33,6 +33,8 @@ HOMES = {
     "tensorboard": {"tracking"},
     "matplotlib": {"visualization"},
     "mujoco": {"environments"},
+    "vizdoom": {"environments"},
+    "labmaze": {"environments"},
     "gymnasium": {"environments"},
     "h5py": {"datasets"},
     "minari": {"datasets"},

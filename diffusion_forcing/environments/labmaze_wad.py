@@ -1,0 +1,135 @@
+"""A maze of DeepMind Lab's look as a level of Doom: walls, textures, sky and palette in the bytes of one WAD file.
+
+The layout and the pictures come from the package `labmaze`, DeepMind Lab's own maze generator with the textures of its five styles. The level is
+a UDMF map of one sector (ZDoom builds the nodes itself). Cell (i, j) of the layout covers x in [j, j + 1] and y in [-i - 1, -i], in units of
+`CELL`; y points up. Every wall of a cell draws one of three textures, mostly the maze's main one, so that places differ and can be remembered.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_forcing.errors import UserError
+
+CELL = 128
+"""Side of a cell in map units (Doom's eye is 41 of them above the floor)."""
+_HEIGHT = 96
+"""Height of the walls in map units; above them is the sky."""
+_MAIN_SHARE = 0.75
+"""Share of walls in the maze's main texture; the rest draw any of its textures."""
+_WALL_TEXTURES = 3
+_SIZES = {"DLW": (128, 128), "DLF": (64, 64), "DLS": (256, 256)}
+"""Pixels of a wall, a floor and a sky texture; a pixel is one map unit."""
+_STYLES = 5
+_SKIES = 3
+_SIDES = ((-1, 0), (0, 1), (1, 0), (0, -1))
+"""Neighbours (di, dj) in the order in which the sides of a cell follow each other clockwise from its north-west corner."""
+INSTALL = "it comes with the extra 'video': pip install 'diffusion-forcing[video]'"
+
+
+def build_wad(walls: NDArray[np.bool_], rng: np.random.Generator) -> bytes:
+    """The level MAP01 of the layout `walls` (h, w), bordered by walls; `rng` draws style, textures and sky."""
+    pictures = _draw_pictures(rng)
+    colours = _palette(pictures)
+    # Doom tints the screen with 13 further palettes, which a maze never shows
+    lumps = [("PLAYPAL", colours.tobytes() * 14), ("COLORMAP", _shades(colours).tobytes())]
+    lumps += [("MAP01", b""), ("TEXTMAP", _text_map(walls, rng).encode())]
+    lumps += [("ENDMAP", b""), ("MAPINFO", b'map MAP01 "maze" { sky1 = "DLS0", 0 }\n'), ("TX_START", b"")]
+    lumps += [(name, _png(picture)) for name, picture in pictures.items()]
+    lumps += [("TX_END", b"")]
+    return _pack(lumps)
+
+
+def _pack(lumps: list[tuple[str, bytes]]) -> bytes:
+    """WAD: a header, the lumps, and the directory of their places, sizes and names."""
+    header = 12
+    data = b"".join(content for _, content in lumps)
+    directory, place = b"", header
+    for name, content in lumps:
+        directory += struct.pack("<ii8s", place, len(content), name.encode())
+        place += len(content)
+    return struct.pack("<4sii", b"PWAD", len(lumps), place) + data + directory
+
+
+def _text_map(walls: NDArray[np.bool_], rng: np.random.Generator) -> str:
+    """UDMF: one one-sided line per side of a free cell that faces a wall; the sector lies to the right of a line."""
+    vertices: dict[tuple[int, int], int] = {}
+    lines: list[str] = []
+    sides: list[str] = []
+    main = rng.integers(_WALL_TEXTURES)
+    for i, j in np.argwhere(~walls).tolist():
+        west, north, east, south = j * CELL, -i * CELL, (j + 1) * CELL, (-i - 1) * CELL
+        corners = [(west, north), (east, north), (east, south), (west, south)]
+        for side, (di, dj) in enumerate(_SIDES):
+            if not walls[i + di, j + dj]:
+                continue
+            first, second = (
+                vertices.setdefault(corner, len(vertices)) for corner in (corners[side], corners[(side + 1) % 4])
+            )
+            texture = main if rng.random() < _MAIN_SHARE else rng.integers(_WALL_TEXTURES)
+            lines.append(f"linedef{{v1={first};v2={second};sidefront={len(sides)};blocking=true;}}")
+            sides.append(f'sidedef{{sector=0;texturemiddle="DLW{texture}";}}')
+    i, j = np.argwhere(~walls)[0].tolist()
+    levels = "".join(f"skill{skill}=true;" for skill in range(1, 6))
+    start = f"thing{{x={j * CELL + CELL // 2};y={-i * CELL - CELL // 2};type=1;{levels}single=true;}}"
+    points = [f"vertex{{x={x};y={y};}}" for x, y in vertices]
+    sector = (
+        f'sector{{heightfloor=0;heightceiling={_HEIGHT};texturefloor="DLF0";textureceiling="F_SKY1";lightlevel=224;}}'
+    )
+    return "\n".join(['namespace="ZDoom";', start, *points, *lines, *sides, sector])
+
+
+def _draw_pictures(rng: np.random.Generator) -> dict[str, NDArray[np.uint8]]:
+    """Three wall textures and a floor of one style, and a sky: lump name → (h, w, 3)."""
+    try:
+        from labmaze import assets
+        from PIL import Image
+    except ImportError as error:
+        raise UserError(f"mazes need the package {error.name}: {INSTALL}") from error
+    folder = Path(assets.__file__).parent
+    style = folder / f"style_{rng.integers(1, _STYLES + 1):02d}"
+    walls, floors = (sorted(style.glob(f"{kind}_*_d.png")) for kind in ("wall", "floor"))
+    chosen = [walls[k] for k in rng.permutation(len(walls))[:_WALL_TEXTURES]]
+    files = {f"DLW{k}": file for k, file in enumerate(chosen)}
+    files |= {
+        "DLF0": floors[rng.integers(len(floors))],
+        "DLS0": folder / f"sky_{rng.integers(1, _SKIES + 1):02d}/ft.png",
+    }
+    return {
+        name: np.asarray(Image.open(file).convert("RGBA").convert("RGB").resize(_SIZES[name[:3]], Image.Resampling.BOX))
+        for name, file in files.items()
+    }
+
+
+def _palette(pictures: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """256 colours (256, 3) for these pictures and their shades, as Doom paints with no others; the first is black."""
+    from PIL import Image
+
+    pixels = np.concatenate([picture.reshape(-1, 64, 3) for picture in pictures.values()])
+    shaded = np.concatenate([(pixels * shade).astype(np.uint8) for shade in (1.0, 0.8, 0.6)])
+    chosen = Image.fromarray(shaded).quantize(255, method=Image.Quantize.MEDIANCUT).getpalette()
+    assert chosen is not None
+    colours = np.zeros((256, 3), np.uint8)
+    colours[1 : 1 + len(chosen) // 3] = np.array(chosen, np.uint8).reshape(-1, 3)[:255]
+    return colours
+
+
+def _shades(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Which colour stands for which in the dark: (34, 256), 32 rows from bright to dark, and two that a maze never shows."""
+    palette = colours.astype(np.float32)
+    rows = [(palette * (1 - row / 32)) for row in range(32)]
+    nearest = [((row[:, None] - palette) ** 2).sum(axis=-1).argmin(axis=1) for row in rows]
+    return np.array([*nearest, nearest[0], nearest[0]], np.uint8)
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
