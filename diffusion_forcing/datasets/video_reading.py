@@ -1,0 +1,108 @@
+"""Pixels of a few frames of an episode, at the cost of those frames.
+
+Stored arrays and the cache are read by position: the bytes of the asked frames and no others. A packed npz is unpacked up to the last asked frame,
+a film decoded from the keyframe before the first. `Frames` joins these: it knows for each episode whether its cache, its file or a decoder answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_forcing.datasets.video_fit import fit
+from diffusion_forcing.datasets.video_inspect import Episode, Unusable
+
+Pixels = NDArray[np.uint8]
+_BLOCK = 1 << 20
+"""Bytes unpacked at once on the way to the first asked frame."""
+
+
+class Frames:
+    """Frames of `episodes` below `root`, `resolution` pixels wide and high. `cached[i]`: the plain pixels of episode i, if there are."""
+
+    def __init__(
+        self, root: Path, episodes: Sequence[Episode], resolution: int, cached: Sequence[tuple[Path, int] | None]
+    ) -> None:
+        self._root = root
+        self._episodes = episodes
+        self._resolution = resolution
+        self._cached = cached
+
+    def read(self, number: int, frames: NDArray[np.int64]) -> Pixels:
+        """(n, resolution, resolution, 3): `frames` (rising, repeats allowed) of episode `number`."""
+        cached = self._cached[number]
+        if cached is not None:
+            path, offset = cached
+            return read_stored(path, offset, (self._resolution, self._resolution), frames)
+        return fit(read_frames(self._root, self._episodes[number], frames), self._resolution)
+
+
+def read_frames(root: Path, episode: Episode, frames: NDArray[np.int64]) -> Pixels:
+    """(n, h, w, 3): `frames` (rising, repeats allowed) of `episode`'s own file. `Unusable` or `OSError` if it cannot be read."""
+    path, shape = root / episode.file, (episode.height, episode.width)
+    if episode.kind == "stored":
+        return read_stored(path, episode.offset, shape, frames)
+    if episode.kind == "packed":
+        return read_packed(path, episode.offset, shape, frames)
+    from diffusion_forcing.datasets.video_film import read_film
+
+    return read_film(path, episode, frames)
+
+
+def read_stored(path: Path, offset: int, shape: tuple[int, int], frames: NDArray[np.int64]) -> Pixels:
+    """`frames` of plain uint8 frames of `shape` that begin at byte `offset` of `path`. `Unusable` if it is cut off."""
+    out = np.empty((len(frames), *shape, 3), dtype=np.uint8)
+    size = shape[0] * shape[1] * 3
+    with open(path, "rb", buffering=0) as file:
+        for begin, end in _runs(frames):
+            file.seek(offset + int(frames[begin]) * size)
+            view = out[begin:end].reshape(-1).data
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise Unusable("is cut off")
+                view = view[count:]
+    return out
+
+
+def read_packed(path: Path, offset: int, shape: tuple[int, int], frames: NDArray[np.int64]) -> Pixels:
+    """The same from the array `video` of a compressed npz, whose header is `offset` bytes long."""
+    out = np.empty((len(frames), *shape, 3), dtype=np.uint8)
+    size = shape[0] * shape[1] * 3
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("video.npy") as file:
+            place = 0
+            for begin, end in _runs(frames):
+                if begin and frames[begin] == frames[begin - 1]:
+                    out[begin:end] = out[begin - 1]  # one frame again
+                    continue
+                target = offset + int(frames[begin]) * size
+                while place < target:
+                    place += _some(file.read(min(_BLOCK, target - place)))
+                view = out[begin:end].reshape(-1).data
+                while view:
+                    count = _some(file.read(min(_BLOCK, len(view))), view)
+                    view, place = view[count:], place + count
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise Unusable("is damaged or cut off") from error
+    return out
+
+
+def _some(block: bytes, into: memoryview | None = None) -> int:
+    if not block:
+        raise Unusable("is cut off")
+    if into is not None:
+        into[: len(block)] = block
+    return len(block)
+
+
+def _runs(frames: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Positions [begin, end) of neighbouring frame numbers, which come in one piece."""
+    borders = [0, *(np.flatnonzero(np.diff(frames) != 1) + 1).tolist(), len(frames)]
+    return list(itertools.pairwise(borders))
