@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.embeddings import LevelEmbedding
+from diffusion_forcing.networks.frame_cache import FrameCache
 from diffusion_forcing.networks.frames import (
     Downsample,
     FrameConv,
@@ -27,45 +28,11 @@ from diffusion_forcing.networks.frames import (
     Upsample,
     check_groups,
 )
-from diffusion_forcing.networks.memory import KVCache
-from diffusion_forcing.networks.video_attention import SpatialAttention, TemporalAttention, rotate, rotation
+from diffusion_forcing.networks.video_attention import SpatialAttention, TemporalAttention
 
 GROUPS = 8
 RELEASED_WRAPPERS = re.compile(r"(?<![^.])(?:module|wrapper|attn_block)\.")
 """Words of the released parameter names that stand for nothing but a change of layout."""
-
-
-@dataclass(frozen=True)
-class FrameCache(KVCache):
-    """Keys and values (b, h·w·heads, t, d) of each temporal attention in turn. position: of the frame that comes next.
-
-    Keys lie at their rotary positions; what counts is the distance between positions, so nothing moves when the oldest are dropped.
-    """
-
-    position: int = 0
-    rotary: bool = True
-
-    def trimmed(self, last: int, sinks: int = 0) -> FrameCache:
-        """The first `sinks` and the last `last` frames; the sinks move up to just before the others (Xiao et al. 2024)."""
-        dropped = self.length - sinks - last
-        if dropped <= 0:
-            return self
-        keep = slice(self.length - last, None)
-        keys, values = (tuple(part[:, :, keep] for part in parts) for parts in (self.keys, self.values))
-        if sinks:
-            moved = [key[:, :, :sinks] for key in self.keys]
-            if self.rotary:
-                moved = [
-                    rotate(key, rotation(torch.tensor([dropped], device=key.device), key.shape[-1])) for key in moved
-                ]
-            keys = tuple(torch.cat(pair, dim=2) for pair in zip(moved, keys, strict=True))
-            values = tuple(
-                torch.cat([old[:, :, :sinks], kept], dim=2) for old, kept in zip(self.values, values, strict=True)
-            )
-        else:
-            # a slice would keep all that was dropped
-            keys, values = (tuple(part.clone() for part in parts) for parts in (keys, values))
-        return FrameCache(keys, values, position=self.position, rotary=self.rotary)
 
 
 class UNet3D(nn.Module):
@@ -137,7 +104,7 @@ class UNet3D(nn.Module):
         self.up_blocks = nn.ModuleList()
         deepest = len(dim_mults) - 1
         resolutions = [resolution // patch_size // 2**stage for stage in range(len(dim_mults))]
-        for stage, (size_in, size_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for stage, (size_in, size_out) in enumerate(pairwise(sizes)):
             layers = [block(size_in, size_out), block(size_out, size_out)]
             layers += attentions(size_out, resolutions[stage], linear=stage < deepest)
             further = Downsample(size_out) if stage < deepest else nn.Identity()
@@ -247,17 +214,13 @@ class _Walk:
         if not isinstance(layer, TemporalAttention):
             return layer(h)
         index = len(self.present)
-        past = None if self.past is None else (self.past.keys[index], self.past.values[index])
+        past = None if self.past is None else self.past.layers[index]
         h, present = layer(h, self.time, self.positions, past)
         self.present.append(present)
         return h
 
     def memory(self, rotary: bool) -> FrameCache:
-        keys, values = zip(*self.present, strict=True)
-        if self.past is not None:
-            keys = tuple(torch.cat(pair, dim=2) for pair in zip(self.past.keys, keys, strict=True))
-            values = tuple(torch.cat(pair, dim=2) for pair in zip(self.past.values, values, strict=True))
-        return FrameCache(keys, values, position=self.start + self.time, rotary=rotary)
+        return FrameCache(self.present, position=self.start + self.time, rotary=rotary, before=self.past)
 
 
 def _from_released_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -268,6 +231,3 @@ def _from_released_names(module: nn.Module, state: dict[str, Any], prefix: str, 
             del state[key]
         elif (ours := RELEASED_WRAPPERS.sub("", name)) != name:
             state[prefix + ours] = state.pop(key)
-
-
-__all__ = ["FrameCache", "UNet3D"]
