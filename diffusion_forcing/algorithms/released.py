@@ -1,7 +1,7 @@
-"""Options from the configuration of a released v1.5 planner, so that its checkpoints and recordings can be run here.
+"""Options from the configuration of a released v1.5 model, so that its checkpoints and recordings can be run here.
 
 Upstream kept its configuration as one mapping, `cfg.algorithm`, dataset statistics included. This is the one place where that mapping
-becomes a `PlanningOptions`; what differs is written out below. To run a recording or a checkpoint of the released code:
+becomes a `PlanningOptions` or a `VideoOptions`; what differs is written out below. To run a recording or a checkpoint of the released code:
 
     options = planning_options_from_released(config)     # the resolved `cfg.algorithm` it was made with
     planning = Planning(options)
@@ -14,6 +14,7 @@ Ours is batch-first; the released code was time-first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -21,9 +22,13 @@ from typing import Any
 from diffusion_forcing.algorithms.goal_guidance import RELEASED_BATCH
 from diffusion_forcing.algorithms.options import DiffusionOptions, TransformerOptions
 from diffusion_forcing.algorithms.planning import PlanningOptions
+from diffusion_forcing.algorithms.video_options import UNetOptions, VideoDiffusionOptions, VideoOptions
+from diffusion_forcing.diffusion import build_schedule
+from diffusion_forcing.diffusion.schedules import BETA_SCHEDULES
 from diffusion_forcing.errors import UserError, did_you_mean
 
 UNREAD = ("x_shape", "data_mean", "data_std")  # upstream filled them in from the statistics
+UNREAD_IN_VIDEO = ("x_shape", "metadata")
 UNREAD_IN_DIFFUSION = ("use_snr", "use_cum_snr")  # never read: min-SNR weighting is on unless use_fused_snr
 
 
@@ -57,6 +62,67 @@ def planning_options_from_released(config: Mapping[str, Any]) -> PlanningOptions
     )
 
 
+def video_options_from_released(config: Mapping[str, Any]) -> VideoOptions:
+    """The options of the video model that the released `config` describes: the resolved `cfg.algorithm` of `algorithm=df_video`.
+
+    As it stands, but for: keys the released code never reads, or reads in the data set alone, are left out; `x_shape` is
+    `observation_shape`; what the released model did not have is set as it was (`norm=clip`, no cache, no average). `config` is not
+    changed. A key that no released video model has, or a missing one, is a UserError.
+    """
+    algorithm = {key: value for key, value in config.items() if key not in UNREAD_IN_VIDEO}
+    diffusion = algorithm.pop("diffusion", None)
+    architecture = diffusion.get("architecture") if isinstance(diffusion, Mapping) else None
+    if not isinstance(diffusion, Mapping) or not isinstance(architecture, Mapping) or "x_shape" not in config:
+        raise UserError(
+            "this is no released video configuration (x_shape, diffusion and diffusion.architecture are needed); "
+            "pass the resolved cfg.algorithm of algorithm=df_video"
+        )
+    own = {key: value for key, value in diffusion.items() if key not in (*UNREAD_IN_DIFFUSION, "architecture")}
+    sizes = {key: value for key, value in architecture.items() if key != "resolution"}
+    for name in ("data_mean", "data_std"):
+        if isinstance(algorithm.get(name), list):
+            algorithm[name] = _flat(algorithm[name])
+    return VideoOptions(
+        **_known(VideoOptions, algorithm, "") | {"norm": "clip", "cache": "none", "ema_decay": 0.0},
+        observation_shape=tuple(config["x_shape"]),
+        diffusion=VideoDiffusionOptions(
+            **_known(VideoDiffusionOptions, own, "diffusion."),
+            architecture=UNetOptions(**_known(UNetOptions, sizes, "diffusion.architecture.")),
+        ),
+    )
+
+
+def released_video_structure(facts: Mapping[str, Any], resolution: int) -> dict[str, Any]:
+    """What a released video checkpoint with these `facts` (`checkpoints.LoadedCheckpoint`) says of the configuration, as nested keys
+    under `algorithm`, for frames of `resolution` pixels a side. The released normalisation keeps no cache; there was no conditioning."""
+    architecture = dict(facts["architecture"])
+    architecture["attn_resolutions"] = sorted(resolution // 2**halved for halved in facts["halvings"])
+    diffusion: dict[str, Any] = {"architecture": architecture}
+    if "timesteps" in facts:
+        diffusion["timesteps"] = facts["timesteps"]
+    schedule = _schedule_of(facts)
+    if schedule is not None:
+        diffusion["beta_schedule"] = schedule
+    return {
+        "norm": "clip",
+        "cache": "none",
+        "external_cond_dim": 0,
+        "frame_stack": facts["frame_stack"],
+        "diffusion": diffusion,
+    }
+
+
+def _schedule_of(facts: Mapping[str, Any]) -> str | None:
+    """The schedule with default arguments that leaves as much signal at a quarter, half and three quarters; None: another."""
+    powers: list[float] = facts.get("signal_power", [])
+    for name in BETA_SCHEDULES if powers else ():
+        table = build_schedule(name, facts["timesteps"]).alphas_cumprod
+        ours = [table[len(table) * quarter // 4].item() for quarter in (1, 2, 3)]
+        if all(math.isclose(one, other, rel_tol=1e-4) for one, other in zip(powers, ours, strict=True)):
+            return name
+    return None
+
+
 def released_guidance_scale(guidance_scale: float, batch: int) -> float:
     """The `guidance_scale` that gives here what the released code did with `guidance_scale` for `batch` plans at once.
 
@@ -65,6 +131,11 @@ def released_guidance_scale(guidance_scale: float, batch: int) -> float:
     if batch < 1:
         raise UserError(f"batch is {batch}; the released code planned for 1 start or more at once")
     return guidance_scale * RELEASED_BATCH / batch
+
+
+def _flat(values: list[Any]) -> tuple[float, ...]:
+    """[[[0.4]], [[0.5]], [[0.6]]] as (0.4, 0.5, 0.6)."""
+    return tuple(number for value in values for number in (_flat(value) if isinstance(value, list) else (value,)))
 
 
 def _known(options: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""The importer of released v1.5 planning checkpoints: a Lightning `.ckpt`, read without running any of it.
+"""The importer of released v1.5 checkpoints, planning and video: a Lightning `.ckpt`, read without running any of it.
 
 Upstream saved `state_dict` keys `data_mean`, `data_std`, `diffusion_model.<schedule table>` and
-`diffusion_model.model.<network>`, with `_orig_mod.` somewhere in front where the model was compiled. Here the network's
-keys lose that prefix and become ours; sizes are read off the tensors. The number of attention heads leaves no trace in
-a checkpoint and must come from the configuration.
+`diffusion_model.model.<network>`, with `_orig_mod.` somewhere in front where the model was compiled, and beside them
+the networks of its metrics, which are left out. Here the network's keys lose that prefix and become ours; sizes are
+read off the tensors (`released_sizes`). What leaves no trace in a checkpoint must come from the configuration.
 """
 
 from __future__ import annotations
@@ -19,31 +19,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_forcing.checkpoints import released_sizes
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError
 
 NETWORK_PREFIX = "diffusion_model.model."
 _COMPILED = "_orig_mod."
-_USE = "this version plans in mazes with `diffusion_model.model.transformer.*` checkpoints (v1.5 planning)"
+_OWN = ("data_mean", "data_std", "diffusion_model.", "transition_model.", "init_z")  # what is not a metric's
+_USE = "this version takes v1.5 checkpoints of planning (`diffusion_model.model.transformer.*`) and video (`….init_conv.*`)"
 
 
 def load(path: Path) -> LoadedCheckpoint:
-    """The released checkpoint in the file `path`. UserError, one line, if it is not a v1.5 planning checkpoint; nothing
-    in it is run."""
+    """The released checkpoint in the file `path`. UserError, one line, if it is not a v1.5 planning or video checkpoint;
+    nothing in it is run."""
     path = Path(path)
     content = _read(path)
     state = _state_dict(path, content)
-    _refuse_other_tasks(path, state)
+    task = _task(path, state)
     weights = _without(state, NETWORK_PREFIX)
     tables = {key.removeprefix("diffusion_model."): value for key, value in state.items() if _is_table(key)}
     statistics: dict[str, Tensor] = {
         key: state[key].to(torch.float32) for key in ("data_mean", "data_std") if key in state
     }
     try:
-        facts = _infer(weights, tables, statistics)
+        if task == "video":
+            facts = released_sizes.of_video(weights, tables, statistics)
+            weights = released_sizes.our_names(weights)
+        else:
+            facts = released_sizes.of_planning(weights, tables, statistics)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(
-            f"{path} is an incomplete planning checkpoint ({error} is missing or misshapen); get it again"
+            f"{path} is an incomplete {task} checkpoint ({error} is missing or misshapen); get it again"
         ) from None
     step = content.get("global_step", 0)
     return LoadedCheckpoint(
@@ -101,16 +107,17 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors = {str(key).replace(_COMPILED, ""): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no weights; pass load=<a checkpoint>")
-    return {key: value.detach().clone() for key, value in tensors.items()}
+    own = {key: value for key, value in tensors.items() if key.startswith(_OWN)}
+    return {key: value.detach().clone() for key, value in (own or tensors).items()}
 
 
-def _refuse_other_tasks(path: Path, state: Mapping[str, Tensor]) -> None:
-    """UserError that says what the checkpoint is, unless it is a v1.5 planner."""
+def _task(path: Path, state: Mapping[str, Tensor]) -> str:
+    """`planning` or `video`; UserError that says what the checkpoint is if it is neither."""
     network = [key.removeprefix(NETWORK_PREFIX) for key in state if key.startswith(NETWORK_PREFIX)]
     if any(key.startswith("transformer.layers.") for key in network):
-        return
+        return "planning"
     if any("init_conv." in key or "down_blocks." in key for key in network):
-        raise UserError(f"{path} is a v1.5 video checkpoint (3-D U-Net); {_USE}")
+        return "video"
     if any(key.startswith("transition_model.") for key in state):
         raise UserError(f"{path} is a checkpoint of the paper's RNN line ({_rnn_task(state)}); {_USE}")
     first = next(iter(state))
@@ -132,38 +139,3 @@ def _is_table(key: str) -> bool:
 
 def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _infer(
-    weights: Mapping[str, Tensor], tables: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
-) -> dict[str, Any]:
-    """Sizes, read off the tensors. KeyError or ValueError with the key for a tensor that is missing or has another
-    rank."""
-    x_dim, width = _shape(weights, "out.weight", 2)
-    layers = {int(key.split(".")[2]) for key in weights if key.startswith("transformer.layers.")}
-    feedforward, _ = _shape(weights, "transformer.layers.0.linear1.weight", 2)
-    _, inputs = _shape(weights, "init_mlp.0.weight", 2)
-    features = statistics["data_mean"].numel()
-    facts: dict[str, Any] = {
-        "task": "planning",
-        "line": "v1.5",
-        "x_dim": x_dim,
-        "features": features,
-        "frame_stack": x_dim // features,
-        "external_cond_dim": inputs - x_dim - width // 2,
-        "architecture": {
-            "network_size": width,
-            "num_layers": max(layers) + 1,
-            "dim_feedforward": feedforward,
-        },
-    }
-    if "betas" in tables:
-        facts["timesteps"] = tables["betas"].numel()
-    return facts
-
-
-def _shape(weights: Mapping[str, Tensor], key: str, rank: int) -> tuple[int, ...]:
-    shape = tuple(weights[key].shape)
-    if len(shape) != rank:
-        raise ValueError(f"'{key}'")
-    return shape
