@@ -52,6 +52,7 @@ class PlanningExperiment(BaseExperiment):
     """Tasks: generate_dataset, training, validation, test."""
 
     Options = PlanningExperimentOptions
+    task = "planning"
     options: PlanningExperimentOptions
     algorithm: Planning
 

@@ -11,6 +11,7 @@ class VideoExperiment(BaseExperiment):
     """Tasks: generate_dataset, training, validation, test, interpolation."""
 
     Options = VideoExperimentOptions
+    task = "video"
     options: VideoExperimentOptions
     algorithm: Video
 

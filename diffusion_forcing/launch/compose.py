@@ -7,6 +7,7 @@ A composed configuration keeps its interpolations (`${dataset.gamma}`), so that 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,13 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as failure:
         key = getattr(failure, "full_key", None)
         where = f"{key}: " if key else ""
+        lacking = re.search(r"Interpolation key '(dataset\.\w+)' not found", str(failure))
+        if lacking and str(key).startswith("algorithm."):
+            names = {part: config[CHOICES].get(part) for part in _PARTS}
+            raise UserError(
+                f"algorithm={names['algorithm']} needs {lacking[1]}, which dataset={names['dataset']} does not have; choose an "
+                f"algorithm for that data ({_list(choices_of('algorithm'))}; and its experiment), or other data"
+            ) from failure
         raise UserError(f"{where}{first_line(failure)}") from failure
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from diffusion_forcing.launch.options import build_options
 from diffusion_forcing.launch.overrides import parse
 from diffusion_forcing.launch.parts import read_part
 from diffusion_forcing.launch.settings import Settings
-from diffusion_forcing.launch.structure import adopt_
+from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.tracking.run import NullRun, Run
 
 _PARTS = ("dataset", "algorithm", "experiment")
@@ -59,12 +59,16 @@ def plan(words: Sequence[str]) -> Plan:
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
     checkpoint = _checkpoint(spec, Path(settings.outputs)) if spec else None
-    taken = adopt_(config, checkpoint, given) if checkpoint and settings.load else []
+    taken = []
+    if checkpoint and settings.load:
+        check_task(mapping, checkpoint)
+        taken = adopt_(config, checkpoint, given)
     mapping = resolved(config) if taken else mapping
     parts = {where: read_part(mapping[where], where, everywhere=everywhere) for where in _PARTS}
     classes = {where: part[0] for where, part in parts.items()}
     options = {where: part[1] for where, part in parts.items()}
     check_tasks(classes["experiment"], options["experiment"].tasks)
+    check_parts(classes, options)
     return Plan(
         settings=settings,
         config=config,
@@ -133,6 +137,20 @@ def check_tasks(experiment: type, tasks: Sequence[str]) -> None:
         if task not in known:
             near = did_you_mean(task, known)
             raise UserError(f"experiment.tasks: '{task}' is no task{near}; there are: {', '.join(known)}")
+
+
+def check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> None:
+    """Raises UserError where the parts do not go together: an algorithm of another task, or what the experiment's own
+    `check(dataset=…, algorithm=…, experiment=…)` finds in their options, where it has one."""
+    tasks = {where: getattr(classes[where], "task", "") for where in ("experiment", "algorithm")}
+    if all(tasks.values()) and tasks["experiment"] != tasks["algorithm"]:
+        raise UserError(
+            f"experiment is for {tasks['experiment']} and algorithm for {tasks['algorithm']}; "
+            "choose two that go together, as in experiment=exp_planning algorithm=df_planning"
+        )
+    check = getattr(classes["experiment"], "check", None)
+    if callable(check):
+        check(**options)
 
 
 def run_folder(spec: str, outputs: Path) -> Path:

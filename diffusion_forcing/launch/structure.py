@@ -2,8 +2,9 @@
 
 Our checkpoints carry a `structure` beside their weights: values by dotted key, such as `algorithm.frame_stack`. With `load=` they replace
 the yaml's, so that a network of other sizes than the default's loads without repeating them. A shipped one also carries `sampling`, the
-settings its card's scores were measured with (matrix, rows, guidance, controller), taken in the same way. Only values of keys that the configuration
-has are taken: a checkpoint never chooses a class, and its text is never interpreted.
+settings its card's scores were measured with (matrix, rows, guidance, controller), taken in the same way. A released video checkpoint has none;
+what its tensors say stands in. Only values of keys that the configuration has are taken: a checkpoint never chooses a class, and its text is
+never interpreted.
 """
 
 from __future__ import annotations
@@ -15,21 +16,38 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.compose import resolved
+from diffusion_forcing.launch.parts import TARGET, import_class
 
-STATISTICS = frozenset(
-    f"dataset.{key}" for key in ("observation_mean", "observation_std", "action_mean", "action_std", "episode_len")
-)
+_OF_MAZES = ("observation_mean", "observation_std", "action_mean", "action_std", "episode_len")
+_OF_VIDEO = ("data_mean", "data_std", "resolution", "n_frames", "frame_skip", "external_cond_dim", "action_kind")
+STATISTICS = frozenset(f"dataset.{key}" for key in (*_OF_MAZES, *_OF_VIDEO))
 """All that a checkpoint may say of the dataset: never where data lies or comes from."""
+
+_GO_WITH = {
+    "planning": "experiment=exp_planning algorithm=df_planning dataset=maze2d_medium (or another maze)",
+    "video": "experiment=exp_video algorithm=df_video dataset=video_minecraft (or other video)",
+}
+
+
+def check_task(config: Mapping[str, Any], checkpoint: Path) -> None:
+    """UserError where `checkpoint` was trained for another task than the chosen algorithm's; `config` is resolved."""
+    trained = _facts(checkpoint, config).get("task")
+    target = config["algorithm"].get(TARGET)
+    wanted = getattr(import_class(target, f"algorithm.{TARGET}"), "task", "") if isinstance(target, str) else ""
+    if trained and wanted and trained != wanted:
+        more = f": choose {_GO_WITH[trained]}" if trained in _GO_WITH else ""
+        raise UserError(f"{checkpoint} is a checkpoint for {trained}, the chosen algorithm is for {wanted}{more}")
 
 
 def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[str]:
     """Write the structure, and the sampling settings, of `checkpoint` into `config` in place, and return what changed as `key=value` words.
 
     `given` are the dotted keys that the command line set: they and what is below or above them stay. A checkpoint of another environment
-    gives its algorithm's keys only; one that is not ours, or has no structure, nothing.
+    gives its algorithm's keys only; one that has no structure, nothing.
     """
-    facts = _facts(checkpoint)
+    facts = _facts(checkpoint, resolved(config))
     carried = [facts[name] for name in ("structure", "sampling") if isinstance(facts.get(name), Mapping)]
     if not carried:
         return []
@@ -54,11 +72,32 @@ def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[s
 _ABSENT = object()
 
 
-def _facts(checkpoint: Path) -> dict[str, Any]:
-    from diffusion_forcing.checkpoints.format import is_checkpoint, read_header
+def _facts(checkpoint: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The checkpoint's facts; for a released video model with the structure that its tensors have for frames as configured.
 
-    facts = read_header(checkpoint).get("facts") if is_checkpoint(checkpoint) else None
-    return facts if isinstance(facts, dict) else {}
+    Nothing for one that cannot be read: whoever loads it says what is wrong with it.
+    """
+    from diffusion_forcing.checkpoints import format as native
+
+    if native.is_checkpoint(checkpoint):
+        found = native.read_header(checkpoint).get("facts")
+        facts = found if isinstance(found, dict) else {}
+    else:
+        try:
+            facts = native.load(checkpoint).facts
+        except UserError:
+            return {}
+    resolution = config["dataset"].get("resolution")
+    if (
+        facts.get("task") == "video"
+        and "structure" not in facts
+        and "halvings" in facts
+        and isinstance(resolution, int)
+    ):
+        from diffusion_forcing.algorithms.released import released_video_structure
+
+        facts = {**facts, "structure": {"algorithm": released_video_structure(facts, resolution)}}
+    return facts
 
 
 def _leaves(mapping: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
