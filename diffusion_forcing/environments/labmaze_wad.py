@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,8 @@ def _text_map(walls: NDArray[np.bool_], rng: np.random.Generator) -> str:
 def _draw_pictures(rng: np.random.Generator) -> dict[str, NDArray[np.uint8]]:
     """Three wall textures and a floor of one style, and a sky: lump name → (h, w, 3)."""
     try:
+        import PIL  # noqa: F401
         from labmaze import assets
-        from PIL import Image
     except ImportError as error:
         raise UserError(f"mazes need the package {error.name}: {INSTALL}") from error
     folder = Path(assets.__file__).parent
@@ -100,10 +101,16 @@ def _draw_pictures(rng: np.random.Generator) -> dict[str, NDArray[np.uint8]]:
         "DLF0": floors[rng.integers(len(floors))],
         "DLS0": folder / f"sky_{rng.integers(1, _SKIES + 1):02d}/ft.png",
     }
-    return {
-        name: np.asarray(Image.open(file).convert("RGBA").convert("RGB").resize(_SIZES[name[:3]], Image.Resampling.BOX))
-        for name, file in files.items()
-    }
+    return {name: _picture(file, _SIZES[name[:3]]) for name, file in files.items()}
+
+
+@lru_cache(maxsize=100)
+def _picture(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    picture = np.asarray(Image.open(file).convert("RGBA").convert("RGB").resize(size, Image.Resampling.BOX))
+    picture.flags.writeable = False
+    return picture
 
 
 def _palette(pictures: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -121,10 +128,11 @@ def _palette(pictures: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def _shades(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Which colour stands for which in the dark: (34, 256), 32 rows from bright to dark, and two that a maze never shows."""
-    palette = colours.astype(np.float32)
-    rows = [(palette * (1 - row / 32)) for row in range(32)]
-    nearest = [((row[:, None] - palette) ** 2).sum(axis=-1).argmin(axis=1) for row in rows]
-    return np.array([*nearest, nearest[0], nearest[0]], np.uint8)
+    palette = colours.astype(np.float64)
+    shades = palette * (1 - np.arange(32) / 32)[:, None, None]  # (32, 256, 3)
+    # squared distances without the part all share; every number is exact here, so all machines choose the same colours
+    nearest = ((palette**2).sum(axis=1) - 2 * shades @ palette.T).argmin(axis=2)
+    return np.concatenate([nearest, nearest[:1], nearest[:1]]).astype(np.uint8)
 
 
 def _png(picture: NDArray[np.uint8]) -> bytes:
