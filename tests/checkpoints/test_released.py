@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffusion_forcing.checkpoints import load
+from diffusion_forcing.checkpoints.released_sizes import of_video
 from diffusion_forcing.errors import UserError
 
 RELEASED = Path(__file__).parents[1] / "parity" / "data" / "ckpt_planning.ckpt"
@@ -78,10 +80,91 @@ def test_a_bare_state_dict_and_the_old_file_format_are_read(tmp_path: Path) -> N
     assert load(tmp_path / "bare.ckpt").facts == load(RELEASED).facts
 
 
-def test_a_video_checkpoint_is_named(tmp_path: Path) -> None:
-    keys = ["data_mean", "diffusion_model.betas", "diffusion_model.model.module.init_conv.weight"]
-    path = written(tmp_path / "minecraft.ckpt", {"state_dict": {key: torch.zeros(1) for key in keys}})
-    assert "is a v1.5 video checkpoint" in message_of(path)
+VIDEO = RELEASED.with_name("ckpt_video.ckpt")
+
+
+def test_a_released_video_model_gives_the_network_its_statistics_and_its_schedule() -> None:
+    state = torch.load(VIDEO, weights_only=True)["state_dict"]
+    found = load(VIDEO)
+    assert (found.kind, found.step, found.training) == ("released", 3, None)
+    assert torch.equal(found.weights["init_conv.weight"], state[f"{PREFIX}module.init_conv.weight"])
+    there = f"{PREFIX}module.init_temporal_attn.wrapper.module.attn_block.attn.to_qkv.weight"
+    assert torch.equal(found.weights["init_temporal_attn.attn.to_qkv.weight"], state[there])
+    assert not [key for key in found.weights if "freqs" in key or "module" in key]
+    assert found.statistics["data_mean"].item() == 0.5
+    assert torch.equal(found.buffers["betas"], state["diffusion_model.betas"])
+
+
+def test_the_sizes_of_a_video_model_are_read_off_the_tensors() -> None:
+    facts = load(VIDEO).facts
+    power = facts.pop("signal_power")
+    assert power == sorted(power, reverse=True)
+    assert facts == {
+        "task": "video",
+        "line": "v1.5",
+        "channels": 3,
+        "frame_stack": 1,
+        "halvings": [0, 1],
+        "attention_width": 16,
+        "timesteps": 1000,
+        "architecture": {
+            "network_size": 8,
+            "dim_mults": [1, 2],
+            "attn_heads": 2,
+            "attn_dim_head": 8,
+            "use_init_temporal_attn": True,
+            "time_emb_type": "rotary",
+        },
+    }
+
+
+def test_the_networks_of_a_video_models_metrics_are_left_out(tmp_path: Path) -> None:
+    state = torch.load(VIDEO, weights_only=True)["state_dict"]
+    extra = {f"validation_{name}_model.layer.weight": torch.zeros(2) for name in ("fid", "lpips", "fvd")}
+    found = load(written(tmp_path / "minecraft.ckpt", {"state_dict": extra | state, "MixedPrecision": {"scale": 1.0}}))
+    assert found.weights.keys() == load(VIDEO).weights.keys()
+    assert found.facts == load(VIDEO).facts
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("diffusion_model.", "_orig_mod.diffusion_model."), (f"{PREFIX}module.", f"{PREFIX}_orig_mod.module.")],
+)
+def test_a_compiled_video_models_prefix_is_dropped(tmp_path: Path, old: str, new: str) -> None:
+    state = torch.load(VIDEO, weights_only=True)["state_dict"]
+    compiled = {key.replace(old, new, 1): value for key, value in state.items()}
+    assert load(written(tmp_path / "compiled.ckpt", {"state_dict": compiled})).facts == load(VIDEO).facts
+
+
+def test_the_stacked_frames_of_a_video_model_follow_from_its_mean(tmp_path: Path) -> None:
+    state = torch.load(VIDEO, weights_only=True)["state_dict"]
+    state[f"{PREFIX}module.init_conv.weight"] = torch.zeros(8, 6, 1, 7, 7)
+    assert load(written(tmp_path / "stacked.ckpt", {"state_dict": state})).facts["frame_stack"] == 2
+    state["data_mean"] = state["data_std"] = torch.full((2, 1, 1), 0.5)
+    assert load(written(tmp_path / "stacked.ckpt", {"state_dict": state})).facts["frame_stack"] == 3
+
+
+def test_other_sizes_of_a_video_model_are_read_too() -> None:
+    weights = {name: load_file(RELEASED.parent / f"video_{name}_weights.safetensors") for name in ("u2", "u3")}
+    facts = {name: of_video(*split(state)) for name, state in weights.items()}
+    assert facts["u2"]["architecture"]["time_emb_type"] == "sinusoidal"
+    assert facts["u2"]["attention_width"] == 16
+    assert "attn_heads" not in facts["u2"]["architecture"]  # only their product leaves a trace
+    assert facts["u3"]["architecture"]["use_init_temporal_attn"] is False
+    assert facts["u3"]["architecture"]["attn_heads"] == 3
+    assert (facts["u3"]["halvings"], facts["u3"]["frame_stack"]) == ([1, 3], 2)
+
+
+def split(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], ...]:
+    network = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    return network, {}, {"data_mean": state["data_mean"]}
+
+
+@pytest.mark.parametrize("missing", ["init_conv.weight", "out.1.weight", "down_blocks.0.0.1.out_layers.2.weight"])
+def test_a_video_model_with_a_missing_tensor_is_named_with_its_key(tmp_path: Path, missing: str) -> None:
+    state = torch.load(VIDEO, weights_only=True)["state_dict"]
+    del state[f"{PREFIX}module.{missing}"]
+    assert f"'{missing}'" in message_of(written(tmp_path / "partial.ckpt", {"state_dict": state}))
 
 
 @pytest.mark.parametrize(

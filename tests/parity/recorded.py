@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from diffusion_forcing.algorithms.planning import Planning, PlanningOptions
-from diffusion_forcing.algorithms.released import planning_options_from_released
+from diffusion_forcing.algorithms.released import planning_options_from_released, video_options_from_released
+from diffusion_forcing.algorithms.video import Video
 
 DATA = Path(__file__).parent / "data"
 NETWORK = "diffusion_model.model."
@@ -48,6 +49,15 @@ class Recording:
         planning.network.load_state_dict(weights(Path(self.meta["weights"]).stem))
         return planning
 
+    def video(self, *, diffusion: dict[str, Any] | None = None, **changes: Any) -> Video:
+        """Our video model with the recorded options and weights; `changes` are options."""
+        config = {**self.meta["config"], **changes}
+        config["diffusion"] = {**config["diffusion"], **(diffusion or {})}
+        video = Video(video_options_from_released(config))
+        if "weights" in self.meta:
+            video.network.load_state_dict(weights(Path(self.meta["weights"]).stem))
+        return video
+
     def agrees(self, ours: Tensor, name: str, *, relative: float = 1e-5, known_error: str | None = None) -> None:
         """Fail unless |ours − recorded| ≤ relative·max|recorded|, or 10 times what float32 itself was measured to lose.
 
@@ -70,7 +80,7 @@ def recording(name: str) -> Recording:
 
 def weights(name: str) -> dict[str, Tensor]:
     """The network's weights out of a recorded module state."""
-    return recording(name).below(NETWORK)
+    return {key: value.float() for key, value in recording(name).below(NETWORK).items()}
 
 
 def flip(x: Tensor) -> Tensor:

@@ -7,9 +7,15 @@ import pytest
 import torch
 
 from diffusion_forcing.algorithms.planning import Planning
-from diffusion_forcing.algorithms.released import planning_options_from_released, released_guidance_scale
+from diffusion_forcing.algorithms.released import (
+    planning_options_from_released,
+    released_guidance_scale,
+    released_video_structure,
+    video_options_from_released,
+)
+from diffusion_forcing.checkpoints import load
 from diffusion_forcing.errors import UserError
-from tests.parity.recorded import recording
+from tests.parity.recorded import DATA, recording
 
 
 @pytest.fixture
@@ -57,3 +63,55 @@ def test_the_released_strength_is_per_batch() -> None:
     assert released_guidance_scale(2.0, 1) == 256.0
     with pytest.raises(UserError, match="batch is 0"):
         released_guidance_scale(2.0, 0)
+
+
+@pytest.fixture
+def video_config() -> dict[str, Any]:
+    return copy.deepcopy(recording("video_u3_causal").meta["config"])
+
+
+def test_a_released_video_configuration_becomes_our_options(video_config: dict[str, Any]) -> None:
+    before = copy.deepcopy(video_config)
+    options = video_options_from_released(video_config)
+    assert video_config == before
+    assert (options.norm, options.cache, options.ema_decay) == ("clip", "none", 0.0)
+    assert (options.frame_stack, options.frame_skip, options.n_frames) == (2, 2, 16)
+    assert options.observation_shape == (3, 16, 16)
+    assert options.diffusion.architecture.dim_mults == (1, 1, 2, 4)
+    assert options.condition_width == 0
+
+
+def test_a_released_mean_for_each_colour_is_read(video_config: dict[str, Any]) -> None:
+    video_config["data_mean"] = [[[0.4]], [[0.5]], [[0.6]]]
+    assert video_options_from_released(video_config).data_mean == (0.4, 0.5, 0.6)
+
+
+def test_an_unknown_video_key_is_named_with_its_nearest(video_config: dict[str, Any]) -> None:
+    video_config["diffusion"]["architecture"]["dim_mult"] = [1]
+    with pytest.raises(UserError, match=r"'diffusion\.architecture\.dim_mult'.*did you mean 'dim_mults'"):
+        video_options_from_released(video_config)
+    with pytest.raises(UserError, match="no released video configuration"):
+        video_options_from_released({"diffusion": {}})
+
+
+def test_a_released_video_checkpoint_says_its_sizes_and_its_schedule() -> None:
+    facts = load(DATA / "ckpt_video.ckpt").facts
+    assert released_video_structure(facts, 64) == {
+        "norm": "clip",
+        "cache": "none",
+        "external_cond_dim": 0,
+        "frame_stack": 1,
+        "diffusion": {
+            "timesteps": 1000,
+            "beta_schedule": "sigmoid",
+            "architecture": {
+                "network_size": 8,
+                "dim_mults": [1, 2],
+                "attn_resolutions": [32, 64],
+                "attn_heads": 2,
+                "attn_dim_head": 8,
+                "use_init_temporal_attn": True,
+                "time_emb_type": "rotary",
+            },
+        },
+    }
