@@ -33,9 +33,17 @@ class _Failed(Exception):
 
 
 def download(
-    url: str, path: Path, *, sha256: str = "", progress: bool = True, timeout: float = 30.0, patience: float = 1.0
+    url: str,
+    path: Path,
+    *,
+    sha256: str = "",
+    progress: bool = True,
+    timeout: float = 30.0,
+    patience: float = 1.0,
+    instead: str = "or use dataset.source=generate",
 ) -> Path:
     """Fetch `url` to `path` and return it; nothing is fetched when it is there. `sha256` (hex) is checked when given.
+    `instead`: what else one can do, for the message when it fails.
 
     `timeout` seconds without a byte, or a broken connection, is tried again after `patience`, 2 `patience`, … seconds, five times in a row.
     Raises `UserError` that says where to place the file by hand, or that the sum differs.
@@ -48,9 +56,7 @@ def download(
         _fetch(url, part, progress=progress, timeout=timeout, patience=patience)
         found = checksum(part)
     except _Failed as failure:
-        raise UserError(
-            f"cannot download {url} ({failure}); place the file at {path} by hand, or use dataset.source=generate"
-        ) from failure
+        raise UserError(f"cannot download {url} ({failure}); place the file at {path} by hand, {instead}") from failure
     except OSError as error:
         raise UserError(
             f"cannot write {part}: {error.strerror or error}; make room or choose another dataset.save_dir"

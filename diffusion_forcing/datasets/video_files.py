@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class Group:
 
 def find_groups(root: Path) -> list[Group]:
     """Every stem below `root` that may hold a clip, sorted. `UserError` where `root` is no folder or cannot be listed."""
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; place clips there, or give dataset.path=<folder of clips>")
     found: dict[str, list[tuple[str, int, int]]] = {}
     for name, size, time in _walk(root):
         ending = next((ending for ending in _ORDER if name.lower().endswith(ending)), "")
@@ -57,6 +59,11 @@ def find_groups(root: Path) -> list[Group]:
         if any(ending in endings for ending in (*FILMS, *ARRAYS)):
             groups.append(Group(stem, endings, hashlib.sha256(repr(files).encode()).hexdigest()[:16]))
     return groups
+
+
+def has_clips(root: Path) -> bool:
+    """Whether anything that may be a clip lies below `root`; looks no further than the first."""
+    return root.is_dir() and any(name.lower().endswith((*FILMS, *ARRAYS)) for name, _, _ in _walk(root))
 
 
 def splits_of(stems: Sequence[str], validation_fraction: float) -> dict[str, list[int]]:
@@ -99,17 +106,14 @@ def _by_hash(clips: list[int], stems: Sequence[str], fraction: float) -> tuple[l
     return sorted(order[count:]), sorted(order[:count])
 
 
-def _walk(root: Path) -> list[tuple[str, int, int]]:
+def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
     """(path below root with forward slashes, size, time in ns) of every plain file."""
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder; place clips there, or give dataset.path=<folder of clips>")
-    found: list[tuple[str, int, int]] = []
     folders, seen = [""], {os.path.realpath(root)}
     while folders:
         below = folders.pop()
         try:
             with os.scandir(root / below) as entries:
-                for entry in entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir():
@@ -119,7 +123,6 @@ def _walk(root: Path) -> list[tuple[str, int, int]]:
                             folders.append(f"{below}{entry.name}/")
                     elif entry.is_file():
                         stat = entry.stat()
-                        found.append((f"{below}{entry.name}", stat.st_size, stat.st_mtime_ns))
+                        yield f"{below}{entry.name}", stat.st_size, stat.st_mtime_ns
         except OSError as error:
             raise UserError(f"cannot read the folder {root / below}: {error.strerror or error}") from error
-    return found

@@ -22,7 +22,7 @@ from diffusion_forcing.datasets.video_inspect import Episode, inspect
 from diffusion_forcing.errors import UserError
 
 INDEX_VERSION = 1
-_PLAIN = ("stem", "stamp", "file", "kind", "frames", "height", "width", "offset", "action_problem", "problem")
+_PLAIN = ("stem", "stamp", "file", "kind", "frames", "height", "width", "offset", "action_problem", "problem", "again")
 """Fields of an episode that are kept as text; its arrays are kept end to end, with their lengths in the text."""
 
 
@@ -42,21 +42,24 @@ def open_index(root: Path, file: Path, *, workers: int = 1, progress: bool = Tru
             known = _load(file)
             if not _is_current(known, groups):
                 known = _look(root, groups, known, workers=workers, progress=progress)
-                _save(file, list(known.values()))
+                save_index(file, list(known.values()))
     return [known[group.stem] for group in groups]
 
 
 def _is_current(known: dict[str, Episode], groups: Sequence[Group]) -> bool:
-    return len(known) == len(groups) and all(
-        group.stem in known and known[group.stem].stamp == group.stamp for group in groups
-    )
+    return len(known) == len(groups) and all(_is_known(known, group) for group in groups)
+
+
+def _is_known(known: dict[str, Episode], group: Group) -> bool:
+    episode = known.get(group.stem)
+    return episode is not None and episode.stamp == group.stamp and not episode.again
 
 
 def _look(
     root: Path, groups: Sequence[Group], known: dict[str, Episode], *, workers: int, progress: bool
 ) -> dict[str, Episode]:
     """Episodes of `groups`, those in `known` with the same stamp taken from there."""
-    found = {g.stem: known[g.stem] for g in groups if g.stem in known and known[g.stem].stamp == g.stamp}
+    found = {group.stem: known[group.stem] for group in groups if _is_known(known, group)}
     missing = [group for group in groups if group.stem not in found]
     with (
         ThreadPoolExecutor(max(workers, 1)) as pool,
@@ -68,7 +71,8 @@ def _look(
     return {group.stem: found[group.stem] for group in groups}
 
 
-def _save(file: Path, episodes: Sequence[Episode]) -> None:
+def save_index(file: Path, episodes: Sequence[Episode]) -> None:
+    """Write the index, whole or not at all. `UserError` where that fails."""
     facts: list[dict[str, Any]] = []
     ints: list[NDArray[Any]] = [np.zeros(0, np.int64)]
     floats: list[NDArray[Any]] = [np.zeros(0, np.float32)]

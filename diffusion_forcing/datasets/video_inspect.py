@@ -58,6 +58,8 @@ class Episode:
     times: NDArray[np.int64] = field(default_factory=lambda: _NOTHING)
     """Film: presentation times of all frames; [first, step] where they are evenly spaced."""
     problem: str = ""
+    again: bool = False
+    """The problem may pass (no permission, a disk that is away): look again next time."""
 
     @property
     def pixels(self) -> int:
@@ -69,28 +71,26 @@ def inspect(root: Path, group: Group) -> Episode:
     """The episode of `group`. Anything wrong with its files is in `problem`, or in `action_problem` where only actions are."""
     ending = _clip_of(root, group)
     path = group.path(root, ending)
-    facts: dict[str, Any] = {"stem": group.stem, "stamp": group.stamp, "file": path.relative_to(root).as_posix()}
+    names: dict[str, Any] = {"stem": group.stem, "stamp": group.stamp, "file": path.relative_to(root).as_posix()}
     try:
         if ending in FILMS:
             from diffusion_forcing.datasets.video_film import inspect_film
 
-            facts |= inspect_film(path)
+            facts = inspect_film(path)
         else:
-            facts |= _inspect_npz(path) if ending == ".npz" else _inspect_npy(path)
+            facts = _inspect_npz(path) if ending == ".npz" else _inspect_npy(path)
         if facts["frames"] < 1:
             raise Unusable("holds no frames")
     except Unusable as reason:
-        return Episode(**{key: facts[key] for key in ("stem", "stamp", "file")}, problem=str(reason))
+        return Episode(**names, problem=str(reason))
     except OSError as error:
-        return Episode(
-            **{key: facts[key] for key in ("stem", "stamp", "file")},
-            problem=f"cannot be read: {error.strerror or error}",
-        )
+        return Episode(**names, problem=f"cannot be read: {error.strerror or error}", again=True)
     try:
-        actions = _read_actions(root, group, ending)
-    except (Unusable, OSError) as reason:
-        return Episode(**facts, action_problem=str(reason))
-    return Episode(**facts, actions=actions)
+        return Episode(**names, **facts, actions=_read_actions(root, group, ending))
+    except Unusable as reason:
+        return Episode(**names, **facts, action_problem=str(reason))
+    except OSError as error:
+        return Episode(**names, **facts, action_problem=f"cannot be read: {error.strerror or error}", again=True)
 
 
 def _clip_of(root: Path, group: Group) -> str:
@@ -205,7 +205,7 @@ def _actions_in(path: Path, *, optional: bool = False) -> Array | None:
         try:
             with archive.open("actions.npy") as file:
                 return _checked(np.lib.format.read_array(file, allow_pickle=False), path)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise Unusable(f"the actions in {path.name} cannot be read ({error})") from error
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,9 @@ from diffusion_forcing.datasets.video_inspect import Episode, Unusable
 
 Pixels = NDArray[np.uint8]
 _BLOCK = 1 << 20
-"""Bytes unpacked at once on the way to the first asked frame."""
+"""Bytes unpacked at once."""
+_BLOCKS = 16 << 20
+"""Bytes of frames held at once when a whole episode is read."""
 
 
 class Frames:
@@ -75,31 +79,71 @@ def read_packed(path: Path, offset: int, shape: tuple[int, int], frames: NDArray
     """The same from the array `video` of a compressed npz, whose header is `offset` bytes long."""
     out = np.empty((len(frames), *shape, 3), dtype=np.uint8)
     size = shape[0] * shape[1] * 3
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("video.npy") as file:
-            place = 0
-            for begin, end in _runs(frames):
-                if begin and frames[begin] == frames[begin - 1]:
-                    out[begin:end] = out[begin - 1]  # one frame again
-                    continue
-                target = offset + int(frames[begin]) * size
-                while place < target:
-                    place += _some(file.read(min(_BLOCK, target - place)))
-                view = out[begin:end].reshape(-1).data
-                while view:
-                    count = _some(file.read(min(_BLOCK, len(view))), view)
-                    view, place = view[count:], place + count
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise Unusable("is damaged or cut off") from error
+    with _unpacking(path) as file:
+        place = 0
+        for begin, end in _runs(frames):
+            if begin and frames[begin] == frames[begin - 1]:
+                out[begin:end] = out[begin - 1]  # one frame again
+                continue
+            target = offset + int(frames[begin]) * size
+            while place < target:
+                place += len(_some(file, target - place))
+            place += _fill(file, out[begin:end])
     return out
 
 
-def _some(block: bytes, into: memoryview | None = None) -> int:
+def blocks(root: Path, episode: Episode) -> Iterator[Pixels]:
+    """All frames of an episode in turn, some 16 MB at a time, (n, h, w, 3). `Unusable` or `OSError` where they cannot be read."""
+    path, shape = root / episode.file, (episode.height, episode.width)
+    count = max(1, _BLOCKS // (shape[0] * shape[1] * 3))
+    if episode.kind == "film":
+        from diffusion_forcing.datasets.video_film import film_blocks
+
+        yield from film_blocks(path, episode, count)
+        return
+    begins = range(0, episode.frames, count)
+    if episode.kind == "stored":
+        for begin in begins:
+            numbers = np.arange(begin, min(begin + count, episode.frames))
+            yield read_stored(path, episode.offset, shape, numbers)
+        return
+    with _unpacking(path) as file:
+        place = 0
+        while place < episode.offset:
+            place += len(_some(file, episode.offset - place))
+        for begin in begins:
+            out = np.empty((min(count, episode.frames - begin), *shape, 3), dtype=np.uint8)
+            _fill(file, out)
+            yield out
+        file.read(1)  # its end: here the sum over all bytes is compared
+
+
+@contextmanager
+def _unpacking(path: Path) -> Iterator[IO[bytes]]:
+    """The array `video` of a npz, its header first; `Unusable` in place of zip's errors."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("video.npy") as file:
+            yield file
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise Unusable("is damaged or cut off") from error
+
+
+def _some(file: IO[bytes], most: int) -> bytes:
+    block = file.read(min(_BLOCK, most))
     if not block:
         raise Unusable("is cut off")
-    if into is not None:
-        into[: len(block)] = block
-    return len(block)
+    return block
+
+
+def _fill(file: IO[bytes], out: Pixels) -> int:
+    """Fill `out` from `file`; the number of bytes that took."""
+    view = out.reshape(-1).data
+    place = 0
+    while place < len(view):
+        block = _some(file, len(view) - place)
+        view[place : place + len(block)] = block
+        place += len(block)
+    return place
 
 
 def _runs(frames: NDArray[np.int64]) -> list[tuple[int, int]]:
