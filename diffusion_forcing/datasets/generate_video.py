@@ -16,7 +16,8 @@ import os
 import signal
 import traceback
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -66,16 +67,17 @@ def generate(
     if workers < 0:
         raise UserError(f"workers must be at least 0 (one a core), got {workers}")
     with locked(folder):
-        _open_folder(folder, simulator.recipe, list(counts))
+        _open_folder(folder, simulator.recipe, counts)
         every = [(split, index) for split, count in counts.items() for index in range(count)]
         missing = [task for task in every if not zipfile.is_zipfile(episode_file(folder, *task))]
         done, frames = len(every) - len(missing), simulator.frames
         name = f"generating {folder.name}"
-        with progress_bar(name, total=len(every) * frames, done=done * frames, unit="frames", show=progress) as bar:
-            team = _Team(simulator, folder, min(len(missing), workers or _cores()))
-            with team:
-                for _ in team.work(missing):
-                    bar.advance(frames)
+        with (
+            progress_bar(name, total=len(every) * frames, done=done * frames, unit="frames", show=progress) as bar,
+            _Team(simulator, folder, min(len(missing), workers or _cores())) as team,
+        ):
+            for _ in team.work(missing):
+                bar.advance(frames)
     return [episode_file(folder, *task) for task in every]
 
 
@@ -126,40 +128,48 @@ class _Team:
                 process.kill()
                 process.join()
 
-    def work(self, tasks: Sequence[Task]) -> Any:
+    def work(self, tasks: Iterable[Task]) -> Iterator[Task]:
         """Yield every task as it is finished; raise what went wrong in a worker."""
         waiting = iter(tasks)
         busy: dict[Connection, Task] = {}
+
+        def hand(connection: Connection) -> None:
+            for task in waiting:
+                busy[connection] = task
+                with suppress(ConnectionError):  # a worker that is gone is noticed by whoever waits for its answer
+                    connection.send(task)
+                return
+
         for connection in self._members:
-            self._hand(connection, waiting, busy)
+            hand(connection)
         while busy:
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)
-                task = busy.pop(ready)
-                try:
-                    failure = ready.recv()
-                except (EOFError, ConnectionError):
-                    process = self._members[ready]
-                    process.join(_PATIENCE)
-                    raise UserError(
-                        f"the worker at episode {task[1]} of {task[0]} ended with exit code {process.exitcode} (out of memory?); "
-                        "run it again to go on, perhaps with fewer dataset.workers"
-                    ) from None
+            ready = wait(list(busy))
+            for connection in [connection for connection in busy if connection in ready]:
+                task = busy.pop(connection)
+                failure = self._answer(connection, task)
                 if failure is not None:
                     raise failure
-                self._hand(ready, waiting, busy)
+                hand(connection)
                 yield task
 
-    def _hand(self, connection: Connection, waiting: Any, busy: dict[Connection, Task]) -> None:
-        task = next(waiting, None)
-        if task is not None:
-            connection.send(task)
-            busy[connection] = task
+    def _answer(self, connection: Connection, task: Task) -> Exception | None:
+        try:
+            failure: Exception | None = connection.recv()
+            return failure
+        except (EOFError, ConnectionError):
+            process = self._members[connection]
+            process.join(_PATIENCE)
+            return UserError(
+                f"the worker at episode {task[1]} of {task[0]} ended with exit code {process.exitcode} (out of memory?); "
+                "run it again to go on, perhaps with fewer dataset.workers"
+            )
 
 
 def _work(simulator: Simulator, folder: Path, connection: Connection) -> None:
     """A worker: film the episodes that come through `connection`, answer None or the exception, end when it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the first one decides
+    if hasattr(os, "setsid"):
+        os.setsid()  # the Ctrl-C of a terminal is for the first process, which then ends this one; simulators never see it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     try:
         while True:
@@ -189,10 +199,12 @@ def _leave(*_: object) -> None:
     raise SystemExit(1)
 
 
-def _open_folder(folder: Path, recipe: Mapping[str, str | int | float], splits: list[str]) -> None:
+def _open_folder(folder: Path, recipe: Mapping[str, str | int | float], splits: Collection[str]) -> None:
     """Make the folders, remove what a killed generation left half written, and compare or write the recipe."""
     note = folder / "recipe.json"
     try:
+        if not note.exists() and any(file for split in splits for file in (folder / split).rglob("*.npz")):
+            raise UserError(f"{folder} holds episodes that were not generated; choose another dataset.save_dir")
         for split in splits:
             (folder / split).mkdir(parents=True, exist_ok=True)
             for rest in (folder / split).glob("*.tmp"):
@@ -201,12 +213,17 @@ def _open_folder(folder: Path, recipe: Mapping[str, str | int | float], splits: 
             temporary = note.with_suffix(".tmp")
             temporary.write_text(json.dumps(recipe, indent=1) + "\n")
             os.replace(temporary, note)
-        before = json.loads(note.read_text())
+        before = dict(json.loads(note.read_text()))
     except OSError as error:
         raise UserError(
             f"cannot write in {folder}: {error.strerror or error}; choose another dataset.save_dir"
         ) from error
-    other = [f"{key} {before.get(key)!r}, not {value!r}" for key, value in recipe.items() if before.get(key) != value]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{note} is damaged: {error}; remove it together with the episodes beside it") from error
+    keys = {**recipe, **before}
+    other = [
+        f"{key} {before.get(key)!r}, not {recipe.get(key)!r}" for key in keys if before.get(key) != recipe.get(key)
+    ]
     if other:
         raise UserError(
             f"{folder} holds episodes of another recipe ({'; '.join(other)}); choose another dataset.save_dir or remove the folder"
