@@ -80,9 +80,11 @@ def _print_config(overrides: list[str], *, resolve: bool) -> None:
 
 
 def _run(overrides: list[str]) -> None:
+    from diffusion_forcing.launch.allocator import keep_freed_memory
     from diffusion_forcing.launch.report import report, say
     from diffusion_forcing.launch.run import is_main_process, plan, start
 
+    keep_freed_memory()
     checked = plan(overrides)
     if checked.settings.wandb.mode == "online" and is_main_process():
         say("wandb.mode=online: this version tracks runs locally, nothing is sent to W&B")
