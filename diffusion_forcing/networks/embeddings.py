@@ -25,16 +25,31 @@ def cos_sin(values: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class LevelEmbedding(nn.Sequential):
-    """Noise levels, or positions, (...) → (..., out): cosines and sines, linear, SiLU, linear. The parameters' names are the released ones."""
+class TwoLinear(nn.Module):
+    """Linear, SiLU, linear, under the released names."""
 
     def __init__(self, dim: int, hidden: int, out: int) -> None:
-        super().__init__(
-            nn.Identity(), nn.ModuleDict({"linear_1": nn.Linear(dim, hidden), "linear_2": nn.Linear(hidden, out)})
-        )
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, hidden)
+        self.linear_2 = nn.Linear(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x.to(self.linear_1.weight.dtype))))
+
+
+class LevelEmbedding(nn.Sequential):
+    """Noise levels, or positions, (...) → (..., out): cosines and sines, then `TwoLinear`."""
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__(Waves(dim), TwoLinear(dim, hidden, out))
+
+
+class Waves(nn.Module):
+    """`cos_sin` as a layer."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
         self.dim = dim
 
     def forward(self, values: Tensor) -> Tensor:
-        layers = self[1]
-        waves = cos_sin(values, self.dim).to(layers["linear_1"].weight.dtype)
-        return layers["linear_2"](F.silu(layers["linear_1"](waves)))
+        return cos_sin(values, self.dim)

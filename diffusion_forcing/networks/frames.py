@@ -24,6 +24,7 @@ class FrameConv(nn.Conv3d):
         super().__init__(
             channels_in, channels_out, (1, kernel, kernel), (1, stride, stride), (0, kernel // 2, kernel // 2)
         )
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight.squeeze(2), self.bias, self.stride[1:], self.padding[1:])

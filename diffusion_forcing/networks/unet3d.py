@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,7 @@ class UNet3D(nn.Module):
         deepest = len(dim_mults) - 1
         resolutions = [resolution // patch_size // 2**stage for stage in range(len(dim_mults))]
         for stage, (size_in, size_out) in enumerate(pairwise(sizes)):
-            layers = [block(size_in, size_out), block(size_out, size_out)]
+            layers: list[nn.Module] = [block(size_in, size_out), block(size_out, size_out)]
             layers += attentions(size_out, resolutions[stage], linear=stage < deepest)
             further = Downsample(size_out) if stage < deepest else nn.Identity()
             self.down_blocks.append(nn.ModuleList([nn.ModuleList(layers), further]))
@@ -122,13 +122,11 @@ class UNet3D(nn.Module):
         plain = ResnetBlock(2 * network_size, network_size, embedding=None, groups=GROUPS, norm=norm)
         self.out = nn.ModuleList([plain, FrameConv(network_size, inside, 1)])
         if external_cond_dim:
+            last = nn.Linear(embedding, embedding, bias=False)
+            nn.init.zeros_(last.weight)
             self.condition_embedding = nn.Sequential(
-                nn.Linear(external_cond_dim, embedding, bias=False),
-                nn.SiLU(),
-                nn.Linear(embedding, embedding, bias=False),
+                nn.Linear(external_cond_dim, embedding, bias=False), nn.SiLU(), last
             )
-            nn.init.zeros_(self.condition_embedding[2].weight)
-        self.to(memory_format=torch.channels_last_3d)
         self.register_load_state_dict_pre_hook(_from_released_names)
 
     @property
@@ -164,16 +162,16 @@ class UNet3D(nn.Module):
             h = F.pixel_unshuffle(h, self.patch_size)
         h = first = walk(self.init_temporal_attn, self.init_conv(h.contiguous(memory_format=torch.channels_last)))
         skips = []
-        for layers, further in self.down_blocks:  # type: ignore[misc]
+        for layers, further in cast(list[tuple[nn.ModuleList, nn.Module]], self.down_blocks):
             for layer in layers:
                 h = walk(layer, h)
             skips.append(h)
             h = further(h)
         for layer in self.mid_block:
             h = walk(layer, h)
-        for layers in self.up_blocks:
+        for layers in cast(list[nn.ModuleList], self.up_blocks):
             h = torch.cat([h, skips.pop()], dim=1)
-            for layer in layers:  # type: ignore[attr-defined]
+            for layer in layers:
                 h = walk(layer, h)
         plain, to_x = self.out
         h = to_x(plain(torch.cat([h, first], dim=1), None, time))

@@ -32,8 +32,8 @@ class FullAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query, key, value: (n, pixels, heads, d) → the same."""
-        heads_first = (part.transpose(1, 2) for part in (query, key, value))
-        return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 class Projections(nn.Module):
