@@ -26,7 +26,7 @@ STEP = 24.0
 """Map units a forward action moves: 5⅓ actions a cell."""
 TURN = 15
 """Degrees a turn moves."""
-VERSION = 1
+VERSION = 2
 """Raised whenever the same seed would give other bytes."""
 
 _RADIUS = 16.0
@@ -68,7 +68,7 @@ class LabMazeEpisodes:
         poses = np.empty((self.frames, 3), np.float32)
         with LabMaze(walls, rng, size=self.size) as world:
             walker = Walker(walls, rng)
-            video[0] = world.reset(draw_pose(walls, rng))
+            video[0] = world.reset()
             for t in range(self.frames):
                 poses[t] = world.pose
                 actions[t] = walker.act(world.pose)

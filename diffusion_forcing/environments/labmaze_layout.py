@@ -20,8 +20,12 @@ SPLITS = {"training": 0.8, "validation": 0.1, "test": 0.1}
 
 _CELLS = 9
 """Cells along a side of a layout, with the border of walls."""
-_FEWEST_CELLS = 20
-"""Free cells of a layout, at least; the generator also makes single rooms of nine."""
+_MOST_ROOMS = 2
+"""More rooms fill the maze and leave few layouts: with four, one maze in eight is the same."""
+_ROOM_CELLS = 3
+"""Cells along a side of a room."""
+_EXTRA_DOORS = 0.3
+"""Share of walls between two ways that are opened beyond what connects all: ways round, and fewer dead ends."""
 
 Cell = tuple[int, int]
 
@@ -38,20 +42,16 @@ def draw_walls(rng: np.random.Generator, split: str) -> NDArray[np.bool_]:
         maze = labmaze.RandomMaze(
             height=_CELLS,
             width=_CELLS,
-            max_rooms=4,
-            room_min_size=3,
-            room_max_size=3,
-            extra_connection_probability=0.1,
-            simplify=True,
+            max_rooms=int(rng.integers(1, _MOST_ROOMS + 1)),
+            room_min_size=_ROOM_CELLS,
+            room_max_size=_ROOM_CELLS,
+            extra_connection_probability=_EXTRA_DOORS,
+            simplify=False,
             random_seed=int(rng.integers(2**31)),
         )
         walls = np.array([[letter == "*" for letter in row] for row in maze.entity_layer])
         free = np.argwhere(~walls).tolist()
-        if (
-            len(free) >= _FEWEST_CELLS
-            and split_of(walls) == split
-            and len(distances(walls, (free[0][0], free[0][1]))) == len(free)
-        ):
+        if split_of(walls) == split and len(distances(walls, (free[0][0], free[0][1]))) == len(free):
             return walls
 
 
