@@ -1,9 +1,13 @@
-"""What a rollout keeps of its finished tokens (METHOD §7, §12): never more than a window, so a rollout may go on for ever.
+"""What a rollout keeps of its finished tokens (METHOD §7, §12): never more than a window, so that it may go on for ever.
 
 `none` keeps the tokens and shows them to the network in every row. `exact` keeps a causal network's memory of them too, so that a row
-costs the chunk alone; when the window slides, everything in it has lost a token it had seen, and the memory is computed again, once a
-chunk. `streaming` keeps the memory alone and drops its oldest tokens: nothing is computed twice, but what is left still knows, through
-the layers, of tokens that are gone. `sinks` of the very first tokens stay (Xiao et al. 2024). While the window is not full all are equal.
+costs the chunk alone. While the window is not full that is all. Then the oldest token leaves, and what was computed for the others knew
+it: `exact` computes the memory of the window again, once a chunk, and equals `none` always.
+
+`streaming` does not. Where the network's positions are relative (`network.memory_slides`), the oldest keys and values are dropped and the
+rest stays as it was computed; `sinks` of the very first tokens stay too, since attention leans on them (Xiao et al. 2024). Where
+positions enter with the token, a kept token cannot move to its new place; samples fell apart within a window when it was tried
+(docs/log.md). There the memory is computed again from the sinks and the last half of the window, once in half a window.
 """
 
 from __future__ import annotations
@@ -33,6 +37,14 @@ class Tokens:
     def count(self) -> int:
         return self.x.shape[1]
 
+    def first(self, count: int) -> Tokens:
+        """The first `count` of them."""
+        return self._at(slice(None, count))
+
+    def last(self, count: int) -> Tokens:
+        """The last `count` of them, or all where there are fewer."""
+        return self._at(slice(max(0, self.count - count), None))
+
     def then(self, later: Tokens) -> Tokens:
         """These, and `later` behind them."""
         if self.count == 0:
@@ -43,14 +55,11 @@ class Tokens:
             _join(self.history_noise, later.history_noise),
         )
 
-    def last(self, count: int) -> Tokens:
-        """The last `count` of them, or all where there are fewer."""
-        first = max(0, self.count - count)
-        return Tokens(self.x[:, first:], _from(self.conditions, first), _from(self.history_noise, first))
-
-
-def _from(part: Tensor | None, first: int) -> Tensor | None:
-    return None if part is None else part[:, first:]
+    def _at(self, where: slice) -> Tokens:
+        conditions = None if self.conditions is None else self.conditions[:, where]
+        return Tokens(
+            self.x[:, where], conditions, None if self.history_noise is None else self.history_noise[:, where]
+        )
 
 
 def _join(before: Tensor | None, after: Tensor | None) -> Tensor | None:
@@ -88,15 +97,16 @@ def check_cache(cache: Cache, network: Any, *, chunk: int, window: int, sinks: i
         )
 
 
-def past_of(cache: Cache, context: Tokens, *, window: int, sinks: int, remember: Remember) -> Past:
-    """The past of a rollout that begins with `context`, kept as `cache` says."""
+def past_of(cache: Cache, network: Any, context: Tokens, *, window: int, sinks: int, remember: Remember) -> Past:
+    """The past of a rollout that begins with `context`, kept as `cache` says and `network` can."""
     match cache:
         case "none":
             return Shown(context, window)
         case "exact":
             return Remembered(context, window, remember)
         case "streaming":
-            return Streamed(context, window, sinks, remember)
+            kind = Streamed if getattr(network, "memory_slides", False) else Restarted
+            return kind(context, window, sinks, remember)
 
 
 class Shown:
@@ -137,7 +147,7 @@ class Remembered(Shown):
 
 
 class Streamed:
-    """cache=streaming: a memory that drops its oldest tokens but the first `sinks`."""
+    """cache=streaming, positions relative: a memory that drops its oldest tokens but the first `sinks`."""
 
     def __init__(self, context: Tokens, window: int, sinks: int, remember: Remember) -> None:
         self.window, self.sinks, self.remember = window, sinks, remember
@@ -150,12 +160,39 @@ class Streamed:
 
     def before(self, chunk: int) -> tuple[Tokens, Any]:
         room = self.window - chunk
-        fresh = self.fresh.last(room if self.memory is None else self.window)
+        fresh = self.fresh.last(room) if self.memory is None else self.fresh
+        self.fresh = fresh.last(0)
         if fresh.count:
             self.memory = self.remember(fresh, self.memory)
             self.length += fresh.count
-            self.fresh = fresh.last(0)
         if self.length > room:
             self.memory = self.memory.trimmed(room - self.sinks, self.sinks)
             self.length = room
         return self.fresh, self.memory
+
+
+class Restarted:
+    """cache=streaming, positions fixed: a memory that, when it is full, is computed again from the sinks and the last half window."""
+
+    def __init__(self, context: Tokens, window: int, sinks: int, remember: Remember) -> None:
+        self.window, self.sinks, self.remember = window, sinks, remember
+        self.tokens = context
+        self.memory: Any = None
+        self.remembered = 0
+
+    def add(self, finished: Tokens) -> None:
+        self.tokens = self.tokens.then(finished)
+
+    def before(self, chunk: int) -> tuple[Tokens, Any]:
+        room = self.window - chunk
+        if self.tokens.count > room:
+            half = max(self.window // 2, self.sinks + 1)
+            # half a window does not help where the next chunk would fill it again
+            kept = half if self.memory is not None and half + chunk <= room else room
+            self.tokens = self.tokens.first(self.sinks).then(self.tokens.last(kept - self.sinks))
+            self.memory, self.remembered = None, 0
+        fresh = self.tokens.last(self.tokens.count - self.remembered)
+        if fresh.count:
+            self.memory = self.remember(fresh, self.memory)
+            self.remembered = self.tokens.count
+        return self.tokens.last(0), self.memory

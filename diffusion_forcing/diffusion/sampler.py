@@ -204,7 +204,7 @@ class Sampler:
         now = context.shape[1]
         visible = context[:, max(0, now - window) :]
         given = self._tokens(visible, now, conditions, how["generator"])
-        past = past_of(cache, given, window=window, sinks=sinks, remember=self._remember)
+        past = past_of(cache, self.forcing.network, given, window=window, sinks=sinks, remember=self._remember)
         while length is None or now < length:
             chunk = chunk_size if length is None else min(chunk_size, length - now)
             now += chunk

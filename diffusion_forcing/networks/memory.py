@@ -4,7 +4,8 @@ One protocol for every network: `network(x, k, conditions, memory) -> (output, m
 and x. It is a value: calling twice with the same memory gives the same output, and a returned memory may be dropped.
 
 A network says by `keeps_memory` whether a call on the last tokens with the memory of the earlier ones equals a call on all of them,
-and by `why_no_memory` what stands in the way ("" where nothing does).
+and by `why_no_memory` what stands in the way ("" where nothing does). `memory_slides`: positions are relative, so that the memory may be
+`trimmed` and go on.
 """
 
 from __future__ import annotations

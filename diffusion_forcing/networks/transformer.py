@@ -141,6 +141,12 @@ class Transformer(nn.Module):
         return self.causal
 
     @property
+    def memory_slides(self) -> bool:
+        """Whether a memory that lost its oldest tokens still serves. Here positions are added to the tokens, and every key and value
+        has its own in it: the tokens that stay cannot move to the front of the window."""
+        return False
+
+    @property
     def why_no_memory(self) -> str:
         """What stands in the way of a memory, for a message; empty where nothing does."""
         return "" if self.causal else "a network with causal=False sees the future and keeps no memory of the past"

@@ -84,3 +84,42 @@ def levels(*values: int) -> Tensor:
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class RandomWalk(nn.Module):
+    """The exact denoiser of random walks x_t = c_t + Σ steps ~ N(0, 1) up to t, every channel by itself, its mean c given as conditions
+    (b, t, 1), or 0: x̂₀ = c + ΣA(AΣA + N)⁻¹(x_k − Ac), A = diag √ᾱ_k, N = diag 1−ᾱ_k, Σ the walk's covariance min(s, t).
+
+    causal: token t's answer is that of the tokens up to t alone. `calls` are the (x, k, conditions) it was shown.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, *, causal: bool = False) -> None:
+        super().__init__()
+        self.schedule, self.causal = schedule, causal
+        self.calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def forward(
+        self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None
+    ) -> tuple[Tensor, None]:
+        self.calls.append((x.detach().clone(), k.clone(), conditions))
+        mean = torch.zeros_like(x[..., :1]) if conditions is None else conditions
+        power = self.schedule.alphas_cumprod.double()[k]
+        ends = range(1, x.shape[1] + 1) if self.causal else (x.shape[1],)
+        answers = [self.answer(x[:, :end].double(), mean[:, :end].double(), power[:, :end]) for end in ends]
+        x0 = torch.cat([answer[:, -1:] for answer in answers], dim=1) if self.causal else answers[0]
+        return x0.to(x.dtype), None
+
+    @staticmethod
+    def answer(x: Tensor, mean: Tensor, power: Tensor) -> Tensor:
+        t = torch.arange(1, x.shape[1] + 1, dtype=x.dtype)
+        covariance, signal = torch.minimum(t[:, None], t), power.sqrt()
+        seen = signal[:, :, None] * covariance * signal[:, None, :] + torch.diag_embed(1 - power)
+        return mean + covariance @ (signal[..., None] * torch.linalg.solve(seen, x - signal[..., None] * mean))
+
+
+def walk_of(*, causal: bool = False, name: str = "cosine", **settings: Any) -> DiffusionForcing:
+    """DiffusionForcing over the exact denoiser of random walks."""
+    schedule = build_schedule(name)
+    return DiffusionForcing(
+        RandomWalk(schedule, causal=causal), schedule, build_parameterization("pred_x0", clip_noise=20.0), **settings
+    )

@@ -1,4 +1,4 @@
-"""Walking matrices and rolling out: the order of levels, a hand-written loop, and the past kept as memory."""
+"""Walking matrices and rolling out: the order of levels, and a hand-written loop. (What a rollout keeps: test_past.py.)"""
 
 from __future__ import annotations
 
@@ -174,52 +174,6 @@ def test_a_rollout_is_the_loop_of_the_paper(kind: str, chunk_size: int, window: 
     assert torch.equal(out[:, :2], context)
 
 
-@pytest.mark.parametrize("window", [8, 4])
-@pytest.mark.parametrize("chunk_size", [1, 2, 3, -1])
-@pytest.mark.parametrize("kind", SCHEDULING_MATRICES)
-def test_a_cached_rollout_equals_the_uncached_one(kind: str, chunk_size: int, window: int) -> None:
-    sampler = sampler_of(transformer(conditioned=True), kind, steps=3, uncertainty_scale=1.5)
-    length = 8 if chunk_size > 0 or window == 8 else 6  # a chunk of all that remain must fit the window
-    context, conditions = randn(3, 2, WIDTH), randn(3, length, CONDITIONS, seed=1)
-    plain, cached = (
-        sampler.rollout(
-            context,
-            length,
-            window=window,
-            chunk_size=chunk_size,
-            conditions=conditions,
-            cache=cache,
-            generator=torch.Generator().manual_seed(5),
-        )
-        for cache in ("none", "exact")
-    )
-    assert (plain - cached).abs().max() <= 1e-5
-    assert plain[:, 2:].std() > 0.1
-
-
-def test_a_cached_rollout_shows_the_network_the_chunk_alone() -> None:
-    forcing = transformer()
-    seen: list[int] = []
-    forcing.network.register_forward_hook(lambda module, given, out: seen.append(given[0].shape[1]))
-    sampler = sampler_of(forcing, "full_sequence", steps=3)
-    sampler.rollout(
-        randn(1, 4, WIDTH), 8, window=8, chunk_size=2, cache="exact", generator=torch.Generator().manual_seed(0)
-    )
-    # the context once, three rows of a chunk, the finished chunk once, three rows of the next
-    assert seen == [4, 2, 2, 2, 2, 2, 2, 2]
-
-
-def test_a_rollout_can_start_from_nothing() -> None:
-    sampler = sampler_of(transformer(), "pyramid", steps=3)
-    nothing = torch.zeros(2, 0, WIDTH)
-    plain, cached = (
-        sampler.rollout(nothing, 5, window=5, chunk_size=2, cache=cache, generator=torch.Generator().manual_seed(0))
-        for cache in ("none", "exact")
-    )
-    assert plain.shape == (2, 5, WIDTH)
-    assert (plain - cached).abs().max() <= 1e-5
-
-
 def test_a_rollout_no_longer_than_its_context_is_the_context() -> None:
     context = randn(2, 3, WIDTH)
     assert torch.equal(sampler_of(transformer()).rollout(context, 3, window=4), context)
@@ -246,13 +200,3 @@ def test_sampling_keeps_no_graph() -> None:
     assert not sampler.walk(x, sampler.matrix(2)).requires_grad
     for cache in ("none", "exact"):
         assert not sampler.rollout(x, 4, window=4, cache=cache).requires_grad
-
-
-def test_a_chunk_longer_than_the_window_is_refused() -> None:
-    with pytest.raises(UserError, match=r"chunk of 5 tokens exceeds the window of 4.*chunk_size<=4"):
-        sampler_of(transformer()).rollout(randn(1, 1, WIDTH), 6, window=4, chunk_size=5)
-
-
-def test_a_network_that_sees_the_future_has_no_past_to_keep() -> None:
-    with pytest.raises(UserError, match="cache=exact keeps the past.*causal=False sees the future.*cache=none"):
-        sampler_of(transformer(causal=False)).rollout(randn(1, 2, WIDTH), 4, window=4, cache="exact")
