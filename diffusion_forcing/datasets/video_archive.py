@@ -91,6 +91,8 @@ class _Stream:
         self._begins = {self._number: -self._skip}
         """Part: the position in this stream its first byte has."""
         self._position = 0
+        self.last = 0
+        """Position behind the last byte that was not zero."""
         self._file: IO[bytes] | None = None
         self._bars = ExitStack()
         self._bar: Bar | None = None
@@ -114,6 +116,8 @@ class _Stream:
                 self._number += 1
                 self._begins[self._number] = self._position
                 continue
+            if filled := len(piece.rstrip(b"\0")):
+                self.last = self._position + filled
             self._position += len(piece)
             self._bar.advance(len(piece))
             size -= len(piece)
@@ -192,12 +196,12 @@ def _unpack(stream: _Stream, folder: Path) -> None:
         raise UserError(
             f"the archive is damaged or cut off near {stream.place()} ({error}); delete that part and run again to go on"
         ) from error
-    while rest := stream.read(_COPY):
-        if rest.strip(b"\0"):
-            raise UserError(
-                f"the archive is damaged near {stream.place()} (byte {end:,} of what was left is no tar header); "
-                "delete that part and run again to go on"
-            )
+    while stream.read(_COPY):
+        pass
+    if stream.last > end:
+        raise UserError(
+            f"the archive is damaged near {stream.place()}: there is more behind its end; delete that part and run again to go on"
+        )
 
 
 def _target(member: tarfile.TarInfo, folder: Path) -> Path | None:

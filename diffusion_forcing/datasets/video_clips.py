@@ -142,7 +142,9 @@ class Clips(Dataset[VideoBatch]):
         for i, episode in enumerate(number.tolist()):
             actions = self._actions[episode]
             known[i] &= (rows[i] >= 0).all(-1) & (rows[i] < len(actions)).all(-1)
-            parts.append(actions[np.clip(rows[i], 0, len(actions) - 1)])  # (T, f, a)
+            if not len(actions):
+                actions = np.zeros((1, *actions.shape[1:]), dtype=actions.dtype)
+            parts.append(actions[np.clip(rows[i], 0, len(actions) - 1)])  # (T, f) or (T, f, a)
         chosen = np.stack(parts)
         if self._choices:
             chosen = np.eye(self._choices, dtype=np.float32)[chosen].reshape(*raw.shape, -1)

@@ -1,0 +1,171 @@
+"""Frames of a film out of its middle are the frames decoding it from the first gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from diffusion_forcing.datasets import video_film
+from diffusion_forcing.datasets.video_files import find_groups
+from diffusion_forcing.datasets.video_film import film_blocks, read_film
+from diffusion_forcing.datasets.video_inspect import Episode, Unusable, inspect
+
+from .video_makers import decode, film, write_film
+
+FORMATS: dict[str, tuple[str, dict[str, str]]] = {
+    "h264 as TECO has it": ("a.mp4", {}),
+    "h264, many keyframes": ("a.mp4", {"g": "7"}),
+    "h264, open groups": ("a.mp4", {"g": "9", "x264-params": "open-gop=1:bframes=3"}),
+    "h264, no frame waits for another": ("a.mov", {"tune": "zerolatency"}),
+    "mpeg4": ("a.mp4", {"codec": "mpeg4", "b": "300000"}),
+    "matroska": ("a.mkv", {"g": "8"}),
+    "vp8": ("a.webm", {"codec": "libvpx", "b": "300000", "g": "8", "auto-alt-ref": "1", "lag-in-frames": "10"}),
+    "vp9": ("a.webm", {"codec": "libvpx-vp9", "b": "300000", "g": "8"}),
+    "avi": ("a.avi", {"codec": "mpeg4", "b": "300000"}),
+    "h264 in avi": ("a.avi", {"g": "8"}),
+    "gif": ("a.gif", {}),
+}
+
+
+def looked_at(folder: Path) -> Episode:
+    (group,) = find_groups(folder)
+    return inspect(folder, group)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_frames_from_anywhere_are_those_of_decoding_everything(tmp_path: Path, name: str) -> None:
+    file, words = FORMATS[name]
+    path = write_film(tmp_path / file, film(40, 32), **words)  # type: ignore[arg-type]
+    every, episode = decode(path), looked_at(tmp_path)
+    assert (episode.kind, episode.frames, episode.height, episode.width) == ("film", 40, 32, 32)
+    for frames in ([0], [39], [20], list(range(17, 25)), list(range(5, 40, 6)), [38, 39, 39, 39]):
+        assert (read_film(path, episode, np.array(frames)) == every[frames]).all()
+    parts = list(film_blocks(path, episode, 16))
+    assert [len(part) for part in parts] == [16, 16, 8] and (np.concatenate(parts) == every).all()
+
+
+def test_a_clip_decodes_only_from_the_keyframe_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_film(tmp_path / "a.mp4", film(120, 32), g="10", bf="0")
+    episode = looked_at(tmp_path)
+    assert episode.keyframes.tolist() == list(range(0, 120, 10)) and len(episode.times) == 2
+    decoded: list[int] = []
+    opened = video_film._opened
+
+    def counting(path: Path) -> Any:
+        return _Counting(opened(path), decoded)
+
+    monkeypatch.setattr(video_film, "_opened", counting)
+    read_film(path, episode, np.arange(83, 88))
+    assert sum(decoded) <= 10
+
+
+class _Counting:
+    """A container whose decoded packets are counted."""
+
+    def __init__(self, context: Any, decoded: list[int]) -> None:
+        self._context, self._decoded = context, decoded
+
+    def __enter__(self) -> tuple[Any, Any]:
+        container, stream = self._context.__enter__()
+        return _Container(container, self._decoded), stream
+
+    def __exit__(self, *failure: Any) -> Any:
+        return self._context.__exit__(*failure)
+
+
+class _Container:
+    def __init__(self, container: Any, decoded: list[int]) -> None:
+        self._container, self._decoded = container, decoded
+
+    def seek(self, *words: Any, **more: Any) -> None:
+        self._container.seek(*words, **more)
+
+    def demux(self, stream: Any) -> Any:
+        for packet in self._container.demux(stream):
+            self._decoded.append(1)
+            yield packet
+
+
+def test_uneven_times_are_kept_one_by_one(tmp_path: Path) -> None:
+    video, path = film(12, 32), tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=20, options={"g": "4", "crf": "10"})
+        stream.height = stream.width = 32
+        for number, pixels in enumerate(video):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number**2
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    episode = looked_at(tmp_path)
+    assert len(episode.times) == 12
+    assert (read_film(path, episode, np.array([5, 9, 11])) == decode(path)[[5, 9, 11]]).all()
+
+
+def test_a_container_that_seeks_wrongly_is_read_from_the_start(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4", film(40, 32), g="8")
+    episode = looked_at(tmp_path)
+    shifted = Episode(**{**vars(episode), "times": episode.times + 7})
+    assert (read_film(path, shifted, np.array([30, 31])) == decode(path)[[30, 31]]).all()
+
+
+@pytest.mark.parametrize(("frames", "size"), [(1, (16, 16)), (2, (18, 34)), (3, (16, 16))])
+def test_short_films_and_odd_shapes_are_read(tmp_path: Path, frames: int, size: tuple[int, int]) -> None:
+    path = write_film(tmp_path / "a.mp4", film(frames, size))
+    episode = looked_at(tmp_path)
+    assert (episode.frames, episode.height, episode.width) == (frames, *size)
+    assert (read_film(path, episode, np.arange(frames)) == decode(path)).all()
+
+
+def test_a_film_recorded_on_its_side_is_turned_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_film(tmp_path / "a.mp4", film(3, (16, 32)))
+    every = decode(path)
+    pixels = video_film._pixels
+    monkeypatch.setattr(
+        video_film, "_pixels", lambda frame, converter: pixels(_Turned(frame), lambda f: converter(f.frame))
+    )
+    episode = looked_at(tmp_path)
+    assert (episode.height, episode.width) == (32, 16)
+    assert (read_film(path, episode, np.array([1]))[0] == np.rot90(every[1])).all()
+
+
+class _Turned:
+    rotation = 90
+
+    def __init__(self, frame: Any) -> None:
+        self.frame = frame
+
+
+def test_a_film_damaged_inside_says_so_and_never_gives_other_frames(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4", film(60, 64), g="10")
+    episode, every = looked_at(tmp_path), decode(path)
+    raw = bytearray(path.read_bytes())
+    middle = raw.index(b"mdat") + (len(raw) - raw.index(b"mdat")) // 3
+    raw[middle : middle + 600] = bytes(600)
+    path.write_bytes(raw)
+    with pytest.raises(Unusable):
+        list(film_blocks(path, episode, 16))
+    assert (read_film(path, episode, np.arange(52, 58)) == every[52:58]).all()  # behind the damage all is well
+
+
+def test_a_film_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4", film(40, 32), movflags="+faststart")
+    raw = path.read_bytes()
+    if raw.index(b"moov") > raw.index(b"mdat"):
+        with (
+            av.open(str(path)) as source,
+            av.open(str(path.with_suffix(".mov")), "w", options={"movflags": "+faststart"}) as out,
+        ):
+            stream = out.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+        path.unlink()
+        path = path.with_suffix(".mov")
+        raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) * 2 // 3])
+    assert "is cut off" in looked_at(tmp_path).problem
