@@ -83,14 +83,15 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as failure:
         key = getattr(failure, "full_key", None)
         where = f"{key}: " if key else ""
-        lacking = re.search(r"Interpolation key '(dataset\.\w+)' not found", str(failure))
+        lacking = re.search(r"Interpolation key 'dataset\.\w+' not found", str(failure))
+        hint = ""
         if lacking and str(key).startswith("algorithm."):
             names = {part: config[CHOICES].get(part) for part in _PARTS}
-            raise UserError(
-                f"algorithm={names['algorithm']} needs {lacking[1]}, which dataset={names['dataset']} does not have; choose an "
-                f"algorithm for that data ({_list(choices_of('algorithm'))}; and its experiment), or other data"
-            ) from failure
-        raise UserError(f"{where}{first_line(failure)}") from failure
+            hint = (
+                f"; dataset={names['dataset']} has none, and algorithm={names['algorithm']} takes it from there: choose an algorithm "
+                f"and an experiment for that data (algorithm={', '.join(choices_of('algorithm'))}), or other data"
+            )
+        raise UserError(f"{where}{first_line(failure)}{hint}") from failure
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

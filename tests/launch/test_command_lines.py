@@ -12,8 +12,10 @@ from tests.launch.conftest import MINE
 GIVEN = [
     # groups
     (["dataset=maze2d_mediun"], "dataset=maze2d_mediun does not exist (did you mean 'maze2d_medium'?)"),
-    (["algorithm=df_video"], "algorithm=df_video does not exist"),
-    (["dataset=video_minecraft"], "maze2d_large, maze2d_medium, maze2d_umaze"),
+    (["algorithm=df_vidio"], "algorithm=df_vidio does not exist (did you mean 'df_video'?)"),
+    (["dataset=maze"], "maze2d_large, maze2d_medium, maze2d_umaze"),
+    (["dataset=maze2d_umaze"], "dataset=maze2d_umaze has none, and algorithm=df_video takes it from there"),
+    (["experiment=exp_planning"], "experiment is for planning and algorithm for video"),
     (["experiment=exp_plannig"], "did you mean 'exp_planning'?"),
     (["algoritm=df_planning"], "unknown key algoritm (did you mean 'algorithm'?)"),
     (["cluster=mit_supercloud"], "clusters are not in this version yet"),

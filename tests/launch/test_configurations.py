@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.compose import compose, resolved
 from diffusion_forcing.launch.configurations import PACKAGE_FOLDER, choices_of, group_names
@@ -38,6 +40,24 @@ PLANNING = [
     "+name=maze2d_large_xv_sampling",
 ]
 """INTERFACE §1, verbatim."""
+MAZES = "experiment=exp_planning algorithm=df_planning dataset=maze2d_medium"
+OF_MAZES = {("experiment", "exp_planning"), ("algorithm", "df_planning")}
+DMLAB = (
+    "+name=your_experiment_name algorithm=df_video dataset=video_dmlab algorithm.weight_decay=1e-3 "
+    "algorithm.diffusion.architecture.network_size=48 algorithm.diffusion.architecture.attn_dim_head=32 "
+    "algorithm.diffusion.architecture.attn_resolutions=[8,16,32,64] algorithm.diffusion.beta_schedule=cosine"
+)
+MINECRAFT = "+name=your_experiment_name algorithm=df_video dataset=video_minecraft"
+VIDEO_TRAINING = [
+    MINECRAFT,
+    DMLAB,
+    f"{MINECRAFT} algorithm.causal=False",
+    f"{MINECRAFT} algorithm.scheduling_matrix=full_sequence algorithm.chunk_size=2",
+]
+PRETRAINED = "+name=sample_minecraft_pretrained load=outputs/minecraft.ckpt experiment.tasks=[validation]"
+VIDEO = [PRETRAINED, f"{PRETRAINED} dataset.validation_multiplier=8"]
+"""INTERFACE §1, verbatim."""
+RELEASED_VIDEO = Path(__file__).parents[1] / "parity" / "data" / "ckpt_video.ckpt"
 
 
 def checked(command: str) -> Plan:
@@ -70,7 +90,38 @@ def test_a_planning_command_people_know_composes_once_its_checkpoint_is_there(
     assert ready.options["algorithm"].guidance_scale == wanted
 
 
-@pytest.mark.parametrize("command", PLANNING)
+@pytest.mark.parametrize("command", VIDEO_TRAINING)
+def test_a_video_command_people_know_builds_all_options(command: str) -> None:
+    options = checked(command).options
+    algorithm, dataset = options["algorithm"], options["dataset"]
+    assert algorithm.observation_shape == (3, dataset.resolution, dataset.resolution)
+    assert (algorithm.n_frames, algorithm.context_frames) == (dataset.n_frames, dataset.context_length)
+    assert (algorithm.frame_skip, algorithm.norm) == (2, "frame")
+    assert algorithm.causal is ("causal=False" not in command)
+    assert algorithm.cache_used == ("exact" if algorithm.causal else "none")
+    assert algorithm.chunk_size == (2 if "chunk_size" in command else 1)
+    assert (algorithm.diffusion.architecture.network_size == 48) is ("dmlab" in command)
+
+
+@pytest.mark.parametrize("command", VIDEO)
+def test_a_released_video_checkpoint_brings_what_its_tensors_say(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("outputs").mkdir()
+    shutil.copy(RELEASED_VIDEO, "outputs/minecraft.ckpt")
+    ready = checked(command)
+    options = ready.options["algorithm"]
+    assert (options.norm, options.cache) == ("clip", "none")
+    assert options.diffusion.architecture.network_size == 8
+    assert options.diffusion.architecture.attn_resolutions == (64, 128)
+    assert ready.options["dataset"].validation_multiplier == (8 if "multiplier" in command else 1)
+    assert 'algorithm.norm="clip"' in ready.taken
+    with pytest.raises(UserError, match="cache=exact with norm=clip"):
+        checked(f"{command} algorithm.cache=exact")
+
+
+@pytest.mark.parametrize("command", [*PLANNING, *VIDEO])
 def test_a_missing_checkpoint_is_named_with_how_to_get_or_train_one(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,14 +138,16 @@ def test_a_missing_checkpoint_is_named_with_how_to_get_or_train_one(
 @pytest.mark.parametrize(
     "addition", ["cluster=null", "debug=True", "wandb.mode=online wandb.entity=me wandb.project=p"]
 )
-def test_what_a_user_adds_to_a_command_works(addition: str) -> None:
-    settings = checked(f"{TRAINING[0]} {addition}").settings
+@pytest.mark.parametrize("command", [TRAINING[0], DMLAB])
+def test_what_a_user_adds_to_a_command_works(addition: str, command: str) -> None:
+    settings = checked(f"{command} {addition}").settings
     assert settings.debug is ("debug" in addition)
     assert settings.wandb.mode == ("online" if "wandb" in addition else "disabled")
 
 
 def test_debug_reaches_the_algorithm() -> None:
     assert checked(f"{TRAINING[0]} debug=True").options["algorithm"].debug
+    assert checked(f"{DMLAB} debug=True").options["algorithm"].debug
 
 
 def every_choice() -> list[tuple[str, str]]:
@@ -103,7 +156,8 @@ def every_choice() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("group", "choice"), every_choice(), ids=lambda value: str(value))
 def test_every_yaml_builds(group: str, choice: str) -> None:
-    assert checked(f"{group}={choice}").settings.choices[group] == choice
+    beside = MAZES if (group, choice) in OF_MAZES or choice.startswith("maze2d") else ""
+    assert checked(f"{beside} {group}={choice}").settings.choices[group] == choice
 
 
 def fields(options: type, where: str = "") -> set[str]:
@@ -125,15 +179,19 @@ def keys(section: dict[str, Any], where: str = "") -> set[str]:
     return found - {"_target_"}
 
 
+@pytest.mark.parametrize("command", [MAZES, "", "dataset=video_labmaze"])
 @pytest.mark.parametrize("part", ["dataset", "algorithm", "experiment"])
-def test_the_yaml_shows_every_option_there_is(part: str) -> None:
-    ready = plan([])
+def test_the_yaml_shows_every_option_there_is(part: str, command: str) -> None:
+    ready = checked(command)
     assert keys(resolved(ready.config)[part]) == fields(type(ready.options[part]))
 
 
-@pytest.mark.parametrize("part", ["dataset", "algorithm", "experiment"])
-def test_the_yaml_and_the_class_agree_on_defaults_that_are_ours(part: str) -> None:
-    ready = plan([])
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [(MAZES, "dataset"), (MAZES, "algorithm"), (MAZES, "experiment"), ("", "algorithm"), ("", "experiment")],
+)
+def test_the_yaml_and_the_class_agree_on_defaults_that_are_ours(command: str, part: str) -> None:
+    ready = checked(command)
     options = ready.options[part]
     theirs = {"episode_len", "observation_mean", "observation_std", "action_mean", "action_std", "chunk_size"}
     told = theirs | {"tasks", "num_nodes", "training", "validation", "test"}  # INTERFACE's numbers for this task
@@ -144,7 +202,7 @@ def test_the_yaml_and_the_class_agree_on_defaults_that_are_ours(part: str) -> No
 
 def test_a_datasets_numbers_flow_to_the_algorithm() -> None:
     options = checked(
-        "dataset=maze2d_large dataset.gamma=0.5 dataset.episode_len=400 dataset.observation_std=[1,2,3,4]"
+        f"{MAZES} dataset=maze2d_large dataset.gamma=0.5 dataset.episode_len=400 dataset.observation_std=[1,2,3,4]"
     ).options
     algorithm = options["algorithm"]
     assert (algorithm.gamma, algorithm.episode_len, algorithm.chunk_size) == (0.5, 400, 400)
@@ -153,7 +211,7 @@ def test_a_datasets_numbers_flow_to_the_algorithm() -> None:
 
 def test_the_defaults_of_the_interface_hold() -> None:
     """INTERFACE §2, the rows of planning, number by number."""
-    config = resolved(compose(["dataset=maze2d_umaze"]))
+    config = resolved(compose(shlex.split(f"{MAZES} dataset=maze2d_umaze")))
     training, validation = config["experiment"]["training"], config["experiment"]["validation"]
     assert (training["lr"], training["batch_size"], training["max_steps"], training["max_epochs"]) == (
         5e-4,
@@ -205,6 +263,84 @@ def test_the_defaults_of_the_interface_hold() -> None:
     assert dataset["observation_mean"] == [1.9327888, 2.3744664, 2.06e-4, -1.02e-3]
     assert dataset["observation_std"] == [0.89972174, 0.7093159, 2.2128615, 2.468173]
     assert all(0.7 <= value <= 0.75 for value in dataset["action_std"])
+
+
+def test_a_video_datasets_numbers_flow_to_the_algorithm() -> None:
+    algorithm = checked(
+        "dataset=video_dmlab dataset.resolution=32 dataset.n_frames=12 dataset.context_length=3 dataset.data_mean=[0.1,0.2,0.3]"
+    ).options["algorithm"]
+    assert (algorithm.observation_shape, algorithm.n_frames, algorithm.context_frames) == ((3, 32, 32), 12, 3)
+    assert algorithm.data_mean == (0.1, 0.2, 0.3)
+
+
+def test_the_defaults_of_the_interface_hold_for_video() -> None:
+    """INTERFACE §2, the rows of video, number by number."""
+    config = resolved(compose([]))
+    assert config["choices"] | {"cluster": None} == config["choices"] | {
+        "experiment": "exp_video",
+        "dataset": "video_minecraft",
+        "algorithm": "df_video",
+        "cluster": None,
+    }
+    training, validation = config["experiment"]["training"], config["experiment"]["validation"]
+    assert (training["lr"], training["batch_size"], training["max_steps"], training["max_epochs"]) == (
+        8e-5,
+        8,
+        200005,
+        1000,
+    )
+    assert training["optim"] == {"accumulate_grad_batches": 1, "gradient_clip_val": 1.0}
+    assert training["checkpointing"]["every_n_train_steps"] == 10000
+    assert (training["precision"], validation["precision"]) == ("16-mixed", "16-mixed")
+    assert (validation["val_every_n_step"], validation["batch_size"], validation["limit_batch"]) == (5000, 8, 1)
+    algorithm = config["algorithm"]
+    assert {
+        "frame_stack": 1,
+        "frame_skip": 2,
+        "context_frames": 2,
+        "weight_decay": 2e-3,
+        "warmup_steps": 10000,
+        "optimizer_beta": [0.9, 0.99],
+        "uncertainty_scale": 1,
+        "guidance_scale": 0,
+        "chunk_size": 1,
+        "scheduling_matrix": "autoregressive",
+        "noise_level": "random_all",
+        "causal": True,
+        "metrics": ["fvd"],
+    }.items() <= algorithm.items()
+    architecture = algorithm["diffusion"].pop("architecture")
+    assert algorithm["diffusion"] == {
+        "objective": "pred_v",
+        "beta_schedule": "sigmoid",
+        "schedule_fn_kwargs": {},
+        "clip_noise": 6.0,
+        "use_fused_snr": True,
+        "snr_clip": 5.0,
+        "cum_snr_decay": 0.96,
+        "timesteps": 1000,
+        "sampling_timesteps": 100,
+        "ddim_sampling_eta": 0.0,
+        "stabilization_level": 15,
+    }
+    assert architecture == {
+        "network_size": 64,
+        "attn_heads": 4,
+        "attn_dim_head": 64,
+        "dim_mults": [1, 2, 4, 8],
+        "attn_resolutions": [16, 32, 64, 128],
+        "use_init_temporal_attn": True,
+        "use_linear_attn": True,
+        "time_emb_type": "rotary",
+        "patch_size": 1,
+    }
+    dataset = config["dataset"]
+    assert (dataset["save_dir"], dataset["n_frames"], dataset["resolution"]) == ("data/minecraft", 10, 128)
+    assert (dataset["context_length"], dataset["frame_skip"], dataset["validation_multiplier"]) == (2, 2, 1)
+    assert (dataset["data_mean"], dataset["data_std"], dataset["observation_shape"]) == (0.5, 0.5, [3, 128, 128])
+    dmlab = resolved(compose(["dataset=video_dmlab"]))["dataset"]
+    assert (dmlab["save_dir"], dmlab["n_frames"], dmlab["resolution"]) == ("data/dmlab", 16, 64)
+    assert (dmlab["context_length"], dmlab["frame_skip"]) == (2, 2)
 
 
 def test_every_choice_says_what_it_is() -> None:

@@ -19,6 +19,8 @@ def tiny_checkpoint(maze: str, folder: Path) -> None:
     sizes = "algorithm.diffusion.architecture"
     ready = plan(
         [
+            "experiment=exp_planning",
+            "algorithm=df_planning",
             f"dataset=maze2d_{maze}",
             "dataset.action_mean=[]",
             "dataset.action_std=[]",

@@ -154,7 +154,7 @@ def test_wandb_online_is_accepted_and_said_to_be_local(project: Path, capsys: py
 
 
 def test_the_users_config_comes_before_ours(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (project / "configurations" / "algorithm" / "df_planning.yaml").write_text("_target_: my_parts.Model\nmean: [5]\n")
+    (project / "configurations" / "algorithm" / "df_video.yaml").write_text("_target_: my_parts.Model\nmean: [5]\n")
     assert main(["dataset=mine", "experiment=mine", "--cfg", "--resolve"]) == 0
     assert OmegaConf.create(capsys.readouterr().out).algorithm == {"_target_": "my_parts.Model", "mean": [5]}
 
@@ -162,7 +162,7 @@ def test_the_users_config_comes_before_ours(project: Path, capsys: pytest.Captur
 def test_a_users_yaml_builds_on_ours(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "defaults:\n  - df_planning\n  - _self_\nguidance_scale: 7\n"
     (project / "configurations" / "algorithm" / "mine.yaml").write_text(text)
-    assert main(["algorithm=mine", "--cfg", "job"]) == 0
+    assert main(["algorithm=mine", "dataset=maze2d_medium", "--cfg", "job"]) == 0
     algorithm = OmegaConf.create(capsys.readouterr().out)["algorithm"]
     assert (algorithm.guidance_scale, algorithm.diffusion.architecture.num_layers) == (7, 12)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.compose import compose, resolved
 from diffusion_forcing.launch.run import plan
 from diffusion_forcing.launch.structure import adopt_
 
+MAZES = ["experiment=exp_planning", "algorithm=df_planning", "dataset=maze2d_medium"]
 STRUCTURE = {
     "dataset": {
         "observation_mean": [1.5, 2.5],
@@ -42,7 +44,7 @@ def trained(tmp_path: Path) -> Path:
 
 
 def test_sizes_and_statistics_come_with_the_checkpoint_and_are_named(trained: Path) -> None:
-    ready = plan([f"load={trained}"])
+    ready = plan([*MAZES, f"load={trained}"])
     assert ready.options["algorithm"].frame_stack == 20
     assert ready.options["algorithm"].diffusion.architecture.num_layers == 6
     assert ready.options["dataset"].observation_mean == ready.options["algorithm"].observation_mean == (1.5, 2.5)
@@ -58,8 +60,8 @@ def test_sizes_and_statistics_come_with_the_checkpoint_and_are_named(trained: Pa
 
 
 def test_what_was_taken_can_be_typed_again(trained: Path) -> None:
-    ready = plan([f"load={trained}"])
-    assert plan(ready.taken).options == ready.options
+    ready = plan([*MAZES, f"load={trained}"])
+    assert plan([*MAZES, *ready.taken]).options == ready.options
 
 
 @pytest.mark.parametrize(
@@ -72,12 +74,12 @@ def test_what_was_taken_can_be_typed_again(trained: Path) -> None:
 )
 def test_the_command_line_has_the_last_word(trained: Path, word: str) -> None:
     key = word.partition("=")[0]
-    ready = plan([f"load={trained}", word])
+    ready = plan([*MAZES, f"load={trained}", word])
     assert not [taken for taken in ready.taken if taken.startswith(key)]
 
 
 def test_a_checkpoint_of_another_maze_gives_no_statistics(trained: Path) -> None:
-    config = compose(["dataset=maze2d_large"])
+    config = compose([*MAZES, "dataset=maze2d_large"])
     taken = adopt_(config, trained, [])
     assert taken == ["algorithm.frame_stack=20", "algorithm.diffusion.architecture.num_layers=6"]
     assert resolved(config)["dataset"]["episode_len"] == 800
@@ -91,7 +93,7 @@ def test_a_checkpoint_never_chooses_a_class_or_has_its_text_interpreted(
         "algorithm": {"_target_": "os.system", "controller": "${oc.env:SECRET}", "unheard_of": 3},
         "experiment": {"tasks": ["test"]},
     }
-    config = compose([])
+    config = compose(MAZES)
     before = resolved(config)
     facts = {"env_id": "maze2d-medium-v1", "structure": evil}
     assert adopt_(config, checkpoint(tmp_path / "evil", facts), []) == []
@@ -99,7 +101,7 @@ def test_a_checkpoint_never_chooses_a_class_or_has_its_text_interpreted(
 
 
 def test_a_checkpoint_without_a_structure_changes_nothing(tmp_path: Path) -> None:
-    config = compose([])
+    config = compose(MAZES)
     assert adopt_(config, checkpoint(tmp_path / "bare", {}), []) == []
     (tmp_path / "released.ckpt").touch()
     assert adopt_(config, tmp_path / "released.ckpt", []) == []
@@ -112,8 +114,48 @@ def test_a_resumed_run_keeps_its_own_configuration(
     from diffusion_forcing.tracking.run import Run
 
     run = Run.create(tmp_path / "outputs", "first")
-    run.config(as_yaml(compose([])))
+    run.config(as_yaml(compose(MAZES)))
     monkeypatch.setattr("diffusion_forcing.launch.run._checkpoint", lambda spec, outputs: trained)
     ready = plan([f"resume={run.folder}"])
     assert ready.taken == ()
     assert ready.options["algorithm"].frame_stack == 10
+
+
+VIDEO = {
+    "task": "video",
+    "structure": {
+        "dataset": {"resolution": 32, "n_frames": 12, "external_cond_dim": 3, "frame_skip": 1, "save_dir": "/secret"},
+        "algorithm": {
+            "n_frames": 12,
+            "norm": "clip",
+            "cache": "none",
+            "diffusion": {"architecture": {"network_size": 16}},
+        },
+    },
+}
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return checkpoint(tmp_path / "video", VIDEO)
+
+
+def test_a_video_model_brings_its_window_its_resolution_and_the_width_of_its_actions(video: Path) -> None:
+    ready = plan([f"load={video}", "dataset=video_folder"])
+    algorithm = ready.options["algorithm"]
+    assert (algorithm.n_frames, algorithm.observation_shape, algorithm.condition_width) == (12, (3, 32, 32), 4)
+    assert (algorithm.norm, algorithm.cache) == ("clip", "none")
+    assert ready.options["dataset"].save_dir == "data/videos"
+
+
+def test_a_longer_rollout_keeps_the_window_the_model_was_trained_with(video: Path) -> None:
+    ready = plan([f"load={video}", "dataset=video_folder", "dataset.n_frames=1000"])
+    assert (ready.options["dataset"].n_frames, ready.options["algorithm"].n_frames) == (1000, 12)
+
+
+def test_a_checkpoint_of_another_task_is_named_with_what_to_choose(trained: Path, video: Path, tmp_path: Path) -> None:
+    planner = checkpoint(tmp_path / "planner", {"task": "planning", "env_id": "maze2d-medium-v1"})
+    with pytest.raises(UserError, match=r"is a checkpoint for planning.*choose experiment=exp_planning"):
+        plan([f"load={planner}", "dataset=video_folder"])
+    with pytest.raises(UserError, match=r"is a checkpoint for video.*choose experiment=exp_video"):
+        plan([*MAZES, f"load={video}"])
