@@ -27,10 +27,9 @@ examples
   python -m main dataset=video_labmaze experiment.tasks=[generate_dataset] +name=data
   python -m main dataset=video_labmaze +name=labmaze
   python -m main dataset=video_labmaze load=RUN_ID experiment.tasks=[validation] +name=roll
-  python -m main experiment=exp_planning algorithm=df_planning dataset=maze2d_medium dataset.action_mean=[] dataset.action_std=[] \\
+  python -m main dataset=maze2d_medium dataset.action_mean=[] dataset.action_std=[] \\
       dataset.observation_mean=[3.5092521,3.4765592] dataset.observation_std=[1.3371079,1.52102] +name=maze2d_medium_x
-  python -m main experiment=exp_planning algorithm=df_planning dataset=maze2d_medium load=maze2d_medium_x \\
-      experiment.tasks=[validation] +name=plan"""
+  python -m main dataset=maze2d_medium load=maze2d_medium_x experiment.tasks=[validation] +name=plan"""
 
 
 def usage() -> str:

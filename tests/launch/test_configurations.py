@@ -265,6 +265,13 @@ def test_the_defaults_of_the_interface_hold() -> None:
     assert all(0.7 <= value <= 0.75 for value in dataset["action_std"])
 
 
+def test_a_maze_alone_chooses_what_goes_with_it_and_the_command_line_has_the_last_word() -> None:
+    chosen = checked("dataset=maze2d_large").settings.choices
+    assert (chosen["experiment"], chosen["algorithm"]) == ("exp_planning", "df_planning")
+    assert compose(["dataset=maze2d_large", "algorithm=df_video"])["choices"]["algorithm"] == "df_video"
+    assert compose(["dataset=video_dmlab"])["choices"]["algorithm"] == "df_video"
+
+
 def test_a_video_datasets_numbers_flow_to_the_algorithm() -> None:
     algorithm = checked(
         "dataset=video_dmlab dataset.resolution=32 dataset.n_frames=12 dataset.context_length=3 dataset.data_mean=[0.1,0.2,0.3]"
