@@ -40,28 +40,61 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def write_mp4(path: Path, frames: NDArray[Any], *, fps: float) -> None:
     """Write `frames: (t, h, w, 3)` uint8 as H.264 at `path`. ValueError for another shape or type, no frame, or fps
-    not above 0.
+    not above 0."""
+    film = Mp4(path, fps=fps)
+    try:
+        film.add(np.asarray(frames))
+    finally:
+        film.close()
+
+
+class Mp4:
+    """An H.264 film that is written as its frames come; memory does not grow with its length.
 
     The codec wants even sides: an odd one gets its last row or column repeated once.
     """
-    import av
 
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"a film is uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}")
-    if not fps > 0:
-        raise ValueError(f"fps must be above 0, got {fps}")
-    height, width = frames.shape[1:3]
-    odd = (height % 2, width % 2)
-    options = {"crf": QUALITY, "preset": "medium"}
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream: Any = container.add_stream("libx264", rate=_rate(fps), options=options)
-        stream.width, stream.height, stream.pix_fmt = width + odd[1], height + odd[0], "yuv420p"
+    def __init__(self, path: Path, *, fps: float) -> None:
+        """ValueError for fps not above 0. The file is made with the first frames."""
+        if not fps > 0:
+            raise ValueError(f"fps must be above 0, got {fps}")
+        self._path, self._fps = path, fps
+        self._container: Any = None
+        self._stream: Any = None
+        self._shape: tuple[int, int] = (0, 0)
+        self.last: NDArray[Any] | None = None
+        """The newest frame, (h, w, 3)."""
+
+    def add(self, frames: NDArray[Any]) -> None:
+        """Write `frames: (t, h, w, 3)` uint8 behind the others. ValueError for another shape or type, or no frame."""
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+            raise ValueError(f"a film is uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}")
+        import av
+
+        shape = (frames.shape[1], frames.shape[2])
+        if self._container is None:
+            self._shape = shape
+            self._container = av.open(str(self._path), "w", format="mp4", options={"movflags": "+faststart"})
+            options = {"crf": QUALITY, "preset": "medium"}
+            self._stream = self._container.add_stream("libx264", rate=_rate(self._fps), options=options)
+            self._stream.width, self._stream.height = shape[1] + shape[1] % 2, shape[0] + shape[0] % 2
+            self._stream.pix_fmt = "yuv420p"
+        if shape != self._shape:
+            raise ValueError(f"a film's frames are of one size, got {shape} after {self._shape}")
+        odd = (shape[0] % 2, shape[1] % 2)
         for frame in frames:
             if any(odd):
                 frame = np.pad(frame, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            self._container.mux(self._stream.encode(picture))
+        self.last = frames[-1].copy()
+
+    def close(self) -> None:
+        """Finish the file, if there is one."""
+        if self._container is not None:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            self._container = None
 
 
 def _rate(fps: float) -> Any:

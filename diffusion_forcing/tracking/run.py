@@ -27,7 +27,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from diffusion_forcing.tracking.files import (
     write_atomic,
     write_json,
 )
-from diffusion_forcing.tracking.media import png_bytes, write_mp4
+from diffusion_forcing.tracking.media import Mp4, png_bytes
 
 REFRESH_SECONDS = 30.0  # the page is written again at most this often while the run goes on …
 REFRESH_SHARE = 0.01  # … and never takes more than this share of the time
@@ -192,17 +192,39 @@ class Run:
 
     def film(self, name: str, frames: NDArray[Any], fps: float = 20, caption: str = "") -> None:
         """Keep `frames: (t, h, w, 3)` uint8 as pictures/<name>.mp4 with its last frame as poster, <name>-poster.png."""
-        with self._never_stopping(f"film '{name}'"):
-            stem = file_name(name)
-            temporary = self.pictures / f".{stem}.{self.id}.mp4"
-            try:
-                write_mp4(temporary, frames, fps=fps)
-                os.replace(temporary, self.pictures / f"{stem}.mp4")
-            finally:
+        with self.filming(name, fps, caption) as add:
+            add(frames)
+
+    @contextlib.contextmanager
+    def filming(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:
+        """The same for a film that comes in pieces: `add(frames)` for each, (t, h, w, 3). It is kept when the block ends well."""
+        stem = file_name(name)
+        temporary = self.pictures / f".{stem}.{self.id}.mp4"
+        what = f"film '{name}'"
+        film: Mp4 | None = None
+        with self._never_stopping(what):
+            film = Mp4(temporary, fps=fps)
+
+        def add(frames: NDArray[Any]) -> None:
+            if what not in self._warned and film is not None:
+                with self._never_stopping(what):
+                    film.add(frames)
+
+        try:
+            yield add
+            with self._never_stopping(what):
+                if film is not None and film.last is not None:
+                    film.close()
+                    os.replace(temporary, self.pictures / f"{stem}.mp4")
+                    write_atomic(self.pictures / f"{stem}-poster.png", png_bytes(film.last))
+                    entry = {"kind": "film", "file": f"{stem}.mp4", "poster": f"{stem}-poster.png", "caption": caption}
+                    self._show(name, entry)
+        finally:
+            with contextlib.suppress(Exception):  # of a film that is given up
+                if film is not None:
+                    film.close()
+            with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            write_atomic(self.pictures / f"{stem}-poster.png", png_bytes(frames[-1]))
-            entry = {"kind": "film", "file": f"{stem}.mp4", "poster": f"{stem}-poster.png", "caption": caption}
-            self._show(name, entry)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
         """Keep `rows` as tables/<name>.csv; the columns are the rows' keys in the order they first appear."""
@@ -306,6 +328,10 @@ class NullRun:
     def picture(self, name: str, figure_or_path_or_array: Any, caption: str = "") -> None: ...
 
     def film(self, name: str, frames: NDArray[Any], fps: float = 20, caption: str = "") -> None: ...
+
+    @contextlib.contextmanager
+    def filming(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:
+        yield lambda frames: None
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None: ...
 

@@ -64,3 +64,29 @@ def test_films_of_another_kind_are_refused(tmp_path: Path) -> None:
         write_mp4(tmp_path / "x.mp4", np.zeros((3, 4, 4, 3)), fps=5)
     with pytest.raises(ValueError, match="fps"):
         write_mp4(tmp_path / "x.mp4", np.zeros((3, 4, 4, 3), np.uint8), fps=0)
+
+
+def test_a_film_that_comes_in_pieces_is_the_film_that_comes_at_once(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "film")
+    frames = np.random.default_rng(0).integers(0, 256, (7, 18, 24, 3), dtype=np.uint8)
+    run.film("whole", frames, fps=10)
+    with run.filming("pieces", fps=10) as add:
+        for start in range(0, 7, 3):
+            add(frames[start : start + 3])
+    whole, pieces = (decoded(str(run.pictures / f"{name}.mp4")) for name in ("whole", "pieces"))
+    assert np.array_equal(whole, pieces)
+    assert sorted(path.name for path in run.pictures.iterdir()) == [
+        "media.json",
+        "pieces-poster.png",
+        "pieces.mp4",
+        "whole-poster.png",
+        "whole.mp4",
+    ]
+
+
+def test_a_film_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "film")
+    with pytest.raises(KeyboardInterrupt), run.filming("half") as add:
+        add(np.zeros((2, 16, 16, 3), np.uint8))
+        raise KeyboardInterrupt
+    assert list(run.pictures.iterdir()) == []
