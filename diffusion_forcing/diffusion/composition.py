@@ -96,9 +96,9 @@ class Views:
         are what they are; what is said of them is the first branch's.
         """
         said, memory = forcing.network(*self.stack(forcing, x_k, k, conditions), memory)
-        outputs = said.unflatten(0, (len(self.branches), -1))
-        weights = torch.tensor([branch.weight for branch in self.branches], dtype=said.dtype, device=said.device)
-        output = torch.where(self._mask(x_k), outputs[0], torch.tensordot(weights, outputs, dims=1))
+        outputs = said.to(x_k.dtype).unflatten(0, (len(self.branches), -1))
+        added = sum(branch.weight * output for branch, output in zip(self.branches, outputs, strict=True))
+        output = torch.where(self._mask(x_k), outputs[0], added)
         return forcing.parameterization.resolve(forcing.schedule, x_k, k, output), memory
 
     def stack(

@@ -159,7 +159,8 @@ class DiffusionForcing(nn.Module):
         if views is not None:
             return views.predict(self, x_k, k, conditions, memory)
         output, memory = self.network(x_k, k, conditions, memory)
-        return self.parameterization.resolve(self.schedule, x_k, k, output), memory
+        # a network under autocast may answer in half precision; what follows is not computed in it
+        return self.parameterization.resolve(self.schedule, x_k, k, output.to(x_k.dtype)), memory
 
     def stabilize(
         self,

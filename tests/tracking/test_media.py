@@ -86,7 +86,12 @@ def test_a_film_that_comes_in_pieces_is_the_film_that_comes_at_once(tmp_path: Pa
 
 def test_a_film_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "film")
-    with pytest.raises(KeyboardInterrupt), run.filming("half") as add:
-        add(np.zeros((2, 16, 16, 3), np.uint8))
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with run.filming("half") as add:
+            add(np.zeros((2, 16, 16, 3), np.uint8))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(run.pictures.iterdir()) == []
