@@ -135,6 +135,11 @@ class UNet3D(nn.Module):
         return self.causal and self.norm == "frame"
 
     @property
+    def memory_slides(self) -> bool:
+        """Whether a memory that lost its oldest frames still serves: rotary positions are relative, sinusoidal ones are added to a frame."""
+        return self.rotary
+
+    @property
     def why_no_memory(self) -> str:
         """What stands in the way of a memory, for a message; empty where nothing does."""
         if not self.causal:
