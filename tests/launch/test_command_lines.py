@@ -14,7 +14,10 @@ GIVEN = [
     (["dataset=maze2d_mediun"], "dataset=maze2d_mediun does not exist (did you mean 'maze2d_medium'?)"),
     (["algorithm=df_vidio"], "algorithm=df_vidio does not exist (did you mean 'df_video'?)"),
     (["dataset=maze"], "maze2d_large, maze2d_medium, maze2d_umaze"),
-    (["dataset=maze2d_umaze", "algorithm=df_video"], "dataset=maze2d_umaze has none, and algorithm=df_video takes it from there"),
+    (
+        ["dataset=maze2d_umaze", "algorithm=df_video"],
+        "dataset=maze2d_umaze has none, and algorithm=df_video takes it from there",
+    ),
     (["dataset=video_dmlab", "experiment=exp_planning"], "experiment is for planning and algorithm for video"),
     (["experiment=exp_plannig"], "did you mean 'exp_planning'?"),
     (["algoritm=df_planning"], "unknown key algoritm (did you mean 'algorithm'?)"),
