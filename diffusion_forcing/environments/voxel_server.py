@@ -54,23 +54,27 @@ class _Belongings:
     """What has to be ended and removed."""
 
     folder: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """By the names of their programs: sh (the keeper), Xvfb, minetest."""
 
     def end(self) -> None:
-        """End the processes, the game before its screen and the keeper last, and remove the folder."""
+        """End the game, then its screen, which removes its lock when it is asked to end; remove the folder; end the keeper, who has nothing left."""
         for file in self.files:
             os.close(file)
-        for process in reversed(self.processes[1:]):
-            is_screen = "Xvfb" in str(process.args)
-            process.terminate() if is_screen else process.kill()
+        keeper, screen, game = (self.processes.get(name) for name in ("sh", "Xvfb", "minetest"))
+        if game is not None:
+            game.kill()
+            game.wait()
+        if screen is not None:
+            screen.terminate()
             try:
-                process.wait(_PATIENCE)
+                screen.wait(_PATIENCE)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                screen.kill()
+                screen.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-        for keeper in self.processes[:1]:
+        if keeper is not None:
             keeper.kill()
             keeper.communicate()
 
@@ -104,20 +108,15 @@ class Server:
         self._belongings = _Belongings(self._folder)
         self._finalizer = weakref.finalize(self, self._belongings.end)
         self._unread = b""
-        keeper = self._run("sh", "-c", _KEEPER, "keeper", str(self._folder), piped=True)
-        assert keeper.stdin is not None
+        self._run("sh", "-c", _KEEPER, "keeper", str(self._folder), stdin=subprocess.PIPE)
         self._write_world()
         self._commands, self._answers = (
             self._pipe("commands", os.O_RDWR),  # both ends, so that the game finds it open; it closes with this program
             self._pipe("answers", os.O_RDONLY | os.O_NONBLOCK),
         )
         display = self._start_screen()
-        keeper.stdin.write(b"%d\n" % self._belongings.processes[1].pid)
-        keeper.stdin.flush()
         self.screen = Screen(self._folder / "Xvfb_screen0")
-        game = self._start_game(display)
-        keeper.stdin.write(b"%d\n" % game.pid)
-        keeper.stdin.flush()
+        self._start_game(display)
         self.ask("mark", 0, seconds=_START_SECONDS)
 
     def __enter__(self) -> Server:
@@ -149,13 +148,13 @@ class Server:
         part = os.read(self._answers, 4096)
         if not part:  # the game has closed its end: it is about to be gone
             with suppress(subprocess.TimeoutExpired):
-                self._belongings.processes[-1].wait(_PATIENCE)
+                self._belongings.processes["minetest"].wait(_PATIENCE)
             raise Lost(f"Minetest ended{self._log_end()}")
         return part
 
     def _check_alive(self) -> None:
-        for process, name in zip(self._belongings.processes[1:], ("Xvfb", "Minetest"), strict=False):
-            if process.poll() is not None:
+        for name, process in self._belongings.processes.items():
+            if name != "sh" and process.poll() is not None:
                 raise Lost(f"{name} ended with exit code {process.returncode}{self._log_end()}")
 
     def _log_end(self) -> str:
@@ -165,21 +164,30 @@ class Server:
         return "".join(f"; {line[:200]}" for line in telling[-3:])
 
     def _run(
-        self, *words: str, piped: bool = False, environment: dict[str, str] | None = None, passed: tuple[int, ...] = ()
-    ) -> subprocess.Popen[bytes]:
-        """Start a program in a session of its own, where the Ctrl-C of a terminal does not reach it, with a log in the folder."""
-        with open(self._folder / f"{Path(words[0]).name}.log", "wb") as log:
+        self,
+        program: str,
+        *words: str,
+        stdin: int = subprocess.DEVNULL,
+        environment: dict[str, str] | None = None,
+        passed: tuple[int, ...] = (),
+    ) -> None:
+        """Start a program in a session of its own, where the Ctrl-C of a terminal does not reach it, with a log; the keeper is told its number."""
+        name = Path(program).name
+        with open(self._folder / f"{name}.log", "wb") as log:
             process = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                [program, *words],
+                stdin=stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 pass_fds=passed,
                 start_new_session=True,
             )
-        self._belongings.processes.append(process)
-        return process
+        self._belongings.processes[name] = process
+        keeper = self._belongings.processes["sh"]
+        if keeper is not process and keeper.stdin is not None:
+            keeper.stdin.write(b"%d\n" % process.pid)
+            keeper.stdin.flush()
 
     def _pipe(self, name: str, flags: int) -> int:
         path = self._folder / "world" / name
@@ -218,7 +226,7 @@ class Server:
             os.close(read)
         return f":{int(number)}"
 
-    def _start_game(self, display: str) -> subprocess.Popen[bytes]:
+    def _start_game(self, display: str) -> None:
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self._folder),
@@ -237,7 +245,7 @@ class Server:
             "--port": str(_free_port()),
         }
         words = [word for pair in options.items() for word in pair]
-        return self._run(self.programs["minetest"], "--go", *words, environment=environment)
+        self._run(self.programs["minetest"], "--go", *words, environment=environment)
 
 
 def find_programs() -> dict[str, str]:
