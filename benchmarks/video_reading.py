@@ -1,9 +1,9 @@
 """How many clips a second the video data set serves in one process: `python -m benchmarks.video_reading [--files 16] [--clips 200]`.
 
-The files are made here in the public formats: TECO's Minecraft (h264, 128x128, 300 frames, about 1 MB, actions beside it; clips of 10 frames, every
-second one) and TECO's DMLab (compressed npz, 64x64, 300 frames, about 1.3 MB; clips of 16 frames, every second one). Each is read as the data
-set does by itself (decoded once into a cache, the time for that is given) and without a cache. Clips are random, in batches of 8, files warm in memory.
-The released code decodes whole files: 4.6 clips/s of the first kind, 36 of the second. Prints a table and, last, one line of JSON.
+The files are made here in the public formats: TECO's Minecraft (h264, 128x128, 300 frames, about 1 MB, actions beside it; clips of 10 frames,
+every second one) and TECO's DMLab (compressed npz, 64x64, 300 frames, about 1.3 MB; clips of 16 frames, every second one). Each is read as the data
+set does by itself (decoded once into a cache; the time for that is given) and without a cache. Clips are random, in batches of 8, files warm in
+memory. The released code decodes whole files: 4.6 clips/s of the first kind, 36 of the second. Prints a table and, last, one line of JSON.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class VideoDataset:
             spread=spread,
             choices=options.external_cond_dim if options.action_kind == "discrete" else 0,
             shift=options.action_shift,
+            threads=self._workers if None in plain else 1,
         )
 
     def _decode(self, episodes: list[Episode], progress: bool) -> dict[str, Episode]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from diffusion_forcing.datasets.video_batch import VideoBatch
 from diffusion_forcing.datasets.video_inspect import Episode, Unusable
@@ -46,6 +47,7 @@ class Clips(Dataset[VideoBatch]):
         spread: bool = False,
         choices: int = 0,
         shift: int = 1,
+        threads: int = 1,
     ) -> None:
         """actions: of each episode, (n,) numbers of discrete actions below `choices`, or (n, a) continuous ones (`choices` 0); None:
         not used. shift: see `VideoDatasetOptions.action_shift`."""
@@ -58,6 +60,7 @@ class Clips(Dataset[VideoBatch]):
         self._actions = actions
         self._choices = choices
         self._shift = shift
+        self._threads = threads
         self._frames = np.array([episode.frames for episode in episodes], dtype=np.int64)
         self._table = self._spread_out() if spread else None
         counts = np.maximum(self._frames - length * skip + 1, 1)
@@ -74,15 +77,16 @@ class Clips(Dataset[VideoBatch]):
     def __getitems__(self, indices: Sequence[int]) -> VideoBatch:
         """Clips `indices` as one batch; `IndexError` for one out of range. A clip that cannot be read is named, and another taken."""
         places = self.places(np.asarray(indices, dtype=np.int64))
-        pixels, read = [], []
-        for index, place in zip(indices, places, strict=True):
-            clip, place = self._read(int(index), (int(place[0]), int(place[1])))
-            pixels.append(clip)
-            read.append(place)
-        number, start = np.array(read, dtype=np.int64).T
+        tasks = [(int(i), (int(number), int(start))) for i, (number, start) in zip(indices, places, strict=True)]
+        if self._threads > 1 and len(tasks) > 1 and get_worker_info() is None:
+            with ThreadPoolExecutor(min(self._threads, len(tasks))) as pool:
+                clips = list(pool.map(self._read, *zip(*tasks, strict=True)))
+        else:
+            clips = [self._read(*task) for task in tasks]
+        number, start = np.array([place for _, place in clips], dtype=np.int64).T
         raw = start[:, None] + self.skip * np.arange(self.length)
         valid = raw < self._frames[number][:, None]
-        frames = torch.from_numpy(np.stack(pixels)).permute(0, 1, 4, 2, 3).contiguous()
+        frames = torch.from_numpy(np.stack([pixels for pixels, _ in clips])).permute(0, 1, 4, 2, 3).contiguous()
         actions, known = self._conditions(number, raw, valid)
         return VideoBatch(frames, torch.from_numpy(actions), torch.from_numpy(known), torch.from_numpy(valid))
 

@@ -7,7 +7,7 @@ it: `exact` computes the memory of the window again, once a chunk, and equals `n
 `streaming` does not. Where the network's positions are relative (`network.memory_slides`), the oldest keys and values are dropped and the
 rest stays as it was computed; `sinks` of the very first tokens stay too, since attention leans on them (Xiao et al. 2024). Where
 positions enter with the token, a kept token cannot move to its new place; samples fell apart within a window when it was tried
-(docs/log.md). There the memory is computed again from the sinks and the last half of the window, once in half a window.
+(docs/concepts.md). There the memory is computed again from the sinks and the last half of the window, once in half a window.
 """
 
 from __future__ import annotations

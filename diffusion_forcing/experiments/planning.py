@@ -19,6 +19,7 @@ from diffusion_forcing.environments.mazes import Maze
 from diffusion_forcing.environments.vector import VectorMaze2d
 from diffusion_forcing.environments.waypoint import oracle_rewards
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.episodes import Episodes, PlayOptions, play
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
@@ -86,7 +87,7 @@ class PlanningExperiment(BaseExperiment):
         self._prepare(data=False)
         if not self.step:
             self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
-        device = _device()
+        device = devices.device()
         algorithm = self.algorithm.to(device).eval()
         planner: Planner = algorithm.planner()
         if options.compile:
@@ -260,9 +261,3 @@ def _until_goal(plan: np.ndarray, goal: np.ndarray) -> np.ndarray:
 def _title(rewards: np.ndarray) -> str:
     reached = np.flatnonzero(rewards > 0)
     return f"goal at step {int(reached[0]) + 1}" if len(reached) else "goal not reached"
-
-
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -199,8 +199,25 @@ def test_a_network_that_sees_the_future_keeps_and_takes_no_memory(given: Given) 
     _, memory = network(causal=True)(x, k)
     both = network(causal=False)
     assert both(x, k)[1] is None
-    with pytest.raises(UserError, match="causal=False sees the future and keeps no memory"):
+    with pytest.raises(UserError, match=r"causal=False sees the future and keeps no memory.*cache=none"):
         both(x, k, memory=memory)
+
+
+def test_it_says_of_itself_what_it_can_remember() -> None:
+    causal, both = network(causal=True), network(causal=False)
+    assert (causal.keeps_memory, causal.why_no_memory) == (True, "")
+    assert not both.keeps_memory
+    assert "causal=False" in both.why_no_memory
+
+
+def test_its_memory_cannot_slide_because_positions_are_in_the_tokens(given: Given) -> None:
+    x, k, _ = given
+    causal = network(causal=True, num_layers=1)  # with one layer a kept token knows of no other
+    assert not causal.memory_slides
+    _, memory = causal(x[:, :4], k[:, :4])
+    slid, _ = causal(x[:, 4:5], k[:, 4:5], memory=memory.trimmed(3))
+    afresh, _ = causal(x[:, 1:5], k[:, 1:5])
+    assert (slid - afresh[:, 3:]).abs().max() > 0.01
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest

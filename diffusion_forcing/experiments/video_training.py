@@ -1,0 +1,50 @@
+"""What a validation during training also does for video: rolls the same clips out, scores and draws them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from diffusion_forcing.algorithms.video import Video
+from diffusion_forcing.datasets.video_batch import VideoBatch
+from diffusion_forcing.experiments import video_report
+from diffusion_forcing.experiments.rollouts import Roller, Scores
+
+if TYPE_CHECKING:
+    from diffusion_forcing.experiments.video import VideoExperiment
+
+
+class RolloutsInTraining(Callback):
+    """Rolls out every batch that is validated on. The noise belongs to the run's seed, so one validation compares with the next."""
+
+    def __init__(self, experiment: VideoExperiment) -> None:
+        self._experiment = experiment
+        self._roller: Roller | None = None
+        self._scores: Scores | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Video)
+        self._roller = self._experiment.roller(pl_module, seed=self._experiment.seed + trainer.global_rank)
+        self._scores = Scores(self._roller.metrics)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: VideoBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self._roller is not None and self._scores is not None
+        with trainer.precision_plugin.val_step_context():
+            self._roller.roll(VideoBatch(*batch), batch_idx, self._scores)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._scores is not None
+        if not self._scores.clips:
+            return
+        for name, value in video_report.in_training(self._scores).items():
+            pl_module.log(f"validation/{name}", value, sync_dist=True)
+        self._roller = self._scores = None
