@@ -8,9 +8,8 @@ A batch is rolled out once; every chunk of predicted frames is compared with the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,8 @@ from diffusion_forcing.metrics.video import WINDOW, frame_curves
 
 OPENING = 16
 """Predicted frames of each clip that are kept whole: the length at which FVD is compared."""
-MODEL, COPY, MEAN, SHUFFLED, TRUTH = "model", "copy_last", "mean_frame", "shuffled_actions", "truth"
+MODEL, TRUTH = "model", "truth"
+COPY, MEAN, BLEND, SHUFFLED = "copy_last", "mean_frame", "linear_blend", "shuffled_actions"
 OnChunk = Callable[[int, Tensor, Tensor], None]
 """`on_chunk(start, prediction, truth)`: frames start … of the clips, both (b, n, c, h, w) in [0, 1]."""
 
@@ -80,11 +80,21 @@ class Scores:
 class Roller:
     """Rolls batches out with the network one samples with. `metrics`: of single frames."""
 
-    def __init__(self, video: Video, sampler: Sampler, *, metrics: Sequence[str], seed: int) -> None:
+    def __init__(
+        self,
+        video: Video,
+        sampler: Sampler,
+        *,
+        metrics: Sequence[str],
+        seed: int,
+        on_frames: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """on_frames: told how many frames were just predicted, clips times length."""
         self.video = video
         self.sampler = sampler
         self.metrics = metrics
         self.seed = seed
+        self.on_frames = on_frames
 
     def roll(
         self,
@@ -98,44 +108,94 @@ class Roller:
         """Roll the clips of batch `number` out from their context, on the device of the model, and add to `scores`."""
         given, length = self.video.options.context_frames, batch.frames.shape[1]
         context = batch.frames[:, :given].float() / 255
+
+        def rivals(start: int, stop: int) -> dict[str, Tensor]:
+            if not baselines or not given:
+                return {}
+            return {COPY: copy_last(context, stop - start), MEAN: mean_frame(context, stop - start)}
+
+        self._score(self.stream(batch, number, length), batch, given, length, scores, rivals, on_chunk)
+
+    def fill(
+        self, batch: VideoBatch, number: int, scores: Scores, *, end_frames: int, on_chunk: OnChunk | None = None
+    ) -> None:
+        """Fill in what lies between the context of the clips of batch `number` and their last `end_frames` frames; add to `scores`."""
+        given, stop = self.video.options.context_frames, batch.frames.shape[1] - end_frames
+        first, last = batch.frames[:, :given].float() / 255, batch.frames[:, stop:].float() / 255
+
+        def rivals(start: int, end: int) -> dict[str, Tensor]:
+            far = torch.arange(start - given + 1, end - given + 1, device=last.device) / (stop - given + 1)
+            blend = torch.lerp(first[:, -1:], last[:, :1], far[:, None, None, None])
+            return {COPY: copy_last(first, end - start), BLEND: blend}
+
+        middle = (frames[:, given:stop] for frames in self._filled(batch, number, end_frames))
+        self._score(middle, batch, given, stop, scores, rivals, on_chunk)
+
+    def _filled(self, batch: VideoBatch, number: int, end_frames: int) -> Iterator[Tensor]:
+        """Whole clips (b, T, c, h, w) in [0, 1], when they are asked for."""
+        video, f = self.video, self.video.options.frame_stack
+        tokens, _, conditions = video.encode(batch)
+        known = torch.zeros(tokens.shape[1], dtype=torch.bool)
+        known[: video.options.context_tokens] = True
+        known[len(known) - end_frames // f :] = True
+        filled = self.sampler.fill(tokens, known, conditions=conditions, generator=self._generator(number))
+        yield video.frames(filled).clamp(0, 1)
+        self.on_frames(int((~known).sum()) * f * len(tokens))
+
+    def _score(
+        self,
+        chunks: Iterator[Tensor],
+        batch: VideoBatch,
+        given: int,
+        stop: int,
+        scores: Scores,
+        rivals: Callable[[int, int], dict[str, Tensor]],
+        on_chunk: OnChunk | None,
+    ) -> None:
+        """Compare the `chunks` of frames given … stop - 1 with the truth as they come, beside what `rivals(start, stop)` say of them."""
         parts: dict[str, list[dict[str, Tensor]]] = {}
         moments: dict[str, list[Tensor]] = {MODEL: [], TRUTH: []}
         openings: dict[str, list[Tensor]] = {}
         now, began = given, time.perf_counter()
-        for prediction in self.stream(batch, number, length):
+        for prediction in chunks:
             scores.seconds += time.perf_counter() - began
             count = prediction.shape[1]
             truth = batch.frames[:, now : now + count].float() / 255
-            rivals = {MODEL: prediction}
-            if baselines and given:
-                rivals |= {COPY: copy_last(context, count), MEAN: mean_frame(context, count)}
-            for who, frames in rivals.items():
+            predictors = {MODEL: prediction, **rivals(now, now + count)}
+            for who, frames in predictors.items():
                 parts.setdefault(who, []).append(frame_curves(frames, truth, self.metrics))
             for who, frames in ((MODEL, prediction), (TRUTH, truth)):
                 moments[who].append(_moments(frames))
             left = OPENING - (now - given)
             if left > 0:
-                for who, frames in (*rivals.items(), (TRUTH, truth)):
+                for who, frames in (*predictors.items(), (TRUTH, truth)):
                     openings.setdefault(who, []).append((frames[:, :left] * 255).round().byte().cpu())
             if on_chunk is not None:
                 on_chunk(now, prediction, truth)
             now += count
             began = time.perf_counter()
-        scores.frames += (length - given) * len(batch.frames)
-        valid = batch.valid[:, given:]
+        scores.frames += (stop - given) * len(batch.frames)
+        valid = batch.valid[:, given:stop]
         for who, found in parts.items():
             scores.add(who, {name: torch.cat([part[name] for part in found], dim=1) for name in self.metrics}, valid)
         for who, each in moments.items():
             keep = valid[..., None].cpu().numpy()
             scores.moments.setdefault(who, []).append(np.where(keep, torch.cat(each, dim=1).double().numpy(), np.nan))
         whole = valid[:, :OPENING].all(dim=1).cpu()
-        for who, chunks in openings.items():
-            scores.openings.setdefault(who, []).append(torch.cat(chunks, dim=1)[whole])
+        for who, chunks_of in openings.items():
+            scores.openings.setdefault(who, []).append(torch.cat(chunks_of, dim=1)[whole])
 
     def roll_shuffled(self, batch: VideoBatch, number: int, scores: Scores, *, frames: int = OPENING) -> None:
-        """The same clips from the same noise, but each with the future actions of the clip before it; the first `frames` frames."""
+        """The same clips from the same noise, but each with the future actions of the clip before it; the first `frames` frames.
+
+        A batch of one clip has no other: its scores are NaN.
+        """
         given = self.video.options.context_frames
         length = min(batch.frames.shape[1], given + frames)
+        if len(batch.frames) == 1:
+            nothing = torch.full((1, length - given), torch.nan)
+            scores.add(SHUFFLED, dict.fromkeys(self.metrics, nothing), batch.valid[:, given:length])
+            return
         mixed = batch._replace(
             actions=torch.cat([batch.actions[:, :given], batch.actions.roll(1, dims=0)[:, given:]], dim=1),
             known=torch.cat([batch.known[:, :given], batch.known.roll(1, dims=0)[:, given:]], dim=1),
@@ -149,20 +209,26 @@ class Roller:
         curves = {name: torch.cat([part[name] for part in found], dim=1) for name in self.metrics}
         scores.add(SHUFFLED, curves, batch.valid[:, given:length])
 
-    def stream(self, batch: VideoBatch, number: int, length: int) -> Any:
+    def stream(self, batch: VideoBatch, number: int, length: int) -> Iterator[Tensor]:
         """The model's chunks for the clips of batch `number`; the noise belongs to (seed, number)."""
         video = self.video
-        generator = torch.Generator(video.device)
-        generator.manual_seed(int(np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0]) % 2**63)
         conditioned = bool(video.options.condition_width)
-        return video.stream(
+        chunks = video.stream(
             batch.frames[:, : video.options.context_frames],
             length,
             actions=batch.actions if conditioned else None,
             known=batch.known if conditioned else None,
             sampler=self.sampler,
-            generator=generator,
+            generator=self._generator(number),
         )
+        for chunk in chunks:
+            yield chunk
+            self.on_frames(chunk.shape[0] * chunk.shape[1])
+
+    def _generator(self, number: int) -> torch.Generator:
+        generator = torch.Generator(self.video.device)
+        seed = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0]
+        return generator.manual_seed(int(seed) % 2**63)
 
 
 def _moments(frames: Tensor) -> Tensor:

@@ -1,33 +1,39 @@
 """Video: train on clips, then roll out from a context, score against the truth and against two trivial baselines, and draw.
 
 `validation` and `test` roll out `limit_batch` batches of clips and leave in the run's folder: metrics.json, a table with a row for each
-predicted frame (csv and json), its curves, a contact sheet and films. Each validation during training does the same, with fewer numbers.
+predicted frame (csv and json), its curves, a contact sheet and films. `interpolation` does so with clips whose both ends are given. Each validation
+during training rolls out too, with fewer numbers and a sheet. Long clips need no more memory than short ones: frames are scored, drawn and
+written as they come.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from diffusion_forcing.algorithms.video import Video
 from diffusion_forcing.algorithms.video_options import VideoOptions
+from diffusion_forcing.datasets.progress import Bar, progress_bar
 from diffusion_forcing.datasets.video_batch import VideoBatch
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import devices, video_report
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.loader import BatchLoader
 from diffusion_forcing.experiments.options import TestOptions, ValidationOptions
-from diffusion_forcing.experiments.rollouts import Roller, Scores, frame_metrics
+from diffusion_forcing.experiments.rollouts import OPENING, Roller, Scores, frame_metrics
 from diffusion_forcing.experiments.video_distances import fvd_of
+from diffusion_forcing.experiments.video_drawing import Drawing, draw_curves
 from diffusion_forcing.experiments.video_options import VideoExperimentOptions
 from diffusion_forcing.experiments.weights import compile_network
+from diffusion_forcing.tracking.run import NullRun
 
 TEST_SEED_OFFSET = 10_000  # the test task draws other noise than validation
+FILLING_SEED_OFFSET = 20_000
 
 
 class VideoExperiment(BaseExperiment):
@@ -57,6 +63,8 @@ class VideoExperiment(BaseExperiment):
                 f"dataset.context_length {given} leaves nothing to predict of clips of {frames} frames; "
                 "lower it, or raise dataset.n_frames or dataset.validation_multiplier"
             )
+        if "interpolation" in experiment.tasks:
+            _check_interpolation(algorithm, frames, experiment.interpolation.end_frames)
 
     def generate_dataset(self) -> None:
         """Make the data with the simulator that `dataset` names, or finish what was begun."""
@@ -73,6 +81,18 @@ class VideoExperiment(BaseExperiment):
     def test(self) -> None:
         """The same for `dataset.test()`, all metrics too."""
         self._roll_out("test", self.options.test, seed=self.seed + TEST_SEED_OFFSET)
+
+    def interpolation(self) -> None:
+        """Fill in the middle of validation's clips, one window long, whose context and last frames are given; score and draw them."""
+        if self.algorithm.options.causal:
+            self._say(
+                "interpolation: with algorithm.causal=True a frame sees only what comes before it, so the middle does not know the given "
+                "end; train with algorithm.causal=False to meet it"
+            )
+        end_frames = self.options.interpolation.end_frames
+        self._roll_out(
+            "interpolation", self.options.validation, seed=self.seed + FILLING_SEED_OFFSET, end_frames=end_frames
+        )
 
     # ------------------------------------------------------------------------------------------------ rolling out
 
@@ -93,7 +113,25 @@ class VideoExperiment(BaseExperiment):
             compile_network(forcing, compiled)
         return Roller(video, video.sampler(forcing), metrics=frame_metrics(options.observation_shape[1]), seed=seed)
 
-    def _roll_out(self, task: str, options: ValidationOptions | TestOptions, *, seed: int) -> None:
+    def drawing(self, task: str, *, given_after: int = 0, films: bool = True) -> Drawing:
+        """What draws the first `experiment.films` clips of `task`; films=False: the sheet alone, nothing kept as files."""
+        options, told = self.algorithm.options, self.algorithm.options.condition_width
+        keeps = films and self.options.save_predictions and not isinstance(self.run, NullRun)
+        return Drawing(
+            self.run,
+            task,
+            clips=self.options.films,
+            given=options.context_frames,
+            given_after=given_after,
+            films=films,
+            columns=options.external_cond_dim if told else 0,
+            predictions=self.run.folder / "predictions" if keeps else None,
+        )
+
+    def _roll_out(
+        self, task: str, options: ValidationOptions | TestOptions, *, seed: int, end_frames: int | None = None
+    ) -> None:
+        """`end_frames`: fill in clips of one window whose last so many frames are given too, instead of rolling out."""
         self._prepare()
         if not self.step:
             self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
@@ -101,54 +139,71 @@ class VideoExperiment(BaseExperiment):
         video = self.algorithm.to(where).eval()
         roller = self.roller(video, seed=seed, compiled=options.compile)
         scores = Scores(roller.metrics)
+        drawing = self.drawing(task, given_after=end_frames or 0)
         loader = self._loader(task, options)
         count = batches_of(options.limit_batch, len(loader))
-        shuffling = self.options.shuffled_actions and bool(video.options.condition_width)
-        with devices.computing(task, options.precision, where), self._progress() as progress:
-            bar = progress.add_task(f"{task}: batches", total=count)
+        shuffling = end_frames is None and self.options.shuffled_actions and bool(video.options.condition_width)
+        # the last batch may have fewer clips, and is known to when it comes
+        clips = min(count * options.batch_size, loader.position.samples)
+        with contextlib.ExitStack() as stack:
+            stack.callback(loader.close)
+            stack.enter_context(devices.computing(task, options.precision, where))
+            bar: Bar | None = None
             for number, batch in enumerate(itertools.islice(loader, count)):
                 batch = VideoBatch(*(part.to(where) for part in batch))
-                roller.roll(batch, number, scores)
-                if shuffling and len(batch.frames) > 1:
+                if end_frames is not None:
+                    batch = VideoBatch(*(part[:, : video.options.n_frames] for part in batch))
+                if bar is None:
+                    ahead = batch.frames.shape[1] - video.options.context_frames - (end_frames or 0)
+                    total = clips * (ahead + min(ahead, OPENING) * shuffling)
+                    bar = stack.enter_context(progress_bar(task, total=total, unit="frames"))
+                    roller.on_frames = bar.advance
+                with drawing.of(batch, number) as on_chunk:
+                    if end_frames is None:
+                        roller.roll(batch, number, scores, on_chunk=on_chunk)
+                    else:
+                        roller.fill(batch, number, scores, end_frames=end_frames, on_chunk=on_chunk)
+                if shuffling:
                     roller.roll_shuffled(batch, number, scores)
-                progress.update(bar, completed=number + 1)
-        loader.close()
-        self._report(task, scores, where)
+        self._report(task, scores, where, fvd=end_frames is None and "fvd" in video.options.metrics)
+        drawing.sheet()
+        draw_curves(self.run, task, scores)
+        self._say_where(task)
 
-    def _report(self, task: str, scores: Scores, where: torch.device) -> None:
+    def _report(self, task: str, scores: Scores, where: torch.device, *, fvd: bool) -> None:
         metrics: dict[str, Any] = video_report.summary(scores)
         actions = video_report.of_actions(scores)
         for line in video_report.lines(scores, actions):
             self._say(line)
         metrics |= actions
-        if "fvd" in self.algorithm.options.metrics:
+        if fvd:
             metrics |= fvd_of(scores, where=where, say=self._say)
         metrics["peak_memory_megabytes"] = devices.peak_memory(where)
-        rows = video_report.rows(scores)
         self._say(
             f"  {scores.clips} clips, {metrics['seconds_per_frame']:.3f} s a frame, at most {metrics['peak_memory_megabytes']:.0f} MB held"
         )
         self.run.summary({f"{task}/{name}": value for name, value in metrics.items()})
+        rows = video_report.rows(scores)
         self.run.table(f"{task}_frames", rows, caption=f"Each predicted frame of {scores.clips} clips, {task}")
 
+    def _say_where(self, task: str) -> None:
+        if isinstance(self.run, NullRun):
+            return
+        self._say(f"{task}: numbers   {self.run.folder / 'metrics.json'}")
+        self._say(f"{task}: frames    {self.run.folder / 'tables' / f'{task}_frames.csv'} (and .json)")
+        if self.options.films:
+            self._say(f"{task}: pictures  {self.run.pictures} (films, sheet, curves)")
+        if self.options.save_predictions:
+            self._say(f"{task}: pixels    {self.run.folder / 'predictions'}")
+
     def _loader(self, task: str, options: ValidationOptions | TestOptions) -> BatchLoader:
-        own = getattr(self.dataset, task, None) or self.dataset.validation
+        own = getattr(self.dataset, task, self.dataset.validation)
         return BatchLoader(
             own(),
             batch_size=options.batch_size,
             shuffle=options.data.shuffle,
             seed=self.seed,
             num_workers=options.data.num_workers,
-        )
-
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            transient=True,
         )
 
 
@@ -158,3 +213,18 @@ def batches_of(limit: int | float | None, there: int) -> int:
         return there
     wanted = math.ceil(limit * there) if isinstance(limit, float) else limit
     return max(1, min(wanted, there))
+
+
+def _check_interpolation(algorithm: VideoOptions, frames: float, end_frames: int) -> None:
+    """UserError where clips of `frames` frames, cut to the window, have no middle between context and `end_frames`."""
+    f, given, length = algorithm.frame_stack, algorithm.context_frames, min(algorithm.n_frames, frames)
+    key = "experiment.interpolation.end_frames"
+    if end_frames % f:
+        raise UserError(f"{key} {end_frames} is no multiple of algorithm.frame_stack {f}; pass {key}={f}")
+    if not given:
+        raise UserError(f"interpolation needs frames at both ends; pass dataset.context_length={f} or more")
+    if given + end_frames >= length:
+        raise UserError(
+            f"dataset.context_length {given} and {key} {end_frames} leave nothing to fill in of {length} frames; "
+            "lower one of them, or take a model with a longer window"
+        )

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.options import ExperimentOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolationOptions:
+    """The task `interpolation`; batches and precision are validation's."""
+
+    end_frames: int = 1
+    """Frames that are given at the end of a clip, beside its context."""
+
+    def __post_init__(self) -> None:
+        if self.end_frames < 1:
+            raise UserError(
+                f"experiment.interpolation.end_frames is {self.end_frames}; give at least 1 frame at the end (validation rolls out without)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +33,8 @@ class VideoExperimentOptions(ExperimentOptions):
     shuffled_actions: bool = True
     """Where the model is told actions: roll out again with other clips' actions, and compare."""
     save_predictions: bool = False
-    """Keep the frames that validation and test roll out, as predictions/*.npy."""
+    """Keep the frames that validation, test and interpolation predict, as predictions/*.npy: a file a batch, (b, n, h, w, 3) uint8."""
+    interpolation: InterpolationOptions = field(default_factory=InterpolationOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()

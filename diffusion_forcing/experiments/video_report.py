@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_forcing.experiments.rollouts import (
+    BLEND,
     COPY,
     MEAN,
     MODEL,
@@ -17,11 +18,20 @@ from diffusion_forcing.experiments.rollouts import (
     mean_and_interval,
     mean_of,
 )
+from diffusion_forcing.visualization.horizon import Panel
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Predicted frames that are printed; the last of the horizon too."""
 CHECKED = (1, 4, 8, 16)
 """Predicted frames with numbers of their own in metrics.json."""
+NAMES = {
+    MODEL: "model",
+    COPY: "last frame again",
+    MEAN: "mean of the context",
+    BLEND: "blend of both ends",
+    SHUFFLED: "model, other clips' actions",
+}
+"""Predictors as a legend calls them."""
 
 
 def rows(scores: Scores) -> list[dict[str, float | int]]:
@@ -29,7 +39,7 @@ def rows(scores: Scores) -> list[dict[str, float | int]]:
     clips it is of, and the pixels' mean and variance beside the truth's."""
     columns: dict[str, Curve] = {}
     for metric in scores.metrics:
-        for who in (MODEL, COPY, MEAN, SHUFFLED):
+        for who in (MODEL, COPY, MEAN, BLEND, SHUFFLED):
             if who in scores.curves:
                 mean, low, high = mean_and_interval(scores.curve(who, metric))
                 columns[_name(metric, who)] = mean
@@ -51,7 +61,7 @@ def rows(scores: Scores) -> list[dict[str, float | int]]:
 def summary(scores: Scores) -> dict[str, float | int]:
     """Headline numbers: each metric's mean over the horizon and at `CHECKED` frames, for every predictor; the pixels' drift; the speed."""
     found: dict[str, float | int] = {"clips": scores.clips}
-    for who in (MODEL, COPY, MEAN):
+    for who in (MODEL, COPY, MEAN, BLEND):
         if who not in scores.curves:
             continue
         for metric in scores.metrics:
@@ -87,6 +97,8 @@ def of_actions(scores: Scores) -> dict[str, float]:
         return {}
     other = scores.curve(SHUFFLED, "psnr")
     gain = scores.curve(MODEL, "psnr")[:, : other.shape[1]] - other
+    if not np.isfinite(gain).any():
+        return {}
     found: dict[str, float] = {}
     mean, low, high = mean_and_interval(gain)
     for frame in CHECKED:
@@ -110,6 +122,7 @@ def lines(scores: Scores, actions: dict[str, float]) -> list[str]:
         "psnr": "PSNR",
         "psnr_copy_last": "copy last",
         "psnr_mean_frame": "mean frame",
+        "psnr_linear_blend": "linear blend",
         "psnr_shuffled_actions": "other actions",
         "ssim": "SSIM",
         "pixel_variance": "variance",
@@ -130,9 +143,25 @@ def lines(scores: Scores, actions: dict[str, float]) -> list[str]:
     return text
 
 
-def jsonable(found: list[dict[str, float | int]], extra: dict[str, Any]) -> dict[str, Any]:
-    """The whole result as one JSON object: `summary` and `frames`."""
-    return {"summary": extra, "frames": found}
+def metric_panels(scores: Scores) -> list[Panel]:
+    """PSNR of every predictor over the horizon with the model's 95 % interval, and SSIM where there is."""
+    found = []
+    for metric, title in (("psnr", "PSNR, dB"), ("ssim", "SSIM")):
+        if metric in scores.metrics:
+            means = {NAMES[who]: mean_of(scores.curve(who, metric)) for who in NAMES if who in scores.curves}
+            lines = {name: mean for name, mean in means.items() if np.isfinite(mean).any()}
+            _, low, high = mean_and_interval(scores.curve(MODEL, metric))
+            found.append(Panel(title=title, lines=lines, band=(low, high), band_name="its 95 % interval"))
+    return found
+
+
+def pixel_panels(scores: Scores) -> list[Panel]:
+    """Mean and variance of the pixels over the horizon, the model's and the real video's."""
+    model, truth = scores.pixels(MODEL), scores.pixels(TRUTH)
+    return [
+        Panel(title=title, lines={"model": ours, "real video": real})
+        for title, ours, real in zip(("pixel mean", "pixel variance"), model, truth, strict=True)
+    ]
 
 
 def _name(metric: str, who: str) -> str:

@@ -10,6 +10,7 @@ from diffusion_forcing.algorithms.video import Video
 from diffusion_forcing.datasets.video_batch import VideoBatch
 from diffusion_forcing.experiments import video_report
 from diffusion_forcing.experiments.rollouts import Roller, Scores
+from diffusion_forcing.experiments.video_drawing import Drawing
 
 if TYPE_CHECKING:
     from diffusion_forcing.experiments.video import VideoExperiment
@@ -22,11 +23,13 @@ class RolloutsInTraining(Callback):
         self._experiment = experiment
         self._roller: Roller | None = None
         self._scores: Scores | None = None
+        self._drawing: Drawing | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Video)
         self._roller = self._experiment.roller(pl_module, seed=self._experiment.seed + trainer.global_rank)
         self._scores = Scores(self._roller.metrics)
+        self._drawing = self._experiment.drawing("training", films=False)
 
     def on_validation_batch_end(
         self,
@@ -37,14 +40,18 @@ class RolloutsInTraining(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert self._roller is not None and self._scores is not None
-        with trainer.precision_plugin.val_step_context():
-            self._roller.roll(VideoBatch(*batch), batch_idx, self._scores)
+        assert self._roller is not None and self._scores is not None and self._drawing is not None
+        clips = VideoBatch(*batch)
+        with trainer.precision_plugin.val_step_context(), self._drawing.of(clips, batch_idx) as on_chunk:
+            self._roller.roll(clips, batch_idx, self._scores, on_chunk=on_chunk)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._scores is not None
+        assert self._scores is not None and self._drawing is not None
         if not self._scores.clips:
             return
+        self._drawing.sheet(
+            f"Truth and prediction after {trainer.global_step:,} steps; amber: what the model was given"
+        )
         for name, value in video_report.in_training(self._scores).items():
             pl_module.log(f"validation/{name}", value, sync_dist=True)
-        self._roller = self._scores = None
+        self._roller = self._scores = self._drawing = None

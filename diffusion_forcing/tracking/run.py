@@ -7,7 +7,7 @@
         metrics.json    the headline numbers, merged by `summary`
         checkpoints/    written by the trainer
         pictures/       png and mp4 files, and media.json, their captions
-        tables/         csv
+        tables/         csv, and the same as json
         index.html      all of it on one self-contained page
     outputs/latest-run  a link to the newest of them
 
@@ -164,7 +164,7 @@ class Run:
 
         Values: numbers (not finite: null) or short texts.
         """
-        self._metrics |= {name: value if isinstance(value, str) else _number(value) for name, value in metrics.items()}
+        self._metrics |= {name: _plain(value) for name, value in metrics.items()}
         with self._never_stopping("metrics.json"):
             write_json(self.folder / "metrics.json", self._metrics)
         self._refresh()
@@ -227,7 +227,7 @@ class Run:
                 temporary.unlink(missing_ok=True)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
-        """Keep `rows` as tables/<name>.csv; the columns are the rows' keys in the order they first appear."""
+        """Keep `rows` as tables/<name>.csv and <name>.json; the columns are the rows' keys in the order they first appear."""
         with self._never_stopping(f"table '{name}'"):
             columns = list(dict.fromkeys(key for row in rows for key in row))
             text = io.StringIO()
@@ -236,6 +236,8 @@ class Run:
             writer.writerows(rows)
             (self.folder / "tables").mkdir(exist_ok=True)
             write_atomic(self.folder / "tables" / f"{file_name(name)}.csv", text.getvalue().encode())
+            plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
+            write_json(self.folder / "tables" / f"{file_name(name)}.json", {"rows": plain})
             self._show(name, {"kind": "table", "file": f"{file_name(name)}.csv", "caption": caption})
 
     def config(self, text: str) -> None:
@@ -338,6 +340,10 @@ class NullRun:
     def config(self, text: str) -> None: ...
 
     def finish(self, status: str = "finished") -> None: ...
+
+
+def _plain(value: Any) -> str | float | int | None:
+    return value if isinstance(value, str) else _number(value)
 
 
 def _number(value: Any) -> float | int | None:
