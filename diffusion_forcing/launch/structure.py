@@ -10,6 +10,7 @@ never interpreted.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,17 @@ def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[s
     """Write the structure, and the sampling settings, of `checkpoint` into `config` in place, and return what changed as `key=value` words.
 
     `given` are the dotted keys that the command line set: they and what is below or above them stay. A checkpoint of another environment
-    gives its algorithm's keys only; one that has no structure, nothing.
+    gives its algorithm's keys only; one that has no structure, nothing. So does a key stay that takes its value from a given one, as
+    `algorithm.n_frames` from `dataset.n_frames`, the window to train with; where nothing is trained, that is the length of a rollout, and
+    the window stays the checkpoint's.
     """
     facts = _facts(checkpoint, resolved(config))
     carried = [facts[name] for name in ("structure", "sampling") if isinstance(facts.get(name), Mapping)]
     if not carried:
         return []
     now = OmegaConf.create(resolved(config))
+    given = list(given)
+    trains = "training" in (OmegaConf.select(now, "experiment.tasks") or ())
     elsewhere = facts.get("env_id") != OmegaConf.select(now, "dataset.env_id")
     taken = []
     for key, value in (leaf for mapping in carried for leaf in _leaves(mapping)):
@@ -59,6 +64,9 @@ def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[s
             continue
         ours = (key.startswith("algorithm.") or key in STATISTICS) and "._" not in key  # never _target_
         if not ours or any(_touches(key, other) for other in given):
+            continue
+        source = _source(config, key)
+        if source in given and (trains or source != _LENGTH):
             continue
         current = OmegaConf.select(now, key, default=_ABSENT)
         current = OmegaConf.to_container(current) if OmegaConf.is_config(current) else current
@@ -70,6 +78,17 @@ def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[s
 
 
 _ABSENT = object()
+_LENGTH = "dataset.n_frames"
+_INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+
+
+def _source(config: DictConfig, key: str) -> str | None:
+    """The dotted key that `key` takes its value from, where it is written as `${…}` in the yaml; else None."""
+    value: Any = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    found = _INTERPOLATION.fullmatch(value) if isinstance(value, str) else None
+    return found[1] if found else None
 
 
 def _facts(checkpoint: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:

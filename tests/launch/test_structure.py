@@ -149,8 +149,17 @@ def test_a_video_model_brings_its_window_its_resolution_and_the_width_of_its_act
 
 
 def test_a_longer_rollout_keeps_the_window_the_model_was_trained_with(video: Path) -> None:
-    ready = plan([f"load={video}", "dataset=video_folder", "dataset.n_frames=1000"])
+    ready = plan([f"load={video}", "dataset=video_folder", "dataset.n_frames=1000", "experiment.tasks=[validation]"])
     assert (ready.options["dataset"].n_frames, ready.options["algorithm"].n_frames) == (1000, 12)
+
+
+def test_the_window_that_is_typed_is_trained_with_also_from_a_checkpoint(video: Path) -> None:
+    typed = [f"load={video}", "dataset=video_folder", "dataset.n_frames=24"]
+    assert plan([*typed, "experiment.tasks=[training,validation]"]).options["algorithm"].n_frames == 24
+    rolled = plan([*typed, "experiment.tasks=[validation]"])
+    assert rolled.options["algorithm"].n_frames == 12
+    assert "algorithm.n_frames=12" in rolled.taken  # and is printed
+    assert plan([*typed, "experiment.tasks=[test]", "algorithm.n_frames=20"]).options["algorithm"].n_frames == 20
 
 
 def test_a_checkpoint_of_another_task_is_named_with_what_to_choose(trained: Path, video: Path, tmp_path: Path) -> None:
