@@ -53,5 +53,5 @@ def test_what_the_user_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator.sys, "platform", "darwin")
+    monkeypatch.setattr("sys.platform", "darwin")
     assert not allocator.keep_freed_memory()
