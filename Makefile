@@ -12,10 +12,10 @@ PIP_WORDS ?=
 # pytest's extra words, e.g. make test PYTEST_WORDS="-k launch -x"
 PYTEST_WORDS ?=
 
-.PHONY: help setup demo test check bench docs clean
+.PHONY: help setup demo demo-video test check bench docs clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## virtual environment in .venv with everything the package, its tests and its checks need
 
@@ -24,10 +24,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing the package and its tools into $(VENV): some minutes, 1.5 GB (more where PyTorch comes with CUDA)"
 	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,dev]'
 	@touch $@
-	@echo "installed into $(VENV); try: make demo"
+	@echo "installed into $(VENV); try: make demo, make demo-video"
 
 demo: setup  ## plan and run mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
 	@$(BIN)/python -m diffusion_forcing.launch.demo
+
+demo-video: setup  ## roll 48 frames out of mazes never trained on with the shipped world model (under 3 minutes on 2 cores)
+	@$(BIN)/python -m diffusion_forcing.launch.demo_video
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest $(PYTEST_WORDS)
