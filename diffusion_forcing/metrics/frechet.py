@@ -8,11 +8,11 @@ fewer samples than dimensions and both covariances are singular. Everything in f
 
 At few samples the value is far too high: two sets of 64 real clips are hundreds apart in 400 dimensions. So it means
 something only beside the same distance between two real sets of the same size (the floor), and all comparisons are at
-the same n. The interval is one for the mean of the value at this n over other samples, not for n to infinity: the
-spread of the bootstrap, moved so that its centre is the value (value + resampled - mean of the resampled). Resampling
-repeats samples, which raises the distance again as a smaller n does; percentiles as they are miss that mean always
-(0 of 150 times with 64 Gaussian samples in 400 dimensions, and the reflected "basic" interval as often), the centred
-interval held it 95-99 % of the time there and 94 % in 4 dimensions, for a nominal 95 %.
+the same n. The interval is one for the mean of the value at this n over other samples, not for n to infinity. It is
+the bootstrap's spread moved so that its centre is the value (value + resampled - mean of the resampled): resampling
+repeats samples, which raises the distance again as a smaller n does, so percentiles as they are miss that mean always.
+Two things make a bootstrap's interval too short, and are undone: few resampled sets (the quantile of rank p (B + 1)
+instead of p (B - 1) + 1) and few samples (`_widening`). docs/metrics.md has how often intervals held what they should.
 """
 
 from __future__ import annotations
