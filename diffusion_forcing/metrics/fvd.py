@@ -53,7 +53,7 @@ def i3d_features(
             progress(len(checked), len(checked))
         return found
     features = []
-    device = network.Conv3d_1a_7x7.Conv_0.kernel.device
+    device = next(network.parameters()).device
     with torch.inference_mode():
         for start in range(0, len(checked), batch):
             clips = checked[start : start + batch]
