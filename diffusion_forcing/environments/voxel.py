@@ -148,8 +148,8 @@ class VoxelEpisodes:
     def make(self, split: str, index: int) -> dict[str, NDArray[Any]]:
         """Episode `index` of `split` (training, validation, test).
 
-        video (frames, size, size, 3) uint8; actions (frames,) int64, actions[t] follows frame t; pose (frames, 4) float32: x, y, z in nodes and yaw
-        in rad; moved (frames,) bool, whether a forward action led to frame t; world () the seed of the world; tries () films made, the last kept.
+        video (frames, size, size, 3) uint8; actions (frames,) int64, actions[t] follows frame t; pose (frames, 4) float32: x, y, z in nodes,
+        yaw in rad, 0 … 2π; moved (frames,) bool, whether a forward action led to frame t; world () the seed of the world; tries () films made, the last kept.
         """
         losses = 0
         tried = 1
@@ -190,7 +190,7 @@ class VoxelEpisodes:
         film: dict[str, NDArray[Any]] = {
             "video": np.stack(video),
             "actions": np.array(actions, np.int64),
-            "pose": np.array([(sight.x, sight.y, sight.z, sight.yaw) for sight in sights], np.float32),
+            "pose": np.array([(s.x, s.y, s.z, s.yaw % (2 * math.pi)) for s in sights], np.float32),
             "moved": np.array([sight.moved for sight in sights]),
             "world": np.array(world.seed),
             "tries": np.array(tried),
