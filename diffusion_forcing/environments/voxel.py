@@ -149,7 +149,8 @@ class VoxelEpisodes:
         """Episode `index` of `split` (training, validation, test).
 
         video (frames, size, size, 3) uint8; actions (frames,) int64, actions[t] follows frame t; pose (frames, 4) float32: x, y, z in nodes,
-        yaw in rad, 0 … 2π; moved (frames,) bool, whether a forward action led to frame t; world () the seed of the world; tries () films made, the last kept.
+        yaw in rad, 0 … 2π; moved (frames,) bool, whether a forward action led to frame t; world () the seed of the world; tries () films
+        made, the last kept.
         """
         losses = 0
         tried = 1
