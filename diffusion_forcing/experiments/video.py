@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.loader import BatchLoader
 from diffusion_forcing.experiments.options import TestOptions, ValidationOptions
 from diffusion_forcing.experiments.rollouts import OPENING, Roller, Scores, frame_metrics
-from diffusion_forcing.experiments.video_distances import fvd_of
+from diffusion_forcing.experiments.video_distances import distances_of
 from diffusion_forcing.experiments.video_drawing import Drawing, draw_curves
 from diffusion_forcing.experiments.video_options import VideoExperimentOptions
 from diffusion_forcing.experiments.weights import compile_network
@@ -165,19 +166,17 @@ class VideoExperiment(BaseExperiment):
                         roller.fill(batch, number, scores, end_frames=end_frames, on_chunk=on_chunk)
                 if shuffling:
                     roller.roll_shuffled(batch, number, scores)
-        self._report(task, scores, where, fvd=end_frames is None and "fvd" in video.options.metrics)
+        self._report(task, scores, where, video.options.metrics if end_frames is None else ())
         drawing.sheet()
         draw_curves(self.run, task, scores)
         self._say_where(task)
 
-    def _report(self, task: str, scores: Scores, where: torch.device, *, fvd: bool) -> None:
-        metrics: dict[str, Any] = video_report.summary(scores)
+    def _report(self, task: str, scores: Scores, where: torch.device, asked: Sequence[str]) -> None:
         actions = video_report.of_actions(scores)
         for line in video_report.lines(scores, actions):
             self._say(line)
-        metrics |= actions
-        if fvd:
-            metrics |= fvd_of(scores, where=where, say=self._say)
+        distances = distances_of(scores, asked, where=where, say=self._say)  # may add a curve
+        metrics: dict[str, Any] = video_report.summary(scores) | actions | distances
         metrics["peak_memory_megabytes"] = devices.peak_memory(where)
         self._say(
             f"  {scores.clips} clips, {metrics['seconds_per_frame']:.3f} s a frame, at most {metrics['peak_memory_megabytes']:.0f} MB held"

@@ -40,7 +40,7 @@ def rows(scores: Scores) -> list[dict[str, float | int]]:
     columns: dict[str, Curve] = {}
     for metric in scores.metrics:
         for who in (MODEL, COPY, MEAN, BLEND, SHUFFLED):
-            if who in scores.curves:
+            if metric in scores.curves.get(who, {}):
                 mean, low, high = mean_and_interval(scores.curve(who, metric))
                 columns[_name(metric, who)] = mean
                 if who == MODEL:

@@ -7,8 +7,8 @@
 
 All through torchmetrics, with data_range 1 because the frames are in [0, 1]; a range of 2 would give 6.02 dB too much.
 Two habits of the last two: where both frames are flat UIQI is 0 / 0, counted as 0, so a perfect prediction of a clear
-sky does not score 1; and both need frames of at least 11 by 11. Nothing here edits its input. LPIPS and FID are in
-`perceptual.py`, FVD is in `fvd.py`, tables and intervals in `scores.py`.
+sky does not score 1; and both need frames of at least 11 by 11. Nothing here edits its input. LPIPS is in
+`lpips.py`, FID in `fid.py`, FVD in `fvd.py`.
 """
 
 from __future__ import annotations

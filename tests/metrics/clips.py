@@ -19,3 +19,18 @@ def waves(frames: int = 16, side: int = 64) -> Tensor:
 def noise(*shape: int, seed: int = 0) -> Tensor:
     """Uniform in [0, 1)."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def formula_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers for a network's tensors by a formula of their place: convolutions scaled as He does, statistics near rest."""
+    scattered = np.mod(np.sin(np.arange(65537) * 12.9898) * 43758.5453, 1.0) * 2 - 1
+    found, offset = {}, 0
+    for name, tensor in state.items():
+        uniform = np.resize(np.roll(scattered, -offset), tensor.shape)
+        offset += tensor.numel()
+        if tensor.ndim > 1:
+            values = uniform * np.sqrt(6 / tensor[0].numel())
+        else:
+            values = 1 + 0.2 * uniform if name.endswith(("var", "weight")) else 0.2 * uniform
+        found[name] = torch.from_numpy(np.array(values)).to(tensor.dtype)
+    return found

@@ -9,7 +9,16 @@ import torch
 from torchmetrics.functional import image
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics.video import FRAME_METRICS, HIGHER_IS_BETTER, PSNR_CAP, frame_curves, mse, psnr, ssim, uiqi
+from diffusion_forcing.metrics.video import (
+    FRAME_METRICS,
+    HIGHER_IS_BETTER,
+    PSNR_CAP,
+    frame_curves,
+    mse,
+    psnr,
+    ssim,
+    uiqi,
+)
 from tests.metrics.clips import noise, waves
 
 CLIPS = torch.cat([waves(3, 24), noise(1, 3, 3, 24, 24)])
