@@ -95,7 +95,7 @@ class Drawing:
 
     def sheet(self, caption: str = "") -> None:
         """Keep the contact sheet of what was drawn, as <task>_sheet; nothing where nothing was."""
-        if self._layout is None:
+        if self._layout is None or not self._truths:
             return
         frames, given = self._layout
         many = f"{len(self._truths)} clips" if len(self._truths) > 1 else "one clip"
@@ -209,7 +209,8 @@ def writing(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[int, Pixel
         with _naming(path):
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
 import av
@@ -39,6 +39,7 @@ TINY = [
     "experiment.test.batch_size=2",
     "experiment.films=1",
 ]
+ROLL = [*TINY, "algorithm.metrics=[]", "experiment.tasks=[validation]"]
 WHO = ("", "_copy_last", "_mean_frame")
 
 
@@ -55,10 +56,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_clips(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_a_folder_with_clips(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "clips").symlink_to(clips, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
-    yield
 
 
 def roll(*words: str) -> tuple[Path, dict[str, float]]:
@@ -109,9 +109,96 @@ def test_a_video_model_is_trained_rolled_out_loaded_and_resumed(capfd: pytest.Ca
 
     identity = json.loads((folder / "run.json").read_text())["id"]
     loaded = ["dataset=video_folder", "dataset.path=clips", f"load={identity}", "experiment.tasks=[validation]"]
-    assert main([*loaded, "algorithm.diffusion.sampling_timesteps=2", "dataset.validation_multiplier=2"]) == 0
+    assert (
+        main(
+            [
+                *loaded,
+                "algorithm.metrics=[]",
+                "algorithm.diffusion.sampling_timesteps=2",
+                "dataset.validation_multiplier=2",
+            ]
+        )
+        == 0
+    )
     assert len(table(Path("outputs/latest-run"), "validation")) == 2 * FRAMES - GIVEN
 
     assert main([f"resume={identity}", "experiment.tasks=[training]", "experiment.training.max_steps=3"]) == 0
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "predicted"),
+    [
+        (["algorithm.chunk_size=-1"], 4),
+        (["algorithm.chunk_size=2", "algorithm.scheduling_matrix=full_sequence"], 4),
+        (["algorithm.chunk_size=2", "algorithm.scheduling_matrix=pyramid"], 4),
+        (["algorithm.causal=False"], 4),
+        (["algorithm.frame_stack=2"], 4),
+        (["dataset.frame_skip=2"], 4),
+        (["dataset.validation_multiplier=3", "algorithm.cache=streaming", "algorithm.sink_frames=1"], 16),
+        (["algorithm.norm=clip", "algorithm.cache=none", "experiment.validation.precision=bf16-mixed"], 4),
+        (["dataset.external_cond_dim=0", "experiment.films=0", "experiment.validation.precision=16-mixed"], 4),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_every_way_of_rolling_out_runs_and_leaves_a_row_a_frame(words: list[str], predicted: int) -> None:
+    assert main([*ROLL, *words]) == 0
+    folder = Path("outputs/latest-run").resolve()
+    assert len(table(folder, "validation")) == predicted
+    film_of_one = folder / "pictures" / "validation_clip_1.mp4"
+    assert film_of_one.is_file() == ("experiment.films=0" not in words)
+    if film_of_one.is_file():
+        assert frames_of(film_of_one) == GIVEN + predicted
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert ("validation/actions_gain" in metrics) == ("dataset.external_cond_dim=0" not in words)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_middle_is_filled_in_and_a_causal_network_is_told_of(
+    causal: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["experiment.tasks=[interpolation]", f"algorithm.causal={causal}", "experiment.interpolation.end_frames=2"]
+    assert main([*ROLL, *words]) == 0
+    folder = Path("outputs/latest-run").resolve()
+    rows = table(folder, "interpolation")
+    assert len(rows) == FRAMES - GIVEN - 2
+    assert {"psnr", "psnr_copy_last", "psnr_linear_blend"} <= set(rows[0]) and "psnr_mean_frame" not in rows[0]
+    assert frames_of(folder / "pictures" / "interpolation_clip_1.mp4") == FRAMES
+    assert (folder / "pictures" / "interpolation_sheet.png").is_file()
+    said = [line for line in capfd.readouterr().err.splitlines() if "does not know the given end" in line]
+    assert len(said) == causal
+
+
+BAD = [
+    (["dataset.external_cond_dim=0", "algorithm.external_cond_dim=3"], r"told actions of 3 numbers.*the data has 0"),
+    (["dataset.frame_skip=2", "algorithm.frame_skip=1"], r"told actions of 3 numbers.*the data has 6"),
+    (["dataset.external_cond_dim=2"], r"action"),
+    (["dataset.context_length=6"], r"context_length 6 leaves no room in the window of 6"),
+    (["dataset.resolution=16"], r"8x8.*16|16.*8x8|smaller|resolution"),
+    (
+        ["experiment.tasks=[interpolation]", "experiment.interpolation.end_frames=0"],
+        r"give at least 1 frame at the end",
+    ),
+    (["experiment.tasks=[interpolation]", "experiment.interpolation.end_frames=4"], r"leave nothing to fill in"),
+    (["experiment.tasks=[interpolation]", "algorithm.frame_stack=2"], r"no multiple of algorithm\.frame_stack 2"),
+    (["experiment.tasks=[interpolation]", "dataset.context_length=0"], r"needs frames at both ends"),
+    (["experiment.films=-1"], r"experiment\.films is -1"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*ROLL, *words]) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1
+    assert re.search(said, error[0]), error[0]
+
+
+def test_data_without_actions_for_a_model_that_is_told_them_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        write_npz(Path("silent") / "validation" / f"{number}.npz", film(24, 8, seed=number))
+        write_npz(Path("silent") / "training" / f"{number}.npz", film(24, 8, seed=number))
+    assert main([*ROLL, "dataset.path=silent"]) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1 and "action" in error[0]

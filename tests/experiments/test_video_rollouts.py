@@ -1,0 +1,238 @@
+"""Rollouts are scored as they come: what is known in closed form comes out, and nothing is kept that grows with the clip."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_forcing.algorithms.video import Video
+from diffusion_forcing.algorithms.video_options import UNetOptions, VideoDiffusionOptions, VideoOptions
+from diffusion_forcing.datasets.video_batch import VideoBatch
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments import video_report
+from diffusion_forcing.experiments.rollouts import BLEND, COPY, MEAN, MODEL, SHUFFLED, OnChunk, Roller, Scores
+from diffusion_forcing.experiments.video_drawing import Drawing, pixels_of, writing
+from diffusion_forcing.metrics.video import PSNR_CAP
+from diffusion_forcing.tracking.run import NullRun, Run
+from tests.datasets.video_makers import decode, film
+
+GIVEN = 2
+
+
+def video(*, causal: bool = True, actions: int = 0) -> Video:
+    architecture = UNetOptions(
+        network_size=8,
+        dim_mults=(1,),
+        attn_resolutions=(8,),
+        attn_heads=1,
+        attn_dim_head=8,
+        use_init_temporal_attn=False,
+    )
+    options = VideoOptions(
+        observation_shape=(3, 8, 8),
+        n_frames=6,
+        context_frames=GIVEN,
+        frame_skip=1,
+        external_cond_dim=actions,
+        causal=causal,
+        diffusion=VideoDiffusionOptions(sampling_timesteps=2, architecture=architecture),
+    )
+    torch.manual_seed(0)
+    return Video(options).eval()
+
+
+def batch(length: int, clips: int = 2, actions: int = 0) -> VideoBatch:
+    frames = np.stack([film(length, 8, seed=seed) for seed in range(clips)])
+    return VideoBatch(
+        torch.from_numpy(frames).permute(0, 1, 4, 2, 3),
+        torch.eye(max(actions, 1))[torch.arange(length) % max(actions, 1)].repeat(clips, 1, 1)[..., :actions],
+        torch.ones(clips, length, dtype=torch.bool),
+        torch.ones(clips, length, dtype=torch.bool),
+    )
+
+
+def roller(model: Video, **words: Any) -> Roller:
+    return Roller(model, model.sampler(), metrics=["mse", "psnr"], seed=0, **words)
+
+
+class Knowing(Roller):
+    """Predicts the truth, two frames at a time; told other actions it predicts black."""
+
+    def __init__(self, truth: VideoBatch) -> None:
+        super().__init__(video(), None, metrics=["mse", "psnr"], seed=0)  # type: ignore[arg-type]
+        self.truth = truth
+
+    def stream(self, batch: VideoBatch, number: int, length: int) -> Any:
+        for start in range(GIVEN, length, 2):
+            piece = self.truth.frames[:, start : min(start + 2, length)].float() / 255
+            yield piece if batch is self.truth else torch.zeros_like(piece)
+
+
+def test_the_truth_scores_the_cap_and_the_baselines_what_their_formulas_say() -> None:
+    clips = batch(9)
+    scores = Scores(["mse", "psnr"])
+    seen: list[tuple[int, int]] = []
+    Knowing(clips).roll(clips, 0, scores, on_chunk=lambda now, guess, truth: seen.append((now, guess.shape[1])))
+    assert seen == [(2, 2), (4, 2), (6, 2), (8, 1)]
+    assert (scores.curve(MODEL, "psnr") == PSNR_CAP).all() and (scores.curve(MODEL, "mse") == 0).all()
+    frames = clips.frames.double().numpy() / 255
+    future = frames[:, GIVEN:]
+    for who, said in ((COPY, frames[:, 1:2]), (MEAN, frames[:, :2].mean(1, keepdims=True))):
+        error = ((future - said) ** 2).mean(axis=(2, 3, 4))
+        np.testing.assert_allclose(scores.curve(who, "mse"), error, rtol=1e-4)
+        np.testing.assert_allclose(scores.curve(who, "psnr"), -10 * np.log10(error), rtol=1e-4)
+    for index, found in enumerate((future.mean(axis=(0, 2, 3, 4)), future.var(axis=(0, 2, 3, 4)))):
+        for who in (MODEL, "truth"):
+            np.testing.assert_allclose(scores.pixels(who)[index], found, rtol=1e-4)
+
+
+def test_the_table_has_a_row_for_each_predicted_frame_and_the_gain_is_that_over_other_actions() -> None:
+    clips = batch(9, actions=3)
+    knowing, scores = Knowing(clips), Scores(["mse", "psnr"])
+    knowing.roll(clips, 0, scores)
+    knowing.roll_shuffled(clips, 0, scores)
+    rows = video_report.rows(scores)
+    assert [row["frame"] for row in rows] == list(range(1, 8))
+    assert all(row["clips"] == 2 and row["psnr"] == PSNR_CAP for row in rows)
+    black = -10 * np.log10(((clips.frames[:, GIVEN:].double() / 255) ** 2).mean(dim=(2, 3, 4)).numpy())
+    gain = video_report.of_actions(scores)
+    assert gain["actions_gain"] == pytest.approx(PSNR_CAP - black.mean(), rel=1e-5)
+    assert gain["actions_gain_frame_4"] == pytest.approx(PSNR_CAP - black.mean(axis=0)[3], rel=1e-5)
+
+
+def test_a_last_batch_of_one_clip_has_no_other_actions_and_spoils_nothing() -> None:
+    scores = Scores(["mse", "psnr"])
+    for number, count in enumerate((2, 1)):
+        clips = batch(9, count, actions=3)
+        knowing = Knowing(clips)
+        knowing.roll(clips, number, scores)
+        knowing.roll_shuffled(clips, number, scores)
+    assert scores.curve(SHUFFLED, "psnr").shape == (3, 7)
+    assert np.isfinite(video_report.of_actions(scores)["actions_gain"])
+    alone = Scores(["mse", "psnr"])
+    clips = batch(9, 1, actions=3)
+    Knowing(clips).roll(clips, 0, alone)
+    Knowing(clips).roll_shuffled(clips, 0, alone)
+    assert video_report.of_actions(alone) == {}
+
+
+def test_padded_frames_count_nothing() -> None:
+    clips = batch(9)
+    clips.valid[1, 5:] = False
+    scores = Scores(["mse", "psnr"])
+    Knowing(clips).roll(clips, 0, scores)
+    assert [row["clips"] for row in video_report.rows(scores)] == [2, 2, 2, 1, 1, 1, 1]
+
+
+def test_filling_gives_both_ends_back_and_is_scored_beside_copying_and_blending() -> None:
+    model, clips = video(causal=False), batch(6)
+    scores, seen = Scores(["mse", "psnr"]), []
+    filler = roller(model)
+    filler.fill(clips, 0, scores, end_frames=1, on_chunk=lambda now, guess, truth: seen.append((now, guess.shape[1])))
+    assert seen == [(GIVEN, 3)]
+    (whole,) = filler._filled(clips, 0, 1)
+    truth = clips.frames.float() / 255
+    torch.testing.assert_close(whole[:, [0, 1, 5]], truth[:, [0, 1, 5]], atol=1e-6, rtol=0)
+    first, last = truth[:, 1].numpy(), truth[:, 5].numpy()
+    for index, share in enumerate((0.25, 0.5, 0.75)):
+        error = (((1 - share) * first + share * last - truth[:, GIVEN + index].numpy()) ** 2).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(scores.curve(BLEND, "mse")[:, index], error, rtol=1e-3)
+
+
+def test_a_causal_network_does_not_see_the_given_end_and_another_does() -> None:
+    clips = batch(6)
+    other = clips._replace(frames=clips.frames.clone())
+    other.frames[:, -1] = 255 - other.frames[:, -1]
+    for causal in (True, False):
+        model = video(causal=causal)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        one, two = (next(roller(model)._filled(each, 0, 1))[:, GIVEN:-1] for each in (clips, other))
+        assert torch.equal(one, two) == causal
+
+
+def retained() -> int:
+    """Bytes of all tensors alive that were made since `gc.freeze()`."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if type(found) is Tensor]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.fixture
+def only_new_objects() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def most_retained(length: int, folder: Path) -> int:
+    """The most bytes of tensors beside the clips at a chunk of a rollout of `length` frames: filmed, written to disk, scored."""
+    model, clips, found = video(), batch(length), []
+    scores, run = Scores(["mse", "psnr"]), Run.create(folder, "long")
+    drawing = Drawing(run, "test", clips=1, given=GIVEN, predictions=folder)
+    before = retained()
+    with drawing.of(clips, 0) as on_chunk:
+
+        def watching(now: int, guess: Tensor, truth: Tensor) -> None:
+            on_chunk(now, guess, truth)
+            if now % 6 == 1:
+                found.append(retained() - before)
+
+        roller(model).roll(clips, 0, scores, on_chunk=watching)
+    assert len(decode(run.pictures / "test_clip_1.mp4")) == length
+    assert np.load(folder / "test_0000.npy").shape == (2, length - GIVEN, 8, 8, 3)
+    return max(found)
+
+
+@pytest.mark.usefixtures("only_new_objects")
+def test_memory_of_a_rollout_does_not_grow_with_its_length(tmp_path: Path) -> None:
+    short, long = (most_retained(length, tmp_path / str(length)) for length in (20, 60))
+    scalars = (
+        2 * 40 * 4 * (3 * 2 + 2 * 2)
+    )  # of 40 more frames of 2 clips: two errors of three predictors, two pairs of moments
+    pixels = 2 * 40 * 3 * 8 * 8  # had they been kept, in bytes
+    assert short > 0
+    assert long - short <= scalars < pixels / 4
+
+
+def stopped_after_two_frames(on_chunk: OnChunk, clips: VideoBatch) -> None:
+    frames = clips.frames[:, GIVEN : GIVEN + 2].float() / 255
+    on_chunk(GIVEN, frames, frames)
+    raise KeyboardInterrupt
+
+
+def test_predictions_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    clips = batch(9)
+    drawing = Drawing(NullRun(tmp_path / "null"), "test", clips=0, given=GIVEN, predictions=tmp_path / "kept")
+    with drawing.of(clips, 3) as on_chunk:
+        Knowing(clips).roll(clips, 0, Scores(["mse", "psnr"]), on_chunk=on_chunk)
+    kept = np.load(tmp_path / "kept" / "test_0003.npy")
+    np.testing.assert_array_equal(kept, pixels_of(clips.frames[:, GIVEN:]))
+    with pytest.raises(KeyboardInterrupt), drawing.of(clips, 4) as on_chunk:
+        stopped_after_two_frames(on_chunk, clips)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["test_0003.npy"]
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = r"cannot write .*kept\.npy: .*leave experiment\.save_predictions out"
+    with pytest.raises(UserError, match=said), writing(tmp_path / "file" / "kept.npy", (1, 1, 2, 2, 3)):
+        pass
+
+
+def test_a_film_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    run, clips = Run.create(tmp_path, "stopped"), batch(9)
+    drawing = Drawing(run, "test", clips=2, given=GIVEN)
+    with pytest.raises(KeyboardInterrupt), drawing.of(clips, 0) as on_chunk:
+        stopped_after_two_frames(on_chunk, clips)
+    drawing.sheet()
+    assert not list(run.pictures.iterdir())
