@@ -11,7 +11,9 @@ import av
 import numpy as np
 import pytest
 
+from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.launch.cli import main
+from diffusion_forcing.launch.run import plan
 from tests.datasets.video_makers import film, write_npz
 
 FRAMES, GIVEN = 6, 2
@@ -173,9 +175,9 @@ def test_the_middle_is_filled_in_and_a_causal_network_is_told_of(
 BAD = [
     (["dataset.external_cond_dim=0", "algorithm.external_cond_dim=3"], r"told actions of 3 numbers.*the data has 0"),
     (["dataset.frame_skip=2", "algorithm.frame_skip=1"], r"told actions of 3 numbers.*the data has 6"),
-    (["dataset.external_cond_dim=2"], r"action"),
+    (["dataset.external_cond_dim=2"], r"actions from 0 to 2, but dataset\.external_cond_dim=2 allows 0 to 1"),
     (["dataset.context_length=6"], r"context_length 6 leaves no room in the window of 6"),
-    (["dataset.resolution=16"], r"8x8.*16|16.*8x8|smaller|resolution"),
+    (["dataset.resolution=16"], r"frames of 8x8, smaller than dataset\.resolution=16"),
     (
         ["experiment.tasks=[interpolation]", "experiment.interpolation.end_frames=0"],
         r"give at least 1 frame at the end",
@@ -202,3 +204,21 @@ def test_data_without_actions_for_a_model_that_is_told_them_is_one_line(capfd: p
     assert main([*ROLL, "dataset.path=silent"]) == 2
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and "action" in error[0]
+
+
+@pytest.mark.parametrize("word", ["dataset.resolution=16", "dataset.external_cond_dim=0", "dataset.frame_skip=2"])
+def test_other_data_than_the_loaded_model_was_trained_with_is_one_line(
+    word: str, clips: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        for split in ("training", "validation"):
+            write_npz(Path("large") / split / f"{number}.npz", film(24, 16, seed=number), np.arange(24) % 3)
+    ready = plan(TINY)
+    video = ready.classes["algorithm"](ready.options["algorithm"])
+    native.save(Path("model"), None, facts=video.describe(), model=video.sampling_weights(), step=1)
+    assert main([*ROLL, "load=model", "dataset.path=large", word]) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1
+    assert re.search(
+        r"error: .*model: .*set dataset\.resolution, dataset\.external_cond_dim, .* as it was trained", error[0]
+    )
