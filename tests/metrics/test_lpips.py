@@ -55,7 +55,7 @@ def test_equal_frames_are_at_no_distance_and_more_noise_is_further(weights: Path
     assert (lpips(truth, truth.clone(), network) == 0).all()
     bump = noise(*truth.shape) - 0.5
     near, far = (lpips((truth + amount * bump).clamp(0, 1), truth, network) for amount in (0.05, 0.5))
-    assert (0 < near).all() and (near < far).all()
+    assert (near > 0).all() and (near < far).all()
 
 
 def test_grey_frames_are_colour_frames_of_three_equal_channels(weights: Path) -> None:
