@@ -64,6 +64,6 @@ class Noise:
 
 if __name__ == "__main__":  # a generation in a process of its own: filming.py FOLDER DIARY
     try:
-        generate(Noise(diary=Path(sys.argv[2]), slow=0.05), Path(sys.argv[1]), {"training": 40}, workers=2)
+        generate(Noise(diary=Path(sys.argv[2]), slow=0.05), Path(sys.argv[1]), {"training": 400}, workers=2)
     except KeyboardInterrupt:
         sys.exit(130)

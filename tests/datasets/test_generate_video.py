@@ -152,7 +152,7 @@ def test_an_interrupted_generation_leaves_whole_episodes_no_process_and_goes_on(
     wait_until(lambda: noise.diary.read_text().count("closed") == 2)
     assert not list(folder.rglob("*.tmp"))
     made = len(list(folder.glob("training/*.npz")))
-    assert 3 <= made < 40
+    assert 3 <= made < 400
     make(noise, folder, {"training": 12})
     make(noise, tmp_path / "other", {"training": 12})
     assert {**digests(folder), **digests(tmp_path / "other")} == digests(folder)
