@@ -140,7 +140,10 @@ def test_an_interrupted_generation_leaves_whole_episodes_no_process_and_goes_on(
 ) -> None:
     folder = tmp_path / "set"
     words = [sys.executable, "-m", "tests.datasets.filming", str(folder), str(noise.diary)]
+    # a shell's background jobs ignore Ctrl-C, and so would what a test started there inherits
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, heard)
     wait_until(lambda: len(list(folder.glob("training/*.npz"))) >= 3)
     if how == signal.SIGINT:
         os.killpg(process.pid, how)  # what a terminal does
