@@ -11,14 +11,14 @@ Tokens are x: (b, t, *c), levels k: (b, t) in −1…K−1, −1 being clean. A 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.diffusion.composition import Composition, Views
 from diffusion_forcing.diffusion.guidance import Guidance
-from diffusion_forcing.diffusion.loss_weighting import fused_snr_weight, min_snr_weight
+from diffusion_forcing.diffusion.loss_weighting import Weighting, loss_weight
 from diffusion_forcing.diffusion.parameterization import (
     Parameterization,
     Prediction,
@@ -41,7 +41,7 @@ class Loss(NamedTuple):
 class DiffusionForcing(nn.Module):
     """A network, a schedule and what the network predicts, together: `loss` to train, `step` to sample.
 
-    weighting: `min_snr`, or `fused_snr` with `cum_snr_decay` already raised to the power frame_stack·frame_skip.
+    weighting: `min_snr`, `uniform`, or `fused_snr` and `cum_snr` with `cum_snr_decay` already raised to the power frame_stack·frame_skip.
     clip_noise: all Gaussian noise is clamped to ± this. stabilization_level: clean context is shown to the network as if its
     level were stabilization_level − 1.
     """
@@ -52,7 +52,7 @@ class DiffusionForcing(nn.Module):
         schedule: NoiseSchedule,
         parameterization: Parameterization,
         *,
-        weighting: Literal["min_snr", "fused_snr"] = "min_snr",
+        weighting: Weighting = "min_snr",
         cum_snr_decay: float = 0.98,
         clip_noise: float = 20.0,
         stabilization_level: int = 10,
@@ -95,10 +95,9 @@ class DiffusionForcing(nn.Module):
 
     def loss_weight(self, k: Tensor) -> Tensor:
         """Weights (b, t) of tokens at levels k: (b, t), by METHOD §4."""
-        objective = self.parameterization.name
-        if self.weighting == "fused_snr":
-            return fused_snr_weight(self.schedule, k, objective, decay=self.cum_snr_decay)
-        return min_snr_weight(self.schedule, k, objective)
+        return loss_weight(
+            self.schedule, k, self.parameterization.name, self.weighting, decay=self.cum_snr_decay
+        )
 
     # ------------------------------------------------------------------------------------------------ sampling: Algorithm 2
 

@@ -1,7 +1,8 @@
 """How much each token's error counts, by its signal-to-noise ratio (METHOD §4).
 
 min-SNR (Hang et al. 2023) looks at the token alone. Fused SNR looks at its history too: a noisy token after a clean past is nearly
-known, so the past's SNR is carried along by a running mean and fused with the token's own.
+known, so the past's SNR is carried along by a running mean and fused with the token's own. The RNN line can also look at the history
+alone, or at neither; its four switches are `weighting_of(use_snr, use_cum_snr)`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,42 @@ from diffusion_forcing.diffusion.schedules import NoiseSchedule
 from diffusion_forcing.errors import UserError
 
 Objective = Literal["pred_noise", "pred_x0", "pred_v"]
+Weighting = Literal["min_snr", "fused_snr", "cum_snr", "uniform"]
+
+
+def weighting_of(use_snr: bool, use_cum_snr: bool) -> Weighting:
+    """The weighting that the RNN line's switches choose."""
+    if use_cum_snr:
+        return "fused_snr" if use_snr else "cum_snr"
+    return "min_snr" if use_snr else "uniform"
+
+
+def loss_weight(schedule: NoiseSchedule, k: Tensor, objective: str, weighting: str, *, decay: float) -> Tensor:
+    """Weights (b, t) of tokens at levels k: (b, t). decay: cum_snr_decay^(frame_stack·frame_skip), where history counts."""
+    match weighting:
+        case "min_snr":
+            return min_snr_weight(schedule, k, objective)
+        case "fused_snr":
+            return fused_snr_weight(schedule, k, objective, decay=decay)
+        case "cum_snr":
+            return cum_snr_weight(schedule, k, decay=decay)
+        case "uniform":
+            return uniform_weight(schedule, k)
+    raise UserError(f"weighting '{weighting}' is not known; allowed: min_snr, fused_snr, cum_snr, uniform")
+
+
+def uniform_weight(schedule: NoiseSchedule, k: Tensor) -> Tensor:
+    """Weights (b, t), all snr_clip/2: the RNN line's scale where no SNR is looked at."""
+    return torch.full(k.shape, schedule.snr_clip / 2, device=k.device)
+
+
+def cum_snr_weight(schedule: NoiseSchedule, k: Tensor, *, decay: float) -> Tensor:
+    """Weights (b, t) of tokens at levels k: (b, t) from their history alone: snr_clip·h_{t−1}, the first token as in `uniform_weight`.
+
+    h is the running mean of clippedSNR/snr_clip; a token after a noisy past counts little, whatever is predicted.
+    """
+    weight = schedule.snr_clip * running_mean_of_history(schedule.clipped_snr[k] / schedule.snr_clip, decay)
+    return torch.cat([uniform_weight(schedule, k[..., :1]), weight[..., 1:]], dim=-1)
 
 
 def min_snr_weight(schedule: NoiseSchedule, k: Tensor, objective: str) -> Tensor:

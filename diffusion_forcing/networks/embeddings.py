@@ -53,3 +53,16 @@ class Waves(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         return cos_sin(values, self.dim)
+
+
+class WaveMLP(nn.Sequential):
+    """Noise levels (b,) → (b, out): `sinusoidal` waves, linear, GELU, linear, as the RNN line has it."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__(nn.Identity(), nn.Linear(dim, out), nn.GELU(), nn.Linear(out, out))
+        self.dim = dim
+
+    def forward(self, levels: Tensor) -> Tensor:
+        waves = sinusoidal(levels, self.dim)
+        embedded: Tensor = super().forward(waves)
+        return embedded

@@ -1,0 +1,113 @@
+"""Rolling out as the released RNN line does, row by row: the specification its recordings are held against (METHOD §9).
+
+`Sampler` rolls the same networks out without what this loop wastes: here every row of a chunk steps every token, those that have not begun (index
+0 again) and those that are finished (the last index again) too, and the latent that goes on is the one of the last row, which saw the
+chunk's tokens at the last level instead of clean. So the two agree where nothing waits or finishes early and the last index is not run
+again, and not elsewhere; ours calls the network S + 1 times a token (S rows and once to remember), the released loop S + 1 times a row of
+a chunk of one, and more where tokens wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_forcing.diffusion.forcing import DiffusionForcing
+from diffusion_forcing.diffusion.parameterization import add_noise
+from diffusion_forcing.diffusion.scheduling import sampling_levels
+from diffusion_forcing.errors import UserError
+
+
+def ddim_row(
+    forcing: DiffusionForcing,
+    x: Tensor,
+    index: int,
+    *,
+    sampling_timesteps: int,
+    eta: float,
+    conditions: Tensor | None = None,
+    memory: Any = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Any]:
+    """One token x: (b, 1, *c) by DDIM index `index` (0: from pure noise, S − 1: to clean), and the memory after it.
+
+    At index 0, x is clamped to ±clip_noise. noise: standard normal, used where eta > 0 and the step is not the last.
+    """
+    levels = sampling_levels(forcing.schedule.timesteps, sampling_timesteps)
+    s = sampling_timesteps - index
+    if index == 0:
+        x = forcing.clamp_noise(x)
+    k = levels[s].expand(x.shape[:2]).to(x.device)
+    k_to = levels[s - 1].expand(x.shape[:2]).to(x.device)
+    prediction, memory = forcing.predict(x, k, conditions, memory)
+    return forcing._ddim(prediction.x0, prediction.eps, k, k_to, eta, noise, None), memory
+
+
+def released_rollout(
+    forcing: DiffusionForcing,
+    context: Tensor,
+    length: int,
+    *,
+    sampling_timesteps: int,
+    chunk_size: int,
+    uncertainty_scale: float,
+    eta: float = 0.0,
+    conditions: Tensor | None = None,
+    memory: Any = None,
+    chunk_noise: Iterable[Tensor] | None = None,
+    noise: Iterable[Tensor] | None = None,
+) -> tuple[Tensor, Tensor, list[int]]:
+    """`length` tokens (b, length, *c) that begin with what the model makes of `context`: (b, t₀, *c), each context token noised at level 0.
+
+    chunk_noise: one (b, *c) a new token, noise: one (b, *c) a draw (each context token, then each DDIM step that draws), standard normal,
+    instead of draws. Returns the tokens, the weighted error of the context (b, t₀, *c), and the DDIM indices in the order they were run.
+    """
+    if chunk_size == 0 or chunk_size < -1:
+        raise UserError(f"chunk_size is {chunk_size}; it must be 1 or more, or -1 for all that remain")
+    network: Any = forcing.network
+    latent = network.begin(len(context), context) if memory is None else memory
+    shape = (len(context), *context.shape[2:])
+    fresh: Iterator[Tensor] = iter(noise) if noise is not None else iter(lambda: torch.randn(shape), None)
+    starts: Iterator[Tensor] = iter(chunk_noise) if chunk_noise is not None else iter(lambda: torch.randn(shape), None)
+
+    def told(token: int) -> Tensor | None:
+        return None if conditions is None else conditions[:, token : token + 1]
+
+    zero = torch.zeros(len(context), context.shape[1], dtype=torch.long, device=context.device)
+    eps = forcing.clamp_noise(torch.stack([next(fresh) for _ in range(context.shape[1])], dim=1))
+    shown = add_noise(forcing.schedule, context, zero, eps)
+    seen = None if conditions is None else conditions[:, : context.shape[1]]
+    prediction, latent = forcing.predict(shown, zero, seen, latent)
+    target = forcing.parameterization.target(forcing.schedule, context, zero, eps)
+    weight = forcing.loss_weight(zero).reshape(*zero.shape, *(1,) * (context.ndim - 2))
+    tokens, indices = [prediction.x0], []
+    done = context.shape[1]
+    while done < length:
+        chunk = min(chunk_size, length - done) if chunk_size > 0 else length - done
+        x = torch.stack([next(starts) for _ in range(chunk)], dim=1)
+        waits = [int(token * uncertainty_scale) for token in range(chunk)]
+        for row in range(sampling_timesteps + 1 + waits[-1]):
+            running, moved = latent, []
+            for token in range(chunk):
+                index = min(max(row - waits[token], 0), sampling_timesteps - 1)
+                draw = next(fresh)[:, None] if eta > 0 and index < sampling_timesteps - 1 else None
+                one, running = ddim_row(
+                    forcing,
+                    x[:, token : token + 1],
+                    index,
+                    sampling_timesteps=sampling_timesteps,
+                    eta=eta,
+                    conditions=told(done + token),
+                    memory=running,
+                    noise=draw,
+                )
+                moved.append(one)
+                indices.append(index)
+            x = torch.cat(moved, dim=1)
+        latent = running
+        tokens.append(x)
+        done += chunk
+    return torch.cat(tokens, dim=1), weight * (prediction.output - target) ** 2, indices

@@ -1,0 +1,134 @@
+"""Recurrent networks: a latent z_t that summarises x_1…x_t, stepped by a transition, read by a head (METHOD §9).
+
+The protocol is that of every network (`memory.py`): the memory is z, so it has one size however long the past is, and a rollout needs no window.
+
+A released checkpoint of the RNN line has the same parameters: `transition_model.model.` is `model.`, `transition_model.x_from_z.` is
+`x_from_z.`; `init_z` and `init_encoder.` have their names at the top of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_forcing.networks.transition_mlp import TransitionMLP
+from diffusion_forcing.networks.transition_unet import TransitionUNet
+
+
+@dataclass(frozen=True)
+class Latent:
+    """z: (b, *z_shape) after `length` tokens."""
+
+    z: Tensor
+    length: int
+
+    def trimmed(self, last: int, sinks: int = 0) -> Latent:
+        """Itself: a summary has nothing to drop."""
+        return self
+
+
+class ImageHead(nn.Sequential):
+    """z (b, z_channels, h, w) → (b, x_channels, h, w): a residual block of 3x3 convolutions without biases, and a 1x1 one."""
+
+    def __init__(self, z_channels: int, x_channels: int) -> None:
+        super().__init__(_HeadBlock(z_channels, x_channels), nn.Conv2d(x_channels, x_channels, 1))
+
+
+class _HeadBlock(nn.Module):
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, out, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.shortcut = nn.Sequential(nn.Conv2d(dim, out, 1, bias=False)) if dim != out else nn.Sequential()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class Recurrent(nn.Module):
+    """A transition stepped over time. x: (b, t, *x_shape), k: (b, t), conditions: (b, t, d) → output (b, t, *x_shape), `Latent`.
+
+    z starts as the memory given, else as the learnt `init_z`, else as zeros.
+    """
+
+    keeps_memory = True
+    memory_slides = True
+    why_no_memory = ""
+
+    def __init__(
+        self,
+        model: TransitionMLP | TransitionUNet,
+        x_from_z: nn.Module,
+        z_shape: tuple[int, ...],
+        *,
+        learnable_init_z: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.x_from_z = x_from_z
+        self.z_shape = z_shape
+        self.init_z = nn.Parameter(torch.randn(z_shape)) if learnable_init_z else None
+
+    def begin(self, batch: int, like: Tensor) -> Latent:
+        """The latent before the first token."""
+        z = like.new_zeros(self.z_shape) if self.init_z is None else self.init_z
+        return Latent(z.expand(batch, *self.z_shape), 0)
+
+    def forward(
+        self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Latent | None = None
+    ) -> tuple[Tensor, Latent]:
+        latent = self.begin(len(x), x) if memory is None else memory
+        z, states = latent.z, []
+        for token in range(x.shape[1]):
+            told = None if conditions is None else conditions[:, token]
+            z = self.model(x[:, token], k[:, token], z, told)
+            states.append(z)
+        if not states:
+            return x, latent
+        output: Tensor = self.x_from_z(torch.stack(states, dim=1).flatten(0, 1))
+        return output.unflatten(0, x.shape[:2]), Latent(z, latent.length + len(states))
+
+
+def recurrent_mlp(
+    x_dim: int,
+    z_dim: int,
+    *,
+    network_size: int,
+    num_gru_layers: int = 1,
+    num_mlp_layers: int = 2,
+    external_cond_dim: int = 0,
+    learnable_init_z: bool = False,
+) -> Recurrent:
+    """The network for tokens that are vectors: (b, t, x_dim)."""
+    model = TransitionMLP(
+        x_dim,
+        z_dim,
+        network_size=network_size,
+        num_gru_layers=num_gru_layers,
+        num_mlp_layers=num_mlp_layers,
+        external_cond_dim=external_cond_dim,
+    )
+    return Recurrent(model, nn.Linear(z_dim, x_dim), (z_dim,), learnable_init_z=learnable_init_z)
+
+
+def recurrent_unet(
+    x_channels: int,
+    z_shape: tuple[int, int, int],
+    *,
+    network_size: int,
+    num_gru_layers: int = 1,
+    external_cond_dim: int = 0,
+    learnable_init_z: bool = False,
+) -> Recurrent:
+    """The network for tokens that are images: (b, t, x_channels, h, w), as large as z_shape says."""
+    model = TransitionUNet(
+        x_channels,
+        z_shape[0],
+        network_size=network_size,
+        num_gru_layers=num_gru_layers,
+        external_cond_dim=external_cond_dim,
+    )
+    return Recurrent(model, ImageHead(z_shape[0], x_channels), z_shape, learnable_init_z=learnable_init_z)

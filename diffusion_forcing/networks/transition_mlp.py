@@ -1,0 +1,89 @@
+"""The RNN line's transition of vectors: a residual MLP, a stack of GRU cells, another MLP (METHOD §9). One step in time.
+
+Names of the parameters are the released ones behind `transition_model.model.`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_forcing.networks.embeddings import WaveMLP
+
+HIDDEN = 32  # width of the hidden layers, in network_sizes
+
+
+class ResidualMLP(nn.Module):
+    """GELU(linear(GELU(linear(x))) + x), x brought to the new width by a linear layer where it has another."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
+        self.shortcut = nn.Linear(width, out) if width != out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.mlp(x) + self.shortcut(x))
+
+
+class TransitionMLP(nn.Module):
+    """z' = after(GRU(before([z, x, level, condition]), z)).
+
+    x: (b, x_dim), k: (b,) noise levels, z: (b, z_dim), condition: (b, external_cond_dim) or None (then zeros) → (b, z_dim). z is cut
+    into one state a GRU cell, so z_dim is a multiple of num_gru_layers. num_mlp_layers: on either side; 0: one linear layer before.
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        *,
+        network_size: int,
+        num_gru_layers: int = 1,
+        num_mlp_layers: int = 2,
+        external_cond_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        if num_gru_layers and z_dim % num_gru_layers:
+            raise ValueError(f"z_dim {z_dim} is no multiple of num_gru_layers {num_gru_layers}")
+        self.external_cond_dim = external_cond_dim
+        self.time_mlp = WaveMLP(network_size, network_size)
+        if external_cond_dim:
+            self.external_cond_mlp = nn.Sequential(
+                nn.Linear(external_cond_dim, network_size), nn.GELU(), nn.Linear(network_size, network_size)
+            )
+        inputs = z_dim + x_dim + network_size * (2 if external_cond_dim else 1)
+        hidden = HIDDEN * network_size
+        self.mlp_before_gru = _mlp(inputs, hidden, z_dim, num_mlp_layers)
+        self.mlp_after_gru = (
+            nn.Linear(z_dim, z_dim) if num_mlp_layers == 1 else _mlp(z_dim, hidden, z_dim, num_mlp_layers)
+        )
+        state = z_dim // max(1, num_gru_layers)
+        self.gru_stack = nn.ModuleList(
+            nn.GRUCell(z_dim if layer == 0 else state, state) for layer in range(num_gru_layers)
+        )
+
+    def forward(self, x: Tensor, k: Tensor, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        parts = [z, x, self.time_mlp(k)]
+        if self.external_cond_dim:
+            told = x.new_zeros(len(x), self.external_cond_dim) if condition is None else condition
+            parts.append(self.external_cond_mlp(told))
+        h = self.mlp_before_gru(torch.cat(parts, dim=-1))
+        if self.gru_stack:
+            states = []
+            for cell, state in zip(self.gru_stack, z.chunk(len(self.gru_stack), dim=-1), strict=True):
+                h = cell(h, state)
+                states.append(h)
+            h = torch.cat(states, dim=-1)
+        after: Tensor = self.mlp_after_gru(h)
+        return after
+
+
+def _mlp(width: int, hidden: int, out: int, layers: int) -> nn.Module:
+    """`layers` layers: residual ones, and a linear one at the end where there are two or more."""
+    if layers == 0:
+        return nn.Linear(width, out)
+    if layers == 1:
+        return ResidualMLP(width, out)
+    residual = [ResidualMLP(width if layer == 0 else hidden, hidden) for layer in range(layers - 1)]
+    return nn.Sequential(*residual, nn.Linear(hidden, out))
