@@ -8,6 +8,9 @@ it: `exact` computes the memory of the window again, once a chunk, and equals `n
 rest stays as it was computed; `sinks` of the very first tokens stay too, since attention leans on them (Xiao et al. 2024). Where
 positions enter with the token, a kept token cannot move to its new place; samples fell apart within a window when it was tried
 (docs/concepts.md). There the memory is computed again from the sinks and the last half of the window, once in half a window.
+
+A recurrent network (`network.recurrent`) needs no window: its memory is one latent, whatever it has seen. Both caches carry it along and
+compute nothing again, for as long as one likes.
 """
 
 from __future__ import annotations
@@ -45,6 +48,10 @@ class Tokens:
         """The last `count` of them, or all where there are fewer."""
         return self._at(slice(max(0, self.count - count), None))
 
+    def between(self, first: int, end: int) -> Tokens:
+        """Number `first` to `end` − 1 of them."""
+        return self._at(slice(first, end))
+
     def then(self, later: Tokens) -> Tokens:
         """These, and `later` behind them."""
         if self.count == 0:
@@ -71,15 +78,16 @@ Remember = Callable[[Tokens, Any], Any]
 
 
 class Past(Protocol):
-    """`add` finished tokens; `before(chunk)`: what a chunk of that many tokens is to see before it, tokens and memory."""
+    """`add` finished tokens, with the memory of all before them where the walk came by one; `before(chunk)`: what a chunk of that many
+    tokens is to see before it, tokens and memory."""
 
-    def add(self, finished: Tokens) -> None: ...
+    def add(self, finished: Tokens, memory: Any = None) -> None: ...
 
     def before(self, chunk: int) -> tuple[Tokens, Any]: ...
 
 
-def check_cache(cache: Cache, network: Any, *, chunk: int, window: int, sinks: int, slides: bool) -> None:
-    """UserError where `cache` cannot be: chunks of `chunk` tokens, a window that `slides` or is long enough for all."""
+def check_cache(cache: Cache, network: Any, *, chunk: int, window: int | None, sinks: int, length: int | None) -> None:
+    """UserError where `cache` cannot be: chunks of `chunk` tokens, until there are `length` (None: for ever)."""
     if cache not in CACHES:
         raise UserError(f"cache '{cache}' is not known; allowed: {', '.join(CACHES)}{did_you_mean(str(cache), CACHES)}")
     if cache != "none" and not getattr(network, "keeps_memory", True):
@@ -90,15 +98,51 @@ def check_cache(cache: Cache, network: Any, *, chunk: int, window: int, sinks: i
         raise UserError(
             f"{sinks} sinks with cache={cache}; sinks are how many of the first tokens cache=streaming keeps for ever, 0 or more"
         )
-    if sinks and slides and sinks + chunk >= window:
+    if carries(cache, network):
+        if sinks:
+            raise UserError(
+                f"{sinks} sinks for a recurrent network, whose memory is one latent and holds no tokens; pass 0"
+            )
+        return
+    if window is None:
+        raise UserError(
+            "only a recurrent network under cache=exact or streaming rolls out without a window; pass window, the most tokens this one "
+            "is to see at once"
+        )
+    if chunk > window:
+        raise UserError(
+            f"a chunk of {chunk} tokens exceeds the window of {window}; "
+            f"pass algorithm.chunk_size<={window} or train with more frames"
+        )
+    if sinks and (length is None or length > window) and sinks + chunk >= window:
         raise UserError(
             f"{sinks} sinks and a chunk of {chunk} tokens leave nothing of the window of {window} for the recent past; "
             "pass fewer sinks or a smaller chunk_size"
         )
 
 
-def past_of(cache: Cache, network: Any, context: Tokens, *, window: int, sinks: int, remember: Remember) -> Past:
-    """The past of a rollout that begins with `context`, kept as `cache` says and `network` can."""
+def carries(cache: Cache, network: Any) -> bool:
+    """Whether the past is one latent that is carried along, so that no window limits it."""
+    return cache != "none" and getattr(network, "recurrent", False)
+
+
+def past_of(
+    cache: Cache,
+    network: Any,
+    context: Tokens,
+    *,
+    window: int | None,
+    sinks: int,
+    remember: Remember,
+    memory: Any = None,
+) -> Past:
+    """The past of a rollout that begins with `context`, kept as `cache` says and `network` can. window: None where it is carried.
+
+    memory: what a recurrent network holds before the context; None is its own beginning.
+    """
+    if carries(cache, network):
+        return Carried(context, remember, memory)
+    assert window is not None
     match cache:
         case "none":
             return Shown(context, window)
@@ -117,7 +161,7 @@ class Shown:
         self.tokens = context.last(window)
         self.end = self.tokens.count
 
-    def add(self, finished: Tokens) -> None:
+    def add(self, finished: Tokens, memory: Any = None) -> None:
         self.tokens = self.tokens.then(finished).last(self.window)
         self.end += finished.count
 
@@ -155,7 +199,7 @@ class Streamed:
         self.memory: Any = None
         self.length = 0
 
-    def add(self, finished: Tokens) -> None:
+    def add(self, finished: Tokens, memory: Any = None) -> None:
         self.fresh = self.fresh.then(finished)
 
     def before(self, chunk: int) -> tuple[Tokens, Any]:
@@ -180,7 +224,7 @@ class Restarted:
         self.memory: Any = None
         self.remembered = 0
 
-    def add(self, finished: Tokens) -> None:
+    def add(self, finished: Tokens, memory: Any = None) -> None:
         self.tokens = self.tokens.then(finished)
 
     def before(self, chunk: int) -> tuple[Tokens, Any]:
@@ -196,3 +240,22 @@ class Restarted:
             self.memory = self.remember(fresh, self.memory)
             self.remembered = self.tokens.count
         return self.tokens.last(0), self.memory
+
+
+class Carried:
+    """A recurrent network's latent: of one size, stepped once a finished token, never computed again. `add` only what it does not hold."""
+
+    def __init__(self, context: Tokens, remember: Remember, memory: Any = None) -> None:
+        self.remember = remember
+        self.fresh = context
+        self.memory = memory
+
+    def add(self, finished: Tokens, memory: Any = None) -> None:
+        self.fresh = finished
+        self.memory = self.memory if memory is None else memory
+
+    def before(self, chunk: int) -> tuple[Tokens, Any]:
+        if self.fresh.count:
+            self.memory = self.remember(self.fresh, self.memory)
+            self.fresh = self.fresh.last(0)
+        return self.fresh, self.memory

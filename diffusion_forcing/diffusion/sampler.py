@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 from diffusion_forcing.diffusion.composition import compose
 from diffusion_forcing.diffusion.forcing import DiffusionForcing
 from diffusion_forcing.diffusion.guidance import Guidance
-from diffusion_forcing.diffusion.past import Cache, Tokens, check_cache, past_of
+from diffusion_forcing.diffusion.past import Cache, Carried, Tokens, carries, check_cache, past_of
+from diffusion_forcing.diffusion.recurrent_walk import walk_unfinished
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix
 from diffusion_forcing.errors import UserError
 
@@ -156,12 +158,13 @@ class Sampler:
         context: Tensor,
         length: int | None,
         *,
-        window: int,
+        window: int | None = None,
         chunk_size: int = 1,
         cache: Cache = "none",
         sinks: int = 0,
         guidance: Guidance | None = None,
         conditions: Conditions | None = None,
+        memory: Any = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
     ) -> Iterator[Tensor]:
@@ -171,7 +174,9 @@ class Sampler:
         window: the most tokens the network sees at once; the oldest slide out. chunk_size: tokens denoised together (−1: all that
         remain). cache: `exact` and `streaming` keep the past as a causal network's memory. `exact` gives the same result (but DDPM's own
         noise on the context stays away); `streaming` gives the same until the window slides, then what was computed stays, and the first
-        `sinks` tokens of all. Under a cache a return sees the chunk alone.
+        `sinks` tokens of all. Under a cache a return sees the chunk alone. A recurrent network's past is one latent: under either cache no
+        window is needed, nor read, and it steps neither waiting nor finished tokens (`recurrent_walk.py`). memory: what such a network
+        holds before the context, a latent made from a start state, say.
         """
         if chunk_size < 0 and length is None:
             raise UserError(
@@ -179,32 +184,35 @@ class Sampler:
             )
         remaining = chunk_size if length is None else max(0, length - context.shape[1])
         chunk_size = min(chunk_size, remaining) if chunk_size > 0 else remaining
-        if chunk_size > window:
+        check_cache(cache, self.forcing.network, chunk=chunk_size, window=window, sinks=sinks, length=length)
+        if carries(cache, self.forcing.network):
+            window = None
+        elif memory is not None:
             raise UserError(
-                f"a chunk of {chunk_size} tokens exceeds the window of {window}; "
-                f"pass algorithm.chunk_size<={window} or train with more frames"
+                "a memory to begin with is for a recurrent network under cache=exact or streaming; give context instead"
             )
-        slides = length is None or length > window
-        check_cache(cache, self.forcing.network, chunk=chunk_size, window=window, sinks=sinks, slides=slides)
         how = {"guidance": guidance, "generator": generator, "on_row": on_row}
-        return self._chunks(context, length, window, chunk_size, cache, sinks, conditions, how)
+        return self._chunks(context, length, window, chunk_size, cache, sinks, conditions, memory, how)
 
     @torch.no_grad()
     def _chunks(
         self,
         context: Tensor,
         length: int | None,
-        window: int,
+        window: int | None,
         chunk_size: int,
         cache: Cache,
         sinks: int,
         conditions: Conditions | None,
+        memory: Any,
         how: dict[str, Any],
     ) -> Iterator[Tensor]:
         now = context.shape[1]
-        visible = context[:, max(0, now - window) :]
+        visible = context if window is None else context[:, max(0, now - window) :]
         given = self._tokens(visible, now, conditions, how["generator"])
-        past = past_of(cache, self.forcing.network, given, window=window, sinks=sinks, remember=self._remember)
+        past = past_of(
+            cache, self.forcing.network, given, window=window, sinks=sinks, remember=self._remember, memory=memory
+        )
         while length is None or now < length:
             chunk = chunk_size if length is None else min(chunk_size, length - now)
             now += chunk
@@ -214,6 +222,14 @@ class Sampler:
             new = self._tokens(noise, now, conditions, how["generator"])
             seen, memory = past.before(chunk)
             tokens, rows = seen.then(new), self.matrix(chunk)
+            if isinstance(past, Carried) and how["guidance"] is None:
+                walk = partial(self.walk, generator=how["generator"])
+                finished, fresh, memory = walk_unfinished(
+                    new, rows, memory, walk=walk, remember=self._remember, on_row=how["on_row"]
+                )
+                past.add(fresh, memory)
+                yield finished
+                continue
             x = self.walk(
                 tokens.x,
                 torch.cat([rows.new_zeros(len(rows), seen.count), rows], dim=1),

@@ -5,7 +5,8 @@ and x. It is a value: calling twice with the same memory gives the same output, 
 
 A network says by `keeps_memory` whether a call on the last tokens with the memory of the earlier ones equals a call on all of them,
 and by `why_no_memory` what stands in the way ("" where nothing does). `memory_slides`: positions are relative, so that the memory may be
-`trimmed` and go on.
+`trimmed` and go on. `recurrent`: the memory has one size whatever it stands for, and a call costs one step a token, so that no window is
+needed and no token should be shown in vain.
 """
 
 from __future__ import annotations

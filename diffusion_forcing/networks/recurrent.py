@@ -56,6 +56,7 @@ class Recurrent(nn.Module):
 
     keeps_memory = True
     memory_slides = True
+    recurrent = True
     why_no_memory = ""
 
     def __init__(
