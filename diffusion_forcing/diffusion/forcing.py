@@ -95,9 +95,7 @@ class DiffusionForcing(nn.Module):
 
     def loss_weight(self, k: Tensor) -> Tensor:
         """Weights (b, t) of tokens at levels k: (b, t), by METHOD §4."""
-        return loss_weight(
-            self.schedule, k, self.parameterization.name, self.weighting, decay=self.cum_snr_decay
-        )
+        return loss_weight(self.schedule, k, self.parameterization.name, self.weighting, decay=self.cum_snr_decay)
 
     # ------------------------------------------------------------------------------------------------ sampling: Algorithm 2
 
@@ -139,7 +137,7 @@ class DiffusionForcing(nn.Module):
         if ancestral:
             moved = self._posterior(x0, shown, k, k_to, noise, generator)
         else:
-            moved = self._ddim(x0, eps, k, k_to, eta, noise, generator)
+            moved = self.ddim(x0, eps, k, k_to, eta, noise, generator)
         still = (k_from == k_to).reshape(*k_from.shape, *(1,) * (x.ndim - k_from.ndim))
         return torch.where(still, x, moved)
 
@@ -229,7 +227,7 @@ class DiffusionForcing(nn.Module):
             else noise
         )
 
-    def _ddim(
+    def ddim(
         self,
         x0: Tensor,
         eps: Tensor,

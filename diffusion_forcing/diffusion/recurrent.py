@@ -1,10 +1,9 @@
-"""Rolling out as the released RNN line does, row by row: the specification its recordings are held against (METHOD §9).
+"""Rolling out as the released RNN line does: the specification its recordings are held against (METHOD §9).
 
-`Sampler` rolls the same networks out without what this loop wastes: here every row of a chunk steps every token, those that have not begun (index
-0 again) and those that are finished (the last index again) too, and the latent that goes on is the one of the last row, which saw the
-chunk's tokens at the last level instead of clean. So the two agree where nothing waits or finishes early and the last index is not run
-again, and not elsewhere; ours calls the network S + 1 times a token (S rows and once to remember), the released loop S + 1 times a row of
-a chunk of one, and more where tokens wait.
+`Sampler` rolls the same networks out without what this loop wastes. Here every row of a chunk steps every token, those that have not begun
+(index 0 again) and those that are finished (the last index again) too, and the latent that goes on to the next chunk is that of the last
+row, which saw its tokens at the last level and not clean. A chunk of one costs S + 1 calls of the network, a chunk of H tokens
+H·(S + ⌊H·u⌋). Ours steps a token S times and looks at it once more when it is clean.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def ddim_row(
     k = levels[s].expand(x.shape[:2]).to(x.device)
     k_to = levels[s - 1].expand(x.shape[:2]).to(x.device)
     prediction, memory = forcing.predict(x, k, conditions, memory)
-    return forcing._ddim(prediction.x0, prediction.eps, k, k_to, eta, noise, None), memory
+    return forcing.ddim(prediction.x0, prediction.eps, k, k_to, eta, noise, None), memory
 
 
 def released_rollout(
@@ -59,19 +58,22 @@ def released_rollout(
     memory: Any = None,
     chunk_noise: Iterable[Tensor] | None = None,
     noise: Iterable[Tensor] | None = None,
-) -> tuple[Tensor, Tensor, list[int]]:
+) -> tuple[Tensor, list[int]]:
     """`length` tokens (b, length, *c) that begin with what the model makes of `context`: (b, t₀, *c), each context token noised at level 0.
 
     chunk_noise: one (b, *c) a new token, noise: one (b, *c) a draw (each context token, then each DDIM step that draws), standard normal,
-    instead of draws. Returns the tokens, the weighted error of the context (b, t₀, *c), and the DDIM indices in the order they were run.
+    instead of draws. conditions: (b, length, d); as released, the first token is not told its own. Returns the tokens, and the DDIM indices
+    in the order they were run.
     """
     if chunk_size == 0 or chunk_size < -1:
         raise UserError(f"chunk_size is {chunk_size}; it must be 1 or more, or -1 for all that remain")
     network: Any = forcing.network
+    if conditions is not None:
+        conditions = torch.cat([torch.zeros_like(conditions[:, :1]), conditions[:, 1:]], dim=1)
     latent = network.begin(len(context), context) if memory is None else memory
     shape = (len(context), *context.shape[2:])
-    fresh: Iterator[Tensor] = iter(noise) if noise is not None else iter(lambda: torch.randn(shape), None)
-    starts: Iterator[Tensor] = iter(chunk_noise) if chunk_noise is not None else iter(lambda: torch.randn(shape), None)
+    fresh = iter(noise) if noise is not None else _draws(shape, context.device)
+    starts = iter(chunk_noise) if chunk_noise is not None else _draws(shape, context.device)
 
     def told(token: int) -> Tensor | None:
         return None if conditions is None else conditions[:, token : token + 1]
@@ -81,15 +83,13 @@ def released_rollout(
     shown = add_noise(forcing.schedule, context, zero, eps)
     seen = None if conditions is None else conditions[:, : context.shape[1]]
     prediction, latent = forcing.predict(shown, zero, seen, latent)
-    target = forcing.parameterization.target(forcing.schedule, context, zero, eps)
-    weight = forcing.loss_weight(zero).reshape(*zero.shape, *(1,) * (context.ndim - 2))
-    tokens, indices = [prediction.x0], []
+    tokens, indices = [prediction.x0], list[int]()
     done = context.shape[1]
     while done < length:
         chunk = min(chunk_size, length - done) if chunk_size > 0 else length - done
         x = torch.stack([next(starts) for _ in range(chunk)], dim=1)
         waits = [int(token * uncertainty_scale) for token in range(chunk)]
-        for row in range(sampling_timesteps + 1 + waits[-1]):
+        for row in range(sampling_timesteps + int(chunk * uncertainty_scale)):
             running, moved = latent, []
             for token in range(chunk):
                 index = min(max(row - waits[token], 0), sampling_timesteps - 1)
@@ -110,4 +110,9 @@ def released_rollout(
         latent = running
         tokens.append(x)
         done += chunk
-    return torch.cat(tokens, dim=1), weight * (prediction.output - target) ** 2, indices
+    return torch.cat(tokens, dim=1), indices
+
+
+def _draws(shape: tuple[int, ...], device: torch.device) -> Iterator[Tensor]:
+    while True:
+        yield torch.randn(shape, device=device)

@@ -6,6 +6,7 @@ Names of the parameters are the released ones behind `transition_model.model.`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,7 @@ class TransitionUNet(nn.Module):
         if num_gru_layers not in (0, 1):
             raise ValueError(f"num_gru_layers is {num_gru_layers}; a transition of images has 0 or 1")
         widths = [network_size, *(network_size * mult for mult in dim_mults)]
-        stages = list(zip(widths[:-1], widths[1:], strict=True))
+        stages = list(pairwise(widths))
         self.external_cond_dim = external_cond_dim
         level = 4 * network_size
         self.init_conv = nn.Conv2d(z_channels + x_channels, network_size, 7, padding=3)
@@ -190,16 +191,23 @@ class TransitionUNet(nn.Module):
             embedding = torch.cat([embedding, self.external_cond_mlp(told)], dim=-1)
         h = first = self.init_conv(torch.cat([z, x], dim=1))
         skips = []
-        for one, two, attention, down in self.downs:  # type: ignore[misc]
+        for stage in self.downs:
+            one, two, attention, down = _layers(stage)
             h = one(h, embedding)
             skips.append(h)
             h = attention(two(h, embedding))
             skips.append(h)
             h = down(h)
         h = self.mid_block2(self.mid_attn(self.mid_block1(h, embedding)), embedding)
-        for one, two, attention, up in self.ups:  # type: ignore[misc]
+        for stage in self.ups:
+            one, two, attention, up = _layers(stage)
             h = one(torch.cat([h, skips.pop()], dim=1), embedding)
             h = two(torch.cat([h, skips.pop()], dim=1), embedding)
             h = up(attention(h))
         out: Tensor = self.final_conv(self.final_res_block(torch.cat([h, first], dim=1), embedding))
         return out if self.gru is None else self.gru(out, z)
+
+
+def _layers(stage: nn.Module) -> list[nn.Module]:
+    assert isinstance(stage, nn.ModuleList)
+    return list(stage)

@@ -1,0 +1,134 @@
+"""Recurrent networks: causal, their memory is the whole of the past, and rollouts need no window."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, build_parameterization, build_schedule
+from diffusion_forcing.networks.recurrent import Latent, Recurrent, recurrent_mlp, recurrent_unet
+from diffusion_forcing.networks.transition_mlp import TransitionMLP
+from diffusion_forcing.networks.transition_unet import TransitionUNet
+
+KINDS = ["mlp", "mlp without layers", "images", "images without a gru"]
+
+
+def build(kind: str) -> tuple[Recurrent, tuple[int, ...]]:
+    """A small network that is told 2 numbers a token, and the shape of a token."""
+    torch.manual_seed(0)
+    match kind:
+        case "mlp":
+            net = recurrent_mlp(3, 8, network_size=4, num_gru_layers=2, num_mlp_layers=3, external_cond_dim=2)
+        case "mlp without layers":
+            net = recurrent_mlp(3, 8, network_size=4, num_gru_layers=1, num_mlp_layers=0, external_cond_dim=2)
+        case "images":
+            net = recurrent_unet(3, (4, 8, 8), network_size=8, external_cond_dim=2, learnable_init_z=True)
+        case _:
+            net = recurrent_unet(3, (4, 8, 8), network_size=8, num_gru_layers=0, external_cond_dim=2)
+    return net.eval(), (3,) if kind.startswith("mlp") else (3, 8, 8)
+
+
+def inputs(shape: tuple[int, ...], time: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, time, *shape, generator=generator)
+    return x, torch.randint(0, 1000, (2, time), generator=generator), torch.randn(2, time, 2, generator=generator)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_change_at_a_token_changes_nothing_before_it_bit_for_bit_and_something_from_it_on(kind: str) -> None:
+    net, shape = build(kind)
+    x, k, told = inputs(shape)
+    with torch.no_grad():
+        before, _ = net(x, k, told)
+        for part in range(3):
+            other = [x.clone(), k.clone(), told.clone()]
+            other[part][:, 3] = other[part][:, 3] + 7
+            after, _ = net(*other)
+            assert torch.equal(after[:, :3], before[:, :3])
+            assert not torch.equal(after[:, 3], before[:, 3])
+            assert not torch.equal(after[:, 4], before[:, 4])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_going_on_from_the_memory_is_the_same_as_seeing_everything(kind: str) -> None:
+    net, shape = build(kind)
+    x, k, told = inputs(shape)
+    with torch.no_grad():
+        whole, last = net(x, k, told)
+        first, memory = net(x[:, :2], k[:, :2], told[:, :2])
+        rest, end = net(x[:, 2:], k[:, 2:], told[:, 2:], memory)
+    torch.testing.assert_close(torch.cat([first, rest], dim=1), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(end.z, last.z, rtol=0, atol=1e-5)
+    assert (memory.length, end.length) == (2, 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_learns(kind: str) -> None:
+    net, shape = build(kind)
+    output, _ = net(*inputs(shape))
+    output.square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+
+
+def test_no_tokens_leave_the_memory_as_it_was() -> None:
+    net, shape = build("mlp")
+    x, k, told = inputs(shape)
+    memory = net(x, k, told)[1]
+    output, after = net(x[:, :0], k[:, :0], told[:, :0], memory)
+    assert output.shape == (2, 0, 3)
+    assert after is memory
+
+
+def method(net: Recurrent) -> DiffusionForcing:
+    return DiffusionForcing(net, build_schedule("cosine"), build_parameterization("pred_x0", clip_noise=6.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "matrix"),
+    [("mlp", "autoregressive"), ("mlp", "pyramid"), ("mlp without layers", "full_sequence"), ("images", "pyramid")],
+)
+def test_a_rollout_that_keeps_the_latent_equals_one_that_sees_all_the_past(kind: str, matrix: str) -> None:
+    net, shape = build(kind)
+    context, _, _ = inputs(shape, 2)
+    _, _, told = inputs(shape, 6)
+    sampler = Sampler(method(net), sampling_timesteps=2, scheduling_matrix=matrix)
+
+    def roll(cache: str) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return sampler.rollout(context, 6, window=6, chunk_size=3, cache=cache, conditions=told, generator=generator)
+
+    plain = roll("none")
+    torch.testing.assert_close(roll("streaming"), plain, rtol=0, atol=1e-4)
+    torch.testing.assert_close(roll("exact"), plain, rtol=0, atol=1e-4)
+
+
+def test_streaming_needs_no_window_and_keeps_a_latent_of_one_size() -> None:
+    net, shape = build("mlp")
+    context, _, _ = inputs(shape, 2)
+    told = torch.randn(2, 20, 2, generator=torch.Generator().manual_seed(4))
+    sampler = Sampler(method(net), sampling_timesteps=3)
+
+    def roll(window: int, cache: str) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return sampler.rollout(context, 20, window=window, cache=cache, conditions=told, generator=generator)
+
+    torch.testing.assert_close(roll(3, "streaming"), roll(20, "none"), rtol=0, atol=1e-4)
+    calls: list[int] = []
+    net.register_forward_hook(lambda module, args, out: calls.append(args[0].shape[1]))
+    roll(3, "streaming")
+    assert (
+        sum(calls) == 2 + 18 * 3 + 17
+    )  # the context, three rows a token, and a look at each but the last when it is clean
+
+
+def test_a_latent_has_nothing_to_drop() -> None:
+    latent = Latent(torch.zeros(1, 4), 9)
+    assert latent.trimmed(1, 1) is latent
+
+
+def test_sizes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="z_dim 9 is no multiple of num_gru_layers 2"):
+        TransitionMLP(3, 9, network_size=4, num_gru_layers=2)
+    with pytest.raises(ValueError, match="num_gru_layers is 2"):
+        TransitionUNet(3, 4, network_size=8, num_gru_layers=2)
