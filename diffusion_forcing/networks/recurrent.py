@@ -8,14 +8,18 @@ A released checkpoint of the RNN line has the same parameters: `transition_model
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.transition_mlp import TransitionMLP
 from diffusion_forcing.networks.transition_unet import TransitionUNet
+
+SMALLEST = 8  # pixels a side: the released dim_mults halve three times
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class _HeadBlock(nn.Module):
 class Recurrent(nn.Module):
     """A transition stepped over time. x: (b, t, *x_shape), k: (b, t), conditions: (b, t, d) → output (b, t, *x_shape), `Latent`.
 
-    z starts as the memory given, else as the learnt `init_z`, else as zeros.
+    z starts as the memory given, else as the learnt `init_z`, else as zeros. A model that is self-conditioned looks at every token twice.
     """
 
     keeps_memory = True
@@ -81,16 +85,35 @@ class Recurrent(nn.Module):
     def forward(
         self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Latent | None = None
     ) -> tuple[Tensor, Latent]:
+        width = self.model.external_cond_dim
+        if conditions is not None and conditions.shape[-1] != width:
+            raise UserError(
+                f"conditions have {conditions.shape[-1]} numbers a token, the network was built for {width}; "
+                "set algorithm.external_cond_dim to what the dataset gives"
+            )
         latent = self.begin(len(x), x) if memory is None else memory
-        z, states = latent.z, []
-        for token in range(x.shape[1]):
-            told = None if conditions is None else conditions[:, token]
-            z = self.model(x[:, token], k[:, token], z, told)
-            states.append(z)
-        if not states:
+        if not x.shape[1]:
             return x, latent
+        z, states = latent.z, []
+        for token, features in zip(x.unbind(1), _by_token(self.model.features(k, conditions)), strict=True):
+            estimate = self._estimate(token, features, z) if self.model.self_condition else None
+            z = self.model.step(token, features, z, estimate)
+            states.append(z)
         output: Tensor = self.x_from_z(torch.stack(states, dim=1).flatten(0, 1))
         return output.unflatten(0, x.shape[:2]), Latent(z, latent.length + len(states))
+
+    def _estimate(self, x: Tensor, features: tuple[Tensor, ...], z: Tensor) -> Tensor:
+        """What a first look at token x: (b, *x_shape) says of it, for the second (Chen et al. 2023); in training for half of the batch."""
+        with torch.no_grad():
+            said: Tensor = self.x_from_z(self.model.step(x, features, z))
+        if self.training:
+            said = said * (torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device) < 0.5)
+        return said
+
+
+def _by_token(features: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors (b, t, …) → t times (b, …)."""
+    return zip(*(feature.unbind(1) for feature in features), strict=True)
 
 
 def recurrent_mlp(
@@ -102,6 +125,7 @@ def recurrent_mlp(
     num_mlp_layers: int = 2,
     external_cond_dim: int = 0,
     learnable_init_z: bool = False,
+    self_condition: bool = False,
 ) -> Recurrent:
     """The network for tokens that are vectors: (b, t, x_dim)."""
     model = TransitionMLP(
@@ -111,6 +135,7 @@ def recurrent_mlp(
         num_gru_layers=num_gru_layers,
         num_mlp_layers=num_mlp_layers,
         external_cond_dim=external_cond_dim,
+        self_condition=self_condition,
     )
     return Recurrent(model, nn.Linear(z_dim, x_dim), (z_dim,), learnable_init_z=learnable_init_z)
 
@@ -123,13 +148,17 @@ def recurrent_unet(
     num_gru_layers: int = 1,
     external_cond_dim: int = 0,
     learnable_init_z: bool = False,
+    self_condition: bool = False,
 ) -> Recurrent:
     """The network for tokens that are images: (b, t, x_channels, h, w), as large as z_shape says."""
+    if any(side % SMALLEST for side in z_shape[1:]):
+        raise UserError(f"z_shape {list(z_shape)} is halved three times; its sides must be multiples of {SMALLEST}")
     model = TransitionUNet(
         x_channels,
         z_shape[0],
         network_size=network_size,
         num_gru_layers=num_gru_layers,
         external_cond_dim=external_cond_dim,
+        self_condition=self_condition,
     )
     return Recurrent(model, ImageHead(z_shape[0], x_channels), z_shape, learnable_init_z=learnable_init_z)

@@ -1,14 +1,18 @@
 """The RNN line's transition of vectors: a residual MLP, a stack of GRU cells, another MLP (METHOD §9). One step in time.
 
-Names of the parameters are the released ones behind `transition_model.model.`.
+Names of the parameters are the released ones behind `transition_model.model.`. What does not depend on z (`features`) is computed for all
+tokens together, `step` one token after the other.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.embeddings import WaveMLP
 
 HIDDEN = 32  # width of the hidden layers, in network_sizes
@@ -30,7 +34,8 @@ class TransitionMLP(nn.Module):
     """z' = after(GRU(before([z, x, level, condition]), z)).
 
     x: (b, x_dim), k: (b,) noise levels, z: (b, z_dim), condition: (b, external_cond_dim) or None (then zeros) → (b, z_dim). z is cut
-    into one state a GRU cell, so z_dim is a multiple of num_gru_layers. num_mlp_layers: on either side; 0: one linear layer before.
+    into one state a GRU cell, so z_dim is a multiple of num_gru_layers. num_mlp_layers: on either side; 0: one linear layer on each.
+    self_condition: beside x there is an estimate of what it says, like x, or None (then zeros).
     """
 
     def __init__(
@@ -42,17 +47,22 @@ class TransitionMLP(nn.Module):
         num_gru_layers: int = 1,
         num_mlp_layers: int = 2,
         external_cond_dim: int = 0,
+        self_condition: bool = False,
     ) -> None:
         super().__init__()
         if num_gru_layers and z_dim % num_gru_layers:
-            raise ValueError(f"z_dim {z_dim} is no multiple of num_gru_layers {num_gru_layers}")
+            raise UserError(
+                f"z_shape [{z_dim}] cannot be cut into {num_gru_layers} equal states; "
+                "choose a multiple of algorithm.diffusion.num_gru_layers"
+            )
         self.external_cond_dim = external_cond_dim
+        self.self_condition = self_condition
         self.time_mlp = WaveMLP(network_size, network_size)
         if external_cond_dim:
             self.external_cond_mlp = nn.Sequential(
                 nn.Linear(external_cond_dim, network_size), nn.GELU(), nn.Linear(network_size, network_size)
             )
-        inputs = z_dim + x_dim + network_size * (2 if external_cond_dim else 1)
+        inputs = z_dim + x_dim * (2 if self_condition else 1) + network_size * (2 if external_cond_dim else 1)
         hidden = HIDDEN * network_size
         self.mlp_before_gru = _mlp(inputs, hidden, z_dim, num_mlp_layers)
         self.mlp_after_gru = (
@@ -63,12 +73,23 @@ class TransitionMLP(nn.Module):
             nn.GRUCell(z_dim if layer == 0 else state, state) for layer in range(num_gru_layers)
         )
 
-    def forward(self, x: Tensor, k: Tensor, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        parts = [z, x, self.time_mlp(k)]
-        if self.external_cond_dim:
-            told = x.new_zeros(len(x), self.external_cond_dim) if condition is None else condition
-            parts.append(self.external_cond_mlp(told))
-        h = self.mlp_before_gru(torch.cat(parts, dim=-1))
+    def forward(
+        self, x: Tensor, k: Tensor, z: Tensor, condition: Tensor | None = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        return self.step(x, self.features(k, condition), z, estimate)
+
+    def features(self, k: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What levels k: (…) and conditions (…, external_cond_dim) say, one tensor (…, d)."""
+        level: Tensor = self.time_mlp(k)
+        if not self.external_cond_dim:
+            return (level,)
+        told = level.new_zeros(*k.shape, self.external_cond_dim) if condition is None else condition
+        return (torch.cat([level, self.external_cond_mlp(told)], dim=-1),)
+
+    def step(self, x: Tensor, features: Sequence[Tensor], z: Tensor, estimate: Tensor | None = None) -> Tensor:
+        """The latent after one token x: (b, x_dim)."""
+        shown = [torch.zeros_like(x) if estimate is None else estimate, x] if self.self_condition else [x]
+        h = self.mlp_before_gru(torch.cat([z, *shown, *features], dim=-1))
         if self.gru_stack:
             states = []
             for cell, state in zip(self.gru_stack, z.chunk(len(self.gru_stack), dim=-1), strict=True):

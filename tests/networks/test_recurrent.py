@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, build_parameterization, build_schedule
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.recurrent import Latent, Recurrent, recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.transition_mlp import TransitionMLP
 from diffusion_forcing.networks.transition_unet import TransitionUNet
@@ -128,7 +129,58 @@ def test_a_latent_has_nothing_to_drop() -> None:
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="z_dim 9 is no multiple of num_gru_layers 2"):
+    with pytest.raises(UserError, match="cannot be cut into 2 equal states"):
         TransitionMLP(3, 9, network_size=4, num_gru_layers=2)
-    with pytest.raises(ValueError, match="num_gru_layers is 2"):
+    with pytest.raises(UserError, match="num_gru_layers is 2"):
         TransitionUNet(3, 4, network_size=8, num_gru_layers=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_transition_at_a_time_is_what_the_network_does(kind: str) -> None:
+    net, shape = build(kind)
+    x, k, told = inputs(shape)
+    with torch.no_grad():
+        _, last = net(x, k, told)
+        z = net.begin(2, x).z
+        for token in range(x.shape[1]):
+            z = net.model(x[:, token], k[:, token], z, told[:, token])
+    torch.testing.assert_close(z, last.z, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "images"])
+def test_a_self_conditioned_network_sees_its_own_first_answer(kind: str) -> None:
+    torch.manual_seed(0)
+    net = (
+        recurrent_mlp(3, 8, network_size=4, self_condition=True)
+        if kind == "mlp"
+        else recurrent_unet(3, (4, 8, 8), network_size=8, self_condition=True)
+    ).eval()
+    x, k, _ = inputs((3,) if kind == "mlp" else (3, 8, 8), time=1)
+    with torch.no_grad():
+        z = net.begin(2, x).z
+        first = net.x_from_z(net.model(x[:, 0], k[:, 0], z))
+        second = net.x_from_z(net.model(x[:, 0], k[:, 0], z, estimate=first))
+        output, _ = net(x, k)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(output[:, 0], second)
+
+
+def test_in_training_half_of_a_batch_does_without_its_first_answer() -> None:
+    torch.manual_seed(0)
+    net = recurrent_mlp(3, 8, network_size=4, self_condition=True).train()
+    x, k, _ = inputs((3,), time=1)
+    x, k = x[:1].expand(400, -1, -1), k[:1].expand(400, -1)
+    answers, counts = net(x, k)[0].detach()[:, 0].round(decimals=4).unique(dim=0, return_counts=True)
+    assert len(answers) == 2
+    assert 150 < int(counts[0]) < 250
+
+
+def test_actions_of_another_width_and_pictures_that_cannot_be_halved_are_refused() -> None:
+    net, shape = build("mlp")
+    x, k, told = inputs(shape)
+    with pytest.raises(UserError, match="conditions have 3 numbers a token, the network was built for 2"):
+        net(x, k, torch.cat([told, told[..., :1]], dim=-1))
+    with pytest.raises(UserError, match=r"z_shape \[4, 12, 12\] is halved three times"):
+        recurrent_unet(3, (4, 12, 12), network_size=8)
+    with pytest.raises(UserError, match="network_size is 12; it must be a multiple of 8"):
+        recurrent_unet(3, (4, 8, 8), network_size=12)
