@@ -39,7 +39,7 @@ class ForcingAlgorithm(lightning.LightningModule):
             network,
             schedule,
             build_parameterization(diffusion.objective, clip_noise=diffusion.clip_noise),
-            weighting="fused_snr" if diffusion.use_fused_snr else "min_snr",
+            weighting=diffusion.weighting,
             cum_snr_decay=diffusion.cum_snr_decay ** (options.frame_stack * options.frame_skip),
             clip_noise=diffusion.clip_noise,
             stabilization_level=diffusion.stabilization_level,

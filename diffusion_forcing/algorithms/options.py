@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from diffusion_forcing.diffusion.loss_weighting import Weighting
 from diffusion_forcing.errors import UserError
 
 
@@ -48,6 +49,11 @@ class NoisingOptions:
         within(f"{where}.ddim_sampling_eta", self.ddim_sampling_eta, 0, 1)
         positive(f"{where}.clip_noise", self.clip_noise)
         positive(f"{where}.snr_clip", self.snr_clip)
+
+    @property
+    def weighting(self) -> Weighting:
+        """How the loss weighs a token's error (METHOD §4)."""
+        return "fused_snr" if self.use_fused_snr else "min_snr"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import ForcingAlgorithm
 from diffusion_forcing.algorithms.video_options import VideoOptions
@@ -44,15 +44,23 @@ class VideoDraws(NamedTuple):
 class Video(ForcingAlgorithm):
     """Diffusion Forcing for video. `options` is a `VideoOptions`."""
 
-    Options = VideoOptions
+    Options: type[VideoOptions] = VideoOptions
     task = "video"
+    line = "v1.5"
     options: VideoOptions
     data_mean: Tensor
     data_std: Tensor
 
     def __init__(self, options: VideoOptions) -> None:
+        super().__init__(options, self.build_network(options))
+        self.register_buffer("data_mean", _per_channel(options.data_mean), persistent=False)
+        self.register_buffer("data_std", _per_channel(options.data_std), persistent=False)
+
+    @staticmethod
+    def build_network(options: VideoOptions) -> nn.Module:
+        """The network for tokens (b, t, f·c, h, w), as the options say."""
         channels, resolution, _ = options.observation_shape
-        network = UNet3D(
+        return UNet3D(
             channels * options.frame_stack,
             resolution,
             causal=options.causal,
@@ -60,9 +68,6 @@ class Video(ForcingAlgorithm):
             external_cond_dim=options.condition_width,
             **asdict(options.diffusion.architecture),
         )
-        super().__init__(options, network)
-        self.register_buffer("data_mean", _per_channel(options.data_mean), persistent=False)
-        self.register_buffer("data_std", _per_channel(options.data_std), persistent=False)
 
     # ------------------------------------------------------------------------------------------------ frames ⇄ tokens
 
@@ -243,19 +248,27 @@ class Video(ForcingAlgorithm):
             "algorithm": {
                 "n_frames": options.n_frames,
                 "frame_stack": options.frame_stack,
-                "causal": options.causal,
-                "norm": options.norm,
+                **self.sizes["algorithm"],
                 "diffusion": {
                     "objective": diffusion.objective,
                     "beta_schedule": diffusion.beta_schedule,
                     "schedule_fn_kwargs": dict(diffusion.schedule_fn_kwargs),
                     "timesteps": diffusion.timesteps,
                     "clip_noise": diffusion.clip_noise,
-                    "architecture": asdict(diffusion.architecture),
+                    **self.sizes["diffusion"],
                 },
             },
         }
-        return {"task": self.task, "line": "v1.5", "structure": structure}
+        return {"task": self.task, "line": self.line, "structure": structure}
+
+    @property
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """What the network's weights depend on beside the data and the schedule, under `algorithm` and under `algorithm.diffusion`."""
+        options = self.options
+        return {
+            "algorithm": {"causal": options.causal, "norm": options.norm},
+            "diffusion": {"architecture": asdict(options.diffusion.architecture)},
+        }
 
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`, into the network and its average.

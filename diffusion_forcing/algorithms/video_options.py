@@ -131,6 +131,9 @@ class VideoOptions(AlgorithmOptions):
         if any(not value > 0 for value in _numbers(self.data_std)):
             raise UserError(f"dataset.data_std is {self.data_std}; every standard deviation must be above 0")
         not_negative("dataset.external_cond_dim", self.external_cond_dim)
+        self._check_size(height)
+
+    def _check_size(self, height: int) -> None:
         architecture = self.diffusion.architecture
         halvings = architecture.patch_size * 2 ** (len(architecture.dim_mults) - 1)
         if height % halvings:

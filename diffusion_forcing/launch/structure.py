@@ -31,15 +31,25 @@ _GO_WITH = {
     "video": "experiment=exp_video algorithm=df_video dataset=video_minecraft (or other video)",
 }
 
+_OF_LINE = {"video v1.5": "df_video", "video rnn": "df_video_rnn"}
+
 
 def check_task(config: Mapping[str, Any], checkpoint: Path) -> None:
-    """UserError where `checkpoint` was trained for another task than the chosen algorithm's; `config` is resolved."""
-    trained = _facts(checkpoint, config).get("task")
+    """UserError where `checkpoint` was trained for another task or by the other line than the chosen algorithm; `config` is resolved."""
+    facts = _facts(checkpoint, config)
+    trained, line = facts.get("task"), facts.get("line")
     target = config["algorithm"].get(TARGET)
-    wanted = getattr(import_class(target, f"algorithm.{TARGET}"), "task", "") if isinstance(target, str) else ""
+    chosen = import_class(target, f"algorithm.{TARGET}") if isinstance(target, str) else object
+    wanted, our_line = getattr(chosen, "task", ""), getattr(chosen, "line", "")
     if trained and wanted and trained != wanted:
         more = f": choose {_GO_WITH[trained]}" if trained in _GO_WITH else ""
         raise UserError(f"{checkpoint} is a checkpoint for {trained}, the chosen algorithm is for {wanted}{more}")
+    if line and our_line and line != our_line:
+        algorithm = _OF_LINE.get(f"{trained} {line}")
+        more = f": choose algorithm={algorithm}" if algorithm else ""
+        raise UserError(
+            f"{checkpoint} is a {trained} checkpoint of the {line} line, the chosen algorithm is of the {our_line} line{more}"
+        )
 
 
 def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[str]:
