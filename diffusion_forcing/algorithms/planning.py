@@ -126,6 +126,7 @@ class Planning(ForcingAlgorithm):
 
     Options = PlanningOptions
     task = "planning"
+    line = "v1.5"
     options: PlanningOptions
 
     def __init__(self, options: PlanningOptions) -> None:
@@ -250,7 +251,7 @@ class Planning(ForcingAlgorithm):
                 },
             },
         }
-        return {"task": "planning", "line": "v1.5", "env_id": options.env_id, "structure": structure}
+        return {"task": "planning", "line": self.line, "env_id": options.env_id, "structure": structure}
 
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`, into the network and its average.

@@ -112,6 +112,24 @@ def released_video_structure(facts: Mapping[str, Any], resolution: int) -> dict[
     }
 
 
+def released_recurrent_structure(facts: Mapping[str, Any], resolution: int) -> dict[str, Any]:
+    """As `released_video_structure`, for a video checkpoint of the paper's RNN line."""
+    diffusion = {
+        key: facts[key] for key in ("network_size", "num_gru_layers", "self_condition", "timesteps") if key in facts
+    }
+    schedule = _schedule_of(facts)
+    if schedule is not None:
+        diffusion["beta_schedule"] = schedule
+    channels, *sides = facts["z_shape"]
+    structure = {
+        "frame_stack": facts["frame_stack"],
+        "z_shape": [channels, *(sides or (resolution, resolution))],
+        "learnable_init_z": facts["learnable_init_z"],
+        "diffusion": diffusion,
+    }
+    return structure if facts["external_cond_dim"] else {**structure, "external_cond_dim": 0}
+
+
 def _schedule_of(facts: Mapping[str, Any]) -> str | None:
     """The schedule with default arguments that leaves as much signal at a quarter, half and three quarters; None: another."""
     powers: list[float] = facts.get("signal_power", [])

@@ -1,8 +1,9 @@
-"""The importer of released v1.5 checkpoints, planning and video: a Lightning `.ckpt`, read without running any of it.
+"""The importer of released checkpoints of both lines: a Lightning `.ckpt`, read without running any of it.
 
 Upstream saved `state_dict` keys `data_mean`, `data_std`, `diffusion_model.<schedule table>` and
 `diffusion_model.model.<network>`, with `_orig_mod.` somewhere in front where the model was compiled, and beside them
-the networks of its metrics, which are left out. Here the network's keys lose that prefix and become ours; sizes are
+the networks of its metrics, which are left out. (Of the RNN line: `released_rnn`.)
+Here the network's keys lose that prefix and become ours; sizes are
 read off the tensors (`released_sizes`). What leaves no trace in a checkpoint must come from the configuration.
 """
 
@@ -19,34 +20,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_forcing.checkpoints import released_sizes
+from diffusion_forcing.checkpoints import released_rnn, released_sizes
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError
 
 NETWORK_PREFIX = "diffusion_model.model."
 _COMPILED = "_orig_mod."
-_OWN = ("data_mean", "data_std", "diffusion_model.", "transition_model.", "init_z")  # what is not a metric's
-_USE = "this version takes v1.5 checkpoints of planning (`diffusion_model.model.transformer.*`) and video (`….init_conv.*`)"
+_OWN = (
+    "data_mean",
+    "data_std",
+    "diffusion_model.",
+    "transition_model.",
+    "init_z",
+    "init_encoder.",
+    "embed.",
+)  # what is not a metric's
+_USE = (
+    "released checkpoints hold `diffusion_model.model.transformer.*` (v1.5 planning), `diffusion_model.model.….init_conv.*` (v1.5 video) "
+    "or `transition_model.*` (the RNN line)"
+)
 
 
 def load(path: Path) -> LoadedCheckpoint:
-    """The released checkpoint in the file `path`. UserError, one line, if it is not a v1.5 planning or video checkpoint;
+    """The released checkpoint in the file `path`. UserError, one line, if it is not one of either line;
     nothing in it is run."""
     path = Path(path)
     content = _read(path)
     state = _state_dict(path, content)
-    task = _task(path, state)
-    weights = _without(state, NETWORK_PREFIX)
-    tables = {key.removeprefix("diffusion_model."): value for key, value in state.items() if _is_table(key)}
+    recurrent = any(key.startswith(released_rnn.PREFIX) for key in state)
+    task = released_rnn.task(state) if recurrent else _task(path, state)
     statistics: dict[str, Tensor] = {
         key: state[key].to(torch.float32) for key in ("data_mean", "data_std") if key in state
     }
     try:
-        if task == "video":
-            facts = released_sizes.of_video(weights, tables, statistics)
-            weights = released_sizes.our_names(weights)
+        if recurrent:
+            weights, tables = released_rnn.weights(state), released_rnn.tables(state)
+            facts = released_rnn.facts(task, weights, tables, statistics)
         else:
-            facts = released_sizes.of_planning(weights, tables, statistics)
+            weights = _without(state, NETWORK_PREFIX)
+            tables = {key.removeprefix("diffusion_model."): value for key, value in state.items() if _is_table(key)}
+            sizes = released_sizes.of_video if task == "video" else released_sizes.of_planning
+            facts = sizes(weights, tables, statistics)
+            weights = released_sizes.our_names(weights) if task == "video" else weights
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(
             f"{path} is an incomplete {task} checkpoint ({error} is missing or misshapen); get it again"
@@ -118,19 +133,8 @@ def _task(path: Path, state: Mapping[str, Tensor]) -> str:
         return "planning"
     if any("init_conv." in key or "down_blocks." in key for key in network):
         return "video"
-    if any(key.startswith("transition_model.") for key in state):
-        raise UserError(f"{path} is a checkpoint of the paper's RNN line ({_rnn_task(state)}); {_USE}")
     first = next(iter(state))
     raise UserError(f"{path} is not a Diffusion Forcing checkpoint (its first weight is '{first}'); {_USE}")
-
-
-def _rnn_task(state: Mapping[str, Tensor]) -> str:
-    mean = state.get("data_mean")
-    if any("mlp_before_gru.0." in key for key in state):
-        return "maze planning"
-    if any("mlp_before_gru." in key for key in state):
-        return "time series"
-    return "robot" if mean is not None and mean.ndim == 3 else "video"
 
 
 def _is_table(key: str) -> bool:

@@ -21,10 +21,10 @@ COLOURS = 3
 
 def of_planning(weights: Tensors, tables: Tensors, statistics: Tensors) -> dict[str, Any]:
     """Facts of a v1.5 planner. The number of its attention heads leaves no trace."""
-    x_dim, width = _shape(weights, "out.weight", 2)
+    x_dim, width = shape_of(weights, "out.weight", 2)
     layers = {int(key.split(".")[2]) for key in weights if key.startswith("transformer.layers.")}
-    feedforward, _ = _shape(weights, "transformer.layers.0.linear1.weight", 2)
-    _, inputs = _shape(weights, "init_mlp.0.weight", 2)
+    feedforward, _ = shape_of(weights, "transformer.layers.0.linear1.weight", 2)
+    _, inputs = shape_of(weights, "init_mlp.0.weight", 2)
     features = statistics["data_mean"].numel()
     facts: dict[str, Any] = {
         "task": "planning",
@@ -58,13 +58,13 @@ def of_video(released: Tensors, tables: Tensors, statistics: Tensors) -> dict[st
     """
     weights = our_names(released)
     rotary = next((value for key, value in released.items() if key.endswith(_CONSTANTS)), None)
-    size, channels, *_ = _shape(weights, "init_conv.weight", 5)
+    size, channels, *_ = shape_of(weights, "init_conv.weight", 5)
     stages = sorted({int(key.split(".")[1]) for key in weights if key.startswith("down_blocks.")})
     if stages != list(range(len(stages))) or not stages:
         raise KeyError(f"down_blocks.{len(stages)}")
-    widths = [_shape(weights, f"down_blocks.{stage}.0.1.out_layers.2.weight", 5)[0] for stage in stages]
+    widths = [shape_of(weights, f"down_blocks.{stage}.0.1.out_layers.2.weight", 5)[0] for stage in stages]
     attended = [stage for stage in stages if f"down_blocks.{stage}.0.2.attn.to_qkv.weight" in weights]
-    inner = _shape(weights, "mid_block.1.attn.to_qkv.weight", 2)[0] // 3
+    inner = shape_of(weights, "mid_block.1.attn.to_qkv.weight", 2)[0] // 3
     mean = statistics["data_mean"]
     colours = mean.numel() if mean.numel() > 1 else min(COLOURS, channels)
     architecture: dict[str, Any] = {
@@ -88,13 +88,19 @@ def of_video(released: Tensors, tables: Tensors, statistics: Tensors) -> dict[st
         "architecture": architecture,
     }
     if "alphas_cumprod" in tables:
-        power = tables["alphas_cumprod"]
-        facts["timesteps"] = power.numel()
-        facts["signal_power"] = [power[power.numel() * quarter // 4].item() for quarter in (1, 2, 3)]
+        facts |= signal_power(tables)
     return facts
 
 
-def _shape(weights: Tensors, key: str, rank: int) -> tuple[int, ...]:
+def signal_power(tables: Tensors) -> dict[str, Any]:
+    """The number of levels, and what is left of the signal's power at a quarter, half and three quarters of them."""
+    power = tables["alphas_cumprod"]
+    quarters = [power[power.numel() * quarter // 4].item() for quarter in (1, 2, 3)]
+    return {"timesteps": power.numel(), "signal_power": quarters}
+
+
+def shape_of(weights: Tensors, key: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor of `rank`."""
     shape = tuple(weights[key].shape)
     if len(shape) != rank:
         raise ValueError(f"'{key}'")

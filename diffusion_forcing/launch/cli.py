@@ -35,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    if words[:1] in (["inspect"], ["convert"]) and not {"--help", "-h"} & set(words):
+        from diffusion_forcing.launch import checkpoint_commands
+
+        getattr(checkpoint_commands, words[0])(words[1:])
+        return 0
     flags, overrides = _split(words)
     if {"--help", "-h"} & set(flags):
         from diffusion_forcing.launch.usage import usage

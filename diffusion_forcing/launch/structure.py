@@ -120,12 +120,13 @@ def _facts(checkpoint: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     if (
         facts.get("task") == "video"
         and "structure" not in facts
-        and "halvings" in facts
+        and ("halvings" in facts or "z_shape" in facts)
         and isinstance(resolution, int)
     ):
-        from diffusion_forcing.algorithms.released import released_video_structure
+        from diffusion_forcing.algorithms.released import released_recurrent_structure, released_video_structure
 
-        facts = {**facts, "structure": {"algorithm": released_video_structure(facts, resolution)}}
+        of = released_recurrent_structure if "z_shape" in facts else released_video_structure
+        facts = {**facts, "structure": {"algorithm": of(facts, resolution)}}
     return facts
 
 

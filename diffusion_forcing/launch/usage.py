@@ -9,6 +9,8 @@ _HEAD = """diffusion-forcing {version}: sequence models in which every token has
 
 usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing …                              the same, from anywhere
+       diffusion-forcing inspect PATH                   what a checkpoint is: line, task, sizes, step, statistics
+       diffusion-forcing convert IN.ckpt OUT            a released checkpoint, of either line, in our format
        … --cfg [--resolve]                              print the composed configuration, run nothing
        … --version | --help
 

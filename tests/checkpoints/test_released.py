@@ -170,17 +170,22 @@ def test_a_video_model_with_a_missing_tensor_is_named_with_its_key(tmp_path: Pat
 @pytest.mark.parametrize(
     ("key", "mean", "task"),
     [
-        ("transition_model.model.mlp_before_gru.0.mlp.0.weight", (6,), "maze planning"),
-        ("transition_model.model.mlp_before_gru.mlp.0.weight", (8,), "time series"),
+        ("init_encoder.0.weight", (6,), "planning"),
+        ("transition_model.model.mlp_before_gru.mlp.0.weight", (8,), "prediction"),
         ("transition_model.model.init_conv.weight", (21, 4, 4), "robot"),
         ("transition_model.model.init_conv.weight", (), "video"),
     ],
 )
-def test_a_checkpoint_of_the_rnn_line_is_named_with_its_task(
+def test_an_incomplete_checkpoint_of_the_rnn_line_is_named_with_its_task(
     tmp_path: Path, key: str, mean: tuple[int, ...], task: str
 ) -> None:
-    path = written(tmp_path / "paper.ckpt", {"state_dict": {"data_mean": torch.zeros(mean), key: torch.zeros(2)}})
-    assert f"of the paper's RNN line ({task})" in message_of(path)
+    state = {
+        "data_mean": torch.zeros(mean),
+        key: torch.zeros(2),
+        "transition_model.model.time_mlp.3.weight": torch.zeros(2),
+    }
+    path = written(tmp_path / "paper.ckpt", {"state_dict": state})
+    assert f"is an incomplete {task} checkpoint ('model.time_mlp.1.weight' is missing" in message_of(path)
 
 
 def test_somebody_elses_checkpoint_is_named_by_its_first_weight(tmp_path: Path) -> None:
