@@ -12,12 +12,12 @@ from tests.parity.recorded import DATA, NETWORK
 
 RELEASED: dict[str, Any] = json.loads((DATA / "keys_planning.json").read_text())
 FRAME_STACK = 10
-WIDTHS = {"planning_medium_x": 2, "planning_large_xva": 6}
+WIDTHS = {"x": 2, "xv": 4, "xva": 6}
 
 
 @pytest.fixture(scope="module", params=sorted(RELEASED))
 def pair(request: pytest.FixtureRequest) -> tuple[Transformer, dict[str, Any]]:
-    return Transformer(FRAME_STACK * WIDTHS[request.param]), RELEASED[request.param]
+    return Transformer(FRAME_STACK * WIDTHS[request.param.rpartition("_")[2]]), RELEASED[request.param]
 
 
 def test_the_default_sizes_are_the_released_ones(pair: tuple[Transformer, dict[str, Any]]) -> None:
