@@ -71,16 +71,31 @@ def goal_return(
     return returns
 
 
-def reward_return(
-    bundle: Bundle, *, planned: int, scale: float | Tensor, gamma: float = 1.0
-) -> Callable[[Tensor], Tensor]:
-    """J: clean tokens (b, t, f·c) → (b,), the discounted reward the model predicts for the planned frames (`use_reward`)."""
-    if not bundle.reward_dim:
-        raise UserError("use_reward needs a reward in the bundle; train with algorithm.use_reward=True")
-    f = bundle.frame_stack
+def position_return(bundle: Bundle, goal: Tensor, *, planned: int, scale: float | Tensor) -> Callable[[Tensor], Tensor]:
+    """J: clean tokens (b, t, f·c) of a plan without token 0 → (b,), the RNN line's: −scale·Σ‖position − goal‖ over the planned frames, in
+    metres. goal: (b, ≥2), normalised."""
+    mean, std = bundle.mean[:2], bundle.std[:2]
+    target = (goal[:, None, :2] * std + mean).detach()
 
     def returns(x0: Tensor) -> Tensor:
-        rewards = bundle.unstack(x0)[:, f : f + planned, -1]
+        positions = bundle.unstack(x0)[:, :planned, :2] * std + mean
+        distance = ((positions - target) ** 2).sum(-1).clamp(min=SMALLEST_SQUARE).sqrt()
+        return -scale * distance.sum(dim=1)
+
+    return returns
+
+
+def reward_return(
+    bundle: Bundle, *, planned: int, scale: float | Tensor, gamma: float = 1.0, present_tokens: int = 1
+) -> Callable[[Tensor], Tensor]:
+    """J: clean tokens (b, t, f·c) → (b,), the discounted reward the model predicts for the planned frames (`use_reward`), which
+    `present_tokens` go before."""
+    if not bundle.reward_dim:
+        raise UserError("use_reward needs a reward in the bundle; train with algorithm.use_reward=True")
+    first = bundle.frame_stack * present_tokens
+
+    def returns(x0: Tensor) -> Tensor:
+        rewards = bundle.unstack(x0)[:, first : first + planned, -1]
         discount = gamma ** torch.arange(rewards.shape[1], device=x0.device)
         return 1000 * scale / RELEASED_BATCH * (rewards * discount).mean(dim=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ class PlannerOptions:
 class Planner:
     """Draws plans from a trained DiffusionForcing over bundles."""
 
+    present_tokens = 1
+    """Tokens before the planned ones in what is walked: the present."""
+    context_frames = 0
+    """Steps before the present that a plan looks back on, at most."""
+
     def __init__(
         self, forcing: DiffusionForcing, bundle: Bundle, sampler: Sampler, options: PlannerOptions, *, causal: bool
     ) -> None:
@@ -57,14 +63,15 @@ class Planner:
         pull: Tensor | None = None,
         previous: Tensor | None = None,
         restart: int | None = None,
+        past: Steps | None = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
     ) -> tuple[Steps, Tensor]:
         """Plans of `horizon` steps from observations `start`: (b, ≥o) to `goal`: (b, 2), both in data units.
 
         Returns the steps in data units, (b, horizon, …), and the same as normalised frames (b, horizon, c). A goal has no velocity:
-        where velocities are planned, their target is 0 in normalised units. The other arguments: see
-        `plan_normalized`.
+        where velocities are planned, their target is 0 in normalised units. past: the last steps before `start`, in data units, for a
+        planner with `context_frames`. The other arguments: see `plan_normalized`.
         """
         o = self.bundle.observation_dim
         mean, std = self.bundle.mean[:o], self.bundle.std[:o]
@@ -79,6 +86,7 @@ class Planner:
             pull=pull,
             previous=previous,
             restart=restart,
+            past=past,
             generator=generator,
             on_row=on_row,
         )
@@ -95,6 +103,7 @@ class Planner:
         pull: Tensor | None = None,
         previous: Tensor | None = None,
         restart: int | None = None,
+        past: Steps | None = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
     ) -> Tensor:
@@ -103,18 +112,13 @@ class Planner:
         noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws, clamped. pull: (b,) factors of
         the guidance scale, one a plan. previous: frames
         (b, horizon, c) of an earlier plan moved up to now; the walk then starts from them, noised at sampling level `restart`,
-        instead of from pure noise.
+        instead of from pure noise. past: as for `plan`, in data units.
         """
         bundle, batch = self.bundle, len(start)
         tokens = -(-horizon // bundle.frame_stack)
-        if horizon < 1 or tokens + 1 > self.options.max_tokens:
-            raise UserError(
-                f"horizon {horizon} exceeds the window of {(self.options.max_tokens - 1) * bundle.frame_stack} steps "
-                f"({self.options.max_tokens} tokens of {bundle.frame_stack}); plan for 1…{(self.options.max_tokens - 1) * bundle.frame_stack} "
-                "steps or train with a larger dataset.episode_len"
-            )
-        # a network that sees all tokens was trained with absent ones as pure noise at the end: the horizon is flexible
-        absent = 0 if self.causal else self.options.max_tokens - 1 - tokens
+        absent = self._absent(horizon, tokens)
+        before, memory = self._opening(start, past)
+        first = before.shape[1]
         shape = (batch, tokens, bundle.token_width)
         future = self._noise(shape, noise, start.device, generator)
         rows = self.sampler.matrix(tokens)
@@ -129,24 +133,42 @@ class Planner:
             frames = torch.cat([previous, previous[:, -1:].expand(-1, missing, -1)], dim=1)
             future = add_noise(self.forcing.schedule, bundle.stack(frames), k, future)
         padding = start.new_zeros(batch, absent, bundle.token_width)
-        x = torch.cat([bundle.present_normalized(start), future, padding], dim=1)
+        x = torch.cat([before, future, padding], dim=1)
         stop = round(self.options.guidance_stop * self.sampler.sampling_timesteps)
         guided = int((rows > stop).any(dim=1).sum())
         guidance = self._guidance(start, goal, horizon, pull)
         passes = [(rows[: guided + 1], guidance), (rows[guided:], None)] if stop else [(rows, guidance)]
         done = 0
         for part, pulled in passes:
-            x = self._walk(x, part, absent, pulled, generator, on_row, done)
+            x = self._walk(x, part, absent, pulled, memory, generator, on_row, done)
             done += len(part) - 1
         if self.options.refine > 0:
             level = max(1, round(self.options.refine * self.sampler.sampling_timesteps))
             k = self.sampler.levels[torch.full(shape[:2], level)].to(start.device)
             again = self._noise(shape, refine_noise, start.device, generator)
-            future = add_noise(self.forcing.schedule, x[:, 1 : 1 + tokens], k, again)
-            x = torch.cat([x[:, :1], future, x[:, 1 + tokens :]], dim=1)
+            future = add_noise(self.forcing.schedule, x[:, first : first + tokens], k, again)
+            x = torch.cat([x[:, :first], future, x[:, first + tokens :]], dim=1)
             down = torch.arange(level, -1, -1)[:, None].expand(-1, tokens)
-            x = self._walk(x, down, absent, None, generator, on_row, done)
-        return bundle.unstack(x[:, 1 : 1 + tokens])[:, :horizon]
+            x = self._walk(x, down, absent, None, memory, generator, on_row, done)
+        return bundle.unstack(x[:, first : first + tokens])[:, :horizon]
+
+    def _absent(self, horizon: int, tokens: int) -> int:
+        """Tokens behind the planned ones that are walked along as noise; UserError for a horizon that cannot be planned.
+
+        A network that sees all tokens was trained with absent ones as pure noise at the end: so the horizon is flexible.
+        """
+        window = (self.options.max_tokens - 1) * self.bundle.frame_stack
+        if not 1 <= horizon <= window:
+            raise UserError(
+                f"horizon {horizon} exceeds the window of {window} steps "
+                f"({self.options.max_tokens} tokens of {self.bundle.frame_stack}); plan for 1…{window} "
+                "steps or train with a larger dataset.episode_len"
+            )
+        return 0 if self.causal else self.options.max_tokens - 1 - tokens
+
+    def _opening(self, start: Tensor, past: Steps | None) -> tuple[Tensor, Any]:
+        """The tokens (b, present_tokens, f·c) that go before the plan from `start`: (b, o), normalised, and the memory of what is before them."""
+        return self.bundle.present_normalized(start), None
 
     def _walk(
         self,
@@ -154,15 +176,16 @@ class Planner:
         rows: Tensor,
         absent: int,
         guidance: Guidance | None,
+        memory: Any,
         generator: torch.Generator | None,
         on_row: OnRow | None,
         done: int,
     ) -> Tensor:
-        """Tokens x: (b, T, f·c) down `rows`: (rows, planned), token 0 held clean and the last `absent` held as noise. done: rows before."""
+        """Tokens x: (b, T, f·c) down `rows`: (rows, planned), the present held clean and the last `absent` held as noise. done: rows before."""
         last = rows.new_full((len(rows), absent), self.sampler.sampling_timesteps)
-        matrix = torch.cat([rows.new_zeros(len(rows), 1), rows, last], dim=1)
+        matrix = torch.cat([rows.new_zeros(len(rows), self.present_tokens), rows, last], dim=1)
         told = None if on_row is None else lambda row, x, levels: on_row(done + row, x, levels)
-        return self.sampler.walk(x, matrix, guidance=guidance, generator=generator, on_row=told)
+        return self.sampler.walk(x, matrix, guidance=guidance, memory=memory, generator=generator, on_row=told)
 
     def _noise(
         self, shape: tuple[int, ...], given: Tensor | None, device: torch.device, generator: torch.Generator | None

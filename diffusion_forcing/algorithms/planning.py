@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import ForcingAlgorithm
 from diffusion_forcing.algorithms.bundle import Bundle
@@ -76,8 +76,7 @@ class PlanningOptions(AlgorithmOptions):
             raise UserError(
                 f"dataset.action_mean has {len(self.action_mean)} numbers; a maze plan has 0 (no actions) or 2"
             )
-        if self.context_frames != 1:
-            raise UserError(f"algorithm.context_frames is {self.context_frames}; planning starts from 1 observation")
+        self._check_context()
         if self.frame_skip != 1:
             raise UserError(f"algorithm.frame_skip is {self.frame_skip}; planning models every step: 1")
         if self.external_cond_dim != 0:
@@ -105,6 +104,10 @@ class PlanningOptions(AlgorithmOptions):
                 f"algorithm.chunk_size is {self.chunk_size}; a plan is drawn whole: dataset.episode_len ({self.episode_len}) or -1"
             )
 
+    def _check_context(self) -> None:
+        if self.context_frames != 1:
+            raise UserError(f"algorithm.context_frames is {self.context_frames}; planning starts from 1 observation")
+
     @property
     def max_tokens(self) -> int:
         """T: token 0 and episode_len/f future ones."""
@@ -124,7 +127,7 @@ class Draws(NamedTuple):
 class Planning(ForcingAlgorithm):
     """Diffusion Forcing for trajectories. `options` is a `PlanningOptions`."""
 
-    Options = PlanningOptions
+    Options: type[PlanningOptions] = PlanningOptions
     task = "planning"
     line = "v1.5"
     options: PlanningOptions
@@ -139,9 +142,13 @@ class Planning(ForcingAlgorithm):
             frame_stack=options.frame_stack,
             padding_mode=options.padding_mode,
         )
-        network = Transformer(bundle.token_width, causal=options.causal, **asdict(options.diffusion.architecture))
-        super().__init__(options, network)
+        super().__init__(options, self.build_network(options, bundle))
         self.bundle = bundle
+
+    @staticmethod
+    def build_network(options: PlanningOptions, bundle: Bundle) -> nn.Module:
+        """The network the options ask for, with fresh weights."""
+        return Transformer(bundle.token_width, causal=options.causal, **asdict(options.diffusion.architecture))
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -202,7 +209,7 @@ class Planning(ForcingAlgorithm):
     # ------------------------------------------------------------------------------------------------ planning
 
     def planner(self, *, guidance_scale: float | None = None) -> Planner:
-        """The planner over the network one samples with, as the options say."""
+        """The planner over the network one samples with, as the options say; with another guidance scale where one is given."""
         options, diffusion = self.options, self.options.diffusion
         forcing = self.sampling_forcing()
         sampler = Sampler(
@@ -212,7 +219,12 @@ class Planning(ForcingAlgorithm):
             uncertainty_scale=options.uncertainty_scale,
             eta=diffusion.ddim_sampling_eta,
         )
-        planner_options = PlannerOptions(
+        return self.build_planner(forcing, sampler, self.planner_options(guidance_scale))
+
+    def planner_options(self, guidance_scale: float | None = None) -> PlannerOptions:
+        """How plans are drawn, with this guidance scale instead of the options'."""
+        options = self.options
+        return PlannerOptions(
             max_tokens=options.max_tokens,
             guidance_scale=options.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_weights=options.guidance_weights,
@@ -222,13 +234,21 @@ class Planning(ForcingAlgorithm):
             guidance_stop=options.guidance_stop,
             refine=options.refine,
         )
-        return Planner(forcing, self.bundle, sampler, planner_options, causal=options.causal)
+
+    def build_planner(self, forcing: DiffusionForcing, sampler: Sampler, options: PlannerOptions) -> Planner:
+        """The planner of this line."""
+        return Planner(forcing, self.bundle, sampler, options, causal=self.options.causal)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
+    @property
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """The options that say the network's shape, of the algorithm and of its diffusion."""
+        return {"algorithm": {}, "diffusion": {"architecture": asdict(self.options.diffusion.architecture)}}
+
     def describe(self) -> dict[str, Any]:
         """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
-        options = self.options
+        options, sizes = self.options, self.sizes
         structure = {
             "dataset": {
                 "observation_mean": list(options.observation_mean),
@@ -242,12 +262,13 @@ class Planning(ForcingAlgorithm):
                 "causal": options.causal,
                 "padding_mode": options.padding_mode,
                 "use_reward": options.use_reward,
+                **sizes["algorithm"],
                 "diffusion": {
                     "objective": options.diffusion.objective,
                     "beta_schedule": options.diffusion.beta_schedule,
                     "schedule_fn_kwargs": dict(options.diffusion.schedule_fn_kwargs),
                     "timesteps": options.diffusion.timesteps,
-                    "architecture": asdict(options.diffusion.architecture),
+                    **sizes["diffusion"],
                 },
             },
         }
@@ -258,9 +279,8 @@ class Planning(ForcingAlgorithm):
 
         Refuses what does not match, naming the first key that differs.
         """
-        advice = (
-            "set dataset.observation_mean, dataset.action_mean and algorithm.diffusion.architecture as it was trained"
-        )
+        where = "algorithm.diffusion" + (".architecture" if "architecture" in self.sizes["diffusion"] else "")
+        advice = f"set dataset.observation_mean, dataset.action_mean and {where} as it was trained"
         trained_for = checkpoint.facts.get("env_id", self.options.env_id)
         if trained_for != self.options.env_id:
             advice = f"it was trained for {trained_for}, this is {self.options.env_id}: choose that dataset"

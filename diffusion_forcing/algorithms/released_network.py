@@ -18,22 +18,13 @@ LINES = {"rnn": "the paper's RNN line", "v1.5": "the attention line (v1.5)"}
 _RESOLUTION = 256  # any that can be halved as often as a released U-Net does: its parameters do not depend on it
 
 
-def start_encoder(start_dim: int, z_dim: int) -> nn.Sequential:
-    """z₀ of a maze plan from the start, normalised (b, start_dim) → (b, z_dim) (METHOD §10)."""
-    return nn.Sequential(
-        nn.Linear(start_dim, z_dim), nn.ELU(), nn.Linear(z_dim, z_dim), nn.ELU(), nn.Linear(z_dim, z_dim)
-    )
-
-
 def released_network(facts: Mapping[str, Any]) -> nn.Module:
     """The network of a released checkpoint with these `facts`, without memory of its own (on torch's `meta` device).
 
-    What is trained beside the network of an RNN (`init_encoder`, `embed`) is a module of that name in it.
+    What is trained beside the network of an RNN for time series (`embed`) is a module of that name in it.
     """
     with torch.device("meta"):
         network = _attention(facts) if facts["line"] == "v1.5" else _recurrent(facts)
-        if "start_dim" in facts:
-            network.add_module("init_encoder", start_encoder(facts["start_dim"], *facts["z_shape"]))
         if "variates" in facts:
             network.add_module("embed", nn.Embedding(facts["variates"], 1))
     return network
@@ -74,6 +65,12 @@ def _recurrent(facts: Mapping[str, Any]) -> nn.Module:
         for key in ("network_size", "num_gru_layers", "external_cond_dim", "learnable_init_z", "self_condition")
     }
     if "num_mlp_layers" in facts:
-        return recurrent_mlp(facts["x_dim"], *z_shape, num_mlp_layers=facts["num_mlp_layers"], **common)
+        return recurrent_mlp(
+            facts["x_dim"],
+            *z_shape,
+            num_mlp_layers=facts["num_mlp_layers"],
+            start_dim=facts.get("start_dim", 0),
+            **common,
+        )
     channels, height, width = z_shape if len(z_shape) == 3 else (*z_shape, _RESOLUTION, _RESOLUTION)
     return recurrent_unet(facts["x_dim"], (channels, height, width), **common)

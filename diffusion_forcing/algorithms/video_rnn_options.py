@@ -5,49 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from diffusion_forcing.algorithms.options import NoisingOptions, not_negative, positive, within
+from diffusion_forcing.algorithms.options import not_negative, positive, within
+from diffusion_forcing.algorithms.recurrent_options import RecurrentDiffusionOptions
 from diffusion_forcing.algorithms.video_options import VideoOptions
-from diffusion_forcing.diffusion.loss_weighting import Weighting, weighting_of
 from diffusion_forcing.errors import UserError
 
 HALVINGS = 8  # a transition of images halves its feature maps three times
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecurrentDiffusionOptions(NoisingOptions):
-    """The RNN line's settings. use_snr, use_cum_snr: whether a token's own SNR and its history's weigh the loss
-    (`weighting_of`). self_condition: every token is looked at twice, the second time beside what the first look said of it."""
+class RecurrentUNetOptions(RecurrentDiffusionOptions):
+    """The RNN line's settings with a transition of images."""
 
     objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
     beta_schedule: Literal["linear", "cosine", "sigmoid"] = "sigmoid"
     clip_noise: float = 6.0
-    cum_snr_decay: float = 0.9
     use_snr: bool = True
     use_cum_snr: bool = True
     sampling_timesteps: int = 100
-    stabilization_level: int = 10
     network_size: int = 48
-    num_gru_layers: int = 1
-    self_condition: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         where = "algorithm.diffusion"
-        positive(f"{where}.network_size", self.network_size)
         if self.network_size % 8:
             raise UserError(
                 f"{where}.network_size is {self.network_size}; it must be a multiple of 8 (groups of a normalisation)"
             )
         if self.num_gru_layers not in (0, 1):
             raise UserError(f"{where}.num_gru_layers is {self.num_gru_layers}; a transition of images has 0 or 1")
-        if self.use_fused_snr:
-            raise UserError(
-                f"{where}.use_fused_snr is the attention line's switch; here use_snr=True use_cum_snr=True is the same weight"
-            )
-
-    @property
-    def weighting(self) -> Weighting:
-        return weighting_of(self.use_snr, self.use_cum_snr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +49,7 @@ class RecurrentVideoOptions(VideoOptions):
     gt_first_frame: float = 0.0
     gt_cond_prob: float = 0.0
     cache: Literal["exact", "streaming", "none"] = "streaming"
-    diffusion: RecurrentDiffusionOptions = field(default_factory=RecurrentDiffusionOptions)  # type: ignore[assignment]
+    diffusion: RecurrentUNetOptions = field(default_factory=RecurrentUNetOptions)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if not self.causal:

@@ -80,14 +80,15 @@ class DiffusionForcing(nn.Module):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         conditions: Tensor | None = None,
+        memory: Any = None,
     ) -> Loss:
         """The weighted squared error of clean tokens x: (b, t, *c) noised at levels k: (b, t) in 0…K−1.
 
-        noise: standard normal (b, t, *c) to use instead of a draw; clamped either way.
+        noise: standard normal (b, t, *c) to use instead of a draw; clamped either way. memory: what stands before x, as for `predict`.
         """
         eps = self.clamp_noise(torch.randn(x.shape, generator=generator, device=x.device) if noise is None else noise)
         x_k = add_noise(self.schedule, x, k, eps)
-        prediction, _ = self.predict(x_k, k, conditions)
+        prediction, _ = self.predict(x_k, k, conditions, memory)
         target = self.parameterization.target(self.schedule, x, k, eps)
         weight = self.loss_weight(k)
         weight = weight.reshape(*k.shape, *(1,) * (x.ndim - k.ndim))
@@ -131,13 +132,17 @@ class DiffusionForcing(nn.Module):
             x0, eps = prediction.x0, prediction.eps
         else:
             prediction, gradient = guidance.gradient(self, shown, k, clean, conditions, memory, generator, views)
-            strength = (1 - self.schedule.signal_power(k_to, x)).sqrt()
-            eps = prediction.eps - strength * gradient
-            x0 = x0_from_eps(self.schedule, shown, k, eps)
+            x0, eps = prediction.x0, prediction.eps
+            if not guidance.after_row:
+                strength = (1 - self.schedule.signal_power(k_to, x)).sqrt()
+                eps = eps - strength * gradient
+                x0 = x0_from_eps(self.schedule, shown, k, eps)
         if ancestral:
             moved = self._posterior(x0, shown, k, k_to, noise, generator)
         else:
             moved = self.ddim(x0, eps, k, k_to, eta, noise, generator)
+        if guidance is not None and guidance.after_row:
+            moved = moved + self.row_constant(k, k_to, 1.0 if ancestral else eta, x) * gradient
         still = (k_from == k_to).reshape(*k_from.shape, *(1,) * (x.ndim - k_from.ndim))
         return torch.where(still, x, moved)
 
@@ -247,6 +252,12 @@ class DiffusionForcing(nn.Module):
         sigma = eta * variance.sqrt()
         direction = (1 - power_to - sigma**2).clamp(min=0).sqrt()
         return power_to.sqrt() * x0 + direction * eps + sigma * self._draw(x0, noise, generator)
+
+    def row_constant(self, k: Tensor, k_to: Tensor, eta: float, like: Tensor) -> Tensor:
+        """(1−ᾱ) − √(1−ᾱ'−σ²)·√(1−ᾱ): how far a DDIM step carries a gradient that moved ε̂ by −√(1−ᾱ)·∇J, with ᾱ'/ᾱ taken for 1 (METHOD §10)."""
+        power, power_to = self.schedule.at("alphas_cumprod", k, like), self.schedule.signal_power(k_to, like)
+        variance = eta**2 * ((1 - power / power_to) * (1 - power_to) / (1 - power)).clamp(min=0)
+        return (1 - power) - (1 - power_to - variance).clamp(min=0).sqrt() * (1 - power).sqrt()
 
     def _posterior(
         self, x0: Tensor, x_k: Tensor, k: Tensor, k_to: Tensor, noise: Tensor | None, generator: torch.Generator | None

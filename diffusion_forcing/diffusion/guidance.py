@@ -28,13 +28,16 @@ class Guidance:
     """The gradient of a return `returns(x0: (b, t, *c)) -> (b,)`, higher is better, its scale included.
 
     Each sample's return must depend on that sample alone. samples: Monte Carlo continuations (`mcg_samples`); 1 is plain guidance.
+    after_row: the gradient is not put into ε̂ but, as the RNN line does, added to the tokens that a row leaves, times what a DDIM step
+    would make of it (`DiffusionForcing.step`).
     """
 
-    def __init__(self, returns: Return, *, samples: int = 1) -> None:
+    def __init__(self, returns: Return, *, samples: int = 1, after_row: bool = False) -> None:
         if samples < 1:
             raise UserError(f"mcg_samples is {samples}; guidance needs at least 1 continuation")
         self.returns = returns
         self.samples = samples
+        self.after_row = after_row
 
     def gradient(
         self,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffusion_forcing.algorithms.bundle import Steps
 from diffusion_forcing.algorithms.controllers import PlanFollower, hold
 from diffusion_forcing.algorithms.planner import Planner
 from diffusion_forcing.environments.vector import VectorMaze2d
@@ -63,6 +64,7 @@ def play(
     n, steps = env.num_envs, env.max_steps
     observations, _ = env.reset(seed=seed, options={"first_episode": first_episode})
     trajectory, rewards = [observations.copy()], np.zeros((n, steps))
+    pushes: list[Array] = []
     reached = np.zeros(n, dtype=bool)
     plans: list[tuple[int, Array]] = []
     seconds: list[float] = []
@@ -103,6 +105,7 @@ def play(
                 pull=torch.tensor(pull[index], dtype=torch.float32, device=device) if options.ease_when_stuck else None,
                 previous=previous,
                 restart=restart,
+                past=_past(planner, index, trajectory, pushes, rewards[:, :step], device),
                 generator=_generator(device, (seed, first_episode, NOISE_STREAM, step, 2)),
             )
             positions = planned.observations[..., :2].cpu().numpy().astype(np.float64)
@@ -123,6 +126,7 @@ def play(
         if options.stay_at_goal:
             action = np.where(reached[:, None], hold(observations, env.goals), action)
         observations, reward, *_ = env.step(action)
+        pushes.append(np.clip(action, -1, 1))
         rewards[:, step] = reward
         reached |= reward > 0
         trajectory.append(observations.copy())
@@ -135,6 +139,27 @@ def play(
         plans=plans,
         seconds=np.array(seconds),
     )
+
+
+def _past(
+    planner: Planner,
+    index: NDArray[np.int64],
+    trajectory: list[Array],
+    pushes: list[Array],
+    rewards: Array,
+    device: torch.device,
+) -> Steps | None:
+    """The last steps before the present of episodes `index`, as many whole tokens as the planner looks back on; None: none."""
+    f = planner.bundle.frame_stack
+    count = min(planner.context_frames, len(pushes)) // f * f
+    if not count:
+        return None
+    parts = [
+        np.stack(trajectory[-count - 1 : -1], axis=1),
+        np.stack(pushes[-count:], axis=1),
+        rewards[:, -count:, None],
+    ]
+    return Steps(*(torch.tensor(part[index], dtype=torch.float32, device=device) for part in parts))
 
 
 def _noise(planner: Planner, horizon: int, seeds: list[tuple[int, ...]]) -> torch.Tensor:

@@ -218,12 +218,12 @@ class PlanningExperiment(BaseExperiment):
         rows: list[np.ndarray] = []
         levels: list[np.ndarray] = []
         f = planner.bundle.frame_stack
-        tokens = -(-horizon // f)
+        tokens, first = -(-horizon // f), planner.present_tokens
 
         def keep(row: int, x: torch.Tensor, s: torch.Tensor) -> None:
-            frames = planner.bundle.decode(planner.bundle.unstack(x[:, 1 : 1 + tokens])).observations
+            frames = planner.bundle.decode(planner.bundle.unstack(x[:, first : first + tokens])).observations
             rows.append(frames[0, :horizon, :2].cpu().numpy())
-            levels.append(s[1 : 1 + tokens].numpy())
+            levels.append(s[first : first + tokens].numpy())
 
         with torch.no_grad():
             planner.plan(

@@ -31,7 +31,12 @@ _GO_WITH = {
     "video": "experiment=exp_video algorithm=df_video dataset=video_minecraft (or other video)",
 }
 
-_OF_LINE = {"video v1.5": "df_video", "video rnn": "df_video_rnn"}
+_OF_LINE = {
+    "video v1.5": "df_video",
+    "video rnn": "df_video_rnn",
+    "planning v1.5": "df_planning",
+    "planning rnn": "df_planning_rnn",
+}
 
 
 def check_task(config: Mapping[str, Any], checkpoint: Path) -> None:

@@ -20,6 +20,7 @@ from diffusion_forcing.networks.transition_mlp import TransitionMLP
 from diffusion_forcing.networks.transition_unet import TransitionUNet
 
 SMALLEST = 8  # pixels a side: the released dim_mults halve three times
+START_HIDDEN = 128  # width of the two hidden layers that encode a start
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ class Latent:
     def trimmed(self, last: int, sinks: int = 0) -> Latent:
         """Itself: a summary has nothing to drop."""
         return self
+
+
+def start_encoder(start_dim: int, z_dim: int) -> nn.Sequential:
+    """z₀ from where a sequence starts, normalised (b, start_dim) → (b, z_dim) (METHOD §10)."""
+    return nn.Sequential(
+        nn.Linear(start_dim, START_HIDDEN),
+        nn.ELU(),
+        nn.Linear(START_HIDDEN, START_HIDDEN),
+        nn.ELU(),
+        nn.Linear(START_HIDDEN, z_dim),
+    )
 
 
 class ImageHead(nn.Sequential):
@@ -55,7 +67,8 @@ class _HeadBlock(nn.Module):
 class Recurrent(nn.Module):
     """A transition stepped over time. x: (b, t, *x_shape), k: (b, t), conditions: (b, t, d) → output (b, t, *x_shape), `Latent`.
 
-    z starts as the memory given, else as the learnt `init_z`, else as zeros. A model that is self-conditioned looks at every token twice.
+    z starts as the memory given, else as the learnt `init_z`, else as zeros; `starting` makes a memory of what is known of the start.
+    A model that is self-conditioned looks at every token twice.
     """
 
     keeps_memory = True
@@ -70,17 +83,25 @@ class Recurrent(nn.Module):
         z_shape: tuple[int, ...],
         *,
         learnable_init_z: bool = False,
+        start_dim: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.x_from_z = x_from_z
         self.z_shape = z_shape
         self.init_z = nn.Parameter(torch.randn(z_shape)) if learnable_init_z else None
+        self.init_encoder = start_encoder(start_dim, *z_shape) if start_dim else None
 
     def begin(self, batch: int, like: Tensor) -> Latent:
         """The latent before the first token."""
         z = like.new_zeros(self.z_shape) if self.init_z is None else self.init_z
         return Latent(z.expand(batch, *self.z_shape), 0)
+
+    def starting(self, start: Tensor) -> Latent:
+        """The latent before the first token of sequences that start at `start`: (b, start_dim), normalised."""
+        if self.init_encoder is None:
+            raise UserError("this network encodes no start; build it with start_dim")
+        return Latent(self.init_encoder(start), 0)
 
     def forward(
         self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Latent | None = None
@@ -126,8 +147,9 @@ def recurrent_mlp(
     external_cond_dim: int = 0,
     learnable_init_z: bool = False,
     self_condition: bool = False,
+    start_dim: int = 0,
 ) -> Recurrent:
-    """The network for tokens that are vectors: (b, t, x_dim)."""
+    """The network for tokens that are vectors: (b, t, x_dim). start_dim: numbers of a start that z is made from; 0: it is not."""
     model = TransitionMLP(
         x_dim,
         z_dim,
@@ -137,7 +159,7 @@ def recurrent_mlp(
         external_cond_dim=external_cond_dim,
         self_condition=self_condition,
     )
-    return Recurrent(model, nn.Linear(z_dim, x_dim), (z_dim,), learnable_init_z=learnable_init_z)
+    return Recurrent(model, nn.Linear(z_dim, x_dim), (z_dim,), learnable_init_z=learnable_init_z, start_dim=start_dim)
 
 
 def recurrent_unet(
