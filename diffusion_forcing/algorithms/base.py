@@ -18,6 +18,18 @@ from diffusion_forcing.diffusion import DiffusionForcing, build_parameterization
 from diffusion_forcing.errors import UserError
 
 
+class Warmup:
+    """The factor of the rate at a step: (n + 1)/steps up to 1, `before` steps being behind it already. An object, so that it is kept for
+    resuming."""
+
+    def __init__(self, steps: int, before: int = 0) -> None:
+        self.steps = max(1, steps)
+        self.before = before
+
+    def __call__(self, step: int) -> float:
+        return min(1.0, (self.before + step + 1) / self.steps)
+
+
 class ForcingAlgorithm(lightning.LightningModule):
     """A LightningModule around `DiffusionForcing`. Subclasses write training_step, describe and load_weights."""
 
@@ -45,6 +57,8 @@ class ForcingAlgorithm(lightning.LightningModule):
             stabilization_level=diffusion.stabilization_level,
         )
         self.ema = ema_of(self.forcing.network, options.ema_decay) if options.ema_decay > 0 else None
+        self._carried: dict[str, dict[str, Tensor]] = {}
+        self._steps_before = 0
 
     @property
     def network(self) -> nn.Module:
@@ -86,8 +100,10 @@ class ForcingAlgorithm(lightning.LightningModule):
             weight_decay=options.weight_decay,
             betas=options.optimizer_beta,
         )
-        warmup = max(1, options.warmup_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        for name, parameter in self.forcing.network.named_parameters():
+            if name in self._carried:
+                optimizer.state[parameter] = {key: value.clone() for key, value in self._carried[name].items()}
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Warmup(options.warmup_steps, self._steps_before))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -114,6 +130,18 @@ class ForcingAlgorithm(lightning.LightningModule):
         for key in weights:
             if key not in own:
                 raise UserError(f"{checkpoint.path}: '{key}' has no place in this network; {advice}")
+
+    def carry_optimizer(self, checkpoint: Any) -> bool:
+        """Go on, in training, with the optimiser's state of a `checkpoints.LoadedCheckpoint` whose weights were taken, and behind its warm-up.
+
+        False where it has none of exactly the weights that are trained here.
+        """
+        state = checkpoint.optimizer
+        trained = {name: value.shape for name, value in self.forcing.network.named_parameters()}
+        if state is None or {name: entry["exp_avg"].shape for name, entry in state.items()} != trained:
+            return False
+        self._carried, self._steps_before = state, checkpoint.step
+        return True
 
     def take_weights(self, weights: dict[str, Tensor]) -> None:
         """Put `weights`, which fit, into the network and its average."""

@@ -112,14 +112,15 @@ def released_video_structure(facts: Mapping[str, Any], resolution: int) -> dict[
     }
 
 
-def released_recurrent_structure(facts: Mapping[str, Any], resolution: int) -> dict[str, Any]:
-    """As `released_video_structure`, for a video checkpoint of the paper's RNN line."""
-    diffusion = {
-        key: facts[key] for key in ("network_size", "num_gru_layers", "self_condition", "timesteps") if key in facts
-    }
+def released_recurrent_structure(facts: Mapping[str, Any], resolution: int | None) -> dict[str, Any]:
+    """As `released_video_structure`, for a checkpoint of the paper's RNN line: of video, or of mazes, where there is no `resolution`."""
+    sizes = ("network_size", "num_gru_layers", "num_mlp_layers", "self_condition", "timesteps")
+    diffusion = {key: facts[key] for key in sizes if key in facts}
     schedule = _schedule_of(facts)
     if schedule is not None:
         diffusion["beta_schedule"] = schedule
+    if resolution is None:
+        return {"frame_stack": facts["frame_stack"], "z_shape": facts["z_shape"], "diffusion": diffusion}
     channels, *sides = facts["z_shape"]
     structure = {
         "frame_stack": facts["frame_stack"],

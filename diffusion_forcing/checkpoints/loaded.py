@@ -30,5 +30,7 @@ class LoadedCheckpoint:
     """Released only: the diffusion schedule's tables (`betas`, `alphas_cumprod`, …), each (K,)."""
     step: int = 0
     """Optimiser steps taken."""
+    optimizer: dict[str, dict[str, Tensor]] | None = None
+    """Released only: AdamW's state of every trained weight, by the weight's name in `weights`; None where it does not match them."""
     training: dict[str, Any] | None = None
     """Lightning's whole checkpoint, for resuming; None unless asked for, and in a shipped checkpoint."""

@@ -13,14 +13,14 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_forcing.checkpoints import released_rnn, released_sizes
+from diffusion_forcing.checkpoints import released_optimizer, released_rnn, released_sizes
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError
 
@@ -75,7 +75,20 @@ def load(path: Path) -> LoadedCheckpoint:
         statistics=statistics,
         buffers=tables,
         step=step if isinstance(step, int) else 0,
+        optimizer=released_optimizer.state_by_name(content, state, _renaming(recurrent, task)),
     )
+
+
+def _renaming(recurrent: bool, task: str) -> Callable[[str], str | None]:
+    """From the released name of a network's weight to ours; to None for a constant."""
+
+    def ours(key: str) -> str | None:
+        if recurrent:
+            return key.removeprefix(released_rnn.PREFIX)
+        key = key.removeprefix(NETWORK_PREFIX)
+        return next(iter(released_sizes.our_names({key: torch.empty(0)})), None) if task == "video" else key
+
+    return ours
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -146,6 +146,12 @@ class BaseExperiment:
             load_weights(self.algorithm, loaded)
             self.step = loaded.step
             self._say(f"loaded {source} (step {loaded.step})")
+            carry = getattr(self.algorithm, "carry_optimizer", None)
+            if loaded.optimizer is not None and "training" in self.options.tasks and callable(carry):
+                carried = carry(loaded)
+                self._say(
+                    "its optimiser goes along" if carried else "its optimiser's state does not match and is left out"
+                )
         # weights that were trained, or skipped for a resume that brings its own, are not to be loaded over later
         self._weights_ready = True
 

@@ -122,6 +122,10 @@ def _facts(checkpoint: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
         except UserError:
             return {}
     resolution = config["dataset"].get("resolution")
+    if facts.get("task") == "planning" and facts.get("line") == "rnn" and "structure" not in facts:
+        from diffusion_forcing.algorithms.released import released_recurrent_structure
+
+        return {**facts, "structure": {"algorithm": released_recurrent_structure(facts, None)}}
     if (
         facts.get("task") == "video"
         and "structure" not in facts

@@ -59,6 +59,7 @@ class Script:
     def __init__(self, pace: float = 0.0) -> None:
         self.bundle = Bundle((0.0, 0.0), (1.0, 1.0), frame_stack=10)
         self.options = PlannerOptions(max_tokens=5)
+        self.context_frames = 0
         self.pace = pace
         self.starts: list[np.ndarray] = []
         self.pulls: list[list[float] | None] = []
