@@ -157,6 +157,8 @@ def every_choice() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("group", "choice"), every_choice(), ids=lambda value: str(value))
 def test_every_yaml_builds(group: str, choice: str) -> None:
     beside = MAZES if (group, choice) in OF_MAZES or choice.startswith("maze2d") else ""
+    if choice == "df_planning_rnn":
+        beside = MAZES.replace("algorithm=df_planning", "")
     if choice in ("df_video_rnn", "df_rnn_base"):  # its tokens are four frames
         beside = "algorithm=df_video_rnn dataset.n_frames=16 dataset.context_length=4"
     assert checked(f"{beside} {group}={choice}").settings.choices[group] == choice
