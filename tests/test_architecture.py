@@ -21,7 +21,7 @@ GROUND: dict[str, set[str]] = {
     "checkpoints": set(),
     "environments": set(),
     "datasets": {"environments"},
-    "algorithms": {"diffusion", "networks", "datasets.batch", "datasets.video_batch", "checkpoints.loaded"},
+    "algorithms": {"diffusion", "networks", "datasets.batch", "datasets.video_batch", "datasets.series_batch", "checkpoints.loaded"},
 }
 """Room: the rooms it may import beside itself and `errors`."""
 
@@ -39,6 +39,8 @@ HOMES = {
     "h5py": {"datasets"},
     "minari": {"datasets"},
     "av": {"datasets", "tracking"},
+    "pandas": {"datasets", "gluonts"},
+    "gluonts": {"datasets", "gluonts"},
 }
 """Third party: the rooms that may import it."""
 

@@ -37,10 +37,18 @@ class ForcingAlgorithm(lightning.LightningModule):
     task = ""
     """What its checkpoints are for: the first word of their facts."""
 
-    def __init__(self, options: AlgorithmOptions, network: nn.Module) -> None:
+    def __init__(self, options: AlgorithmOptions, network: nn.Module | None) -> None:
+        """network None: the sizes are not known yet; `put_network` before anything else."""
         super().__init__()
         self.options = options
-        diffusion = options.diffusion
+        self._carried: dict[str, dict[str, Tensor]] = {}
+        self._steps_before = 0
+        if network is not None:
+            self.put_network(network)
+
+    def put_network(self, network: nn.Module) -> None:
+        """Make the method, and the average, over `network`."""
+        options, diffusion = self.options, self.options.diffusion
         schedule = build_schedule(
             diffusion.beta_schedule,
             diffusion.timesteps,
@@ -57,8 +65,6 @@ class ForcingAlgorithm(lightning.LightningModule):
             stabilization_level=diffusion.stabilization_level,
         )
         self.ema = ema_of(self.forcing.network, options.ema_decay) if options.ema_decay > 0 else None
-        self._carried: dict[str, dict[str, Tensor]] = {}
-        self._steps_before = 0
 
     @property
     def network(self) -> nn.Module:

@@ -1,0 +1,284 @@
+"""The forecasting task: several series as one sequence of time steps, continued by sampling (METHOD §9, §11).
+
+A token holds one time step of every variate, scaled. The network is told the date, lagged values that were known when the forecast was
+made, which variate is which and, where the data has gaps, what was observed. The sizes are the data's: `adapt` comes before all else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion_forcing.algorithms.base import ForcingAlgorithm
+from diffusion_forcing.algorithms.forecasting_options import ForecastingOptions
+from diffusion_forcing.datasets.series_batch import SeriesBatch, SeriesSpec
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, draw_noise_levels
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks import Transformer
+from diffusion_forcing.networks.recurrent import recurrent_mlp
+
+LEAST_OF_STD = 0.1  # of the whole training part's deviation, for a history that hardly moves
+
+
+class Encoded(NamedTuple):
+    """Windows as tokens. x: (b, t, V), scaled, 0 where not observed; observed: (b, t, V); conditions: (b, t, d) or None; loc, scale:
+    (b, 1, V), x = (values − loc)/scale."""
+
+    x: Tensor
+    observed: Tensor
+    conditions: Tensor | None
+    loc: Tensor
+    scale: Tensor
+
+
+class Forecasting(ForcingAlgorithm):
+    """Diffusion Forcing for time series. `options` is a `ForecastingOptions`."""
+
+    Options = ForecastingOptions
+    task = "prediction"
+    options: ForecastingOptions
+    mean: Tensor
+    std: Tensor
+    step_std: Tensor
+
+    def __init__(self, options: ForecastingOptions) -> None:
+        super().__init__(options, None)
+        self.spec: SeriesSpec | None = None
+
+    def adapt(self, spec: SeriesSpec) -> None:
+        """Build the network for data of `spec`, once; and take the data's statistics."""
+        if self.spec is not None:
+            return
+        self.spec = spec
+        for name in ("mean", "std", "step_std"):
+            self.register_buffer(name, torch.from_numpy(np.array(getattr(spec, name), np.float32)), persistent=False)
+        self.put_network(self.build_network(spec))
+
+    @property
+    def known(self) -> SeriesSpec:
+        """The specification, once there is one."""
+        if self.spec is None:
+            raise UserError("the forecaster knows no data yet; call adapt(dataset.spec) first")
+        return self.spec
+
+    def build_network(self, spec: SeriesSpec) -> nn.Module:
+        """The network the options ask for, for data of `spec`, with fresh weights."""
+        options, width = self.options, self.condition_width(spec)
+        if options.network == "transformer":
+            network: nn.Module = Transformer(
+                spec.variates, causal=True, external_cond_dim=width, **asdict(options.diffusion.architecture)
+            )
+        else:
+            diffusion = options.diffusion
+            network = recurrent_mlp(
+                spec.variates,
+                options.z_shape[0],
+                network_size=diffusion.network_size,
+                num_gru_layers=diffusion.num_gru_layers,
+                num_mlp_layers=diffusion.num_mlp_layers,
+                external_cond_dim=width,
+                learnable_init_z=options.learnable_init_z,
+                self_condition=diffusion.self_condition,
+            )
+        if options.use_covariates:
+            network.add_module("embed", nn.Embedding(spec.variates, 1))
+        return network
+
+    def condition_width(self, spec: SeriesSpec) -> int:
+        """d: numbers the network is told of each step."""
+        gaps = spec.variates if spec.has_gaps else 0
+        if not self.options.use_covariates:
+            return gaps
+        return gaps + spec.date_features + len(spec.lags) * (spec.variates + 1) + spec.variates
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
+        encoded = self.encode(batch, self.forcing.network)
+        loss = self.loss(encoded, *self.draw(encoded.x, generator=self.training_generator()))
+        self.log("training/loss", loss, prog_bar=True)
+        return loss
+
+    def encode(self, batch: SeriesBatch, network: nn.Module) -> Encoded:
+        """Windows of which the first `context_length` steps are history, scaled, with what `network` is told of them."""
+        history = batch.values.shape[1] - self.known.prediction_length
+        return self.encode_from(batch, min(history, self.known.context_length), network)
+
+    def encode_from(self, batch: SeriesBatch, history: int, network: nn.Module) -> Encoded:
+        """The same with so many steps of `history`."""
+        loc, scale = self.scaling(batch.values[:, :history], batch.observed[:, :history])
+        observed = batch.observed
+        x = torch.where(observed, (batch.values - loc) / scale, 0.0)
+        told = []
+        if self.options.use_covariates:
+            lagged = torch.where(batch.lag_known, (batch.lagged - loc[:, :, None]) / scale[:, :, None], 0.0)
+            own: Any = network.embed
+            told = [batch.dates, lagged.flatten(2), batch.lag_known.to(x.dtype).mean(dim=-1)]
+            told.append(own.weight[:, 0].expand(*x.shape[:2], -1))
+        if self.known.has_gaps:
+            told.append(observed.to(x.dtype) if history == x.shape[1] else self._seen(observed, history, x))
+        return Encoded(x, observed, torch.cat(told, dim=-1) if told else None, loc, scale)
+
+    def _seen(self, observed: Tensor, history: int, x: Tensor) -> Tensor:
+        """1 where a value of the history was observed, and for all that is to come."""
+        seen = observed.to(x.dtype).clone()
+        seen[:, history:] = 1.0
+        return seen
+
+    def scaling(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """loc and scale, both (b, 1, V), of windows with the history `values`, `observed`: (b, c, V). A variate of which the history shows
+        nothing has those of the training part."""
+        mean, std = self.mean.expand(len(values), 1, -1), self.std.expand(len(values), 1, -1)
+        match self.options.scaling:
+            case "global":
+                return mean, std
+            case "context":
+                count = observed.sum(dim=1, keepdim=True)
+                loc = torch.where(observed, values, 0.0).sum(dim=1, keepdim=True) / count.clamp(min=1)
+                variance = torch.where(observed, (values - loc) ** 2, 0.0).sum(dim=1, keepdim=True) / count.clamp(min=1)
+                scale = variance.sqrt().clamp(min=LEAST_OF_STD * self.std)
+                return torch.where(count > 0, loc, mean), torch.where(count > 0, scale, std)
+            case _:
+                steps = torch.arange(1, values.shape[1] + 1, device=values.device)[None, :, None]
+                last = (observed * steps).argmax(dim=1, keepdim=True)
+                loc = torch.where(observed.any(dim=1, keepdim=True), values.gather(1, last), mean)
+                return loc, self.step_std.expand(len(values), 1, -1)
+
+    def draw(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Levels (b, t) and noise like x: (b, t, V) of a training batch."""
+        options, device, shape = self.options, x.device, x.shape[:2]
+        levels = draw_noise_levels(
+            options.noise_level, *shape, timesteps=options.diffusion.timesteps, generator=generator, device=device
+        )
+        if options.gt_cond_prob or options.gt_first_frame:
+            clean = torch.rand(shape, generator=generator, device=device) < options.gt_cond_prob
+            clean[:, 0] |= torch.rand(shape[0], generator=generator, device=device) < options.gt_first_frame
+            levels = torch.where(clean, 0, levels)
+        return levels, torch.randn(x.shape, generator=generator, device=device)
+
+    def loss(
+        self, encoded: Encoded, levels: Tensor, noise: Tensor, *, forcing: DiffusionForcing | None = None
+    ) -> Tensor:
+        """The weighted squared error, a mean over what was observed."""
+        result = (forcing or self.forcing).loss(encoded.x, levels, noise=noise, conditions=encoded.conditions)
+        observed = encoded.observed.to(encoded.x.dtype)
+        return (result.per_element * observed).sum() / observed.sum().clamp(min=1)
+
+    # ------------------------------------------------------------------------------------------------ forecasting
+
+    @torch.no_grad()
+    def forecast(
+        self,
+        batch: SeriesBatch,
+        *,
+        paths: int | None = None,
+        generator: torch.Generator | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Sample paths (b, paths, h, V) in data units of what follows the history of windows.
+
+        h is what a window has behind `context_length` steps: longer than trained where it is longer. on_step(done, all) is told after each.
+        """
+        paths = paths or self.options.calc_crps_sum
+        forcing, spec = self.sampling_forcing(), self.known
+        encoded = self.encode_from(batch, spec.context_length, forcing.network)
+        every = [window for window in range(len(encoded.x)) for _ in range(paths)]
+        rows = torch.tensor(every, device=encoded.x.device)
+        parts = rows.split(self.options.paths_at_once)
+        horizon = encoded.x.shape[1] - spec.context_length
+        found = []
+        for number, part in enumerate(parts):
+            told = (
+                None if on_step is None else (lambda step, n=number: on_step(n * horizon + step, len(parts) * horizon))
+            )
+            found.append(self._continue(forcing, encoded, part, generator, told))
+        samples = torch.cat(found).unflatten(0, (len(encoded.x), paths))
+        return samples * encoded.scale[:, None] + encoded.loc[:, None]
+
+    def _continue(
+        self,
+        forcing: DiffusionForcing,
+        encoded: Encoded,
+        rows: Tensor,
+        generator: torch.Generator | None,
+        told: Callable[[int], None] | None,
+    ) -> Tensor:
+        """Scaled paths (len(rows), h, V), one for each window number in `rows`."""
+        options, context = self.options, self.known.context_length
+        sampler = Sampler(
+            forcing,
+            sampling_timesteps=options.diffusion.sampling_timesteps,
+            scheduling_matrix=options.scheduling_matrix,
+            uncertainty_scale=options.uncertainty_scale,
+            eta=options.diffusion.ddim_sampling_eta,
+        )
+        length = encoded.x.shape[1]
+        within_reach = length <= context + self.known.prediction_length
+        conditions = None if encoded.conditions is None else encoded.conditions[rows]
+        chunks = sampler.stream(
+            encoded.x[rows, :context],
+            length,
+            window=context + self.known.prediction_length,
+            chunk_size=options.chunk_size,
+            cache="exact" if within_reach else "streaming",
+            conditions=conditions,
+            generator=generator,
+        )
+        done, found = 0, []
+        for chunk in chunks:
+            found.append(chunk)
+            done += chunk.shape[1]
+            if told is not None:
+                told(done)
+        return torch.cat(found, dim=1)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def describe(self) -> dict[str, Any]:
+        """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
+        options, spec = self.options, self.known
+        diffusion = options.diffusion
+        structure = {
+            "algorithm": {
+                "network": options.network,
+                "z_shape": list(options.z_shape),
+                "learnable_init_z": options.learnable_init_z,
+                "use_covariates": options.use_covariates,
+                "scaling": options.scaling,
+                "diffusion": {
+                    "objective": diffusion.objective,
+                    "beta_schedule": diffusion.beta_schedule,
+                    "schedule_fn_kwargs": dict(diffusion.schedule_fn_kwargs),
+                    "timesteps": diffusion.timesteps,
+                    "network_size": diffusion.network_size,
+                    "num_gru_layers": diffusion.num_gru_layers,
+                    "num_mlp_layers": diffusion.num_mlp_layers,
+                    "self_condition": diffusion.self_condition,
+                    "architecture": asdict(diffusion.architecture),
+                },
+            }
+        }
+        data = spec._asdict() | {name: getattr(self, name).tolist() for name in ("mean", "std", "step_std")}
+        data |= {"lags": list(spec.lags), "names": list(spec.names)}
+        return {"task": self.task, "data": data, "structure": structure}
+
+    def load_weights(self, checkpoint: Any) -> None:
+        """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`; refuses what does not match, naming the first key."""
+        self.check_weights(
+            checkpoint,
+            "forecast data with as many variates, lags and gaps, and set algorithm.network and algorithm.diffusion as it was trained",
+        )
+        data = checkpoint.facts.get("data", {})
+        for name in ("mean", "std", "step_std"):
+            if name in data:
+                getattr(self, name).copy_(torch.tensor(data[name]))
+        for name, theirs in (("mean", "data_mean"), ("std", "data_std")):
+            value = checkpoint.statistics.get(theirs)
+            if value is not None and value.numel() == getattr(self, name).numel():
+                getattr(self, name).copy_(value.flatten())
+        self.take_weights(checkpoint.weights)

@@ -1,0 +1,41 @@
+"""The batch every forecaster sees: b windows of L consecutive time steps of V variates, batch first, in the data's own units."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class SeriesBatch(NamedTuple):
+    """b windows. The first `context_length` steps are the history, what follows is to be forecast; nothing is normalised here."""
+
+    values: Tensor
+    """(b, L, V) float32; 0 where nothing was observed."""
+    observed: Tensor
+    """(b, L, V) bool: False where the data has a gap, and before its beginning."""
+    dates: Tensor
+    """(b, L, D) float32 in −1…1: cosine and sine of the time of day, of the week, of the year, …, as the frequency has them."""
+    lagged: Tensor
+    """(b, L, n, V) float32: the values n lags before each step; 0 where they are not known."""
+    lag_known: Tensor
+    """(b, L, n, V) bool: whether that step was observed, and lies before the forecast's beginning."""
+
+
+class SeriesSpec(NamedTuple):
+    """What a forecaster must know of its data. mean, std, step_std: (V,), of the training part; step_std: of the change over half a
+    prediction."""
+
+    variates: int
+    freq: str
+    date_features: int
+    lags: tuple[int, ...]
+    context_length: int
+    prediction_length: int
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    step_std: NDArray[np.float32]
+    has_gaps: bool
+    names: tuple[str, ...]
