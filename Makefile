@@ -22,7 +22,8 @@ setup: $(STAMP)  ## virtual environment in .venv with everything the package, it
 $(STAMP): pyproject.toml constraints.txt
 	@tools/make_venv "$(PYTHON)" "$(VENV)"
 	@echo "installing the package and its tools into $(VENV): some minutes, 1.5 GB (more where PyTorch comes with CUDA)"
-	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,dev]'
+	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,dev]'
+	@$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench  # its file is read, none of what it needs
 	@touch $@
 	@echo "installed into $(VENV); try: make demo, make demo-video"
 

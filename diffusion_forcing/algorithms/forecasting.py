@@ -7,7 +7,7 @@ made, which variate is which and, where the data has gaps, what was observed. Th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,9 @@ class Forecasting(ForcingAlgorithm):
     def __init__(self, options: ForecastingOptions) -> None:
         super().__init__(options, None)
         self.spec: SeriesSpec | None = None
+        self.score: Callable[[Any, Any], float] = lambda samples, target: float("nan")
+        """What validation logs of samples (b, paths, h, V) and targets (b, h, V) as validation/crps_sum; the experiment's metric."""
+        self._validated: list[tuple[Tensor, Tensor]] = []
 
     def adapt(self, spec: SeriesSpec) -> None:
         """Build the network for data of `spec`, once; and take the data's statistics."""
@@ -169,6 +172,20 @@ class Forecasting(ForcingAlgorithm):
         observed = encoded.observed.to(encoded.x.dtype)
         return (result.per_element * observed).sum() / observed.sum().clamp(min=1)
 
+    def on_validation_epoch_start(self) -> None:
+        self._validated = []
+
+    def validation_step(self, batch: SeriesBatch, batch_idx: int) -> None:
+        """Sample paths of the validation windows, of the averaged network, with draws that depend on the batch's number alone."""
+        generator = torch.Generator(self.device).manual_seed(batch_idx)
+        target = torch.where(batch.observed, batch.values, torch.nan)[:, self.known.context_length :]
+        self._validated.append((self.forecast(batch, generator=generator).cpu(), target.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        samples, target = (torch.cat(parts).numpy() for parts in zip(*self._validated, strict=True))
+        self.log("validation/crps_sum", self.score(samples, target), prog_bar=True, rank_zero_only=True)
+        self._validated = []
+
     # ------------------------------------------------------------------------------------------------ forecasting
 
     @torch.no_grad()
@@ -184,8 +201,8 @@ class Forecasting(ForcingAlgorithm):
 
         h is what a window has behind `context_length` steps: longer than trained where it is longer. on_step(done, all) is told after each.
         """
-        paths = paths or self.options.calc_crps_sum
-        forcing, spec = self.sampling_forcing(), self.known
+        spec, paths = self.known, paths or self.options.calc_crps_sum
+        forcing = self.sampling_forcing()
         encoded = self.encode_from(batch, spec.context_length, forcing.network)
         every = [window for window in range(len(encoded.x)) for _ in range(paths)]
         rows = torch.tensor(every, device=encoded.x.device)
@@ -269,6 +286,9 @@ class Forecasting(ForcingAlgorithm):
 
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`; refuses what does not match, naming the first key."""
+        if not self.options.use_covariates:  # a released checkpoint carries an embedding that its network never saw
+            weights = {key: value for key, value in checkpoint.weights.items() if not key.startswith("embed.")}
+            checkpoint = replace(checkpoint, weights=weights)
         self.check_weights(
             checkpoint,
             "forecast data with as many variates, lags and gaps, and set algorithm.network and algorithm.diffusion as it was trained",

@@ -120,7 +120,10 @@ def released_recurrent_structure(facts: Mapping[str, Any], resolution: int | Non
     if schedule is not None:
         diffusion["beta_schedule"] = schedule
     if resolution is None:
-        return {"frame_stack": facts["frame_stack"], "z_shape": facts["z_shape"], "diffusion": diffusion}
+        found = {"frame_stack": facts["frame_stack"], "z_shape": facts["z_shape"], "diffusion": diffusion}
+        if facts["task"] == "prediction":  # released networks are told nothing, though they carry an embedding
+            found |= {"network": "rnn", "use_covariates": facts["external_cond_dim"] > 0}
+        return found
     channels, *sides = facts["z_shape"]
     structure = {
         "frame_stack": facts["frame_stack"],

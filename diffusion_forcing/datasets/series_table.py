@@ -5,6 +5,7 @@ Steps are regular: a gap in time becomes steps that were not observed. Nothing i
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 import warnings
@@ -56,9 +57,9 @@ def date_features(start: str, freq: str, steps: int) -> NDArray[np.float32]:
     pandas = _pandas()
     from gluonts.time_feature import time_features_from_frequency_str
 
-    index = pandas.period_range(start=pandas.Period(start, freq=freq), periods=steps, freq=freq)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas renames its frequencies
+        index = pandas.period_range(start=pandas.Period(start, freq=freq), periods=steps, freq=freq)
         features = [feature(index) for feature in time_features_from_frequency_str(freq)]
     angles = 2 * np.pi * np.array(features, dtype=np.float64).reshape(len(features), steps).T
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -108,7 +109,7 @@ def read_file(
                 frame = frame.reset_index()
         else:
             frame = pandas.read_csv(file, sep=None if file.suffix != ".tsv" else "\t", engine="python")
-    except (ValueError, OSError, UnicodeDecodeError, pandas.errors.ParserError) as error:
+    except (ValueError, OSError, csv.Error, pandas.errors.ParserError) as error:
         raise UserError(
             f"{file} cannot be read as a table ({_first_line(error)}); give a CSV or Parquet file"
         ) from None
@@ -178,18 +179,20 @@ def regular(frame: Any, freq: str | None, source: str) -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         periods = frame.index.to_period(freq)
-    if periods.has_duplicates:
-        twice = periods[periods.duplicated()][0]
-        raise UserError(
-            f"{source}: dataset.freq={freq} puts several rows into one step, first {twice}; give a finer dataset.freq or aggregate first"
-        )
-    steps = pandas.period_range(periods[0], periods[-1], freq=freq)
+        if periods.has_duplicates:
+            twice = periods[periods.duplicated()][0]
+            raise UserError(
+                f"{source}: dataset.freq={freq} puts several rows into one step, first {twice}; give a finer dataset.freq or aggregate first"
+            )
+        steps = pandas.period_range(periods[0], periods[-1], freq=freq)
     if len(steps) * len(frame.columns) > MOST_STEPS:
         raise UserError(
             f"{source}: {len(steps):,} steps of {freq} by {len(frame.columns):,} series are more than {MOST_STEPS:,} numbers; "
             "give a coarser dataset.freq or fewer dataset.columns"
         )
-    frame = frame.set_axis(periods).reindex(steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame = frame.set_axis(periods).reindex(steps)
     values = frame.to_numpy(dtype=np.float32, na_value=np.nan)
     values[~np.isfinite(values)] = np.nan
     if not np.isfinite(values).any(axis=0).all():

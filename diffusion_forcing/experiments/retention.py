@@ -18,6 +18,18 @@ _SCORES = "scores.json"
 _STANDARD_NAME = re.compile(r"step-\d{8,}(-v\d+)?")
 
 
+def best_of(folder: Path, mode: str) -> Path | None:
+    """The checkpoint in `folder` with the best score by the monitored metric; None where none has one."""
+    try:
+        scores = json.loads((folder / _SCORES).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    here = {name: score for name, score in scores.items() if native.is_checkpoint(folder / name)}
+    if not here:
+        return None
+    return folder / (min if mode == "min" else max)(here, key=lambda name: here[name])
+
+
 class Retention:
     """Looks after the folder of a run's checkpoints. Something is removed only once a newer one is whole on the disk."""
 

@@ -28,6 +28,7 @@ STATISTICS = frozenset(f"dataset.{key}" for key in (*_OF_MAZES, *_OF_VIDEO))
 
 _GO_WITH = {
     "planning": "experiment=exp_planning algorithm=df_planning dataset=maze2d_medium (or another maze)",
+    "prediction": "experiment=exp_prediction algorithm=df_prediction dataset=ts_ecb (or other series)",
     "video": "experiment=exp_video algorithm=df_video dataset=video_minecraft (or other video)",
 }
 
@@ -122,7 +123,7 @@ def _facts(checkpoint: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
         except UserError:
             return {}
     resolution = config["dataset"].get("resolution")
-    if facts.get("task") == "planning" and facts.get("line") == "rnn" and "structure" not in facts:
+    if facts.get("task") in ("planning", "prediction") and facts.get("line") == "rnn" and "structure" not in facts:
         from diffusion_forcing.algorithms.released import released_recurrent_structure
 
         return {**facts, "structure": {"algorithm": released_recurrent_structure(facts, None)}}

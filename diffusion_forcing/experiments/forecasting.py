@@ -1,0 +1,174 @@
+"""Forecasting: train on windows of several series until validation gets no better, sample paths, score and draw them.
+
+`test` forecasts the test windows, exactly `algorithm.calc_crps_sum` paths each, and leaves metrics.json, fan charts and a calibration plot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from diffusion_forcing.algorithms.forecasting import Forecasting
+from diffusion_forcing.checkpoints import format as native
+from diffusion_forcing.datasets.series import SeriesWindows, TimeSeries
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments import devices
+from diffusion_forcing.experiments.base import BaseExperiment
+from diffusion_forcing.experiments.options import ExperimentOptions
+from diffusion_forcing.experiments.retention import best_of
+from diffusion_forcing.experiments.weights import load_weights
+from diffusion_forcing.metrics.forecasting import QUANTILES, calibration, crps_sum, forecast_report
+from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans
+
+MOST_DRAWN = 6  # variates on a sheet of fan charts
+HISTORY_DRAWN = 2  # histories before the forecast
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastingExperimentOptions(ExperimentOptions):
+    """`experiment=exp_prediction`. patience: validations without a better CRPS_sum after which training ends; null: never."""
+
+    patience: int | None = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"experiment.patience is {self.patience}; it must be 1 validation or more, or null")
+
+
+class ForecastingExperiment(BaseExperiment):
+    """Tasks: save_mean_std_metadata, training, validation, test."""
+
+    Options = ForecastingExperimentOptions
+    task = "prediction"
+    options: ForecastingExperimentOptions
+    algorithm: Forecasting
+
+    def save_mean_std_metadata(self) -> None:
+        """Write what the series are scaled by, and how they are split, to tables/series.csv and metrics.json."""
+        self._read()
+        spec = self.dataset.spec
+        columns = zip(spec.names, spec.mean.tolist(), spec.std.tolist(), spec.step_std.tolist(), strict=True)
+        rows = [{"series": name, "mean": mean, "std": std, "step_std": step} for name, mean, std, step in columns]
+        self.run.table(
+            "series", rows, caption="Each series in the training part; step_std: its change in half a prediction"
+        )
+        self.run.summary(
+            {
+                "data/series": spec.variates,
+                "data/steps": len(self.dataset.table),
+                "data/training_steps": self.dataset.training_end,
+                "data/missing": float(1 - self.dataset.table.observed.mean()),
+            }
+        )
+        self._say(
+            f"{spec.variates} series of {len(self.dataset.table):,} steps of {spec.freq}: {self.dataset.training_end:,} to train on, then "
+            f"{len(self.dataset.validation_ends)} windows to validate and {len(self.dataset.test_ends)} to test, {spec.prediction_length} steps each"
+        )
+
+    def training(self) -> None:
+        """Train until validation/crps_sum gets no better, and go on with the best checkpoint."""
+        super().training()
+        options = self.options.training.checkpointing
+        best = best_of(self.run.folder / "checkpoints", options.mode) if options.monitor else None
+        if best is not None:
+            loaded = native.load(best)
+            load_weights(self.algorithm, loaded)
+            self.step = loaded.step
+            self._say(f"the best checkpoint by {options.monitor}: {best}")
+
+    def validation(self) -> None:
+        """Forecast and score the validation windows."""
+        self._forecast("validation")
+
+    def test(self) -> None:
+        """Forecast and score the test windows."""
+        self._forecast("test")
+
+    def _read(self) -> None:
+        if not isinstance(self.dataset, TimeSeries):
+            raise UserError(
+                f"this experiment forecasts series, and {type(self.dataset).__name__} has none; choose dataset=ts_ecb, ts_load, ts_csv or another ts_*"
+            )
+        self.dataset.prepare()
+
+    def _prepare(self, *, weights: bool = True, data: bool = True) -> None:
+        self._read()
+        self.algorithm.adapt(self.dataset.spec)
+        self.algorithm.score = crps_sum
+        super()._prepare(weights=weights, data=data)
+
+    def _callbacks(self) -> list[Callback]:
+        monitor = self.options.training.checkpointing.monitor
+        if self.options.patience is None or monitor is None:
+            return []
+        return [EarlyStopping(monitor, patience=self.options.patience, mode=self.options.training.checkpointing.mode)]
+
+    def _forecast(self, task: str) -> None:
+        self._prepare()
+        if not self.step:
+            self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
+        device = devices.device()
+        algorithm = self.algorithm.to(device).eval()
+        windows: SeriesWindows = self.dataset.test() if task == "test" else self.dataset.validation()
+        batch = windows.__getitems__(range(len(windows)))
+        on_device = type(batch)(*(part.to(device) for part in batch))
+        with _bar() as progress:
+            bar = progress.add_task(
+                f"{task}: {len(windows)} windows of {algorithm.options.calc_crps_sum} paths", total=None
+            )
+            samples = (
+                algorithm.forecast(
+                    on_device,
+                    generator=torch.Generator(device).manual_seed(self.seed),
+                    on_step=lambda done, all_: progress.update(bar, completed=done, total=all_),
+                )
+                .cpu()
+                .numpy()
+                .astype(np.float64)
+            )
+        context = algorithm.known.context_length
+        target = torch.where(batch.observed, batch.values, torch.nan)[:, context:].numpy().astype(np.float64)
+        report = forecast_report(samples, target)
+        self.run.summary({**report, "forecast/windows": len(windows), "forecast/paths": samples.shape[1]})
+        for name, value in report.items():
+            self._say(f"  {name.removeprefix('forecast/'):12s} {value:9.4g}")
+        self._draw(task, windows, samples, target)
+
+    def _draw(self, task: str, windows: SeriesWindows, samples: np.ndarray, target: np.ndarray) -> None:
+        names, table = self.algorithm.known.names, self.dataset.table
+        last, shown = len(windows) - 1, min(MOST_DRAWN, table.variates)
+        begin = int(windows.ends[last]) - windows.prediction_length
+        history = table.values[max(0, begin - HISTORY_DRAWN * windows.context_length) : begin]
+        self.run.picture(
+            f"{task}_fans",
+            draw_fans(history[:, :shown], samples[last][:, :, :shown], target[last][:, :shown], names=names[:shown]),
+            caption=f"The last {task} window: what was known, 50, 80 and 90 % of the paths, and what came",
+        )
+        summed = samples[last].sum(-1, keepdims=True), target[last].sum(-1, keepdims=True)
+        self.run.picture(
+            f"{task}_sum",
+            draw_fans(history.sum(-1, keepdims=True), *summed, names=["sum of all series"]),
+            caption="The same of the sum, which CRPS_sum scores",
+        )
+        self.run.picture(
+            f"{task}_calibration",
+            draw_calibration(QUANTILES, calibration(samples, target)),
+            caption="Share of values below each quantile; on the diagonal the paths are calibrated",
+        )
+
+
+def _bar() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, transient=True)

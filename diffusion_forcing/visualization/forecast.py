@@ -1,0 +1,62 @@
+"""Forecasts as pictures: fan charts of sample paths behind their history, and how often the truth lay below each quantile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_forcing.visualization.curves import COLOURS, INK, LINE
+
+BANDS = ((0.9, 0.18), (0.8, 0.28), (0.5, 0.42))
+"""Central intervals and how dark they are."""
+
+
+def draw_fans(
+    history: NDArray[np.floating],
+    samples: NDArray[np.floating],
+    target: NDArray[np.floating],
+    *,
+    names: Sequence[str],
+    width: int = 1000,
+    row: int = 260,
+) -> NDArray[np.uint8]:
+    """history: (c, v), samples: (paths, h, v), target: (h, v), NaN where nothing was observed, in data units → (H, width, 3) uint8: a chart a
+    variate, two in a row."""
+    variates = len(names)
+    columns = 1 if variates == 1 else 2
+    rows = -(-variates // columns)
+    figure = Figure(figsize=(width / 100, rows * row / 100), dpi=100, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    past, ahead = np.arange(-len(history) + 1, 1), np.arange(1, samples.shape[1] + 1)
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        for interval, alpha in BANDS:
+            low, high = np.quantile(samples[:, :, number], [0.5 - interval / 2, 0.5 + interval / 2], axis=0)
+            axes.fill_between(ahead, low, high, color=COLOURS[0], alpha=alpha, lw=0, label=f"{interval:.0%} of paths")
+        axes.plot(ahead, np.median(samples[:, :, number], axis=0), color=COLOURS[0], lw=1.5, label="median")
+        axes.plot(past, history[:, number], color=INK, lw=1.2, label="history")
+        axes.plot(ahead, target[:, number], color=COLOURS[1], lw=1.5, label="what came")
+        axes.set_title(name, fontsize=10, color=INK)
+        axes.grid(color=LINE, lw=0.6)
+        axes.tick_params(labelsize=8)
+        if number == 0:
+            axes.legend(fontsize=7, frameon=False, loc="upper left")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw_calibration(levels: ArrayLike, shares: ArrayLike, *, size: int = 480) -> NDArray[np.uint8]:
+    """levels, shares: (n,) in 0…1, quantiles and the share of values below them → (size, size, 3) uint8."""
+    figure = Figure(figsize=(size / 100, size / 100), dpi=100, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=LINE, lw=1.5)
+    axes.plot(np.asarray(levels), np.asarray(shares), color=COLOURS[0], marker="o", ms=4)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="quantile of the paths", ylabel="share of values below it")
+    axes.grid(color=LINE, lw=0.6)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,106 @@
+"""Forecasting at toy size, through the command line: a file of one's own, real rates, load, resume, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gluonts")
+
+from diffusion_forcing.launch.cli import main
+from tests.parity.recorded import DATA
+
+TINY = [
+    "algorithm=df_prediction",
+    "experiment=exp_prediction",
+    "algorithm.z_shape=[16]",
+    "algorithm.diffusion.network_size=4",
+    "algorithm.diffusion.num_gru_layers=1",
+    "algorithm.diffusion.sampling_timesteps=2",
+    "algorithm.diffusion.architecture.network_size=16",
+    "algorithm.diffusion.architecture.num_layers=1",
+    "algorithm.calc_crps_sum=4",
+    "experiment.training.max_steps=4",
+    "experiment.training.log_every_n_steps=1",
+    "experiment.validation.val_every_n_epoch=null",
+    "experiment.validation.val_every_n_step=2",
+]
+CSV = ["dataset=ts_csv", "dataset.path=mine.csv", "dataset.prediction_length=6", "dataset.freq=D"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    days = np.datetime64("2023-01-01") + np.arange(150)
+    rows = [f"{day},{10 + number % 7},{'' if number % 11 == 3 else 20 + number % 5}" for number, day in enumerate(days)]
+    del rows[40]  # a day is missing
+    Path("mine.csv").write_text("day,a,b\n" + "\n".join(rows))
+
+
+def run(*words: str) -> tuple[Path, dict[str, float]]:
+    assert main([*TINY, *words]) == 0
+    folder = Path("outputs/latest-run").resolve()
+    return folder, json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("network", ["rnn", "transformer"])
+def test_a_file_of_ones_own_is_learnt_forecast_loaded_and_resumed(
+    network: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, metrics = run(*CSV, f"algorithm.network={network}", "+name=toy")
+    said = capfd.readouterr().err
+    assert "2 series of 150 steps of D: 90 to train on, then 5 windows to validate and 5 to test, 6 steps each" in said
+    assert "the best checkpoint by validation/crps_sum" in said
+    assert metrics["forecast/paths"] == 4
+    assert metrics["data/missing"] > 0.05
+    for name in ("crps_sum", "crps", "nd", "nrmse", "coverage_50", "coverage_80", "coverage_90"):
+        assert np.isfinite(metrics[f"forecast/{name}"])
+    assert {"test_fans.png", "test_sum.png", "test_calibration.png"} <= {
+        p.name for p in (folder / "pictures").iterdir()
+    }
+    identity = json.loads((folder / "run.json").read_text())["id"]
+    sizes = ("z_shape", "network_size", "num_gru", "num_layers")
+    _, loaded = run(*CSV, f"load={identity}", "experiment.tasks=[test]")
+    assert loaded["forecast/crps_sum"] == metrics["forecast/crps_sum"]
+    words = [word for word in TINY if not any(size in word for size in sizes)]
+    assert main([*words, *CSV, f"load={identity}", "experiment.tasks=[validation]"]) == 0
+    assert main([f"resume={identity}", "experiment.tasks=[training]", "experiment.training.max_steps=6"]) == 0
+    steps = {json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+    assert max(steps) == 6
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["algorithm.scaling=last", "algorithm.use_covariates=False"],
+        ["algorithm.scaling=context", "algorithm.scheduling_matrix=pyramid", "algorithm.chunk_size=-1"],
+        ["dataset.context_length=60", "algorithm.chunk_size=5", "algorithm.diffusion.ddim_sampling_eta=1.0"],
+    ],
+)
+def test_exchange_rates_in_every_way(words: list[str]) -> None:
+    _, metrics = run("dataset=ts_ecb", *words)
+    assert metrics["data/series"] == 8
+    assert 0 < metrics["forecast/crps_sum"] < 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dataset=ts_csv", "dataset.prediction_length=6"], "needs dataset.path"),
+        ([*CSV, "dataset.path=nothing.csv"], "nothing.csv does not exist"),
+        ([*CSV, "dataset.prediction_length=14"], "150 steps are too few"),
+        ([*CSV, "dataset.freq=M"], "puts several rows into one step"),
+        ([*CSV, "dataset.columns=[c]"], "has no column 'c'"),
+        (["dataset=ts_exchange", "dataset.path=nowhere"], "exchange_rate_nips is not in nowhere"),
+        (["dataset=video_dmlab"], "choose dataset=ts_ecb, ts_load, ts_csv"),
+        ([*CSV, f"load={DATA / 'ckpt_planning.ckpt'}"], "is a checkpoint for planning"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, *words]) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert said in errors[0]

@@ -1,0 +1,87 @@
+"""GluonTS's own tools on our Estimator and Predictor, unchanged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gluonts")
+
+import pandas
+from gluonts.dataset.common import ListDataset
+from gluonts.dataset.multivariate_grouper import MultivariateGrouper
+from gluonts.evaluation import MultivariateEvaluator, make_evaluation_predictions
+from gluonts.model.predictor import Predictor
+
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.gluonts import DiffusionForcingEstimator, DiffusionForcingPredictor
+
+SMALL: dict[str, Any] = {
+    "z_shape": [16],
+    "warmup_steps": 10,
+    "diffusion": {"network_size": 4, "num_gru_layers": 1, "sampling_timesteps": 3},
+}
+STEPS, AHEAD = 120, 7
+
+
+def series(steps: int, count: int = 2) -> list[dict[str, Any]]:
+    weeks = np.sin(2 * np.pi * np.arange(steps) / 7)
+    return [{"target": 10 + n + weeks, "start": pandas.Period("2024-01-01", freq="D")} for n in range(count)]
+
+
+def grouped(steps: int = STEPS) -> Any:
+    return MultivariateGrouper(max_target_dim=2)(ListDataset(series(steps), freq="D"))
+
+
+def estimator(**changes: Any) -> DiffusionForcingEstimator:
+    return DiffusionForcingEstimator("D", AHEAD, **{"max_steps": 10, "options": SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def predictor() -> DiffusionForcingPredictor:
+    return estimator(max_steps=150).train(grouped())
+
+
+def test_their_evaluation_runs_on_our_predictor(predictor: DiffusionForcingPredictor) -> None:
+    data = MultivariateGrouper(max_target_dim=2, num_test_dates=2)(
+        ListDataset([*series(STEPS), *series(STEPS + AHEAD)], freq="D")
+    )
+    forecasts, truths = make_evaluation_predictions(data, predictor, num_samples=20)
+    forecasts, truths = list(forecasts), list(truths)
+    assert [forecast.samples.shape for forecast in forecasts] == [(20, AHEAD, 2)] * 2
+    assert forecasts[0].start_date == pandas.Period("2024-01-01", freq="D") + STEPS - AHEAD
+    evaluator = MultivariateEvaluator(quantiles=[0.1, 0.5, 0.9], target_agg_funcs={"sum": np.sum})
+    scores, _ = evaluator(iter(truths), iter(forecasts), num_series=2)
+    assert 0 < scores["m_sum_mean_wQuantileLoss"] < 0.05  # a wave of ±1 about 21; copying its mean has 0.04
+
+
+def test_a_predictor_is_kept_and_found_again(predictor: DiffusionForcingPredictor, tmp_path: Path) -> None:
+    predictor.serialize(tmp_path)
+    again = Predictor.deserialize(tmp_path)
+    assert isinstance(again, DiffusionForcingPredictor)
+    one, other = (next(iter(each.predict(grouped(), num_samples=3))) for each in (predictor, again))
+    assert np.array_equal(one.samples, other.samples)
+
+
+def test_a_single_series_has_forecasts_without_an_axis_of_variates() -> None:
+    data = ListDataset(series(60, 1), freq="D")
+    forecast = next(
+        iter(estimator(options={**SMALL, "network": "transformer"}).train(data).predict(data, num_samples=2))
+    )
+    assert forecast.samples.shape == (2, AHEAD)
+
+
+def test_what_cannot_be_is_one_line(predictor: DiffusionForcingPredictor) -> None:
+    with pytest.raises(UserError, match=r"has 2 entries.*MultivariateGrouper"):
+        estimator().train(ListDataset(series(60), freq="D"))
+    with pytest.raises(UserError, match=r"the series has 10 steps; a window has 7 \+ 7"):
+        estimator().train(grouped(10))
+    with pytest.raises(UserError, match="entry 0 has 1 series, the predictor was trained on 2"):
+        list(predictor.predict(ListDataset(series(60, 1), freq="D")))
+    with pytest.raises(UserError, match="there is no option 'netwrok'"):
+        estimator(options={"netwrok": "rnn"})
+    with pytest.raises(UserError, match="'fortnight', which pandas does not know"):
+        DiffusionForcingEstimator("fortnight", AHEAD)
