@@ -157,6 +157,9 @@ def every_choice() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("group", "choice"), every_choice(), ids=lambda value: str(value))
 def test_every_yaml_builds(group: str, choice: str) -> None:
     beside = MAZES if (group, choice) in OF_MAZES or choice.startswith("maze2d") else ""
+    if choice.startswith("ts_") or choice.endswith("_prediction"):
+        beside = "experiment=exp_prediction algorithm=df_prediction dataset=ts_ecb"
+        beside += " dataset.path=mine.csv dataset.prediction_length=5" if choice in ("ts_csv", "ts_base") else ""
     if choice == "df_planning_rnn":
         beside = MAZES.replace("algorithm=df_planning", "")
     if choice in ("df_video_rnn", "df_rnn_base"):  # its tokens are four frames
