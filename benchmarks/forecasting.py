@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -127,12 +128,11 @@ def theirs(name: str) -> Forecast:
         lightning.seed_everything(seed, verbose=False)
         ahead, freq, series = data.prediction_length, data.table.freq, range(data.table.variates)
         common = {"prediction_length": ahead, "context_length": max(data.context_length, SEASON[which])}
-        quiet = {
-            "max_epochs": THEIR_EPOCHS,
-            "enable_progress_bar": False,
-            "logger": False,
+        quiet: dict[str, Any] = {"max_epochs": THEIR_EPOCHS, "enable_progress_bar": False, "logger": False}
+        quiet |= {
             "enable_model_summary": False,
-        }
+            "default_root_dir": tempfile.mkdtemp(),
+        }  # where they keep their checkpoints
         match name:
             case "deepar":
                 estimator: Any = DeepAREstimator(freq=freq, **common, trainer_kwargs=quiet)

@@ -93,7 +93,8 @@ class ForecastingExperiment(BaseExperiment):
     def _read(self) -> None:
         if not isinstance(self.dataset, TimeSeries):
             raise UserError(
-                f"this experiment forecasts series, and {type(self.dataset).__name__} has none; choose dataset=ts_ecb, ts_load, ts_csv or another ts_*"
+                f"this experiment forecasts series, and {type(self.dataset).__name__} has none; "
+                "choose dataset=ts_ecb, ts_load, ts_csv or another ts_*"
             )
         self.dataset.prepare()
 
