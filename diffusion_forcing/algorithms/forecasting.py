@@ -282,7 +282,8 @@ class Forecasting(ForcingAlgorithm):
         }
         data = spec._asdict() | {name: getattr(self, name).tolist() for name in ("mean", "std", "step_std")}
         data |= {"lags": list(spec.lags), "names": list(spec.names)}
-        return {"task": self.task, "data": data, "structure": structure}
+        line = "rnn" if options.network == "rnn" else "v1.5"
+        return {"task": self.task, "line": line, "data": data, "structure": structure}
 
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`; refuses what does not match, naming the first key."""

@@ -15,6 +15,8 @@ from diffusion_forcing.launch.report import say
 
 _FEW = 8  # numbers of a statistic that are printed
 
+LONGEST = 12  # entries of a list that are shown
+
 
 def inspect(words: Sequence[str]) -> None:
     """`inspect PATH`: prints what the checkpoint is, one fact a line. PATH is what `load=` takes."""
@@ -32,7 +34,7 @@ def inspect(words: Sequence[str]) -> None:
     lines |= {key: _shown(value) for key, value in checkpoint.statistics.items()}
     width = max(map(len, lines))
     for key, value in lines.items():
-        say(f"  {key:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")
+        say(f"  {key:<{width}}  {_short(value)}")
 
 
 def convert(words: Sequence[str]) -> None:
@@ -68,6 +70,13 @@ def summary(checkpoint: LoadedCheckpoint) -> str:
 
 def _count(weights: Mapping[str, Tensor]) -> int:
     return sum(value.numel() for value in weights.values())
+
+
+def _short(value: Any) -> str:
+    """A value on one line, a long list by its beginning and length."""
+    if isinstance(value, list) and len(value) > LONGEST:
+        return f"{json.dumps(value[:3])[:-1]}, … {len(value)} in all]"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(facts: Mapping[str, Any], where: str = "") -> dict[str, Any]:
