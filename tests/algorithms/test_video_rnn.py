@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_forcing.algorithms.video import Clips
 from diffusion_forcing.algorithms.video_rnn import RecurrentVideo
-from diffusion_forcing.algorithms.video_rnn_options import RecurrentDiffusionOptions, RecurrentVideoOptions
+from diffusion_forcing.algorithms.video_rnn_options import RecurrentUNetOptions, RecurrentVideoOptions
 from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.structure import check_task
@@ -31,7 +31,7 @@ def options(**changes: Any) -> RecurrentVideoOptions:
         "ema_decay": 0.0,
         "lr": 1e-2,
     }
-    return RecurrentVideoOptions(**{**settings, **changes}, diffusion=RecurrentDiffusionOptions(**diffusion))
+    return RecurrentVideoOptions(**{**settings, **changes}, diffusion=RecurrentUNetOptions(**diffusion))
 
 
 def clips(video: RecurrentVideo, frames: int = 8) -> Clips:
