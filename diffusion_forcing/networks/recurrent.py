@@ -8,27 +8,41 @@ A released checkpoint of the RNN line has the same parameters: `transition_model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.networks.transition_mlp import TransitionMLP
+from diffusion_forcing.networks.transition_mlp import FromLatent, TransitionMLP
 from diffusion_forcing.networks.transition_unet import TransitionUNet
 
 SMALLEST = 8  # pixels a side: the released dim_mults halve three times
 START_HIDDEN = 128  # width of the two hidden layers that encode a start
 
 
-@dataclass(frozen=True)
 class Latent:
-    """z: (b, *z_shape) after `length` tokens."""
+    """z: (b, *z_shape) after `length` tokens, computed when it is first asked for."""
 
-    z: Tensor
-    length: int
+    def __init__(self, z: Tensor | Callable[[], Tensor], length: int) -> None:
+        self._z = z
+        self._known: tuple[Any] | None = None
+        self.length = length
+
+    @property
+    def z(self) -> Tensor:
+        """The latent."""
+        if callable(self._z) and not isinstance(self._z, Tensor):
+            self._z = self._z()
+        return self._z
+
+    def known(self, model: TransitionMLP | TransitionUNet) -> Any:
+        """`model.from_latent(z)`, computed once: every sampling level of a token starts here."""
+        if self._known is None:
+            self._known = (model.from_latent(self.z) if isinstance(model, TransitionMLP) else None,)
+        return self._known[0]
 
     def trimmed(self, last: int, sinks: int = 0) -> Latent:
         """Itself: a summary has nothing to drop."""
@@ -115,6 +129,10 @@ class Recurrent(nn.Module):
         latent = self.begin(len(x), x) if memory is None else memory
         if not x.shape[1]:
             return x, latent
+        if x.shape[1] == 1 and not torch.is_grad_enabled():
+            known = latent.known(self.model)
+            if known is not None:
+                return self._look(x[:, 0], next(_by_token(self.model.features(k, conditions))), latent, known)
         z, states = latent.z, []
         for token, features in zip(x.unbind(1), _by_token(self.model.features(k, conditions)), strict=True):
             estimate = self._estimate(token, features, z) if self.model.self_condition else None
@@ -123,12 +141,35 @@ class Recurrent(nn.Module):
         output: Tensor = self.x_from_z(torch.stack(states, dim=1).flatten(0, 1))
         return output.unflatten(0, x.shape[:2]), Latent(z, latent.length + len(states))
 
+    def _look(
+        self, x: Tensor, features: tuple[Tensor, ...], latent: Latent, known: FromLatent
+    ) -> tuple[Tensor, Latent]:
+        """`forward` of one token x: (b, *x_shape) without gradients: what comes of the latent alone is not computed again, and the latent
+        after the token only if it is asked for. Where it leads to the output by two linear layers, they are one."""
+        model: TransitionMLP = self.model  # type: ignore[assignment]
+        after, head = model.mlp_after_gru, self.x_from_z
+
+        def output(h: Tensor) -> Tensor:
+            if isinstance(after, nn.Linear) and isinstance(head, nn.Linear) and len(h) >= head.out_features:
+                return F.linear(h, head.weight @ after.weight, F.linear(after.bias, head.weight, head.bias))
+            through: Tensor = head(after(h))
+            return through
+
+        estimate = None
+        if model.self_condition:
+            estimate = self._dropped(output(model.look(x, features, latent.z, known)))
+        h = model.look(x, features, latent.z, known, estimate)
+        return output(h)[:, None], Latent(lambda: after(h), latent.length + 1)
+
     def _estimate(self, x: Tensor, features: tuple[Tensor, ...], z: Tensor) -> Tensor:
         """What a first look at token x: (b, *x_shape) says of it, for the second (Chen et al. 2023); in training for half of the batch."""
         with torch.no_grad():
-            said: Tensor = self.x_from_z(self.model.step(x, features, z))
+            return self._dropped(self.x_from_z(self.model.step(x, features, z)))
+
+    def _dropped(self, said: Tensor) -> Tensor:
+        """In training, half of the estimates as zeros."""
         if self.training:
-            said = said * (torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device) < 0.5)
+            said = said * (torch.rand(len(said), *(1,) * (said.ndim - 1), device=said.device) < 0.5)
         return said
 
 

@@ -7,6 +7,7 @@ tokens together, `step` one token after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,17 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.mlp(x) + self.shortcut(x))
+
+
+class FromLatent(NamedTuple):
+    """What of a step comes of z alone. A token is looked at once a sampling level, always from the same z: this part is computed once.
+
+    inner, shortcut: (b, d), z through the first block's two linear layers, biases with it; gates: (b, 3·state) of each GRU cell.
+    """
+
+    inner: Tensor
+    shortcut: Tensor
+    gates: tuple[Tensor, ...]
 
 
 class TransitionMLP(nn.Module):
@@ -88,8 +100,7 @@ class TransitionMLP(nn.Module):
 
     def step(self, x: Tensor, features: Sequence[Tensor], z: Tensor, estimate: Tensor | None = None) -> Tensor:
         """The latent after one token x: (b, x_dim)."""
-        shown = [torch.zeros_like(x) if estimate is None else estimate, x] if self.self_condition else [x]
-        h = self.mlp_before_gru(torch.cat([z, *shown, *features], dim=-1))
+        h = self.mlp_before_gru(torch.cat([z, *self._shown(x, features, estimate)], dim=-1))
         if self.gru_stack:
             states = []
             for cell, state in zip(self.gru_stack, z.chunk(len(self.gru_stack), dim=-1), strict=True):
@@ -98,6 +109,59 @@ class TransitionMLP(nn.Module):
             h = torch.cat(states, dim=-1)
         after: Tensor = self.mlp_after_gru(h)
         return after
+
+    def from_latent(self, z: Tensor) -> FromLatent | None:
+        """What every look at the next token from z: (b, z_dim) has in common; None where the first block cannot be taken apart."""
+        first, z_dim = self._first_block(), z.shape[-1]
+        if not (isinstance(first, ResidualMLP) and isinstance(first.shortcut, nn.Linear)):
+            return None
+        inner: nn.Linear = first.mlp[0]  # type: ignore[assignment]
+        states = z.chunk(max(1, len(self.gru_stack)), dim=-1)
+        return FromLatent(
+            F.linear(z, inner.weight[:, :z_dim], inner.bias),
+            F.linear(z, first.shortcut.weight[:, :z_dim], first.shortcut.bias),
+            tuple(F.linear(s, c.weight_hh, c.bias_hh) for c, s in zip(self._cells(), states, strict=False)),
+        )
+
+    def look(
+        self, x: Tensor, features: Sequence[Tensor], z: Tensor, known: FromLatent, estimate: Tensor | None = None
+    ) -> Tensor:
+        """`step` but for `mlp_after_gru`, with known = from_latent(z)."""
+        first: ResidualMLP = self._first_block()  # type: ignore[assignment]
+        shown = torch.cat(self._shown(x, features, estimate), dim=-1)
+        inner: Tensor = first.mlp[0].weight[:, z.shape[-1] :]  # type: ignore[index,assignment]
+        shortcut: Tensor = first.shortcut.weight[:, z.shape[-1] :]  # type: ignore[index,assignment]
+        within: Tensor = first.mlp[2](F.gelu(known.inner + F.linear(shown, inner)))
+        h = F.gelu(within + known.shortcut + F.linear(shown, shortcut))
+        if isinstance(self.mlp_before_gru, nn.Sequential):
+            h = self.mlp_before_gru[1:](h)
+        if not self.gru_stack:
+            return h
+        states = []
+        for cell, state, gates in zip(self.gru_stack, z.chunk(len(self.gru_stack), dim=-1), known.gates, strict=True):
+            h = _gru(F.linear(h, cell.weight_ih, cell.bias_ih), gates, state)
+            states.append(h)
+        return torch.cat(states, dim=-1)
+
+    def _cells(self) -> list[nn.GRUCell]:
+        return list(self.gru_stack)  # type: ignore[arg-type]
+
+    def _first_block(self) -> nn.Module:
+        before = self.mlp_before_gru
+        return before[0] if isinstance(before, nn.Sequential) else before
+
+    def _shown(self, x: Tensor, features: Sequence[Tensor], estimate: Tensor | None) -> list[Tensor]:
+        """What the first block sees beside z."""
+        own = [torch.zeros_like(x) if estimate is None else estimate, x] if self.self_condition else [x]
+        return [*own, *features]
+
+
+def _gru(of_input: Tensor, of_state: Tensor, state: Tensor) -> Tensor:
+    """torch.nn.GRUCell behind its two products, each (b, 3·state)."""
+    reset_x, update_x, new_x = of_input.chunk(3, dim=-1)
+    reset_h, update_h, new_h = of_state.chunk(3, dim=-1)
+    new = torch.tanh(torch.addcmul(new_x, torch.sigmoid(reset_x + reset_h), new_h))
+    return torch.lerp(new, state, torch.sigmoid(update_x + update_h))
 
 
 def _mlp(width: int, hidden: int, out: int, layers: int) -> nn.Module:

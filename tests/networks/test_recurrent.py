@@ -184,3 +184,24 @@ def test_actions_of_another_width_and_pictures_that_cannot_be_halved_are_refused
         recurrent_unet(3, (4, 12, 12), network_size=8)
     with pytest.raises(UserError, match="network_size is 12; it must be a multiple of 8"):
         recurrent_unet(3, (4, 8, 8), network_size=12)
+
+
+@pytest.mark.parametrize("self_condition", [False, True])
+@pytest.mark.parametrize(("gru", "mlp"), [(4, 1), (1, 1), (2, 3), (0, 1), (0, 2)])
+def test_a_look_at_one_token_is_a_step_whatever_the_layers(gru: int, mlp: int, self_condition: bool) -> None:
+    torch.manual_seed(0)
+    net = recurrent_mlp(
+        3, 8, network_size=4, num_gru_layers=gru, num_mlp_layers=mlp, external_cond_dim=2, self_condition=self_condition
+    ).eval()
+    x, k, told = inputs((3,), time=2)
+    memory = Latent(torch.randn(2, 8), 4)
+    with torch.no_grad():
+        assert memory.known(net.model) is not None  # the fast way is taken
+    for token in range(2):  # twice from one memory: the second look uses what the first computed
+        one = x[:, token : token + 1], k[:, token : token + 1], told[:, token : token + 1]
+        stepped, after = net(*one, memory)  # with gradients: the plain way
+        with torch.no_grad():
+            looked, then = net(*one, memory)
+        torch.testing.assert_close(looked, stepped, rtol=0, atol=1e-6)
+        torch.testing.assert_close(then.z, after.z, rtol=0, atol=1e-6)
+        assert (then.length, after.length) == (5, 5)
