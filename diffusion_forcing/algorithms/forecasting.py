@@ -22,6 +22,8 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
 
+WANDERING = 0.5
+"""Of a series' deviation: one that changes less in half a prediction wanders."""
 LEAST_OF_STD = 0.1  # of the whole training part's deviation, for a history that hardly moves
 
 
@@ -133,11 +135,17 @@ class Forecasting(ForcingAlgorithm):
         seen[:, history:] = 1.0
         return seen
 
+    def scaling_of_data(self) -> str:
+        """`algorithm.scaling`, `auto` decided: most series differ less after half a prediction than they do from their mean."""
+        if self.options.scaling != "auto":
+            return self.options.scaling
+        return "last" if bool((self.step_std < WANDERING * self.std).float().mean() > 0.5) else "global"
+
     def scaling(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """loc and scale, both (b, 1, V), of windows with the history `values`, `observed`: (b, c, V). A variate of which the history shows
         nothing has those of the training part."""
         mean, std = self.mean.expand(len(values), 1, -1), self.std.expand(len(values), 1, -1)
-        match self.options.scaling:
+        match self.scaling_of_data():
             case "global":
                 return mean, std
             case "context":
@@ -194,16 +202,20 @@ class Forecasting(ForcingAlgorithm):
         batch: SeriesBatch,
         *,
         paths: int | None = None,
+        known: Tensor | None = None,
         generator: torch.Generator | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Sample paths (b, paths, h, V) in data units of what follows the history of windows.
 
-        h is what a window has behind `context_length` steps: longer than trained where it is longer. on_step(done, all) is told after each.
+        h is what a window has behind `context_length` steps: longer than trained where it is longer. known: (V,) or (b, h, V) bool, values
+        to come that the batch holds and the paths go along with; what was not observed there is not known. on_step(done, all) is told
+        after each step.
         """
         spec, paths = self.known, paths or self.options.calc_crps_sum
         forcing = self.sampling_forcing()
         encoded = self.encode_from(batch, spec.context_length, forcing.network)
+        given = None if known is None else self._given(encoded, known)
         every = [window for window in range(len(encoded.x)) for _ in range(paths)]
         rows = torch.tensor(every, device=encoded.x.device)
         parts = rows.split(self.options.paths_at_once)
@@ -213,14 +225,24 @@ class Forecasting(ForcingAlgorithm):
             told = (
                 None if on_step is None else (lambda step, n=number: on_step(n * horizon + step, len(parts) * horizon))
             )
-            found.append(self._continue(forcing, encoded, part, generator, told))
+            found.append(self._continue(forcing, encoded, given, part, generator, told))
         samples = torch.cat(found).unflatten(0, (len(encoded.x), paths))
         return samples * encoded.scale[:, None] + encoded.loc[:, None]
+
+    def _given(self, encoded: Encoded, known: Tensor) -> Tensor:
+        """Scaled values like x, NaN where `known`, (V,) or (b, h, V), says nothing of what is to come."""
+        context, x = self.known.context_length, encoded.x
+        if known.shape[-1] != x.shape[-1]:
+            raise UserError(f"known is about {known.shape[-1]} series, the forecast of {x.shape[-1]}")
+        mask = torch.zeros_like(encoded.observed)
+        mask[:, context:] = known.to(x.device, torch.bool)
+        return torch.where(mask & encoded.observed, x, torch.nan)
 
     def _continue(
         self,
         forcing: DiffusionForcing,
         encoded: Encoded,
+        given: Tensor | None,
         rows: Tensor,
         generator: torch.Generator | None,
         told: Callable[[int], None] | None,
@@ -233,6 +255,7 @@ class Forecasting(ForcingAlgorithm):
             scheduling_matrix=options.scheduling_matrix,
             uncertainty_scale=options.uncertainty_scale,
             eta=options.diffusion.ddim_sampling_eta,
+            resample=options.resample,
         )
         length = encoded.x.shape[1]
         within_reach = length <= context + self.known.prediction_length
@@ -244,6 +267,7 @@ class Forecasting(ForcingAlgorithm):
             chunk_size=options.chunk_size,
             cache="exact" if within_reach else "streaming",
             conditions=conditions,
+            given=None if given is None else given[rows],
             generator=generator,
         )
         done, found = 0, []
@@ -266,7 +290,7 @@ class Forecasting(ForcingAlgorithm):
                 "z_shape": list(options.z_shape),
                 "learnable_init_z": options.learnable_init_z,
                 "use_covariates": options.use_covariates,
-                "scaling": options.scaling,
+                "scaling": self.scaling_of_data(),
                 "diffusion": {
                     "objective": diffusion.objective,
                     "beta_schedule": diffusion.beta_schedule,

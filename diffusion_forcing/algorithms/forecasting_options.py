@@ -28,9 +28,10 @@ class ForecastingOptions(AlgorithmOptions):
 
     network: `rnn`, the paper's, or `transformer`, causal. z_shape: of the RNN's latent, [width]. scaling: what a window is brought to
     the same size by: `global`, each variate's mean and deviation in the training part, as released; `context`, the same of the window's
-    history; `last`, what a variate has gone from its last known value, in deviations of such changes. use_covariates: tell the network
+    history; `last`, what a variate has gone from its last known value, in deviations of such changes; `auto`, `last` where series wander
+    more than they return, else `global`. use_covariates: tell the network
     dates, lagged values and which variate is which. calc_crps_sum: sample paths of a forecast; paths_at_once: how many are sampled
-    together, over all windows.
+    together, over all windows. resample: how often a row is walked where series' values to come are known.
     """
 
     lr: float = 3e-4
@@ -41,15 +42,17 @@ class ForecastingOptions(AlgorithmOptions):
     gt_first_frame: float = 0.0
     gt_cond_prob: float = 0.0
     use_covariates: bool = True
-    scaling: Literal["global", "context", "last"] = "global"
+    scaling: Literal["global", "context", "last", "auto"] = "global"
     calc_crps_sum: int = 100
     paths_at_once: int = 1000
+    resample: int = 4
     diffusion: ForecastingDiffusionOptions = field(default_factory=ForecastingDiffusionOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("algorithm.calc_crps_sum", self.calc_crps_sum)
         positive("algorithm.paths_at_once", self.paths_at_once)
+        positive("algorithm.resample", self.resample)
         within("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
         within("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
         if self.frame_stack != 1 or self.frame_skip != 1:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from diffusion_forcing.datasets import series_table as tables
 from diffusion_forcing.datasets.series_batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.datasets.series_table import Table
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, did_you_mean
 
 Source = Literal["ecb", "load", "csv", "gluonts"]
 ECB = ("AUD", "GBP", "CAD", "CHF", "JPY", "NZD", "SGD", "SEK")
@@ -28,7 +28,8 @@ SMALLEST_STD = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesOptions:
-    """`dataset=ts_*`. prediction_length, context_length: in steps; null: the data set's own, and as long as the prediction."""
+    """`dataset=ts_*`. prediction_length, context_length: in steps; null: the data set's own, and as long as the prediction. known_future:
+    series whose values to come are known when a forecast is made."""
 
     source: Source
     name: str = ""
@@ -45,6 +46,7 @@ class SeriesOptions:
     test_windows: int = 5
     validation_windows: int = 5
     lags: tuple[int, ...] | None = None
+    known_future: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.source == "csv" and not self.path:
@@ -100,7 +102,8 @@ class TimeSeries:
                 length = length or own
         assert length is not None
         context = options.context_length or length
-        ends = ends or [len(table) - n * length for n in reversed(range(options.test_windows))]
+        self._ready = table, ends or [], length, context
+        ends = self._ready[1] or [self.end - n * length for n in reversed(range(options.test_windows))]
         self._ready = table, ends, length, context
         first = self.training_end
         if first < context + length + 1:
@@ -114,6 +117,14 @@ class TimeSeries:
                 f"the table has {table.variates:,} series, dataset.variates allows {options.variates:,}; raise it, or name "
                 "some with dataset.columns"
             )
+        for name in options.known_future:
+            if name not in table.names:
+                raise UserError(
+                    f"dataset.known_future names '{name}', which is no series{did_you_mean(name, table.names)}; there are: "
+                    f"{', '.join(table.names[:12])}{', …' if table.variates > 12 else ''}"
+                )
+        if len(set(options.known_future)) == table.variates:
+            raise UserError("dataset.known_future names every series; leave out at least one, to be forecast")
 
     @property
     def table(self) -> Table:
@@ -162,6 +173,20 @@ class TimeSeries:
             lags = tables.lags_of(table.freq) if self.options.lags is None else self.options.lags
             self._spec = spec_of(table, self.training_end, lags, self.context_length, self.prediction_length)
         return self._spec
+
+    @property
+    def known_future(self) -> NDArray[np.bool_]:
+        """(V,): which series' values to come are known."""
+        return np.isin(self.table.names, self.options.known_future)
+
+    @property
+    def end(self) -> int:
+        """One past the last step of which a series that is to be forecast was observed."""
+        return int(np.flatnonzero(self.table.observed[:, ~self.known_future].any(axis=1))[-1]) + 1
+
+    def future(self) -> SeriesWindows:
+        """The one window that begins to forecast at `end`."""
+        return self._windows([self.end + self.prediction_length])
 
     def training(self) -> SeriesWindows:
         """Every window of the training part."""

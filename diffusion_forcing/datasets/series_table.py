@@ -51,6 +51,16 @@ class Table:
         """(T + more, D): the date features of every step, and of `more` behind the last."""
         return date_features(self.start, self.freq, len(self) + more)
 
+    def times(self, first: int, count: int) -> list[str]:
+        """When steps `first` … `first` + count − 1 begin, as ISO 8601 has it; behind the last one too."""
+        pandas = _pandas()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            index = pandas.period_range(
+                start=pandas.Period(self.start, freq=self.freq) + first, periods=count, freq=self.freq
+            )
+            return [time.isoformat() for time in index.to_timestamp(how="start")]
+
 
 def date_features(start: str, freq: str, steps: int) -> NDArray[np.float32]:
     """(steps, D) float32 in −1…1: cosine and sine of GluonTS's time features of the frequency."""

@@ -30,11 +30,13 @@ CACHES = ("none", "exact", "streaming")
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens x: (b, t, *c) and what belongs to each: conditions (b, t, d), and what history guidance noises them with, like x."""
+    """Tokens x: (b, t, *c) and what belongs to each: conditions (b, t, d), what history guidance noises them with, like x, and what is
+    given of tokens that are to be sampled, like x, NaN where nothing is."""
 
     x: Tensor
     conditions: Tensor | None = None
     history_noise: Tensor | None = None
+    given: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -60,13 +62,18 @@ class Tokens:
             torch.cat([self.x, later.x], dim=1),
             _join(self.conditions, later.conditions),
             _join(self.history_noise, later.history_noise),
+            self._given_with(later),
         )
 
     def _at(self, where: slice) -> Tokens:
-        conditions = None if self.conditions is None else self.conditions[:, where]
-        return Tokens(
-            self.x[:, where], conditions, None if self.history_noise is None else self.history_noise[:, where]
-        )
+        parts = (self.conditions, self.history_noise, self.given)
+        return Tokens(self.x[:, where], *(None if part is None else part[:, where] for part in parts))
+
+    def _given_with(self, later: Tokens) -> Tensor | None:
+        if self.given is None and later.given is None:
+            return None
+        parts = (torch.full_like(t.x, torch.nan) if t.given is None else t.given for t in (self, later))
+        return torch.cat(list(parts), dim=1)
 
 
 def _join(before: Tensor | None, after: Tensor | None) -> Tensor | None:

@@ -48,6 +48,7 @@ def walk_unfinished(
             conditions=shown.conditions,
             memory=memory,
             history_noise=shown.history_noise,
+            given=shown.given,
         )
         x = torch.cat([x[:, :first], moved, x[:, end:]], dim=1)
         if on_row is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffusion_forcing.diffusion.composition import compose
 from diffusion_forcing.diffusion.forcing import DiffusionForcing
+from diffusion_forcing.diffusion.given import impose, noise_further
 from diffusion_forcing.diffusion.guidance import Guidance
 from diffusion_forcing.diffusion.past import Cache, Carried, Tokens, carries, check_cache, past_of
 from diffusion_forcing.diffusion.recurrent_walk import walk_unfinished
@@ -33,7 +34,8 @@ class Sampler:
 
     sampling_timesteps: S ≤ K; S = K samples with DDPM, S < K with DDIM and `eta`. scheduling_matrix, uncertainty_scale: the order in
     which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`). condition_scale, history_scale, history_level: how far to
-    lean on the conditions and on the past (`composition.compose`); at 1 nothing is added and nothing paid.
+    lean on the conditions and on the past (`composition.compose`); at 1 nothing is added and nothing paid. resample: how often a row is
+    walked where part of a token is given (`given.py`).
     """
 
     def __init__(
@@ -47,7 +49,11 @@ class Sampler:
         condition_scale: float = 1.0,
         history_scale: float = 1.0,
         history_level: int | None = None,
+        resample: int = 1,
     ) -> None:
+        if resample < 1:
+            raise UserError(f"resample is {resample}; a row is walked once or more")
+        self.resample = resample
         self.forcing = forcing
         self.sampling_timesteps = sampling_timesteps
         self.scheduling_matrix = scheduling_matrix
@@ -84,13 +90,15 @@ class Sampler:
         conditions: Tensor | None = None,
         memory: Any = None,
         history_noise: Tensor | None = None,
+        given: Tensor | None = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
     ) -> Tensor:
         """Tokens x: (b, t, *c) taken down the rows of `matrix`: (rows, t) or (rows, b, t) of sampling levels; columns that stay at 0 are
         context, columns that stay at S are absent. Returns (b, t, *c).
 
-        history_noise: (b, t, *c), what history guidance puts in the place of clean tokens, to use instead of a draw. on_row(row, x,
+        history_noise: (b, t, *c), what history guidance puts in the place of clean tokens, to use instead of a draw. given: like x, what
+        is known of tokens that are sampled, NaN elsewhere; it comes back as it is, and the rest goes with it (`given.py`). on_row(row, x,
         levels) sees the tokens after each row; levels: (t,) or (b, t) are sampling levels.
         """
         if matrix.shape[-1] != x.shape[1]:
@@ -104,20 +112,27 @@ class Sampler:
         for row in range(len(matrix) - 1):
             if torch.equal(matrix[row], matrix[row + 1]):
                 continue
-            x = self.forcing.step(
-                x,
-                k[row].expand(x.shape[:2]),
-                k[row + 1].expand(x.shape[:2]),
-                eta=self.eta,
-                ancestral=self.ancestral,
-                guidance=guidance,
-                composition=self.composition,
-                conditions=conditions,
-                memory=memory,
-                noise=self._step_noise(x, moving, generator),
-                history_noise=history_noise,
-                generator=generator,
-            )
+            now, then = k[row].expand(x.shape[:2]), k[row + 1].expand(x.shape[:2])
+            for again in reversed(range(1 if given is None else self.resample)):
+                if given is not None:
+                    x = self._impose(x, given, now, generator)
+                moved = self.forcing.step(
+                    x,
+                    now,
+                    then,
+                    eta=self.eta,
+                    ancestral=self.ancestral,
+                    guidance=guidance,
+                    composition=self.composition,
+                    conditions=conditions,
+                    memory=memory,
+                    noise=self._step_noise(x, moving, generator),
+                    history_noise=history_noise,
+                    generator=generator,
+                )
+                x = self._back(x, moved, then, now, generator) if again else moved
+            if given is not None:
+                x = self._impose(x, given, then, generator)
             if on_row is not None:
                 on_row(row, x, matrix[row + 1])
         return x
@@ -165,6 +180,7 @@ class Sampler:
         guidance: Guidance | None = None,
         conditions: Conditions | None = None,
         memory: Any = None,
+        given: Tensor | None = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
     ) -> Iterator[Tensor]:
@@ -176,7 +192,8 @@ class Sampler:
         noise on the context stays away); `streaming` gives the same until the window slides, then what was computed stays, and the first
         `sinks` tokens of all. Under a cache a return sees the chunk alone. A recurrent network's past is one latent: under either cache no
         window is needed, nor read, and it steps neither waiting nor finished tokens (`recurrent_walk.py`). memory: what such a network
-        holds before the context, a latent made from a start state, say.
+        holds before the context, a latent made from a start state, say. given: (b, length, *c), what is known of tokens to come, NaN
+        elsewhere (`given.py`).
         """
         if chunk_size < 0 and length is None:
             raise UserError(
@@ -192,7 +209,11 @@ class Sampler:
                 "a memory to begin with is for a recurrent network under cache=exact or streaming; give context instead"
             )
         how = {"guidance": guidance, "generator": generator, "on_row": on_row}
-        return self._chunks(context, length, window, chunk_size, cache, sinks, conditions, memory, how)
+        if given is not None and (length is None or given.shape != (len(context), length, *context.shape[2:])):
+            raise UserError(
+                f"given has shape {tuple(given.shape)}; ({len(context)}, {length}, …) is needed: every token, the context's too"
+            )
+        return self._chunks(context, length, window, chunk_size, cache, sinks, conditions, memory, given, how)
 
     @torch.no_grad()
     def _chunks(
@@ -205,13 +226,14 @@ class Sampler:
         sinks: int,
         conditions: Conditions | None,
         memory: Any,
+        given: Tensor | None,
         how: dict[str, Any],
     ) -> Iterator[Tensor]:
         now = context.shape[1]
         visible = context if window is None else context[:, max(0, now - window) :]
-        given = self._tokens(visible, now, conditions, how["generator"])
+        shown = self._tokens(visible, now, conditions, how["generator"])
         past = past_of(
-            cache, self.forcing.network, given, window=window, sinks=sinks, remember=self._remember, memory=memory
+            cache, self.forcing.network, shown, window=window, sinks=sinks, remember=self._remember, memory=memory
         )
         while length is None or now < length:
             chunk = chunk_size if length is None else min(chunk_size, length - now)
@@ -220,6 +242,7 @@ class Sampler:
                 (len(context), chunk, *context.shape[2:]), device=context.device, generator=how["generator"]
             )
             new = self._tokens(noise, now, conditions, how["generator"])
+            new = replace(new, given=None if given is None else given[:, now - chunk : now])
             seen, memory = past.before(chunk)
             tokens, rows = seen.then(new), self.matrix(chunk)
             if isinstance(past, Carried) and how["guidance"] is None:
@@ -236,10 +259,11 @@ class Sampler:
                 conditions=tokens.conditions,
                 memory=memory,
                 history_noise=tokens.history_noise,
+                given=tokens.given,
                 **how,
             )
             finished = x[:, seen.count :].clone()
-            past.add(replace(new, x=finished))
+            past.add(replace(new, x=finished, given=None))
             yield finished
 
     def _tokens(self, x: Tensor, end: int, conditions: Conditions | None, generator: torch.Generator | None) -> Tokens:
@@ -267,6 +291,17 @@ class Sampler:
         if self.composition is None or not self.composition.noises_history:
             return None
         return self.noise(tuple(x.shape), device=x.device, generator=generator)
+
+    def _impose(self, x: Tensor, given: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
+        """x: (b, t, *c) at levels k: (b, t), with `given`, as noisy, in its places."""
+        noise = self.noise(tuple(x.shape), device=x.device, generator=generator).to(x.dtype)
+        return impose(self.forcing.schedule, x, given, k, noise)
+
+    def _back(self, before: Tensor, x: Tensor, k: Tensor, k_to: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Tokens x at levels k, noised again to k_to, where they were `before`; those that did not move stay as they were."""
+        noise = self.noise(tuple(x.shape), device=x.device, generator=generator).to(x.dtype)
+        noised = noise_further(self.forcing.schedule, x, k, k_to, noise)
+        return torch.where((k != k_to).reshape(*k.shape, *(1,) * (x.ndim - 2)), noised, before)
 
     def _step_noise(self, x: Tensor, moving: Tensor, generator: torch.Generator | None) -> Tensor | None:
         """What a step that is not deterministic draws, for the `moving` tokens alone: the draw does not depend on what else is seen."""

@@ -1,10 +1,14 @@
 """Forecasting: train on windows of several series until validation gets no better, sample paths, score and draw them.
 
 `test` forecasts the test windows, exactly `algorithm.calc_crps_sum` paths each, and leaves metrics.json, fan charts and a calibration plot.
+`forecast` goes on behind the data's end, and leaves a table of quantiles and every path. Series in `dataset.known_future` are given, not
+forecast, and not scored.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series import SeriesWindows, TimeSeries
+from diffusion_forcing.datasets.series_batch import SeriesBatch
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
@@ -23,9 +28,11 @@ from diffusion_forcing.experiments.options import ExperimentOptions
 from diffusion_forcing.experiments.retention import best_of
 from diffusion_forcing.experiments.weights import load_weights
 from diffusion_forcing.metrics.forecasting import QUANTILES, calibration, crps_sum, forecast_report
+from diffusion_forcing.tracking.files import write_atomic
 from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans
 
 MOST_DRAWN = 6  # variates on a sheet of fan charts
+SHOWN_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 HISTORY_DRAWN = 2  # histories before the forecast
 
 
@@ -42,7 +49,7 @@ class ForecastingExperimentOptions(ExperimentOptions):
 
 
 class ForecastingExperiment(BaseExperiment):
-    """Tasks: save_mean_std_metadata, training, validation, test."""
+    """Tasks: save_mean_std_metadata, training, validation, test, forecast."""
 
     Options = ForecastingExperimentOptions
     task = "prediction"
@@ -110,47 +117,86 @@ class ForecastingExperiment(BaseExperiment):
             return []
         return [EarlyStopping(monitor, patience=self.options.patience, mode=self.options.training.checkpointing.mode)]
 
+    def forecast(self) -> None:
+        """Sample paths of what comes behind the data: tables/forecast.csv, forecast.npz, a picture."""
+        self._prepare()
+        windows: SeriesWindows = self.dataset.future()
+        _, samples, target = self._sample("forecast", windows)
+        names, table, begin = self.algorithm.known.names, self.dataset.table, self.dataset.end
+        times = table.times(begin, samples.shape[2])
+        quantiles = np.quantile(samples[0], SHOWN_QUANTILES, axis=0)
+        rows = [
+            {"time": time, "series": name, "mean": float(samples[0, :, step, variate].mean())}
+            | {f"q{level:g}": float(quantiles[number, step, variate]) for number, level in enumerate(SHOWN_QUANTILES)}
+            for step, time in enumerate(times)
+            for variate, name in enumerate(names)
+        ]
+        self.run.table("forecast", rows, caption="What comes behind the data: mean and quantiles of the paths")
+        content = io.BytesIO()
+        np.savez_compressed(content, samples=samples[0].astype(np.float32), times=times, names=names)
+        write_atomic(self.run.folder / "forecast.npz", content.getvalue())
+        self._draw_fans("forecast", self._history(begin, windows), samples[0], target[0], names)
+        self._say(
+            f"forecast of {len(times)} steps from {times[0]}: {self.run.folder / 'tables' / 'forecast.csv'}; "
+            f"all {samples.shape[1]} paths: {self.run.folder / 'forecast.npz'} (samples: path, step, series)"
+        )
+
     def _forecast(self, task: str) -> None:
         self._prepare()
-        if not self.step:
-            self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
-        device = devices.device()
-        algorithm = self.algorithm.to(device).eval()
         windows: SeriesWindows = self.dataset.test() if task == "test" else self.dataset.validation()
-        batch = windows.__getitems__(range(len(windows)))
-        on_device = type(batch)(*(part.to(device) for part in batch))
-        with _bar() as progress:
-            bar = progress.add_task(
-                f"{task}: {len(windows)} windows of {algorithm.options.calc_crps_sum} paths", total=None
-            )
-            samples = (
-                algorithm.forecast(
-                    on_device,
-                    generator=torch.Generator(device).manual_seed(self.seed),
-                    on_step=lambda done, all_: progress.update(bar, completed=done, total=all_),
-                )
-                .cpu()
-                .numpy()
-                .astype(np.float64)
-            )
-        context = algorithm.known.context_length
-        target = torch.where(batch.observed, batch.values, torch.nan)[:, context:].numpy().astype(np.float64)
+        _, samples, target = self._sample(task, windows)
+        free = ~self.dataset.known_future
+        samples, target = samples[..., free], target[..., free]
         report = forecast_report(samples, target)
         self.run.summary({**report, "forecast/windows": len(windows), "forecast/paths": samples.shape[1]})
         for name, value in report.items():
             self._say(f"  {name.removeprefix('forecast/'):12s} {value:9.4g}")
-        self._draw(task, windows, samples, target)
+        self._draw(task, windows, samples, target, free)
 
-    def _draw(self, task: str, windows: SeriesWindows, samples: np.ndarray, target: np.ndarray) -> None:
-        names, table = self.algorithm.known.names, self.dataset.table
-        last, shown = len(windows) - 1, min(MOST_DRAWN, table.variates)
-        begin = int(windows.ends[last]) - windows.prediction_length
-        history = table.values[max(0, begin - HISTORY_DRAWN * windows.context_length) : begin]
+    def _sample(self, task: str, windows: SeriesWindows) -> tuple[SeriesBatch, np.ndarray, np.ndarray]:
+        """The windows, sample paths of them (n, paths, h, V) and what came (n, h, V), NaN where nothing was observed."""
+        if not self.step:
+            self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
+        device = devices.device()
+        algorithm = self.algorithm.to(device).eval()
+        batch = windows.__getitems__(range(len(windows)))
+        known = self.dataset.known_future
+        with _bar() as progress:
+            bar = progress.add_task(
+                f"{task}: {len(windows)} windows of {algorithm.options.calc_crps_sum} paths", total=None
+            )
+            samples = algorithm.forecast(
+                SeriesBatch(*(part.to(device) for part in batch)),
+                known=torch.from_numpy(known) if known.any() else None,
+                generator=torch.Generator(device).manual_seed(self.seed),
+                on_step=lambda done, all_: progress.update(bar, completed=done, total=all_),
+            )
+        context = algorithm.known.context_length
+        target = torch.where(batch.observed, batch.values, torch.nan)[:, context:]
+        return batch, samples.cpu().double().numpy(), target.double().numpy()
+
+    def _history(self, begin: int, windows: SeriesWindows) -> np.ndarray:
+        """The table's values before step `begin`, as many as are drawn."""
+        values: np.ndarray = self.dataset.table.values
+        return values[max(0, begin - HISTORY_DRAWN * windows.context_length) : begin]
+
+    def _draw_fans(
+        self, task: str, history: np.ndarray, samples: np.ndarray, target: np.ndarray, names: Sequence[str]
+    ) -> None:
+        shown = min(MOST_DRAWN, len(names))
         self.run.picture(
             f"{task}_fans",
-            draw_fans(history[:, :shown], samples[last][:, :, :shown], target[last][:, :shown], names=names[:shown]),
+            draw_fans(history[:, :shown], samples[..., :shown], target[..., :shown], names=names[:shown]),
             caption=f"The last {task} window: what was known, 50, 80 and 90 % of the paths, and what came",
         )
+
+    def _draw(
+        self, task: str, windows: SeriesWindows, samples: np.ndarray, target: np.ndarray, free: np.ndarray
+    ) -> None:
+        names = [name for name, is_free in zip(self.algorithm.known.names, free, strict=True) if is_free]
+        last = len(windows) - 1
+        history = self._history(int(windows.ends[last]) - windows.prediction_length, windows)[:, free]
+        self._draw_fans(task, history, samples[last], target[last], names)
         summed = samples[last].sum(-1, keepdims=True), target[last].sum(-1, keepdims=True)
         self.run.picture(
             f"{task}_sum",

@@ -129,8 +129,7 @@ class TransitionMLP(nn.Module):
         """`step` but for `mlp_after_gru`, with known = from_latent(z)."""
         first: ResidualMLP = self._first_block()  # type: ignore[assignment]
         shown = torch.cat(self._shown(x, features, estimate), dim=-1)
-        inner: Tensor = first.mlp[0].weight[:, z.shape[-1] :]  # type: ignore[index,assignment]
-        shortcut: Tensor = first.shortcut.weight[:, z.shape[-1] :]  # type: ignore[index,assignment]
+        inner, shortcut = (layer.weight[:, z.shape[-1] :] for layer in (first.mlp[0], first.shortcut))  # type: ignore[index]
         within: Tensor = first.mlp[2](F.gelu(known.inner + F.linear(shown, inner)))
         h = F.gelu(within + known.shortcut + F.linear(shown, shortcut))
         if isinstance(self.mlp_before_gru, nn.Sequential):
@@ -138,7 +137,7 @@ class TransitionMLP(nn.Module):
         if not self.gru_stack:
             return h
         states = []
-        for cell, state, gates in zip(self.gru_stack, z.chunk(len(self.gru_stack), dim=-1), known.gates, strict=True):
+        for cell, state, gates in zip(self._cells(), z.chunk(len(self.gru_stack), dim=-1), known.gates, strict=True):
             h = _gru(F.linear(h, cell.weight_ih, cell.bias_ih), gates, state)
             states.append(h)
         return torch.cat(states, dim=-1)

@@ -123,3 +123,26 @@ def walk_of(*, causal: bool = False, name: str = "cosine", **settings: Any) -> D
     return DiffusionForcing(
         RandomWalk(schedule, causal=causal), schedule, build_parameterization("pred_x0", clip_noise=20.0), **settings
     )
+
+
+class Pair(nn.Module):
+    """The exact denoiser of tokens of two numbers ~ N(0, 1) each, correlated by `rho`, every token by itself."""
+
+    def __init__(self, schedule: NoiseSchedule, rho: float) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.covariance = torch.tensor([[1.0, rho], [rho, 1.0]], dtype=torch.float64)
+
+    def forward(
+        self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None
+    ) -> tuple[Tensor, None]:
+        power = self.schedule.alphas_cumprod.double()[k][..., None, None]
+        seen = power * self.covariance + (1 - power) * torch.eye(2, dtype=torch.float64)
+        answer = self.covariance @ torch.linalg.solve(seen, x.double()[..., None]) * power.sqrt()
+        return answer[..., 0].to(x.dtype), None
+
+
+def pair_of(rho: float) -> DiffusionForcing:
+    """DiffusionForcing over the exact denoiser of correlated pairs."""
+    schedule = build_schedule("cosine")
+    return DiffusionForcing(Pair(schedule, rho), schedule, build_parameterization("pred_x0", clip_noise=20.0))
