@@ -102,6 +102,14 @@ class TimeSeries:
                 length = length or own
         assert length is not None
         context = options.context_length or length
+        for name in options.known_future:
+            if name not in table.names:
+                raise UserError(
+                    f"dataset.known_future names '{name}', which is no series{did_you_mean(name, table.names)}; there are: "
+                    f"{', '.join(table.names[:12])}{', …' if table.variates > 12 else ''}"
+                )
+        if len(set(options.known_future)) == table.variates:
+            raise UserError("dataset.known_future names every series; leave out at least one, to be forecast")
         self._ready = table, ends or [], length, context
         ends = self._ready[1] or [self.end - n * length for n in reversed(range(options.test_windows))]
         self._ready = table, ends, length, context
@@ -117,14 +125,6 @@ class TimeSeries:
                 f"the table has {table.variates:,} series, dataset.variates allows {options.variates:,}; raise it, or name "
                 "some with dataset.columns"
             )
-        for name in options.known_future:
-            if name not in table.names:
-                raise UserError(
-                    f"dataset.known_future names '{name}', which is no series{did_you_mean(name, table.names)}; there are: "
-                    f"{', '.join(table.names[:12])}{', …' if table.variates > 12 else ''}"
-                )
-        if len(set(options.known_future)) == table.variates:
-            raise UserError("dataset.known_future names every series; leave out at least one, to be forecast")
 
     @property
     def table(self) -> Table:
@@ -182,7 +182,8 @@ class TimeSeries:
     @property
     def end(self) -> int:
         """One past the last step of which a series that is to be forecast was observed."""
-        return int(np.flatnonzero(self.table.observed[:, ~self.known_future].any(axis=1))[-1]) + 1
+        observed = np.flatnonzero(self.table.observed[:, ~self.known_future].any(axis=1))
+        return int(observed[-1]) + 1 if len(observed) else len(self.table)
 
     def future(self) -> SeriesWindows:
         """The one window that begins to forecast at `end`."""

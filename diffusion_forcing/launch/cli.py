@@ -88,6 +88,7 @@ def _run(overrides: list[str]) -> None:
     from diffusion_forcing.launch.allocator import keep_freed_memory
     from diffusion_forcing.launch.report import report, say
     from diffusion_forcing.launch.run import is_main_process, plan, start
+    from diffusion_forcing.launch.seeds import run_seeds
 
     keep_freed_memory()
     checked = plan(overrides)
@@ -95,4 +96,7 @@ def _run(overrides: list[str]) -> None:
         say("wandb.mode=online: this version tracks runs locally, nothing is sent to W&B")
     if checked.taken and is_main_process():
         say(f"as the checkpoint was trained: {' '.join(checked.taken)}")
-    report(start(checked))
+    if checked.settings.seeds > 1:
+        run_seeds(overrides, checked)
+    else:
+        report(start(checked))

@@ -23,6 +23,7 @@ class Settings:
 
     name: str | None = None
     seed: int = 0
+    seeds: int = 1
     debug: bool = False
     outputs: str = "outputs"
     load: str | None = None
@@ -40,6 +41,10 @@ class Settings:
                 raise UserError(f"{key}= is empty: give {key}=VALUE or leave it out")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
+        if not 1 <= self.seeds <= 1000 or self.seed + self.seeds > 2**32:
+            raise UserError(f"seeds is how many seeds to run, from 1 to 1000, got {self.seeds}")
+        if self.seeds > 1 and self.resume is not None:
+            raise UserError("seeds= starts several new runs and resume= goes on with one: give one of them")
         if self.cluster is not None:
             raise UserError("cluster: clusters are not in this version yet; start the command on the machine itself")
         if self.load is not None and self.resume is not None:

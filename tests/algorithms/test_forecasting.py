@@ -237,3 +237,30 @@ def test_a_checkpoint_brings_weights_and_statistics(network: str, tmp_path: Path
 def test_a_forecaster_without_data_says_so() -> None:
     with pytest.raises(UserError, match=r"call adapt\(dataset\.spec\) first"):
         Forecasting(options()).forecast(batch())
+
+
+def test_what_is_known_of_the_future_comes_back_and_moves_the_rest() -> None:
+    forecaster, windows = build(), batch()
+    known = torch.tensor([False, True, False])
+    windows.observed[0, -1, 1] = False  # said to be known, but it was not observed
+    paths = forecaster.forecast(windows, known=known, generator=torch.Generator().manual_seed(0))
+    ahead = windows.values[:, None, CONTEXT:].expand_as(paths)
+    told = torch.zeros_like(paths, dtype=torch.bool)
+    told[..., 1] = True
+    told[0, :, -1, 1] = False
+    torch.testing.assert_close(paths[told], ahead[told], rtol=0, atol=1e-5)
+    assert float(paths[0, :, -1, 1].std()) > 0
+    windows.values[:, CONTEXT:, 1] += 5
+    moved = forecaster.forecast(windows, known=known, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(moved[..., 0], paths[..., 0])
+    with pytest.raises(UserError, match="known is about 2 series"):
+        forecaster.forecast(windows, known=known[:2])
+
+
+@pytest.mark.parametrize(("step", "means"), [(0.2, "last"), (0.9, "global")])
+def test_scaling_auto_is_last_where_series_wander(step: float, means: str) -> None:
+    data = spec(step_std=np.array([step, 2 * step, 4 * step], np.float32))
+    chosen, plain = build(data, scaling="auto"), build(data, scaling=means)
+    for ours, theirs in zip(chosen.scaling(*batch()[:2]), plain.scaling(*batch()[:2]), strict=True):
+        assert torch.equal(ours, theirs)
+    assert chosen.describe()["structure"]["algorithm"]["scaling"] == means

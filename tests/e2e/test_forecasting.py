@@ -86,9 +86,48 @@ def test_exchange_rates_in_every_way(words: list[str]) -> None:
     assert 0 < metrics["forecast/crps_sum"] < 2
 
 
+def test_seeds_are_runs_of_their_own_and_a_table(capfd: pytest.CaptureFixture[str]) -> None:
+    words = [*CSV, "seed=3", "seeds=2", "+name=toy", "experiment.training.max_steps=2"]
+    folder, metrics = run(*words)
+    assert folder.name.endswith("toy_seeds")
+    alone = [run(*words, f"seed={seed}", "seeds=1")[1]["forecast/crps_sum"] for seed in (3, 4)]
+    assert alone[0] != alone[1]
+    assert metrics["forecast/crps_sum"] == pytest.approx(np.mean(alone))
+    assert metrics["forecast/crps_sum_std"] == pytest.approx(np.std(alone, ddof=1))
+    table = json.loads((folder / "tables/seeds.json").read_text())["rows"]
+    assert [row["seed"] for row in table] == [3, 4, "mean", "std"]
+    assert [row["forecast/crps_sum"] for row in table[:2]] == alone
+    assert "toy: over seeds" in capfd.readouterr().out
+    assert main([*TINY, *CSV, "seeds=0"]) == 2
+    assert main(["seeds=2", "resume=nothing"]) == 2
+
+
+def test_the_future_is_forecast_around_what_is_known_of_it() -> None:
+    days = (np.datetime64("2023-01-01") + np.arange(156)).astype(str)
+    rows = [f"{day},{10 + n % 7 if n < 150 else ''},{20 + n % 5}" for n, day in enumerate(days)]
+    Path("mine.csv").write_text("day,a,b\n" + "\n".join(rows))
+    words = ["algorithm=df_prediction_small", "experiment.tasks=[training,test,forecast]", "dataset.known_future=[b]"]
+    folder, metrics = run(*CSV, *words)
+    assert 0 < metrics["forecast/crps_sum"] < 2
+    lines = (folder / "tables/forecast.csv").read_text().splitlines()
+    assert lines[0] == "time,series,mean,q0.05,q0.1,q0.25,q0.5,q0.75,q0.9,q0.95"
+    assert len(lines) == 1 + 6 * 2
+    assert lines[1].startswith("2023-05-31T00:00:00,a,")
+    told = [line.split(",") for line in lines[1:] if ",b," in line]
+    np.testing.assert_allclose(
+        np.array([cells[2:] for cells in told], float), np.array([[20 + n % 5] * 8 for n in range(150, 156)]), atol=1e-4
+    )
+    paths = np.load(folder / "forecast.npz")
+    assert paths["samples"].shape == (4, 6, 2)
+    assert paths["samples"][:, :, 0].std() > 0
+    assert (folder / "pictures/forecast_fans.png").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ([*CSV, "dataset.known_future=[c]"], "dataset.known_future names 'c', which is no series; there are: a, b"),
+        ([*CSV, "dataset.known_future=[a,b]"], "names every series"),
         (["dataset=ts_csv", "dataset.prediction_length=6"], "needs dataset.path"),
         ([*CSV, "dataset.path=nothing.csv"], "nothing.csv does not exist"),
         ([*CSV, "dataset.prediction_length=14"], "150 steps are too few"),
