@@ -180,7 +180,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells = []
             for name in SHOWN:
                 values = np.array([row[f"forecast/{name}"] for row in mine])
-                cells.append(f"{values.mean():.4f} ± {values.std(ddof=min(1, len(values) - 1)):.4f}")
+                cells.append(f"{values.mean():.4f} ± {values.std():.4f}")
             minutes = np.mean([row["seconds"] for row in mine]) / 60
             lines.append(f"| {data} | {model} | {len(mine)} | " + " | ".join(cells) + f" | {minutes:.1f} |")
     return "\n".join(lines)
