@@ -12,10 +12,10 @@ PIP_WORDS ?=
 # pytest's extra words, e.g. make test PYTEST_WORDS="-k launch -x"
 PYTEST_WORDS ?=
 
-.PHONY: help setup demo demo-video test check bench docs clean
+.PHONY: help setup demo demo-video demo-forecast test check bench docs clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## virtual environment in .venv with everything the package, its tests and its checks need
 
@@ -25,13 +25,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,dev]'
 	@$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench  # its file is read, none of what it needs
 	@touch $@
-	@echo "installed into $(VENV); try: make demo, make demo-video"
+	@echo "installed into $(VENV); try: make demo, make demo-video, make demo-forecast"
 
 demo: setup  ## plan and run mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
 	@$(BIN)/python -m diffusion_forcing.launch.demo
 
 demo-video: setup  ## roll 48 frames out of mazes never trained on with the shipped world model (under 3 minutes on 2 cores)
 	@$(BIN)/python -m diffusion_forcing.launch.demo_video
+
+demo-forecast: setup  ## forecast 96 real load profiles with the shipped forecaster (under 2 minutes on 2 cores)
+	@$(BIN)/python -m diffusion_forcing.launch.demo_forecast
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest $(PYTEST_WORDS)
