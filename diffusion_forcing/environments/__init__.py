@@ -1,4 +1,5 @@
-"""Simulators and controllers. Importing this package registers maze2d-{umaze,medium,large}-v1 with Gymnasium; MuJoCo loads on first use.
+"""Simulators and controllers. Importing this package registers maze2d-{umaze,medium,large}-v1 and robot_swap with Gymnasium; MuJoCo loads on
+first use.
 
 `gymnasium.make("maze2d-custom-v1", maze="#####\\\\#OOG#\\\\#####")` makes an environment of any map, with no time limit unless
 `max_episode_steps` says one.
@@ -13,3 +14,4 @@ _ENTRY = "diffusion_forcing.environments.maze2d:Maze2dEnv"
 for _name, _steps in (("umaze", 300), ("medium", 600), ("large", 800)):
     gymnasium.register(f"maze2d-{_name}-v1", entry_point=_ENTRY, max_episode_steps=_steps, kwargs={"maze": _name})
 gymnasium.register("maze2d-custom-v1", entry_point=_ENTRY)
+gymnasium.register("robot_swap", entry_point="diffusion_forcing.environments.swap:SwapEnv", max_episode_steps=135)
