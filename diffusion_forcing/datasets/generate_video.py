@@ -39,7 +39,9 @@ _PATIENCE = 5.0
 
 
 class Simulator(Protocol):
-    """What films episodes. It is pickled into each worker, which calls `make` many times and `close` once; what is slow to start waits for `make`."""
+    """What films episodes. It is pickled into each worker, which calls `make` many times and `close` once; what is slow to start waits for `make`.
+
+    One with a method `save(path, episode)` writes its episodes itself, whole or not at all, `path` last."""
 
     @property
     def frames(self) -> int:
@@ -183,7 +185,8 @@ def _work(simulator: Simulator, folder: Path, connection: Connection) -> None:
 
 def _film(simulator: Simulator, folder: Path, split: str, index: int) -> Exception | None:
     try:
-        save_episode(episode_file(folder, split, index), simulator.make(split, index))
+        save = getattr(simulator, "save", save_episode)
+        save(episode_file(folder, split, index), simulator.make(split, index))
     except UserError as error:
         return error
     except OSError as error:

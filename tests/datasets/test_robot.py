@@ -1,0 +1,181 @@
+"""Demonstrations: kept without loss, whole or not at all, cut into tokens at every delay, made again from their seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from diffusion_forcing.datasets import robot
+from diffusion_forcing.datasets.robot import Demonstrations, RobotDataset, RobotOptions
+from diffusion_forcing.datasets.robot_files import film_of, read_demonstration, save_demonstration
+from diffusion_forcing.errors import UserError
+
+CAMERAS = ("front", "over")
+STACK = 5
+
+
+def demonstration(actions: int = 12, size: int = 16, *, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Every frame says its number in its first pixel, every action its number in x."""
+    random = np.random.default_rng(seed)
+    films = {name: random.integers(0, 256, (actions + 1, size, size, 3), np.uint8) for name in CAMERAS}
+    for film in films.values():
+        film[:, 0, 0, 0] = np.arange(actions + 1)
+    done = random.random((actions, 8), np.float32)
+    done[:, 0] = np.arange(actions)
+    return {**films, "actions": done, "slots": np.array([0, 2])}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Makes demonstrations of a length that follows from their number."""
+
+    size: int = 16
+    frames: int = 13
+    recipe: Mapping[str, str | int | float] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", {"simulator": "toy", "size": self.size})
+
+    def make(self, split: str, index: int) -> dict[str, NDArray[Any]]:
+        return demonstration(10 + index, self.size, seed=index)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RobotDataset, "_simulator", lambda self: Toy())
+
+
+def options(folder: Path, **changes: Any) -> RobotOptions:
+    sizes = {"resolution": 16, "action_stack": STACK, "observation_shape": (6 + STACK, 16, 16), "workers": 1}
+    return RobotOptions(
+        **{"save_dir": str(folder), "num_episodes": 3, "num_validation_episodes": 1, **sizes, **changes}
+    )
+
+
+def test_what_is_kept_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    episode = demonstration()
+    save_demonstration(tmp_path / "000000.npz", episode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.front.mp4", "000000.npz", "000000.over.mp4"]
+    read = read_demonstration(tmp_path / "000000.npz", CAMERAS)
+    assert set(read) == set(episode)
+    for name, array in episode.items():
+        assert np.array_equal(read[name], array)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: film_of(path, "over").unlink(), "No such file"),
+        (lambda path: film_of(path, "over").write_bytes(b"nonsense"), "cannot be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "cannot be read"),
+        (lambda path: np.savez(path, actions=np.zeros((3, 8))), "13 frames for 3 actions"),
+        (lambda path: np.savez(path, actions=np.zeros((12, 7))), r"\(n, 8\) finite numbers"),
+        (lambda path: np.savez(path, actions=np.full((12, 8), np.nan)), "finite numbers"),
+        (lambda path: np.savez(path, action=np.zeros((12, 8))), "there is no 'actions"),
+        (lambda path: np.savez(path, actions=np.array([object()])), "allow_pickle"),
+    ],
+)
+def test_what_is_damaged_is_one_line(tmp_path: Path, damage: Any, said: str) -> None:
+    path = tmp_path / "000000.npz"
+    save_demonstration(path, demonstration())
+    damage(path)
+    with pytest.raises(UserError, match=said):
+        read_demonstration(path, CAMERAS)
+
+
+@pytest.mark.parametrize("delay", range(STACK))
+def test_a_token_is_what_is_seen_and_the_actions_that_led_there(delay: int) -> None:
+    episode = demonstration(12)
+    batch = Demonstrations([episode], CAMERAS, range(STACK), stack=STACK, most=40)[delay]
+    count = 1 + -(-(12 + delay) // STACK) + 1
+    assert batch.frames.shape == (1, count, 2, 3, 16, 16)
+    assert batch.actions.shape == (1, count, STACK, 8)
+    assert batch.valid.all()
+    for token in range(count):
+        now = min(max(token * STACK - delay, 0), 12)
+        assert batch.frames[0, token, :, 0, 0, 0].tolist() == [now, now]
+        for step in range(STACK):
+            number = (token - 1) * STACK + step - delay
+            action = batch.actions[0, token, step]
+            if 0 <= number < 12:
+                assert action[0] == number
+            else:  # it waits where it came to rest, open before it begins
+                assert action[:7].tolist() == episode["actions"][-1][:7].tolist()
+                assert number >= 0 or action[7] == 0
+
+
+def test_batches_are_as_long_as_their_longest_and_say_what_is_padding() -> None:
+    every = Demonstrations([demonstration(4), demonstration(17)], CAMERAS, (0,), stack=STACK, most=40)
+    batch = every.__getitems__([0, 1])
+    assert batch.valid.sum(1).tolist() == [3, 6]
+    assert torch.equal(batch.frames[0, :3], every[0].frames[0])
+    short = Demonstrations([demonstration(17)], CAMERAS, (0,), stack=STACK, most=3)
+    assert short[0].valid.tolist() == [[True] * 3]
+
+
+def test_the_data_set_makes_what_is_missing_and_reads_it(tmp_path: Path, toy: None) -> None:
+    data = RobotDataset(options(tmp_path))
+    data.prepare(progress=False)
+    assert len(data.training()) == 3 * STACK
+    assert len(data.validation()) == 1
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
+    (tmp_path / "training" / "000001.npz").unlink()
+    more = RobotDataset(options(tmp_path, num_episodes=4))
+    assert len(more.training()) == 4 * STACK
+    assert {path: path.read_bytes() for path in before} == before
+    one = RobotDataset(options(tmp_path, n_cameras=1, observation_shape=(3 + STACK, 16, 16)))
+    assert one.training()[0].frames.shape[2] == 1
+
+
+def test_a_demonstration_of_the_expert_follows_from_its_seed() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    from diffusion_forcing.environments.swap_episodes import SwapEpisodes
+
+    made = [SwapEpisodes(seed=3, size=16, blocking=0.05).make("training", 5) for _ in range(2)]
+    for name, array in made[0].items():
+        assert np.array_equal(array, made[1][name])
+    episode = made[0]
+    count = len(episode["actions"])
+    assert episode["front"].shape == (count + 1, 16, 16, 3)
+    assert episode["states"].shape == (count + 1, 8)
+    assert episode["blocked"].shape == (count + 1, 2)
+    assert robot.waiting(episode)[:3] == pytest.approx(episode["actions"][-1][:3])
+    other = SwapEpisodes(seed=3, size=16).make("validation", 5)
+    assert not np.array_equal(other["front"][0], episode["front"][0])
+    with pytest.raises(UserError, match=r"failed 20 times in a row with noise 0\.5"):
+        SwapEpisodes(noise=0.5, size=16).make("training", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_cameras": 3}, "robot_swap has 2: front, over"),
+        ({"resolution": 20}, "multiple of 8"),
+        ({"observation_shape": (6, 16, 16)}, r"make \[11, 16, 16\]"),
+        ({"action_stack": 0}, "1 or more"),
+        ({"tail": -1}, "0 or more"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        options(tmp_path, **changes)
+
+
+def test_more_than_the_memory_holds_is_refused_before_it_is_made(tmp_path: Path, toy: None) -> None:
+    with pytest.raises(UserError, match="GB of memory"):
+        RobotDataset(options(tmp_path, num_episodes=100_000)).prepare(progress=False)
+
+
+def test_pictures_of_another_size_are_one_line(tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    RobotDataset(options(tmp_path)).prepare(progress=False)
+    with pytest.raises(UserError, match=r"pictures of 16 x 16, dataset\.resolution is 32"):
+        RobotDataset(options(tmp_path, resolution=32, observation_shape=(6 + STACK, 32, 32))).prepare(progress=False)
