@@ -23,7 +23,7 @@ from gluonts.model.estimator import Estimator
 from gluonts.model.forecast import SampleForecast
 from gluonts.model.predictor import Predictor
 
-from diffusion_forcing.algorithms.forecasting import Forecasting
+from diffusion_forcing.algorithms.forecasting import STATISTICS, Forecasting
 from diffusion_forcing.algorithms.forecasting_options import ForecastingDiffusionOptions, ForecastingOptions
 from diffusion_forcing.algorithms.options import TransformerOptions
 from diffusion_forcing.checkpoints import load, save
@@ -145,7 +145,7 @@ class DiffusionForcingPredictor(Predictor):
         """The predictor that was written to `path`."""
         content = json.loads((path / _FILE).read_text())
         data = content["data"]
-        for name in ("mean", "std", "step_std"):
+        for name in STATISTICS:
             data[name] = np.array(data[name], np.float32)
         for name in ("lags", "names"):
             data[name] = tuple(data[name])

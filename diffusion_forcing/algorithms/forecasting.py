@@ -22,8 +22,12 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
 
+STATISTICS = ("mean", "std", "step_std", "change_std")
+"""Of the training part, a number a series: what `SeriesSpec` calls them."""
 WANDERING = 0.5
 """Of a series' deviation: one that changes less in half a prediction wanders."""
+USUAL_STEPS = 5
+"""Of usual change, that a history's own changes are weighed against."""
 LEAST_OF_STD = 0.1  # of the whole training part's deviation, for a history that hardly moves
 
 
@@ -47,6 +51,7 @@ class Forecasting(ForcingAlgorithm):
     mean: Tensor
     std: Tensor
     step_std: Tensor
+    change_std: Tensor
 
     def __init__(self, options: ForecastingOptions) -> None:
         super().__init__(options, None)
@@ -60,7 +65,7 @@ class Forecasting(ForcingAlgorithm):
         if self.spec is not None:
             return
         self.spec = spec
-        for name in ("mean", "std", "step_std"):
+        for name in STATISTICS:
             self.register_buffer(name, torch.from_numpy(np.array(getattr(spec, name), np.float32)), persistent=False)
         self.put_network(self.build_network(spec))
 
@@ -158,7 +163,17 @@ class Forecasting(ForcingAlgorithm):
                 steps = torch.arange(1, values.shape[1] + 1, device=values.device)[None, :, None]
                 last = (observed * steps).argmax(dim=1, keepdim=True)
                 loc = torch.where(observed.any(dim=1, keepdim=True), values.gather(1, last), mean)
-                return loc, self.step_std.expand(len(values), 1, -1)
+                return loc, self.step_std * self._liveliness(values, observed)
+
+    def _liveliness(self, values: Tensor, observed: Tensor) -> Tensor:
+        """(b, 1, V): how much a history changes from step to step, over what is usual: prices that have grown tenfold move as much more."""
+        known = observed[:, 1:] & observed[:, :-1]
+        changes = (
+            torch.where(known, (values[:, 1:] - values[:, :-1]) / self.change_std, 0.0)
+            .square()
+            .sum(dim=1, keepdim=True)
+        )
+        return ((changes + USUAL_STEPS) / (known.sum(dim=1, keepdim=True) + USUAL_STEPS)).sqrt()
 
     def draw(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Levels (b, t) and noise like x: (b, t, V) of a training batch."""
@@ -304,7 +319,7 @@ class Forecasting(ForcingAlgorithm):
                 },
             }
         }
-        data = spec._asdict() | {name: getattr(self, name).tolist() for name in ("mean", "std", "step_std")}
+        data = spec._asdict() | {name: getattr(self, name).tolist() for name in STATISTICS}
         data |= {"lags": list(spec.lags), "names": list(spec.names)}
         line = "rnn" if options.network == "rnn" else "v1.5"
         return {"task": self.task, "line": line, "data": data, "structure": structure}
@@ -319,7 +334,7 @@ class Forecasting(ForcingAlgorithm):
             "forecast data with as many variates, lags and gaps, and set algorithm.network and algorithm.diffusion as it was trained",
         )
         data = checkpoint.facts.get("data", {})
-        for name in ("mean", "std", "step_std"):
+        for name in STATISTICS:
             if name in data:
                 getattr(self, name).copy_(torch.tensor(data[name]))
         for name, theirs in (("mean", "data_mean"), ("std", "data_std")):

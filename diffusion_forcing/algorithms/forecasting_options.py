@@ -28,9 +28,9 @@ class ForecastingOptions(AlgorithmOptions):
 
     network: `rnn`, the paper's, or `transformer`, causal. z_shape: of the RNN's latent, [width]. scaling: what a window is brought to
     the same size by: `global`, each variate's mean and deviation in the training part, as released; `context`, the same of the window's
-    history; `last`, what a variate has gone from its last known value, in deviations of such changes; `auto`, `last` where series wander
-    more than they return, else `global`. use_covariates: tell the network
-    dates, lagged values and which variate is which. calc_crps_sum: sample paths of a forecast; paths_at_once: how many are sampled
+    history; `last`, what a variate has gone from its last known value, in deviations of such changes, more where the history is livelier
+    than usual; `auto`, `last` where series wander more than they return, else `global`. use_covariates: tell the network dates, lagged
+    values and which variate is which. calc_crps_sum: sample paths of a forecast; paths_at_once: how many are sampled
     together, over all windows. resample: how often a row is walked where series' values to come are known.
     """
 

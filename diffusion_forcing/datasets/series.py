@@ -29,7 +29,8 @@ SMALLEST_STD = 1e-6
 @dataclass(frozen=True, kw_only=True)
 class SeriesOptions:
     """`dataset=ts_*`. prediction_length, context_length: in steps; null: the data set's own, and as long as the prediction. known_future:
-    series whose values to come are known when a forecast is made."""
+    series whose values to come are known when a forecast is made. epoch_windows: the fewest windows of an epoch; where there are fewer, all are
+    shown several times."""
 
     source: Source
     name: str = ""
@@ -39,6 +40,7 @@ class SeriesOptions:
     series_column: str | None = None
     value_column: str | None = None
     columns: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
     currencies: tuple[str, ...] = ECB
     variates: int = 2000
     prediction_length: int | None = None
@@ -47,6 +49,7 @@ class SeriesOptions:
     validation_windows: int = 5
     lags: tuple[int, ...] | None = None
     known_future: tuple[str, ...] = ()
+    epoch_windows: int = 3200
 
     def __post_init__(self) -> None:
         if self.source == "csv" and not self.path:
@@ -57,7 +60,7 @@ class SeriesOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"dataset.{name} is {value}; it must be 1 step or more")
-        for name in ("test_windows", "validation_windows", "variates"):
+        for name in ("test_windows", "validation_windows", "variates", "epoch_windows"):
             if getattr(self, name) < 1:
                 raise UserError(f"dataset.{name} is {getattr(self, name)}; it must be 1 or more")
         if self.lags is not None and any(lag < 1 for lag in self.lags):
@@ -100,6 +103,7 @@ class TimeSeries:
             case "gluonts":
                 table, ends, own = tables.read_gluonts(options.name, options.path, options.variates)
                 length = length or own
+        table = table.without(options.leave_out)
         assert length is not None
         context = options.context_length or length
         for name in options.known_future:
@@ -190,9 +194,9 @@ class TimeSeries:
         return self._windows([self.end + self.prediction_length])
 
     def training(self) -> SeriesWindows:
-        """Every window of the training part."""
-        shortest = self.context_length + self.prediction_length
-        return self._windows(list(range(shortest, self.training_end + 1)))
+        """Every window of the training part; several times where there are fewer than `epoch_windows`."""
+        ends = list(range(self.context_length + self.prediction_length, self.training_end + 1))
+        return self._windows(ends * -(-self.options.epoch_windows // len(ends)))
 
     def validation(self) -> SeriesWindows:
         """The validation windows."""
@@ -211,17 +215,14 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
     part = table.values[:training_end].astype(np.float64)
     empty = ~np.isfinite(part).any(axis=0)
     if empty.any():
+        name = table.names[int(empty.argmax())]
         raise UserError(
-            f"series '{table.names[int(empty.argmax())]}' has no value in the {training_end} steps to train on; leave it out"
+            f"series '{name}' has no value in the {training_end} steps to train on; leave it out: dataset.leave_out=[{name}]"
         )
     mean, std = np.nanmean(part, axis=0), np.nanstd(part, axis=0)
-    ahead = max(1, prediction // 2)
-    change = part[ahead:] - part[:-ahead]
-    with np.errstate(invalid="ignore"):
-        known = np.isfinite(change).sum(axis=0) > 1
-        step = np.where(known, np.sqrt(np.nanmean(np.where(known, change, 0.0) ** 2, axis=0)), std)
+    step, change = (_change(part, apart, std) for apart in (max(1, prediction // 2), 1))
     least = SMALLEST_STD * np.maximum(np.abs(mean), SMALLEST_STD)
-    std, step = (np.where(value > least, value, 1.0) for value in (std, step))
+    std, step, change = (np.where(value > least, value, 1.0) for value in (std, step, change))
     return SeriesSpec(
         variates=table.variates,
         freq=table.freq,
@@ -232,9 +233,18 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
         mean=mean.astype(np.float32),
         std=std.astype(np.float32),
         step_std=step.astype(np.float32),
+        change_std=change.astype(np.float32),
         has_gaps=bool(~table.observed.all()),
         names=table.names,
     )
+
+
+def _change(part: NDArray[np.float64], apart: int, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(V,): root mean square of what the series (T, V) change in `apart` steps; where that was never seen, `otherwise`."""
+    changes = part[apart:] - part[:-apart]
+    known = np.isfinite(changes)
+    squares = np.where(known, changes, 0.0) ** 2
+    return np.where(known.sum(axis=0) > 1, np.sqrt(squares.sum(axis=0) / known.sum(axis=0).clip(min=1)), otherwise)
 
 
 class SeriesWindows(Dataset[SeriesBatch]):

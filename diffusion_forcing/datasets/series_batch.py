@@ -25,8 +25,8 @@ class SeriesBatch(NamedTuple):
 
 
 class SeriesSpec(NamedTuple):
-    """What a forecaster must know of its data. mean, std, step_std: (V,), of the training part; step_std: of the change over half a
-    prediction."""
+    """What a forecaster must know of its data. mean, std, step_std, change_std: (V,), of the training part; step_std: of the change over half a
+    prediction; change_std: from one step to the next."""
 
     variates: int
     freq: str
@@ -37,5 +37,6 @@ class SeriesSpec(NamedTuple):
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     step_std: NDArray[np.float32]
+    change_std: NDArray[np.float32]
     has_gaps: bool
     names: tuple[str, ...]

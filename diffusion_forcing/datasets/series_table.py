@@ -51,6 +51,20 @@ class Table:
         """(T + more, D): the date features of every step, and of `more` behind the last."""
         return date_features(self.start, self.freq, len(self) + more)
 
+    def without(self, names: tuple[str, ...]) -> Table:
+        """The table without the series `names`. UserError for one it has not, or if none are left."""
+        for name in names:
+            if name not in self.names:
+                raise UserError(f"dataset.leave_out names '{name}', which is no series{did_you_mean(name, self.names)}")
+        kept = [number for number, name in enumerate(self.names) if name not in names]
+        if not kept:
+            raise UserError("dataset.leave_out names every series; keep at least one")
+        return (
+            self
+            if len(kept) == self.variates
+            else Table(self.values[:, kept], self.start, self.freq, tuple(self.names[number] for number in kept))
+        )
+
     def times(self, first: int, count: int) -> list[str]:
         """When steps `first` … `first` + count − 1 begin, as ISO 8601 has it; behind the last one too."""
         pandas = _pandas()
@@ -118,7 +132,8 @@ def read_file(
             if frame.index.name or not isinstance(frame.index, pandas.RangeIndex):
                 frame = frame.reset_index()
         else:
-            frame = pandas.read_csv(file, sep=None if file.suffix != ".tsv" else "\t", engine="python")
+            separator = "\t" if file.suffix == ".tsv" else None
+            frame = pandas.read_csv(file, sep=separator, engine="python", skiprows=_remarks(file))
     except (ValueError, OSError, csv.Error, pandas.errors.ParserError) as error:
         raise UserError(
             f"{file} cannot be read as a table ({_first_line(error)}); give a CSV or Parquet file"
@@ -175,14 +190,47 @@ def read_file(
     return regular(wide.sort_index(), freq, str(file))
 
 
+def _remarks(file: Path) -> int:
+    """How many lines at the beginning are remarks: a # and not as many commas as the first line that has none."""
+    with open(file, encoding="utf-8", errors="replace") as stream:
+        head = [line for line, _ in zip(stream, range(100), strict=False)]
+    count = next((number for number, line in enumerate(head) if not line.startswith("#")), 0)
+    return count if count and head[count - 1].count(",") != head[count].count(",") else 0
+
+
+def _freq_between_gaps(times: Any) -> str | None:
+    """The frequency of sorted times of which up to half are missing: business days, days, weeks, months, or the smallest distance where
+    all are multiples of it."""
+    pandas = _pandas()
+    apart = times.to_series().diff().dropna()
+    smallest, day = apart.min(), pandas.Timedelta("1D")
+    if smallest <= pandas.Timedelta(0):
+        return None
+    midnight = bool((times == times.normalize()).all())
+    if midnight and smallest >= 28 * day and (times.day.nunique() == 1 or bool(times.is_month_end.all())):
+        freq = "M"
+    elif bool((apart % smallest != pandas.Timedelta(0)).any()):
+        return None
+    elif midnight and smallest == day:
+        freq = "B" if bool((times.dayofweek < 5).all()) else "D"
+    elif midnight and smallest == 7 * day:
+        freq = f"W-{('MON', 'TUE', 'WED', 'THU', 'FRI', 'SAT', 'SUN')[times.dayofweek[0]]}"
+    else:
+        freq = str(pandas.tseries.frequencies.to_offset(smallest).freqstr)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        steps = len(pandas.period_range(times[0], times[-1], freq=freq))
+    return freq if steps <= 2 * len(times) else None
+
+
 def regular(frame: Any, freq: str | None, source: str) -> Table:
     """A pandas frame of series, indexed by time, on regular steps of `freq`; null: found from the times."""
     pandas = _pandas()
     if freq is None:
-        found = pandas.infer_freq(frame.index) if len(frame) > 2 else None
+        found = (pandas.infer_freq(frame.index) or _freq_between_gaps(frame.index)) if len(frame) > 2 else None
         if found is None:
             raise UserError(
-                f"{source}: the time between two rows cannot be told from the times (there are gaps); give dataset.freq, such as D or h"
+                f"{source}: the time between two rows cannot be told from the times; give dataset.freq, such as D or h"
             )
         freq = found
     freq = checked_freq(freq)

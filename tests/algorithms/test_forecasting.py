@@ -23,7 +23,12 @@ VARIATES, CONTEXT, AHEAD, LAGS, DATES = 3, 6, 4, (1, 4), 4
 
 
 def spec(**changes: Any) -> SeriesSpec:
-    numbers = {"mean": [1.0, 2.0, 3.0], "std": [1.0, 2.0, 4.0], "step_std": [0.5, 1.0, 2.0]}
+    numbers = {
+        "mean": [1.0, 2.0, 3.0],
+        "std": [1.0, 2.0, 4.0],
+        "step_std": [0.5, 1.0, 2.0],
+        "change_std": [0.2, 0.4, 0.8],
+    }
     known: dict[str, Any] = {name: np.array(value, np.float32) for name, value in numbers.items()}
     known |= {"variates": VARIATES, "freq": "D", "date_features": DATES, "lags": LAGS, "has_gaps": False}
     known |= {"context_length": CONTEXT, "prediction_length": AHEAD, "names": ("a", "b", "c")}
@@ -79,7 +84,12 @@ def test_scaling_is_what_it_says() -> None:
     assert (loc[1, 0, 2].item(), scale[1, 0, 2].item()) == (3, 4)  # nothing was seen: the training part's
     loc, scale = build(scaling="last").scaling(history, seen)
     assert loc[0, 0].tolist() == [history[0, -1, 0].item(), history[0, -3, 1].item(), history[0, -1, 2].item()]
-    assert scale[0, 0].tolist() == [0.5, 1, 2]
+    usual = 5  # steps of usual change that the history's are weighed against
+    for variate, (step, change) in enumerate(((0.5, 0.2), (1.0, 0.4), (2.0, 0.8))):
+        pairs = [t for t in range(1, history.shape[1]) if seen[0, t, variate] and seen[0, t - 1, variate]]
+        squares = [((history[0, t, variate] - history[0, t - 1, variate]).item() / change) ** 2 for t in pairs]
+        lively = ((sum(squares) + usual) / (len(pairs) + usual)) ** 0.5
+        assert scale[0, 0, variate].item() == pytest.approx(step * lively, rel=1e-5)
     assert loc[1, 0, 2].item() == 3
 
 
@@ -264,3 +274,12 @@ def test_scaling_auto_is_last_where_series_wander(step: float, means: str) -> No
     for ours, theirs in zip(chosen.scaling(*batch()[:2]), plain.scaling(*batch()[:2]), strict=True):
         assert torch.equal(ours, theirs)
     assert chosen.describe()["structure"]["algorithm"]["scaling"] == means
+
+
+def test_a_history_that_moves_ten_times_as_much_is_scaled_so() -> None:
+    steps = torch.tensor([0.2, -0.2] * 50)[:, None] * torch.tensor([1.0, 2.0, 4.0])
+    values = steps.cumsum(0)[None]
+    seen = torch.ones_like(values, dtype=torch.bool)
+    usual, lively = (build(scaling="last").scaling(factor * values, seen)[1][0, 0] for factor in (1, 10))
+    torch.testing.assert_close(usual, torch.tensor([0.5, 1.0, 2.0]))
+    torch.testing.assert_close(lively / usual, torch.full((3,), 10.0), rtol=0.05, atol=0)

@@ -81,7 +81,7 @@ def test_times_with_a_zone_are_read(tmp_path: Path) -> None:
         ("t,a\nyesterday?,1\nno,2\nx,3\n", {}, "column 't' is not made of times"),
         ("t,a\n2024-01-01,1\n,2\n2024-01-03,3\n", {"freq": "D"}, "has 1 rows without a time"),
         ("t,a\n2024-01-01,1\n2024-01-01,2\n", {"freq": "D"}, "1 duplicate times, first 2024-01-01"),
-        ("t,a\n2024-01-01,1\n2024-01-02,2\n2024-01-09,2\n", {}, "there are gaps.*give dataset.freq"),
+        ("t,a\n2024-01-01,1\n2024-01-02,2\n2024-01-09,2\n", {}, "cannot be told from the times; give dataset.freq"),
         ("t,a\n2024-01-01,1\n2024-01-02,2\n", {"freq": "fortnight"}, "'fortnight', which pandas does not know"),
         ("t,a\n2024-01-01,1\n2024-01-02,2\n", {"freq": "M"}, "puts several rows into one step, first 2024-01"),
         ("t,a\n2024-01-01,x\n2024-01-02,y\n", {"freq": "D"}, "no column of numbers"),
@@ -293,3 +293,56 @@ def test_a_gluonts_data_set_that_lies_on_the_disk_is_read(tmp_path: Path) -> Non
     assert data.table.values[-1].tolist() == [59, 159, 259]
     with pytest.raises(UserError, match=r"solar_nips is not in .* cannot be downloaded.*place GluonTS's folder there"):
         TimeSeries(SeriesOptions(source="gluonts", name="solar_nips", path=str(tmp_path))).prepare()
+
+
+@pytest.mark.parametrize(
+    ("freq", "read"),
+    [
+        ("D", "D"),
+        ("B", "B"),
+        ("h", "h"),
+        ("15min", "15min"),
+        ("MS", "M"),
+        ("ME", "M"),
+        ("W-WED", "W-WED"),
+        ("7h", "7h"),
+    ],
+)
+def test_a_frequency_is_found_between_gaps(tmp_path: Path, freq: str, read: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    times = pandas.date_range("2023-01-02", periods=120, freq=freq)
+    frame = pandas.DataFrame({"time": times, "a": np.arange(120.0)}).drop(index=[5, 40, 41, 90])
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    table = read_file(tmp_path / "a.csv", freq=None)
+    assert table.freq == read
+    assert len(table) == 120
+    assert np.flatnonzero(~table.observed[:, 0]).tolist() == [5, 40, 41, 90]
+    assert table.values[[4, 6, 119], 0].tolist() == [4, 6, 119]
+
+
+@pytest.mark.parametrize("days", [(0, 1, 2, 2.4, 9), (0, 1, 10, 20, 30)])
+def test_times_without_a_rhythm_want_a_frequency(tmp_path: Path, days: tuple[float, ...]) -> None:
+    pandas = pytest.importorskip("pandas")
+    times = pandas.Timestamp("2023-01-01") + pandas.to_timedelta(days, unit="D")
+    pandas.DataFrame({"time": times, "a": range(5)}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(UserError, match=r"cannot be told from the times; give dataset\.freq"):
+        read_file(tmp_path / "a.csv", freq=None)
+
+
+def test_remarks_before_the_header_are_skipped_and_a_header_that_looks_like_one_is_not(tmp_path: Path) -> None:
+    rows = "\n".join(f"2023-01-{day:02d},{day}" for day in range(1, 9))
+    (tmp_path / "a.csv").write_text(f"# from somewhere\n# two, even, of them\ntime,a\n{rows}")
+    (tmp_path / "b.csv").write_text(f"#time,a\n{rows}")
+    for name in ("a.csv", "b.csv"):
+        assert read_file(tmp_path / name, freq=None).names == ("a",)
+
+
+def test_an_epoch_of_a_short_series_shows_its_windows_again() -> None:
+    data = TimeSeries(SeriesOptions(source="ecb", prediction_length=30, epoch_windows=10_000))
+    data.prepare(progress=False)
+    once = TimeSeries(SeriesOptions(source="ecb", prediction_length=30, epoch_windows=1))
+    count = len(once.training())
+    assert count == once.training_end - 59
+    assert len(data.training()) == 2 * count
+    first, again = (data.training()[index] for index in (3, count + 3))
+    assert all(bool((a == b).all()) for a, b in zip(first, again, strict=True))

@@ -77,6 +77,7 @@ def test_a_file_of_ones_own_is_learnt_forecast_loaded_and_resumed(
     [
         ["algorithm.scaling=last", "algorithm.use_covariates=False"],
         ["algorithm.scaling=context", "algorithm.scheduling_matrix=pyramid", "algorithm.chunk_size=-1"],
+        ["dataset.leave_out=[GBP,SEK,AUD]", "dataset.currencies=[GBP,SEK,AUD,JPY,CAD,NZD,CHF,SGD,DKK,NOK,HKD]"],
         ["dataset.context_length=60", "algorithm.chunk_size=5", "algorithm.diffusion.ddim_sampling_eta=1.0"],
     ],
 )
@@ -128,6 +129,8 @@ def test_the_future_is_forecast_around_what_is_known_of_it() -> None:
     [
         ([*CSV, "dataset.known_future=[c]"], "dataset.known_future names 'c', which is no series; there are: a, b"),
         ([*CSV, "dataset.known_future=[a,b]"], "names every series"),
+        ([*CSV, "dataset.leave_out=[c]"], "dataset.leave_out names 'c', which is no series"),
+        ([*CSV, "dataset.leave_out=[a,b]"], "dataset.leave_out names every series"),
         (["dataset=ts_csv", "dataset.prediction_length=6"], "needs dataset.path"),
         ([*CSV, "dataset.path=nothing.csv"], "nothing.csv does not exist"),
         ([*CSV, "dataset.prediction_length=14"], "150 steps are too few"),
