@@ -11,6 +11,8 @@ usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing …                              the same, from anywhere
        diffusion-forcing inspect PATH                   what a checkpoint is: line, task, sizes, step, statistics
        diffusion-forcing convert IN.ckpt OUT            a released checkpoint, of either line, in our format
+       diffusion-forcing runs [ID …]                    a page of all runs, curves and films of some side by side
+       diffusion-forcing runs ls | show ID | best METRIC [lowest|highest] | rm ID … [--yes]   [outputs=DIR]
        … --cfg [--resolve]                              print the composed configuration, run nothing
        … --version | --help
 

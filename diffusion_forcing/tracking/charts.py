@@ -8,7 +8,7 @@ tooltip.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import accumulate
 
@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 440, 240  # of the view box; the chart scales with the page
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 32  # margins, for the tick labels
 HOVERS = 80  # tooltips across a chart
 SMOOTHING_SHARE = 0.04  # the strong line is a mean over this share of the curve
+COMPARED_POINTS = 200  # most points of a line where several runs are compared
 LOG_RATIO = 30.0  # positive values that span more than this factor get a logarithmic axis; a loss always does
 
 
@@ -30,19 +31,7 @@ def line_chart(name: str, points: Sequence[Point]) -> str:
     x = _scale(points[0].first, points[-1].last, LEFT, WIDTH - RIGHT, False)
     y = _scale(low, high, HEIGHT - BOTTOM, TOP, logarithmic)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)} over steps">']
-    for tick in log_ticks(low, high) if logarithmic else ticks(low, high, 5):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(
-            f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y(tick) + 3.5:.1f}">{label(tick)}</text>'
-        )
-    bottom = HEIGHT - BOTTOM
-    for tick in ticks(points[0].first, points[-1].last, 5):
-        parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(
-            f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{HEIGHT - 10}">{label(tick)}</text>'
-        )
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+    parts = _frame(name, low, high, points[0].first, points[-1].last, logarithmic)
 
     middle = [x((p.first + p.last) / 2) for p in points]
     if any(p.high > p.low for p in points):
@@ -74,6 +63,48 @@ def line_chart(name: str, points: Sequence[Point]) -> str:
             f"<title>{escape(text)}</title></rect>"
         )
     return "".join(parts) + "</svg>"
+
+
+def compared_chart(name: str, curves: Mapping[str, Sequence[Point]]) -> str:
+    """An `<svg>` of the curve `name` of several runs: one line each, its running mean, of the class that is its key in
+    `curves`. Needs a run with two points."""
+    every = [point for points in curves.values() for point in points]
+    smooth = {key: smoothed([p.mean for p in points]) for key, points in curves.items()}
+    values = [value for line in smooth.values() for value in line]
+    low, high = min(values), max(values)
+    logarithmic = low > 1 / LARGEST and ("loss" in name or high / low > LOG_RATIO)
+    low, high = _padded(low, high, logarithmic)
+    first, last = min(p.first for p in every), max(p.last for p in every)
+    x = _scale(first, last, LEFT, WIDTH - RIGHT, False)
+    y = _scale(low, high, HEIGHT - BOTTOM, TOP, logarithmic)
+    parts = _frame(name, low, high, first, last, logarithmic)
+    for key, points in curves.items():
+        xs, ys = [x((p.first + p.last) / 2) for p in points], [y(value) for value in smooth[key]]
+        thin = max(1, len(xs) // COMPARED_POINTS)
+        xs, ys = [*xs[:-1:thin], xs[-1]], [*ys[:-1:thin], ys[-1]]
+        parts.append(f'<g class="{escape(key)}">{_polyline("compared", xs, ys)}')
+        parts.append(f'<circle class="end" cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="3"/></g>')
+    return "".join(parts) + "</svg>"
+
+
+def _frame(name: str, low: float, high: float, first: float, last: float, logarithmic: bool) -> list[str]:
+    """The `<svg>` tag, left open, with its axes: values low to high, steps first to last."""
+    x = _scale(first, last, LEFT, WIDTH - RIGHT, False)
+    y = _scale(low, high, HEIGHT - BOTTOM, TOP, logarithmic)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)} over steps">']
+    for tick in log_ticks(low, high) if logarithmic else ticks(low, high, 5):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(
+            f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y(tick) + 3.5:.1f}">{label(tick)}</text>'
+        )
+    bottom = HEIGHT - BOTTOM
+    for tick in ticks(first, last, 5):
+        parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(
+            f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{HEIGHT - 10}">{label(tick)}</text>'
+        )
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+    return parts
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
