@@ -17,6 +17,7 @@ from diffusion_forcing.checkpoints import shipped
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch import run as launch_run
 from diffusion_forcing.launch.cli import main
+from diffusion_forcing.tracking.run import Run
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, runnable, shown_files
 
 SHIPPED = {f"maze2d_{maze}_x" for maze in ("umaze", "medium", "large")}
@@ -63,6 +64,15 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
     words = [word for word in shlex.split(command) if not word.startswith("resume=")]
     if words[0] in ("inspect", "convert"):
         assert main(words) == 0
+        return
+    if words[0] == "runs":
+        for identity in ("z9sd6gqm", "uk387aoh"):  # the page's runs
+            run = Run.create(Path("outputs"), "toy")
+            run.summary({"planning/success_rate": 0.5})
+            run.finish()
+            facts = json.loads((run.folder / "run.json").read_text())
+            (run.folder / "run.json").write_text(json.dumps({**facts, "id": identity}))
+        assert main([*words, *(["--yes"] if words[1:2] == ["rm"] else [])]) == 0
         return
     for word in words:
         key, _, value = word.partition("=")
