@@ -283,3 +283,25 @@ def test_a_history_that_moves_ten_times_as_much_is_scaled_so() -> None:
     usual, lively = (build(scaling="last").scaling(factor * values, seen)[1][0, 0] for factor in (1, 10))
     torch.testing.assert_close(usual, torch.tensor([0.5, 1.0, 2.0]))
     torch.testing.assert_close(lively / usual, torch.full((3,), 10.0), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("network", ["rnn", "transformer"])
+def test_two_thousand_series_are_learnt_and_forecast(network: str) -> None:
+    many, steps = 2000, CONTEXT + AHEAD
+    drawn = torch.Generator().manual_seed(0)
+    numbers = {name: np.ones(many, np.float32) for name in ("mean", "std", "step_std", "change_std")}
+    forecaster = build(spec(variates=many, names=tuple(map(str, range(many))), **numbers), network=network)
+    windows = SeriesBatch(
+        values=torch.randn(2, steps, many, generator=drawn),
+        observed=torch.rand(2, steps, many, generator=drawn) < 0.9,
+        dates=torch.rand(2, steps, DATES, generator=drawn),
+        lagged=torch.randn(2, steps, len(LAGS), many, generator=drawn),
+        lag_known=torch.ones(2, steps, len(LAGS), many, dtype=torch.bool),
+    )
+    encoded = forecaster.encode(windows, forecaster.forcing.network)
+    loss = forecaster.loss(encoded, *forecaster.draw(encoded.x, generator=drawn))
+    loss.backward()
+    assert bool(torch.isfinite(loss))
+    paths = forecaster.forecast(windows, paths=2)
+    assert paths.shape == (2, 2, AHEAD, many)
+    assert bool(torch.isfinite(paths).all())
