@@ -27,6 +27,7 @@ GROUND: dict[str, set[str]] = {
         "datasets.batch",
         "datasets.video_batch",
         "datasets.series_batch",
+        "datasets.robot_batch",
         "checkpoints.loaded",
     },
 }

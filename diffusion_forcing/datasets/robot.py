@@ -30,7 +30,8 @@ MOST_BYTES = 8e9
 
 @dataclass(frozen=True, kw_only=True)
 class RobotOptions:
-    """`dataset=robot_swap`. n_frames: the most tokens of a sequence; tail: tokens behind the end in which the arm stays home."""
+    """`dataset=robot_swap`. n_frames: the most tokens of a sequence; tail: tokens behind the end in which the arm stays home. data_mean … action_std:
+    what the algorithm brings pictures in [0, 1] and actions (position, rotation matrix, grasp) to one size by."""
 
     save_dir: str = "data/robot_swap"
     action_stack: int = 15
@@ -46,6 +47,10 @@ class RobotOptions:
     distractors: int = 0
     blocking: float = 0.0
     workers: int = 0
+    data_mean: float = 0.5
+    data_std: float = 0.5
+    action_mean: tuple[float, ...] = (1.265, 0.75, 0.595, *(0.0,) * 9, 0.5)
+    action_std: tuple[float, ...] = (0.215, 0.33, 0.18, *(1.0,) * 9, 0.5)
 
     def __post_init__(self) -> None:
         for name in ("action_stack", "n_frames", "num_episodes", "num_validation_episodes"):

@@ -61,6 +61,9 @@ def read_demonstration(path: Path, cameras: Sequence[str]) -> dict[str, NDArray[
 def read_film(path: Path) -> NDArray[np.uint8]:
     """(n, h, w, 3) every frame of a film."""
     with av.open(str(path)) as container:
+        container.streams.video[
+            0
+        ].codec_context.thread_count = 1  # small pictures: handing them over costs more than decoding
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 

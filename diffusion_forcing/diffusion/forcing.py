@@ -81,13 +81,17 @@ class DiffusionForcing(nn.Module):
         generator: torch.Generator | None = None,
         conditions: Tensor | None = None,
         memory: Any = None,
+        seen: Callable[[Tensor], Tensor] | None = None,
     ) -> Loss:
         """The weighted squared error of clean tokens x: (b, t, *c) noised at levels k: (b, t) in 0…K−1.
 
         noise: standard normal (b, t, *c) to use instead of a draw; clamped either way. memory: what stands before x, as for `predict`.
+        seen: what the network sees of the noised tokens, where that is not all of them.
         """
         eps = self.clamp_noise(torch.randn(x.shape, generator=generator, device=x.device) if noise is None else noise)
         x_k = add_noise(self.schedule, x, k, eps)
+        if seen is not None:
+            x_k = seen(x_k)
         prediction, _ = self.predict(x_k, k, conditions, memory)
         target = self.parameterization.target(self.schedule, x, k, eps)
         weight = self.loss_weight(k)

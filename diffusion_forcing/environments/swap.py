@@ -99,10 +99,15 @@ class SwapEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.slots, self._turn = slots, DOWN
         self._blocked[:] = 0
         self.scene.reset(slots, jitter, places[: self.distractors])
-        return self._observation(), self._info()
+        return self.look(), self._info()
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """0.1 s towards `action` (8,), brought into what is allowed. UserError when it is not finite."""
+        info = self.move(action)
+        return self.look(), float(info["success"]), info["success"], False, info
+
+    def move(self, action: NDArray[np.float32]) -> dict[str, Any]:
+        """`step` without looking: its `info`. UserError when `action` (8,) is not finite."""
         wanted = np.asarray(action, np.float64)
         if wanted.shape != (8,) or not np.isfinite(wanted).all():
             raise UserError(f"an action of robot_swap is 8 finite numbers, got {wanted.shape}: {wanted.ravel()[:8]}")
@@ -116,8 +121,7 @@ class SwapEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         if self.blocking:
             covered = (self.np_random.random(len(CAMERAS)) < self.blocking) & (self._blocked == 0)
             self._blocked[covered] = self.np_random.integers(*BLOCK_STEPS, size=int(covered.sum()))
-        info = self._info()
-        return self._observation(), float(info["success"]), info["success"], False, info
+        return self._info()
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """(256, 512, 3) uint8: both cameras side by side, blocked ones too; None without `render_mode="rgb_array"`."""
@@ -129,13 +133,19 @@ class SwapEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         """Give the renderers back."""
         self.scene.close()
 
+    @property
+    def covered(self) -> NDArray[np.bool_]:
+        """(cameras,) bool: those that are blocked now."""
+        return self._blocked > 0
+
     def success(self) -> bool:
         """Whether both fruits lie in each other's slot and the open gripper is home."""
         swapped = [self.scene.slot_of(name) for name in OBJECTS] == self.slots[::-1].tolist()
         home = float(np.linalg.norm(self.scene.grip - HOME)) < HOME_REACHED
         return bool(swapped and home and self.scene.opening > 0.03)
 
-    def _observation(self) -> Observation:
+    def look(self) -> Observation:
+        """What is observed now."""
         pictures = {camera: self.scene.look(camera, self.size) for camera in CAMERAS}
         for camera, blocked in zip(CAMERAS, self._blocked, strict=True):
             if blocked:
@@ -145,7 +155,7 @@ class SwapEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return {**pictures, "state": state}
 
     def _info(self) -> dict[str, Any]:
-        return {"slots": self.slots.copy(), "blocked": self._blocked > 0, "success": self.success()}
+        return {"slots": self.slots.copy(), "blocked": self.covered, "success": self.success()}
 
 
 def _towards(now: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -162,6 +162,8 @@ def test_every_yaml_builds(group: str, choice: str) -> None:
         beside += " dataset.path=mine.csv dataset.prediction_length=5" if choice in ("ts_csv", "ts_base") else ""
     if choice == "df_planning_rnn":
         beside = MAZES.replace("algorithm=df_planning", "")
+    if "robot" in choice:
+        beside = "experiment=exp_robot algorithm=df_robot dataset=robot_swap"
     if choice in ("df_video_rnn", "df_rnn_base"):  # its tokens are four frames
         beside = "algorithm=df_video_rnn dataset.n_frames=16 dataset.context_length=4"
     assert checked(f"{beside} {group}={choice}").settings.choices[group] == choice

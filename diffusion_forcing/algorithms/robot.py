@@ -1,0 +1,297 @@
+"""The robot task: video and actions predicted together, by a network that remembers (Chen et al. 2024 §4.4; METHOD §11).
+
+A token is what the cameras see now and the stack of actions that led here. Trained on demonstrations as any sequence, the model is a policy: shown
+what was seen and done, it samples the next token, and its actions are carried out (`policy.py`). Parts of a token, each camera and the actions, may
+be noisier than the token: the network is told, and a camera that is blocked is shown as one that is very noisy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_forcing.algorithms.base import ForcingAlgorithm
+from diffusion_forcing.algorithms.robot_actions import from_vector, to_vector
+from diffusion_forcing.algorithms.robot_options import RobotPolicyOptions
+from diffusion_forcing.algorithms.robot_pictures import jittered, moved
+from diffusion_forcing.algorithms.robot_tokens import Flat, Tiled
+from diffusion_forcing.datasets.robot_batch import RobotBatch
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, draw_noise_levels, mask_absent
+from diffusion_forcing.diffusion.given import noise_further
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks import Transformer
+from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
+from diffusion_forcing.networks.sensors import SensorNetwork
+from diffusion_forcing.networks.unet3d import UNet3D
+
+
+class RobotDraws(NamedTuple):
+    """What training draws for a batch. levels: (b, t); noise: like the tokens, standard normal; part_levels: (b, t, parts), at least
+    `levels`, and part_noise, like the tokens, or None, None."""
+
+    levels: Tensor
+    noise: Tensor
+    part_levels: Tensor | None
+    part_noise: Tensor | None
+
+
+class Robot(ForcingAlgorithm):
+    """Diffusion Forcing for imitation. `options` is a `RobotPolicyOptions`."""
+
+    Options = RobotPolicyOptions
+    task = "robot"
+    options: RobotPolicyOptions
+    action_mean: Tensor
+    action_std: Tensor
+    part_of: Tensor
+
+    def __init__(self, options: RobotPolicyOptions) -> None:
+        self.layout = (Tiled if options.action_packing == "tiled" else Flat)(
+            options.n_cameras, options.action_stack, options.observation_shape[1]
+        )
+        super().__init__(options, self.build_network(options))
+        self.register_buffer("action_mean", torch.tensor(options.action_mean), persistent=False)
+        self.register_buffer("action_std", torch.tensor(options.action_std), persistent=False)
+        self.register_buffer("part_of", self.layout.parts(), persistent=False)
+
+    @property
+    def line(self) -> str:
+        """Which released line its network is of."""
+        return "rnn" if self.options.network == "rnn" else "v1.5"
+
+    def build_network(self, options: RobotPolicyOptions) -> nn.Module:
+        """The network the options ask for, with fresh weights."""
+        diffusion, size, width = options.diffusion, options.observation_shape[1], options.condition_width
+        if options.action_packing == "tiled":
+            if options.network == "attention":
+                return UNet3D(self.layout.shape[0], size, external_cond_dim=width, **asdict(diffusion.architecture))
+            return recurrent_unet(
+                self.layout.shape[0],
+                options.z_shape,  # type: ignore[arg-type]
+                network_size=diffusion.network_size,
+                num_gru_layers=diffusion.num_gru_layers,
+                external_cond_dim=width,
+                learnable_init_z=options.learnable_init_z,
+                self_condition=diffusion.self_condition,
+            )
+        eyes, channels = diffusion.eyes, 3 * options.n_cameras
+        numbers = self.layout.shape[0] - channels * size**2
+        inner: nn.Module
+        if options.network == "attention":
+            inner = Transformer(
+                eyes.features + numbers, causal=True, external_cond_dim=width, **asdict(diffusion.transformer)
+            )
+        else:
+            inner = recurrent_mlp(
+                eyes.features + numbers,
+                options.z_shape[0],
+                network_size=diffusion.network_size,
+                num_gru_layers=diffusion.num_gru_layers,
+                num_mlp_layers=diffusion.num_mlp_layers,
+                external_cond_dim=width,
+                learnable_init_z=options.learnable_init_z,
+                self_condition=diffusion.self_condition,
+            )
+        return SensorNetwork(
+            inner, channels=channels, size=size, numbers=numbers, features=eyes.features, width=eyes.width
+        )
+
+    # ------------------------------------------------------------------------------------------------ data ⇄ tokens
+
+    def tokens(self, frames: Tensor, actions: Tensor) -> Tensor:
+        """Frames (b, t, cameras, 3, h, w), uint8 or in [0, 1], and actions (b, t, n, 8) as tokens (b, t, *shape), normalised."""
+        options = self.options
+        size = options.observation_shape[1]
+        if tuple(frames.shape[2:]) != (options.n_cameras, 3, size, size):
+            raise UserError(
+                f"the pictures have shape {tuple(frames.shape[2:])} (cameras, 3, height, width), the policy takes "
+                f"{(options.n_cameras, 3, size, size)}; set dataset.n_cameras and dataset.resolution as it was trained"
+            )
+        if actions.shape[2] != options.action_stack:
+            raise UserError(
+                f"there are {actions.shape[2]} actions a token, the policy takes {options.action_stack}; set dataset.action_stack"
+            )
+        pictures = frames.float() / 255 if frames.dtype == torch.uint8 else frames
+        numbers = (to_vector(actions) - self.action_mean) / self.action_std
+        return self.layout.pack((pictures - options.data_mean) / options.data_std, numbers)
+
+    def decode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (b, t, *shape) as frames (b, t, cameras, 3, h, w) in [0, 1] but for what the model oversteps, and actions (b, t, n, 8)."""
+        pictures, numbers = self.layout.unpack(tokens)
+        actions = from_vector(numbers * self.action_std + self.action_mean)
+        return pictures * self.options.data_std + self.options.data_mean, actions
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def training_step(self, batch: RobotBatch, batch_idx: int) -> Tensor:
+        generator = self.training_generator()
+        batch, begun = self.varied(batch, generator=generator)
+        tokens = self.tokens(batch.frames, batch.actions)
+        loss, actions = self.loss(tokens, batch.valid, self.draw(tokens, begun, generator=generator))
+        self.log_dict({"training/loss": loss, "training/action_error": actions}, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: RobotBatch, batch_idx: int) -> None:
+        """The training loss on held-out demonstrations, of the averaged network, with draws that depend on the batch's number alone."""
+        tokens = self.tokens(batch.frames, batch.actions)
+        draws = self.draw(tokens, None, generator=torch.Generator(self.device).manual_seed(batch_idx))
+        loss, actions = self.loss(tokens, batch.valid, draws, forcing=self.sampling_forcing())
+        told = {"validation/loss": loss, "validation/action_error": actions}
+        self.log_dict(told, batch_size=len(tokens), sync_dist=True)
+
+    def varied(
+        self, batch: RobotBatch, *, generator: torch.Generator | None = None
+    ) -> tuple[RobotBatch, Tensor | None]:
+        """A batch as training sees it: moved and jittered pictures in [0, 1], a share of sequences begun later. And which: (b,) bool or None."""
+        options, device = self.options, batch.frames.device
+        begun, later = None, batch
+        if options.random_start:
+            count, time = batch.valid.shape
+            begun = torch.rand(count, generator=generator, device=device) < options.random_start
+            known = batch.valid.sum(dim=1)
+            start = (torch.rand(count, generator=generator, device=device) * (known - 1).clamp(min=1)).long()
+            at = torch.arange(time, device=device) + torch.where(begun, start, 0)[:, None]
+            inside = at < time
+            index = at.clamp(max=time - 1)
+            rows = torch.arange(count, device=device)[:, None]
+            later = RobotBatch(batch.frames[rows, index], batch.actions[rows, index], batch.valid[rows, index] & inside)
+        pictures = moved(later.frames, options.crop, generator=generator)
+        return later._replace(frames=jittered(pictures, options.jitter, generator=generator)), begun
+
+    def draw(self, tokens: Tensor, begun: Tensor | None, *, generator: torch.Generator | None = None) -> RobotDraws:
+        """The random numbers of one training batch. begun: (b,) bool, sequences whose actions before the first token are not known."""
+        options, device, shape = self.options, tokens.device, tokens.shape[:2]
+        last = options.diffusion.timesteps - 1
+        levels = draw_noise_levels(options.noise_level, *shape, timesteps=last + 1, generator=generator, device=device)
+        if options.gt_cond_prob or options.gt_first_frame:
+            clean = torch.rand(shape, generator=generator, device=device) < options.gt_cond_prob
+            clean[:, 0] |= torch.rand(shape[0], generator=generator, device=device) < options.gt_first_frame
+            levels = torch.where(clean, 0, levels)
+        noise = torch.randn(tokens.shape, generator=generator, device=device)
+        if not options.part_noise:
+            return RobotDraws(levels, noise, None, None)
+        parts = (*shape, options.parts)
+        noisier = torch.rand(parts, generator=generator, device=device) < options.part_noise
+        hidden = torch.rand(parts, generator=generator, device=device) < 0.5
+        share = torch.rand(parts, generator=generator, device=device)
+        own = levels[..., None]
+        up_to = torch.where(hidden, last, own + (share * (last + 1 - own)).long().clamp(max=last))
+        part_levels = torch.where(noisier, up_to.clamp(max=last), own)
+        if begun is not None:
+            part_levels[:, 0, -1] = torch.where(begun, last, part_levels[:, 0, -1])
+        part_noise = torch.randn(tokens.shape, generator=generator, device=device)
+        return RobotDraws(levels, noise, part_levels, part_noise)
+
+    def loss(
+        self, tokens: Tensor, valid: Tensor, draws: RobotDraws, *, forcing: DiffusionForcing | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The training loss, and the mean squared error of actions predicted at any level, in normalised numbers; both scalars.
+
+        tokens: (b, t, *shape); valid: (b, t) bool, what is not behind a demonstration's end.
+        """
+        forcing = forcing or self.forcing
+        levels = mask_absent(draws.levels, valid, self.options.diffusion.timesteps)
+        conditions, seen = None, None
+        if draws.part_levels is not None and draws.part_noise is not None:
+            part_levels, part_noise = torch.maximum(draws.part_levels, levels[..., None]), draws.part_noise
+            conditions = self.told(part_levels, levels)
+
+            def seen(x_k: Tensor) -> Tensor:
+                return self.noised_parts(x_k, levels, part_levels, part_noise)
+
+        result = forcing.loss(tokens, levels, noise=draws.noise, conditions=conditions, seen=seen)
+        there = valid.reshape(*valid.shape, *(1,) * (tokens.ndim - 2)).to(tokens.dtype)
+        of_actions = (self.part_of == self.options.n_cameras).expand(self.layout.shape)
+        pictures = (result.per_element * there)[..., ~of_actions].mean()
+        actions = (result.per_element * there)[..., of_actions].mean()
+        error = (((result.x0 - tokens) ** 2 * there)[..., of_actions].mean() / there.mean()).detach()
+        share = self.action_share
+        return (1 - share) * pictures + share * actions, error
+
+    @property
+    def action_share(self) -> float:
+        """Of the loss: `algorithm.action_share`, or what tiled actions have by the number of their planes."""
+        options = self.options
+        if options.action_share is not None:
+            return options.action_share
+        return options.action_stack / (options.action_stack + 3 * options.n_cameras)
+
+    # ------------------------------------------------------------------------------------------------ noisy parts
+
+    def told(self, part_levels: Tensor, levels: Tensor) -> Tensor:
+        """Conditions (b, t, parts): how much noisier than its token each part is, in [0, 1]."""
+        return (part_levels - levels[..., None]).float() / (self.options.diffusion.timesteps - 1)
+
+    def noised_parts(self, x: Tensor, levels: Tensor, part_levels: Tensor, noise: Tensor) -> Tensor:
+        """Tokens x at levels (b, t), −1 clean, with each part noised on to its own level (b, t, parts); noise like x."""
+        for part in range(self.options.parts):
+            noisier = noise_further(self.forcing.schedule, x, levels, part_levels[..., part], noise)
+            mine = (self.part_of == part) & (part_levels[..., part] > levels).reshape(
+                *levels.shape, *(1,) * (x.ndim - 2)
+            )
+            x = torch.where(mine, noisier, x)
+        return x
+
+    # ------------------------------------------------------------------------------------------------ acting
+
+    def sampler(self) -> Sampler:
+        """The sampler over the network one samples with, as the options say."""
+        options, diffusion = self.options, self.options.diffusion
+        return Sampler(
+            self.sampling_forcing(),
+            sampling_timesteps=diffusion.sampling_timesteps,
+            scheduling_matrix=options.scheduling_matrix,
+            uncertainty_scale=options.uncertainty_scale,
+            eta=diffusion.ddim_sampling_eta,
+        )
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def describe(self) -> dict[str, Any]:
+        """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
+        options, diffusion = self.options, self.options.diffusion
+        data = {
+            "n_cameras": options.n_cameras,
+            "action_stack": options.action_stack,
+            "resolution": options.observation_shape[1],
+            "action_mean": list(options.action_mean),
+            "action_std": list(options.action_std),
+        }
+        sizes = (
+            "objective",
+            "beta_schedule",
+            "schedule_fn_kwargs",
+            "timesteps",
+            "clip_noise",
+            "network_size",
+            "num_gru_layers",
+            "num_mlp_layers",
+            "self_condition",
+        )
+        algorithm = {
+            "network": options.network,
+            "action_packing": options.action_packing,
+            "z_shape": list(options.z_shape),
+            "learnable_init_z": options.learnable_init_z,
+            "part_noise": options.part_noise,
+            "diffusion": {
+                **{name: getattr(diffusion, name) for name in sizes},
+                **{name: asdict(getattr(diffusion, name)) for name in ("architecture", "transformer", "eyes")},
+            },
+        }
+        return {"task": self.task, "line": self.line, "structure": {"dataset": data, "algorithm": algorithm}}
+
+    def load_weights(self, checkpoint: Any) -> None:
+        """Take the weights of a `checkpoints.LoadedCheckpoint`, into the network and its average.
+
+        Refuses what does not match, naming the first key that differs. A released checkpoint's statistics of tiled tokens become ours.
+        """
+        self.check_weights(
+            checkpoint,
+            "set dataset.resolution, dataset.n_cameras, dataset.action_stack, algorithm.network, algorithm.action_packing and "
+            "algorithm.diffusion as it was trained",
+        )
+        self.take_weights(checkpoint.weights)
