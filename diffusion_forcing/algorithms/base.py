@@ -14,7 +14,15 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.options import AlgorithmOptions
-from diffusion_forcing.diffusion import DiffusionForcing, build_parameterization, build_schedule, ema_of
+from diffusion_forcing.diffusion import (
+    DiffusionForcing,
+    Loss,
+    build_parameterization,
+    build_schedule,
+    counted,
+    draw_noise_levels,
+    ema_of,
+)
 from diffusion_forcing.errors import UserError
 
 
@@ -96,6 +104,34 @@ class ForcingAlgorithm(lightning.LightningModule):
         batches_done = self.trainer.fit_loop.total_batch_idx
         seed = ((self.seed * 1_000_003 + batches_done) * 1_000_003 + self.global_rank) % 2**63
         return torch.Generator(self.device).manual_seed(seed)
+
+    @property
+    def each(self) -> bool:
+        """Whether next-token prediction trains every token of a sequence at once: the network can be shown a clean past beside them."""
+        network: Any = self.forcing.network
+        return (
+            self.options.noise_level == "teacher_forcing" and hasattr(network, "behind_clean") and network.keeps_memory
+        )
+
+    def draw_levels(self, batch: int, time: int, *, given: int = 0, generator: torch.Generator | None = None) -> Tensor:
+        """Levels (b, t) in −1…K−1 of a training batch, by `algorithm.noise_level`. given: tokens that sampling always begins with."""
+        return draw_noise_levels(
+            self.options.noise_level,
+            batch,
+            time,
+            timesteps=self.options.diffusion.timesteps,
+            given=given,
+            each=self.each,
+            generator=generator,
+            device=self.device,
+        )
+
+    def counted_loss(self, x: Tensor, levels: Tensor, *, forcing: DiffusionForcing | None = None, **how: Any) -> Loss:
+        """`DiffusionForcing.loss` of tokens x: (b, t, *c) at `levels`: (b, t) as drawn by `draw_levels`, each token's error times how often
+        it counts."""
+        result = (forcing or self.forcing).loss(x, levels, clean_past=self.each, **how)
+        weight = counted(self.options.noise_level, levels, each=self.each)
+        return result._replace(per_element=result.per_element * weight.reshape(*levels.shape, *(1,) * (x.ndim - 2)))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW; the rate rises linearly over `warmup_steps`, from (1/warmup)·lr at the first."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from diffusion_forcing.algorithms.base import ForcingAlgorithm
 from diffusion_forcing.algorithms.forecasting_options import ForecastingOptions
 from diffusion_forcing.datasets.series_batch import SeriesBatch, SeriesSpec
-from diffusion_forcing.diffusion import DiffusionForcing, Sampler, draw_noise_levels
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler
+from diffusion_forcing.diffusion.past import Cache
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
@@ -178,9 +179,7 @@ class Forecasting(ForcingAlgorithm):
     def draw(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Levels (b, t) and noise like x: (b, t, V) of a training batch."""
         options, device, shape = self.options, x.device, x.shape[:2]
-        levels = draw_noise_levels(
-            options.noise_level, *shape, timesteps=options.diffusion.timesteps, generator=generator, device=device
-        )
+        levels = self.draw_levels(*shape, generator=generator)
         if options.gt_cond_prob or options.gt_first_frame:
             clean = torch.rand(shape, generator=generator, device=device) < options.gt_cond_prob
             clean[:, 0] |= torch.rand(shape[0], generator=generator, device=device) < options.gt_first_frame
@@ -191,7 +190,7 @@ class Forecasting(ForcingAlgorithm):
         self, encoded: Encoded, levels: Tensor, noise: Tensor, *, forcing: DiffusionForcing | None = None
     ) -> Tensor:
         """The weighted squared error, a mean over what was observed."""
-        result = (forcing or self.forcing).loss(encoded.x, levels, noise=noise, conditions=encoded.conditions)
+        result = self.counted_loss(encoded.x, levels, noise=noise, conditions=encoded.conditions, forcing=forcing)
         observed = encoded.observed.to(encoded.x.dtype)
         return (result.per_element * observed).sum() / observed.sum().clamp(min=1)
 
@@ -271,16 +270,21 @@ class Forecasting(ForcingAlgorithm):
             uncertainty_scale=options.uncertainty_scale,
             eta=options.diffusion.ddim_sampling_eta,
             resample=options.resample,
+            past=options.past_shown,
         )
         length = encoded.x.shape[1]
         within_reach = length <= context + self.known.prediction_length
+        cache: Cache = "exact" if within_reach else "streaming"
+        together = options.chunk_size
+        if options.past_shown == "same":
+            cache, together = "none", self.known.prediction_length if together == -1 else together
         conditions = None if encoded.conditions is None else encoded.conditions[rows]
         chunks = sampler.stream(
             encoded.x[rows, :context],
             length,
             window=context + self.known.prediction_length,
-            chunk_size=options.chunk_size,
-            cache="exact" if within_reach else "streaming",
+            chunk_size=together,
+            cache=cache,
             conditions=conditions,
             given=None if given is None else given[rows],
             generator=generator,
@@ -301,6 +305,7 @@ class Forecasting(ForcingAlgorithm):
         diffusion = options.diffusion
         structure = {
             "algorithm": {
+                "noise_level": options.noise_level,
                 "network": options.network,
                 "z_shape": list(options.z_shape),
                 "learnable_init_z": options.learnable_init_z,

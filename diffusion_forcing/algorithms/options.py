@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffusion_forcing.diffusion.loss_weighting import Weighting
+from diffusion_forcing.diffusion.noise_levels import MATRICES, NoiseLevel
 from diffusion_forcing.errors import UserError
 
 
@@ -76,7 +77,7 @@ class AlgorithmOptions:
     frame_skip: int = 1
     context_frames: int = 1
     external_cond_dim: int = 0
-    noise_level: Literal["random_all", "shared"] = "random_all"
+    noise_level: NoiseLevel = "random_all"
     causal: bool = True
     scheduling_matrix: Literal["full_sequence", "pyramid", "autoregressive", "trapezoid"] = "autoregressive"
     uncertainty_scale: float = 1.0
@@ -97,6 +98,32 @@ class AlgorithmOptions:
                     f"algorithm.optimizer_beta is {list(self.optimizer_beta)}; both must lie in 0…1, 1 excluded"
                 )
         within("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
+        self._check_noise_level()
+
+    def _check_noise_level(self) -> None:
+        kind, matrix = self.noise_level, MATRICES.get(self.noise_level)
+        if matrix is None:
+            return
+        if self.scheduling_matrix != matrix:
+            raise UserError(
+                f"algorithm.noise_level={kind} trains no levels that algorithm.scheduling_matrix={self.scheduling_matrix} shows the network; "
+                f"pass algorithm.scheduling_matrix={matrix}, or leave it out"
+            )
+        for name in ("gt_cond_prob", "gt_first_frame"):
+            if getattr(self, name, 0):
+                raise UserError(
+                    f"algorithm.{name}={getattr(self, name)} shows some tokens at another level than algorithm.noise_level={kind} says; set it to 0"
+                )
+
+    @property
+    def baseline(self) -> bool:
+        """Whether the levels are those of another method, next-token prediction or full-sequence diffusion."""
+        return self.noise_level in MATRICES
+
+    @property
+    def past_shown(self) -> Literal["clean", "same"]:
+        """How sampling shows the network what is finished: as its training did."""
+        return "same" if self.noise_level == "full_sequence" else "clean"
 
 
 def positive(key: str, value: float) -> None:

@@ -22,7 +22,8 @@ class PlannerOptions:
 
     guidance_stop: share of the sampling levels, at the clean end, that are walked without guidance: the goal pulls while the way is still
     open, and the data's own dynamics (walls, speed) have the last word. refine: the finished plan is noised again at this share of the
-    levels and denoised once more without guidance; 0: not.
+    levels and denoised once more without guidance; 0: not. foresees: whether the network says anything of tokens that are still pure
+    noise; where not (next-token prediction), they do not guide.
     """
 
     max_tokens: int
@@ -33,6 +34,7 @@ class PlannerOptions:
     gamma: float = 1.0
     guidance_stop: float = 0.0
     refine: float = 0.0
+    foresees: bool = True
 
 
 class Planner:
@@ -211,4 +213,4 @@ class Planner:
                 scale=scale,
                 weights=options.guidance_weights,
             )
-        return Guidance(returns, samples=options.mcg_samples)
+        return Guidance(returns, samples=options.mcg_samples, begun=not options.foresees)

@@ -17,7 +17,7 @@ from diffusion_forcing.algorithms.goal_guidance import GuidanceWeights
 from diffusion_forcing.algorithms.options import AlgorithmOptions, DiffusionOptions, positive, within
 from diffusion_forcing.algorithms.planner import Planner, PlannerOptions
 from diffusion_forcing.datasets.batch import SequenceBatch
-from diffusion_forcing.diffusion import DiffusionForcing, Sampler, draw_noise_levels, mask_absent
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 
@@ -99,6 +99,12 @@ class PlanningOptions(AlgorithmOptions):
                 f"algorithm.warm_start is {self.warm_start}, but nothing of a plan of {self.episode_len} steps is left when replanning "
                 f"after algorithm.open_loop_horizon {self.open_loop_horizon}; replan earlier or set warm_start to 0"
             )
+        for name in ("warm_start", "refine"):
+            if getattr(self, name) and self.noise_level == "teacher_forcing":
+                raise UserError(
+                    f"algorithm.{name}={getattr(self, name)} noises a plan's tokens together, which algorithm.noise_level=teacher_forcing "
+                    "never shows the network; set it to 0"
+                )
         if self.chunk_size not in (-1, self.episode_len):
             raise UserError(
                 f"algorithm.chunk_size is {self.chunk_size}; a plan is drawn whole: dataset.episode_len ({self.episode_len}) or -1"
@@ -177,11 +183,9 @@ class Planning(ForcingAlgorithm):
         end = None
         if not self.options.causal:
             end = torch.randint(2, time + 1, (batch,), generator=generator, device=device)
-        levels = draw_noise_levels(
-            self.options.noise_level, batch, time, timesteps=timesteps, generator=generator, device=device
-        )
+        levels = self.draw_levels(batch, time, given=1, generator=generator)
         first = None
-        if torch.rand((), generator=generator, device=device) < NEARLY_CLEAN_SHARE:
+        if not self.options.baseline and torch.rand((), generator=generator, device=device) < NEARLY_CLEAN_SHARE:
             first = torch.randint(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
         noise = torch.randn(batch, time, self.bundle.token_width, generator=generator, device=device)
         return Draws(end, levels, first, noise)
@@ -202,7 +206,7 @@ class Planning(ForcingAlgorithm):
         levels = mask_absent(draws.levels, present, self.options.diffusion.timesteps)
         if draws.first_levels is not None:
             levels = torch.cat([draws.first_levels[:, None], levels[:, 1:]], dim=1)
-        result = (forcing or self.forcing).loss(tokens, levels, noise=draws.noise)
+        result = self.counted_loss(tokens, levels, noise=draws.noise, forcing=forcing)
         per_frame = result.per_element.unflatten(-1, (f, -1))
         return (per_frame * weight.unflatten(1, (-1, f))[..., None]).mean(), result.x0
 
@@ -233,6 +237,7 @@ class Planning(ForcingAlgorithm):
             gamma=options.gamma,
             guidance_stop=options.guidance_stop,
             refine=options.refine,
+            foresees=options.noise_level != "teacher_forcing",
         )
 
     def build_planner(self, forcing: DiffusionForcing, sampler: Sampler, options: PlannerOptions) -> Planner:
@@ -258,6 +263,7 @@ class Planning(ForcingAlgorithm):
                 "episode_len": options.episode_len,
             },
             "algorithm": {
+                "noise_level": options.noise_level,
                 "frame_stack": options.frame_stack,
                 "causal": options.causal,
                 "padding_mode": options.padding_mode,

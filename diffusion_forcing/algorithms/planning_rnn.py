@@ -15,7 +15,7 @@ from diffusion_forcing.algorithms.goal_guidance import position_return, reward_r
 from diffusion_forcing.algorithms.planner import Planner, PlannerOptions
 from diffusion_forcing.algorithms.planning import Draws, Planning, PlanningOptions
 from diffusion_forcing.algorithms.planning_rnn_options import RecurrentPlanningOptions
-from diffusion_forcing.diffusion import DiffusionForcing, Guidance, Sampler, draw_noise_levels
+from diffusion_forcing.diffusion import DiffusionForcing, Guidance, Sampler
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.recurrent import Latent, recurrent_mlp
 
@@ -49,9 +49,7 @@ class RecurrentPlanning(Planning):
         """What training draws for sequences whose `time` tokens are the present and the future; there is nothing for the present's."""
         options, device = self.options, self.device
         shape = (batch, time - 1)
-        levels = draw_noise_levels(
-            options.noise_level, *shape, timesteps=options.diffusion.timesteps, generator=generator, device=device
-        )
+        levels = self.draw_levels(*shape, generator=generator)
         if options.gt_cond_prob or options.gt_first_frame:
             clean = torch.rand(shape, generator=generator, device=device) < options.gt_cond_prob
             clean[:, 0] |= torch.rand(batch, generator=generator, device=device) < options.gt_first_frame
@@ -69,7 +67,9 @@ class RecurrentPlanning(Planning):
         f, o = self.bundle.frame_stack, self.bundle.observation_dim
         start = self.bundle.unstack(tokens[:, :1])[:, -1, :o]
         forcing = forcing or self.forcing
-        result = forcing.loss(tokens[:, 1:], draws.levels, noise=draws.noise, memory=after(forcing, start))
+        result = self.counted_loss(
+            tokens[:, 1:], draws.levels, noise=draws.noise, memory=after(forcing, start), forcing=forcing
+        )
         per_frame = result.per_element.unflatten(-1, (f, -1))
         weight = mask[:, f:].to(tokens.dtype)
         return LOSS_SCALE * (per_frame * weight.unflatten(1, (-1, f))[..., None]).mean(), result.x0
@@ -149,7 +149,7 @@ class RecurrentPlanner(Planner):
             )
         else:
             returns = position_return(self.bundle, goal, planned=horizon, scale=scale)
-        return Guidance(returns, samples=options.mcg_samples, after_row=True)
+        return Guidance(returns, samples=options.mcg_samples, after_row=True, begun=not options.foresees)
 
 
 def after(forcing: DiffusionForcing, start: Tensor) -> Latent:

@@ -70,6 +70,11 @@ class RecurrentPlanningOptions(PlanningOptions):
 
     def _check_context(self) -> None:
         not_negative("algorithm.context_frames", self.context_frames)
+        if self.context_frames and self.noise_level == "full_sequence":
+            raise UserError(
+                f"algorithm.context_frames={self.context_frames} looks back on clean steps, which algorithm.noise_level=full_sequence never "
+                "shows the network; set it to 0"
+            )
         if self.context_frames % self.frame_stack:
             raise UserError(
                 f"algorithm.context_frames is {self.context_frames}; it must be a multiple of algorithm.frame_stack {self.frame_stack}"

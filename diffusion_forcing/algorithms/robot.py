@@ -19,7 +19,7 @@ from diffusion_forcing.algorithms.robot_options import RobotPolicyOptions
 from diffusion_forcing.algorithms.robot_pictures import jittered, moved
 from diffusion_forcing.algorithms.robot_tokens import Flat, Tiled
 from diffusion_forcing.datasets.robot_batch import RobotBatch
-from diffusion_forcing.diffusion import DiffusionForcing, Sampler, draw_noise_levels, mask_absent
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.diffusion.given import noise_further
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
@@ -165,7 +165,7 @@ class Robot(ForcingAlgorithm):
         """The random numbers of one training batch. begun: (b,) bool, sequences whose actions before the first token are not known."""
         options, device, shape = self.options, tokens.device, tokens.shape[:2]
         last = options.diffusion.timesteps - 1
-        levels = draw_noise_levels(options.noise_level, *shape, timesteps=last + 1, generator=generator, device=device)
+        levels = self.draw_levels(*shape, generator=generator)
         if options.gt_cond_prob or options.gt_first_frame:
             clean = torch.rand(shape, generator=generator, device=device) < options.gt_cond_prob
             clean[:, 0] |= torch.rand(shape[0], generator=generator, device=device) < options.gt_first_frame
@@ -192,7 +192,6 @@ class Robot(ForcingAlgorithm):
 
         tokens: (b, t, *shape); valid: (b, t) bool, what is not behind a demonstration's end.
         """
-        forcing = forcing or self.forcing
         levels = mask_absent(draws.levels, valid, self.options.diffusion.timesteps)
         conditions, seen = None, None
         if draws.part_levels is not None and draws.part_noise is not None:
@@ -202,7 +201,7 @@ class Robot(ForcingAlgorithm):
             def seen(x_k: Tensor) -> Tensor:
                 return self.noised_parts(x_k, levels, part_levels, part_noise)
 
-        result = forcing.loss(tokens, levels, noise=draws.noise, conditions=conditions, seen=seen)
+        result = self.counted_loss(tokens, levels, noise=draws.noise, conditions=conditions, seen=seen, forcing=forcing)
         there = valid.reshape(*valid.shape, *(1,) * (tokens.ndim - 2)).to(tokens.dtype)
         of_actions = (self.part_of == self.options.n_cameras).expand(self.layout.shape)
         pictures = (result.per_element * there)[..., ~of_actions].mean()
@@ -246,6 +245,7 @@ class Robot(ForcingAlgorithm):
             scheduling_matrix=options.scheduling_matrix,
             uncertainty_scale=options.uncertainty_scale,
             eta=diffusion.ddim_sampling_eta,
+            past=options.past_shown,
         )
 
     # ------------------------------------------------------------------------------------------------ checkpoints
@@ -272,6 +272,7 @@ class Robot(ForcingAlgorithm):
             "self_condition",
         )
         algorithm = {
+            "noise_level": options.noise_level,
             "network": options.network,
             "action_packing": options.action_packing,
             "z_shape": list(options.z_shape),

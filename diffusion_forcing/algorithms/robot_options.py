@@ -53,7 +53,8 @@ class RobotPolicyOptions(AlgorithmOptions):
     `tiled`, the actions as planes beside the pictures, as released; `vector`, pictures and actions as numbers. z_shape: of the RNN's latent,
     [channels, res, res] with tiled actions, [width] with vectors. n_frames: the window of network=attention, tokens.
 
-    Training: gt_first_frame: share of sequences whose first token is shown clean; gt_cond_prob: share of all tokens. random_start: share of
+    Training: gt_first_frame: share of sequences whose first token is shown clean; gt_cond_prob: share of all tokens; 1 is next-token prediction, as
+    noise_level=teacher_forcing: the past is clean, whole, and nothing of these is drawn. random_start: share of
     sequences that begin anywhere, with the actions before unknown. part_noise: share of a token's parts, each camera and the actions, that are
     shown noisier than the token, half of them not at all; the network is told. crop: pixels that pictures are moved by at most; jitter: how much
     brightness and contrast vary. action_share: of the loss; null: a plane counts like a colour.
@@ -91,6 +92,10 @@ class RobotPolicyOptions(AlgorithmOptions):
     diffusion: RobotDiffusionOptions = field(default_factory=RobotDiffusionOptions)
 
     def __post_init__(self) -> None:
+        if self.gt_cond_prob == 1 or self.noise_level == "teacher_forcing":
+            clean = {"noise_level": "teacher_forcing", "gt_cond_prob": 0.0, "gt_first_frame": 0.0, "part_noise": 0.0}
+            for name, value in clean.items():
+                object.__setattr__(self, name, value)
         super().__post_init__()
         for name in ("n_cameras", "action_stack", "n_frames", "data_std"):
             positive(f"dataset.{name}", getattr(self, name))
@@ -129,6 +134,11 @@ class RobotPolicyOptions(AlgorithmOptions):
             )
 
     def _check_network(self) -> None:
+        if self.noise_level == "full_sequence":
+            raise UserError(
+                "algorithm.noise_level=full_sequence: a policy remembers what it saw, and full-sequence diffusion has one level for all, the past too; "
+                "use random_all, shared or teacher_forcing"
+            )
         size, z = self.observation_shape[1], list(self.z_shape)
         if not self.causal:
             raise UserError("algorithm.causal=False: a policy knows the past alone; leave it True")

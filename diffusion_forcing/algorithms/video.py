@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffusion_forcing.algorithms.base import ForcingAlgorithm
 from diffusion_forcing.algorithms.video_options import VideoOptions
 from diffusion_forcing.datasets.video_batch import VideoBatch
-from diffusion_forcing.diffusion import DiffusionForcing, Sampler, draw_noise_levels, mask_absent
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.diffusion.sampler import OnRow
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.unet3d import UNet3D
@@ -134,9 +134,7 @@ class Video(ForcingAlgorithm):
         """The random numbers of one training batch (METHOD §4)."""
         options, device = self.options, self.device
         batch, time = clips.tokens.shape[:2]
-        levels = draw_noise_levels(
-            options.noise_level, batch, time, timesteps=options.diffusion.timesteps, generator=generator, device=device
-        )
+        levels = self.draw_levels(batch, time, generator=generator)
         noise = torch.randn(clips.tokens.shape, generator=generator, device=device)
         dropped = None
         if clips.conditions is not None and options.condition_dropout > 0:
@@ -153,7 +151,7 @@ class Video(ForcingAlgorithm):
         levels = mask_absent(draws.levels, per_token.any(dim=-1), self.options.diffusion.timesteps)
         if conditions is not None and draws.dropped is not None:
             conditions = torch.where(draws.dropped[:, None, None], 0, conditions)
-        result = (forcing or self.forcing).loss(tokens, levels, noise=draws.noise, conditions=conditions)
+        result = self.counted_loss(tokens, levels, noise=draws.noise, conditions=conditions, forcing=forcing)
         per_frame = result.per_element.unflatten(2, (f, -1))
         return (per_frame * per_token[..., None, None, None]).mean(), result.x0
 
@@ -171,6 +169,7 @@ class Video(ForcingAlgorithm):
             condition_scale=options.condition_scale,
             history_scale=options.history_scale,
             history_level=options.history_level,
+            past=options.past_shown,
         )
 
     def predict(self, context: Tensor, length: int, **how: Any) -> Tensor:
@@ -207,7 +206,7 @@ class Video(ForcingAlgorithm):
             self.tokens(context),
             whole,
             window=options.window,
-            chunk_size=options.chunk_size,
+            chunk_size=options.chunk_used,
             cache=options.cache_used,
             sinks=options.sink_frames // f,
             conditions=conditions,
@@ -246,6 +245,7 @@ class Video(ForcingAlgorithm):
                 "action_kind": options.action_kind,
             },
             "algorithm": {
+                "noise_level": options.noise_level,
                 "n_frames": options.n_frames,
                 "frame_stack": options.frame_stack,
                 **self.sizes["algorithm"],

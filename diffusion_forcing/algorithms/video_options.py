@@ -104,6 +104,11 @@ class VideoOptions(AlgorithmOptions):
             raise UserError(
                 f"algorithm.condition_scale is {self.condition_scale}, but dataset.external_cond_dim is 0: there are no actions to guide by"
             )
+        if self.history_scale != 1 and self.past_shown == "same":
+            raise UserError(
+                f"algorithm.history_scale={self.history_scale} needs a clean past, which algorithm.noise_level={self.noise_level} never shows "
+                "the network; set it to 1"
+            )
         if self.guidance_scale:
             raise UserError(
                 f"algorithm.guidance_scale is {self.guidance_scale}, but video has no return to climb; "
@@ -193,8 +198,15 @@ class VideoOptions(AlgorithmOptions):
 
     @property
     def cache_used(self) -> Literal["exact", "streaming", "none"]:
-        """`cache`, or `none` where frames see the future and nothing can be kept (`exact` then has nothing to save)."""
-        return self.cache if self.causal else "none"
+        """`cache`, or `none` where frames see the future or the past is noised anew in every row, and nothing can be kept."""
+        return self.cache if self.causal and self.past_shown == "clean" else "none"
+
+    @property
+    def chunk_used(self) -> int:
+        """`chunk_size`; full-sequence diffusion of all that remain takes at most what the window has room for behind the context."""
+        if self.past_shown == "same" and self.chunk_size == -1:
+            return self.window - self.context_tokens
+        return self.chunk_size
 
     @property
     def action_width(self) -> int:

@@ -81,22 +81,45 @@ class DiffusionForcing(nn.Module):
         generator: torch.Generator | None = None,
         conditions: Tensor | None = None,
         memory: Any = None,
+        clean_past: bool = False,
         seen: Callable[[Tensor], Tensor] | None = None,
     ) -> Loss:
-        """The weighted squared error of clean tokens x: (b, t, *c) noised at levels k: (b, t) in 0…K−1.
+        """The weighted squared error of clean tokens x: (b, t, *c) noised at levels k: (b, t) in −1…K−1, −1 staying clean.
 
         noise: standard normal (b, t, *c) to use instead of a draw; clamped either way. memory: what stands before x, as for `predict`.
+        clean_past: what each token sees before it is clean, whatever its own level (next-token prediction of all tokens at once); for
+        networks with `behind_clean`.
         seen: what the network sees of the noised tokens, where that is not all of them.
         """
         eps = self.clamp_noise(torch.randn(x.shape, generator=generator, device=x.device) if noise is None else noise)
+        clean = k < 0
+        k = torch.where(clean, self.stabilization_level - 1, k)
+        eps = torch.where(_over(clean, x), 0.0, eps)  # as `stabilize` shows a clean token
         x_k = add_noise(self.schedule, x, k, eps)
         if seen is not None:
             x_k = seen(x_k)
-        prediction, _ = self.predict(x_k, k, conditions, memory)
+        if clean_past:
+            prediction = self._behind_clean(x, x_k, k, conditions, memory)
+            weight = self._weight_behind_clean(k)
+        else:
+            prediction, _ = self.predict(x_k, k, conditions, memory)
+            weight = self.loss_weight(k)
         target = self.parameterization.target(self.schedule, x, k, eps)
-        weight = self.loss_weight(k)
-        weight = weight.reshape(*k.shape, *(1,) * (x.ndim - k.ndim))
-        return Loss(weight * (prediction.output - target) ** 2, prediction.x0)
+        return Loss(_over(weight, x) * (prediction.output - target) ** 2, prediction.x0)
+
+    def _behind_clean(self, x: Tensor, x_k: Tensor, k: Tensor, conditions: Tensor | None, memory: Any) -> Prediction:
+        """What the network makes of each token of x_k at its level k, (b, t), when all tokens before it are those of x, clean."""
+        network: Any = self.network
+        shown, shown_k = self.stabilize(x, torch.full_like(k, -1))
+        output = network.behind_clean(shown, shown_k, x_k, k, conditions, memory)
+        return self.parameterization.resolve(self.schedule, x_k, k, output.to(x_k.dtype))
+
+    def _weight_behind_clean(self, k: Tensor) -> Tensor:
+        """(b, t): `loss_weight` of each token where all tokens before it are clean."""
+        token = torch.arange(k.shape[1], device=k.device)
+        past = token < token[:, None]  # (own, other)
+        rows = torch.where(past, self.stabilization_level - 1, k[..., None].expand(*k.shape, k.shape[1]))
+        return self.loss_weight(rows.flatten(0, 1)).unflatten(0, k.shape).diagonal(dim1=-2, dim2=-1)
 
     def loss_weight(self, k: Tensor) -> Tensor:
         """Weights (b, t) of tokens at levels k: (b, t), by METHOD §4."""
@@ -281,3 +304,8 @@ class DiffusionForcing(nn.Module):
             next_level, schedule.at("posterior_variance", k, x0), (1 - ratio) * (1 - power_to) / (1 - power)
         )
         return mean_x0 * x0 + mean_x_k * x_k + variance.clamp(min=0).sqrt() * self._draw(x0, noise, generator)
+
+
+def _over(per_token: Tensor, like: Tensor) -> Tensor:
+    """(b, t) with an axis of 1 for each of `like`'s others: (b, t, *c)."""
+    return per_token.reshape(*per_token.shape, *(1,) * (like.ndim - per_token.ndim))

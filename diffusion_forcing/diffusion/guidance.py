@@ -29,15 +29,17 @@ class Guidance:
 
     Each sample's return must depend on that sample alone. samples: Monte Carlo continuations (`mcg_samples`); 1 is plain guidance.
     after_row: the gradient is not put into ε̂ but, as the RNN line does, added to the tokens that a row leaves, times what a DDIM step
-    would make of it (`DiffusionForcing.step`).
+    would make of it (`DiffusionForcing.step`). begun: tokens that are still pure noise say nothing, for a network that was not trained to
+    foresee them.
     """
 
-    def __init__(self, returns: Return, *, samples: int = 1, after_row: bool = False) -> None:
+    def __init__(self, returns: Return, *, samples: int = 1, after_row: bool = False, begun: bool = False) -> None:
         if samples < 1:
             raise UserError(f"mcg_samples is {samples}; guidance needs at least 1 continuation")
         self.returns = returns
         self.samples = samples
         self.after_row = after_row
+        self.begun = begun
 
     def gradient(
         self,
@@ -57,15 +59,22 @@ class Guidance:
         with torch.enable_grad(), _frozen(forcing):
             x_k = x_k.detach().requires_grad_()
             prediction, _ = forcing.predict(x_k, k, conditions, memory, views)
-            total = self.returns(prediction.x0).sum()
+            total = self._return(forcing, prediction.x0, k)
             for _ in range(self.samples - 1):
                 noise = torch.randn(x_k.shape, generator=generator, device=x_k.device)
                 again = add_noise(forcing.schedule, prediction.x0, k, forcing.clamp_noise(noise))
                 again = torch.where(clean.reshape(*k.shape, *(1,) * (x_k.ndim - k.ndim)), x_k, again)
                 continuation, _ = forcing.predict(again, k, conditions, memory, views)
-                total = total + self.returns(continuation.x0).sum()
+                total = total + self._return(forcing, continuation.x0, k)
             (gradient,) = torch.autograd.grad(total / self.samples, x_k)
         return Prediction(*(part.detach() for part in prediction)), gradient
+
+    def _return(self, forcing: DiffusionForcing, x0: Tensor, k: Tensor) -> Tensor:
+        """The sum over samples of J(x0), x0: (b, t, *c) predicted of tokens at levels k: (b, t)."""
+        if self.begun:
+            begun = (k < forcing.schedule.timesteps - 1).reshape(*k.shape, *(1,) * (x0.ndim - k.ndim))
+            x0 = torch.where(begun, x0, x0.detach())
+        return self.returns(x0).sum()
 
 
 @contextlib.contextmanager

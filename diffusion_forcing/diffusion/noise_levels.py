@@ -1,30 +1,78 @@
-"""Training noise levels: every token draws its own. That is the method (Algorithm 1, METHOD §4)."""
+"""Training noise levels: every token draws its own. That is the method (Algorithm 1, METHOD §4); its baselines are other draws.
+
+| noise_level | levels of a sequence | what counts | sampled |
+|---|---|---|---|
+| `random_all` | every token its own: Diffusion Forcing | all | by any matrix |
+| `shared` | one | all | by any matrix, the past clean as always |
+| `full_sequence` | one | all | `full_sequence`, the past given at the level of the rest: full-sequence diffusion |
+| `teacher_forcing` | the past clean, one token noised, what follows pure noise | that token | `autoregressive`: next-token prediction |
+
+−1 is a clean token. It is shown as sampling shows its past (`DiffusionForcing.stabilize`) and counts nothing.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from diffusion_forcing.errors import UserError, did_you_mean
 
-NOISE_LEVELS = ("random_all", "shared")
+NoiseLevel = Literal["random_all", "shared", "full_sequence", "teacher_forcing"]
+NOISE_LEVELS = ("random_all", "shared", "full_sequence", "teacher_forcing")
+CLEAN = -1
+MATRICES = {"full_sequence": "full_sequence", "teacher_forcing": "autoregressive"}
+"""The one scheduling matrix whose rows hold levels as the training's, for those that know no others."""
 
 
 def draw_noise_levels(
-    kind: str, batch: int, time: int, *, timesteps: int, generator: torch.Generator | None = None, device: torch.device
+    kind: str,
+    batch: int,
+    time: int,
+    *,
+    timesteps: int,
+    given: int = 0,
+    each: bool = False,
+    generator: torch.Generator | None = None,
+    device: torch.device,
 ) -> Tensor:
-    """Levels (b, t) in 0…K−1. `random_all`: one draw a token (Diffusion Forcing); `shared`: one draw a sequence
-    (full-sequence diffusion)."""
+    """Levels (b, t) in −1…K−1, by `kind`.
+
+    given: the first so many tokens are always known when sampling begins; the two baselines train them clean. each: of teacher_forcing,
+    where the network is shown a clean past beside the noised tokens (`DiffusionForcing.loss(clean_past=True)`): every token draws its own
+    level and counts; without, one token of each sequence does.
+    """
     match kind:
         case "random_all":
             return torch.randint(0, timesteps, (batch, time), generator=generator, device=device)
-        case "shared":
-            return (
-                torch.randint(0, timesteps, (batch, 1), generator=generator, device=device).expand(batch, time).clone()
-            )
+        case "shared" | "full_sequence":
+            k = torch.randint(0, timesteps, (batch, 1), generator=generator, device=device).expand(batch, time).clone()
+            if kind == "full_sequence":
+                k[:, :given] = CLEAN
+            return k
+        case "teacher_forcing":
+            token = torch.arange(time, device=device)
+            if each:
+                own = torch.randint(0, timesteps, (batch, time), generator=generator, device=device)
+                return torch.where(token < given, CLEAN, own)
+            next_one = torch.randint(min(given, time - 1), time, (batch, 1), generator=generator, device=device)
+            own = torch.randint(0, timesteps, (batch, 1), generator=generator, device=device)
+            behind = torch.where(token == next_one, own, timesteps - 1)
+            return torch.where(token < next_one, CLEAN, behind)
     raise UserError(
         f"noise_level '{kind}' is not known; allowed: {', '.join(NOISE_LEVELS)}{did_you_mean(kind, NOISE_LEVELS)}"
     )
+
+
+def counted(kind: str, k: Tensor, *, each: bool = False) -> Tensor:
+    """(b, t): how often the error of tokens at levels k: (b, t), drawn by `kind`, counts. Clean ones never do; the one token that
+    teacher_forcing noises counts for all, so that the mean over tokens has the size it has elsewhere."""
+    clean = k < 0
+    if kind != "teacher_forcing" or each:
+        return (~clean).float()
+    next_one = clean.sum(dim=1, keepdim=True)
+    return (torch.arange(k.shape[1], device=k.device) == next_one).float() * k.shape[1]
 
 
 def mask_absent(k: Tensor, present: Tensor, timesteps: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +35,8 @@ class Sampler:
     sampling_timesteps: S ≤ K; S = K samples with DDPM, S < K with DDIM and `eta`. scheduling_matrix, uncertainty_scale: the order in
     which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`). condition_scale, history_scale, history_level: how far to
     lean on the conditions and on the past (`composition.compose`); at 1 nothing is added and nothing paid. resample: how often a row is
-    walked where part of a token is given (`given.py`).
+    walked where part of a token is given (`given.py`). past: how a rollout shows what is finished: `clean`, or at the `same` level as the
+    chunk that is sampled, given there (full-sequence diffusion, for networks that know no other levels).
     """
 
     def __init__(
@@ -50,7 +51,13 @@ class Sampler:
         history_scale: float = 1.0,
         history_level: int | None = None,
         resample: int = 1,
+        past: Literal["clean", "same"] = "clean",
     ) -> None:
+        if past == "same" and scheduling_matrix != "full_sequence":
+            raise UserError(
+                f"scheduling_matrix={scheduling_matrix} has tokens of several levels; past=same is one level for all: full_sequence"
+            )
+        self.past = past
         if resample < 1:
             raise UserError(f"resample is {resample}; a row is walked once or more")
         self.resample = resample
@@ -201,6 +208,8 @@ class Sampler:
             )
         remaining = chunk_size if length is None else max(0, length - context.shape[1])
         chunk_size = min(chunk_size, remaining) if chunk_size > 0 else remaining
+        if self.past == "same" and cache != "none":
+            raise UserError(f"cache={cache} with past=same: the past is noised anew in every row; pass cache=none")
         check_cache(cache, self.forcing.network, chunk=chunk_size, window=window, sinks=sinks, length=length)
         if carries(cache, self.forcing.network):
             window = None
@@ -253,9 +262,13 @@ class Sampler:
                 past.add(fresh, memory)
                 yield finished
                 continue
+            before = rows.new_zeros(len(rows), seen.count)
+            if self.past == "same":
+                before = rows[:, :1].expand(-1, seen.count)
+                tokens = replace(seen, given=seen.x).then(new)
             x = self.walk(
                 tokens.x,
-                torch.cat([rows.new_zeros(len(rows), seen.count), rows], dim=1),
+                torch.cat([before, rows], dim=1),
                 conditions=tokens.conditions,
                 memory=memory,
                 history_noise=tokens.history_noise,

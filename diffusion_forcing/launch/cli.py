@@ -45,6 +45,11 @@ def _main(words: list[str]) -> int:
 
         runs(words[1:])
         return 0
+    if words[:1] == ["new"] and not {"--help", "-h"} & set(words):
+        from diffusion_forcing.launch.new_project import new
+
+        new(words[1:])
+        return 0
     flags, overrides = _split(words)
     if {"--help", "-h"} & set(flags):
         from diffusion_forcing.launch.usage import usage
@@ -90,13 +95,16 @@ def _print_config(overrides: list[str], *, resolve: bool) -> None:
 
 
 def _run(overrides: list[str]) -> None:
-    from diffusion_forcing.launch.allocator import keep_freed_memory
-    from diffusion_forcing.launch.report import report, say
-    from diffusion_forcing.launch.run import is_main_process, plan, start
-    from diffusion_forcing.launch.seeds import run_seeds
+    from diffusion_forcing.launch.importing import without_collecting
 
-    keep_freed_memory()
-    checked = plan(overrides)
+    with without_collecting():
+        from diffusion_forcing.launch.allocator import keep_freed_memory
+        from diffusion_forcing.launch.report import report, say
+        from diffusion_forcing.launch.run import is_main_process, plan, start
+        from diffusion_forcing.launch.seeds import run_seeds
+
+        keep_freed_memory()
+        checked = plan(overrides)
     if checked.settings.wandb.mode == "online" and is_main_process():
         say("wandb.mode=online: this version tracks runs locally, nothing is sent to W&B")
     if checked.taken and is_main_process():

@@ -27,8 +27,20 @@ from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.launch.configurations import PACKAGE_FOLDER, choices_of, folders, group_names
 from diffusion_forcing.launch.overrides import Override, apply_, first_line, parse
 
+SAMPLED_BY = {
+    "matrix_for": {"full_sequence": "full_sequence", "teacher_forcing": "autoregressive"},
+    "chunk_for": {"full_sequence": -1},
+}
+"""What yaml takes for `${matrix_for:${.noise_level},otherwise}`: how a baseline is sampled, where the command line does not say. The first is
+`diffusion.noise_levels.MATRICES`, which would bring torch here."""
+
 CHOICES = "choices"
 """Top-level key of a composed configuration: which yaml file each group came from (kept so that resume= can compare)."""
+
+for _name, _values in SAMPLED_BY.items():
+    OmegaConf.register_new_resolver(
+        _name, lambda kind, otherwise, values=_values: values.get(kind, otherwise), replace=True
+    )
 
 _PARTS = ("dataset", "algorithm", "experiment")
 _DEFAULT_GROUPS = (*_PARTS, "cluster")

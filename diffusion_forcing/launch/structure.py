@@ -96,6 +96,7 @@ def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[s
 _ABSENT = object()
 _LENGTH = "dataset.n_frames"
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+_BY_NOISE_LEVEL = re.compile(r"\$\{(?:matrix|chunk)_for:\$\{\.noise_level\},.*\}")
 
 
 def _source(config: DictConfig, key: str) -> str | None:
@@ -103,7 +104,11 @@ def _source(config: DictConfig, key: str) -> str | None:
     value: Any = OmegaConf.to_container(config, resolve=False)
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    found = _INTERPOLATION.fullmatch(value) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    if _BY_NOISE_LEVEL.fullmatch(value):
+        return "algorithm.noise_level"
+    found = _INTERPOLATION.fullmatch(value)
     return found[1] if found else None
 
 

@@ -9,6 +9,7 @@ _HEAD = """diffusion-forcing {version}: sequence models in which every token has
 
 usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing …                              the same, from anywhere
+       diffusion-forcing new my_project                 a project of your own: dataset, algorithm, experiment, tests
        diffusion-forcing inspect PATH                   what a checkpoint is: line, task, sizes, step, statistics
        diffusion-forcing convert IN.ckpt OUT            a released checkpoint, of either line, in our format
        diffusion-forcing runs [ID …]                    a page of all runs, curves and films of some side by side

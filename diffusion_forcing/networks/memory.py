@@ -7,6 +7,9 @@ A network says by `keeps_memory` whether a call on the last tokens with the memo
 and by `why_no_memory` what stands in the way ("" where nothing does). `memory_slides`: positions are relative, so that the memory may be
 `trimmed` and go on. `recurrent`: the memory has one size whatever it stands for, and a call costs one step a token, so that no window is
 needed and no token should be shown in vain.
+
+A network may also have `behind_clean(clean, clean_k, x, k, conditions, memory) -> output`: each noised token of x behind the clean tokens
+before it, all in one call, for next-token prediction.
 """
 
 from __future__ import annotations

@@ -141,6 +141,29 @@ class Recurrent(nn.Module):
         output: Tensor = self.x_from_z(torch.stack(states, dim=1).flatten(0, 1))
         return output.unflatten(0, x.shape[:2]), Latent(z, latent.length + len(states))
 
+    def behind_clean(
+        self,
+        clean: Tensor,
+        clean_k: Tensor,
+        x: Tensor,
+        k: Tensor,
+        conditions: Tensor | None = None,
+        memory: Latent | None = None,
+    ) -> Tensor:
+        """Each token of x: (b, t, *x_shape) at its level k: (b, t), looked at from the latent of the `clean` tokens before it, shown at
+        levels clean_k: (b, t, *x_shape). The latents are stepped one after the other, the looks are one call."""
+        z = (self.begin(len(x), x) if memory is None else memory).z
+        before = [z]
+        features = _by_token(self.model.features(clean_k[:, :-1], None if conditions is None else conditions[:, :-1]))
+        for token, told in zip(clean[:, :-1].unbind(1), features, strict=True):
+            z = self.model.step(token, told, z, self._estimate(token, told, z) if self.model.self_condition else None)
+            before.append(z)
+        flat = tuple(feature.flatten(0, 1) for feature in self.model.features(k, conditions))
+        tokens, latents = x.flatten(0, 1), torch.stack(before, dim=1).flatten(0, 1)
+        estimate = self._estimate(tokens, flat, latents) if self.model.self_condition else None
+        output: Tensor = self.x_from_z(self.model.step(tokens, flat, latents, estimate))
+        return output.unflatten(0, x.shape[:2])
+
     def _look(
         self, x: Tensor, features: tuple[Tensor, ...], latent: Latent, known: FromLatent
     ) -> tuple[Tensor, Latent]:

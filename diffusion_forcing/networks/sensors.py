@@ -87,8 +87,28 @@ class SensorNetwork(nn.Module):
         return str(getattr(self.inner, "why_no_memory", ""))
 
     def forward(self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None) -> tuple[Tensor, Any]:
-        pixels = self.channels * self.size**2
-        pictures, numbers = x.split([pixels, self.numbers], dim=-1)
+        vector, level, skips = self._encoded(x, k)
+        told, memory = self.inner(vector, k, conditions, memory)
+        return self._decoded(told, level, skips), memory
+
+    def behind_clean(
+        self,
+        clean: Tensor,
+        clean_k: Tensor,
+        x: Tensor,
+        k: Tensor,
+        conditions: Tensor | None = None,
+        memory: Any = None,
+    ) -> Tensor:
+        """Each token of x: (b, t, d) at its level k: (b, t), when the inner network has seen the `clean` tokens before it, at levels clean_k."""
+        inner: Any = self.inner
+        vector, level, skips = self._encoded(x, k)
+        told = inner.behind_clean(self._encoded(clean, clean_k)[0], clean_k, vector, k, conditions, memory)
+        return self._decoded(told, level, skips)
+
+    def _encoded(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What the inner network sees of tokens x (b, t, features + numbers); the levels' embedding (b·t, e); and what the encoder saw."""
+        pictures, numbers = x.split([self.channels * self.size**2, self.numbers], dim=-1)
         level = F.silu(self.level(k.flatten()))
         h = pictures.reshape(-1, self.channels, self.size, self.size)
         h = torch.cat([h, self.places.to(h.dtype).expand(len(h), 2, -1, -1)], dim=1)
@@ -98,10 +118,13 @@ class SensorNetwork(nn.Module):
             h = down(h, level)
             skips.append(h)
         features = self.seen(h.flatten(1)).unflatten(0, x.shape[:2])
-        told, memory = self.inner(torch.cat([features, numbers], dim=-1), k, conditions, memory)
+        return torch.cat([features, numbers], dim=-1), level, skips
+
+    def _decoded(self, told: Tensor, level: Tensor, skips: list[Tensor]) -> Tensor:
+        """Tokens (b, t, d) from what the inner network says (b, t, features + numbers)."""
         features, numbers = told.split([self.features, self.numbers], dim=-1)
         h = self.shown(features.flatten(0, 1)).view_as(skips[-1])
-        for up in self.ups:
-            h = F.interpolate(up(torch.cat([h, skips.pop()], dim=1), level), scale_factor=2.0)
-        pictures = self.out(h).reshape(*x.shape[:2], pixels)
-        return torch.cat([pictures, numbers], dim=-1), memory
+        for up, skip in zip(self.ups, reversed(skips), strict=True):
+            h = F.interpolate(up(torch.cat([h, skip], dim=1), level), scale_factor=2.0)
+        pictures = self.out(h).reshape(*told.shape[:2], -1)
+        return torch.cat([pictures, numbers], dim=-1)

@@ -33,18 +33,18 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
-        self, x: Tensor, causal: bool, past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, causal: bool, past: tuple[Tensor, Tensor] | None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x: (b, t, size), past keys and values: (b, heads, t', d) each → (b, t, size) and keys and values with x's behind."""
+        """x: (b, t, size), past keys and values: (b, heads, t', d) each → (b, t, size) and keys and values with x's behind. mask: (t, t)
+        bool, who sees whom, instead of `causal`."""
         b, t, size = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = qkv.view(b, t, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = None
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
             # token i of x may look at all of the past and at x's tokens up to itself
             mask = torch.ones(t, key.shape[2], dtype=torch.bool, device=x.device).tril(key.shape[2] - t)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal and past is None)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal and mask is None)
         return self.out_proj(attended.transpose(1, 2).reshape(b, t, size)), (key, value)
 
 
@@ -60,9 +60,9 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(size)
 
     def forward(
-        self, x: Tensor, causal: bool, past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, causal: bool, past: tuple[Tensor, Tensor] | None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        attended, present = self.self_attn(x, causal, past)
+        attended, present = self.self_attn(x, causal, past, mask)
         x = self.norm1(x + attended)
         return self.norm2(x + self.linear2(self.linear1(x).relu_())), present
 
@@ -84,8 +84,10 @@ class Encoder(nn.Module):
         self.heads = heads
         self.layers = nn.ModuleList(EncoderLayer(size, heads, feedforward) for _ in range(layers))
 
-    def forward(self, x: Tensor, causal: bool, memory: KVCache | None) -> tuple[Tensor, KVCache | None]:
-        """x: (b, t, size) → (b, t, size) and, where causal, the memory after x."""
+    def forward(
+        self, x: Tensor, causal: bool, memory: KVCache | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, KVCache | None]:
+        """x: (b, t, size) → (b, t, size) and, where causal, the memory after x. mask: as for `SelfAttention`."""
         if self.fused and not causal and can_fuse(x):
             layers = cast(Iterable[EncoderLayer], self.layers)
             parameters = [parameter for layer in layers for parameter in layer.in_order()]
@@ -93,7 +95,7 @@ class Encoder(nn.Module):
         presents = []
         for index, layer in enumerate(self.layers):
             past = None if memory is None else (memory.keys[index], memory.values[index])
-            x, present = layer(x, causal, past)
+            x, present = layer(x, causal, past, mask)
             presents.append(present)
         return x, KVCache(tuple(key for key, _ in presents), tuple(value for _, value in presents))
 
@@ -156,17 +158,43 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, KVCache | None]:
         if memory is not None and not self.causal:
             raise UserError(f"{self.why_no_memory}; sample it with cache=none")
+        start = 0 if memory is None else memory.length
+        hidden, present = self.transformer(self._embed(x, k, conditions, start), self.causal, memory)
+        return self.out(hidden), present if self.causal else None
+
+    def behind_clean(
+        self,
+        clean: Tensor,
+        clean_k: Tensor,
+        x: Tensor,
+        k: Tensor,
+        conditions: Tensor | None = None,
+        memory: KVCache | None = None,
+    ) -> Tensor:
+        """Each token of x: (b, t, x_dim) at its level k: (b, t), when it sees itself and the `clean` tokens before it, shown at levels
+        clean_k: (b, t, x_dim). One call on both, in which clean tokens see clean ones alone. For causal networks, without a memory."""
+        if not self.causal or memory is not None:
+            raise UserError("a clean past beside noised tokens is for causal networks, from a sequence's beginning")
+        t = x.shape[1]
+        ones = torch.ones(t, t, dtype=torch.bool, device=x.device)
+        own = torch.eye(t, dtype=torch.bool, device=x.device)
+        mask = torch.cat([torch.cat([ones.tril(), ~ones], dim=1), torch.cat([ones.tril(-1), own], dim=1)])
+        both = [self._embed(tokens, levels, conditions, 0) for tokens, levels in ((clean, clean_k), (x, k))]
+        hidden, _ = self.transformer(torch.cat(both, dim=1), True, None, mask)
+        output: Tensor = self.out(hidden[:, t:])
+        return output
+
+    def _embed(self, x: Tensor, k: Tensor, conditions: Tensor | None, start: int) -> Tensor:
+        """(b, t, network_size): tokens x at levels k with their conditions, the first at position `start`."""
         width = 0 if conditions is None else conditions.shape[-1]
         if width != self.external_cond_dim:
             got = "none" if conditions is None else f"width {width}"
             raise UserError(
                 f"the network takes conditions of width {self.external_cond_dim} (external_cond_dim), got {got}"
             )
-        start = 0 if memory is None else memory.length
         inputs = [x, sinusoidal(k, self.network_size // 2).to(x.dtype)]
         if conditions is not None:
             inputs.append(conditions)
         positions = torch.arange(start, start + x.shape[1], device=x.device)
-        hidden = self.init_mlp(torch.cat(inputs, dim=-1)) + sinusoidal(positions, self.network_size).to(x.dtype)
-        hidden, present = self.transformer(hidden, self.causal, memory)
-        return self.out(hidden), present if self.causal else None
+        embedded: Tensor = self.init_mlp(torch.cat(inputs, dim=-1))
+        return embedded + sinusoidal(positions, self.network_size).to(x.dtype)

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from diffusion_forcing.diffusion import draw_noise_levels, mask_absent
+from diffusion_forcing.diffusion import counted, draw_noise_levels, mask_absent
 from diffusion_forcing.errors import UserError
 
 CPU = torch.device("cpu")
 
 
-def draw(kind: str, batch: int, time: int, *, timesteps: int, seed: int = 0) -> torch.Tensor:
+def draw(kind: str, batch: int, time: int, *, timesteps: int, seed: int = 0, **how: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return draw_noise_levels(kind, batch, time, timesteps=timesteps, generator=generator, device=CPU)
+    return draw_noise_levels(kind, batch, time, timesteps=timesteps, generator=generator, device=CPU, **how)
 
 
 def test_every_token_draws_its_own_level_uniformly() -> None:
@@ -31,7 +33,49 @@ def test_a_shared_level_is_one_a_sequence() -> None:
     assert k[0, 0] != k[0, 1]
 
 
-@pytest.mark.parametrize("kind", ["random_all", "shared"])
+@pytest.mark.parametrize("given", [0, 2])
+def test_full_sequence_diffusion_is_one_level_and_what_is_given_clean(given: int) -> None:
+    k = draw("full_sequence", 2000, 5, timesteps=10, given=given)
+    assert (k[:, :given] == -1).all()
+    assert (k[:, given:] == k[:, -1:]).all()
+    share = torch.bincount(k[:, -1], minlength=10) / 2000
+    assert ((share - 0.1).abs() < 5 * (0.1 * 0.9 / 2000) ** 0.5).all()
+    assert torch.equal(counted("full_sequence", k), (k >= 0).float())
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_teacher_forcing_is_a_clean_past_one_noised_token_and_noise(given: int) -> None:
+    k = draw("teacher_forcing", 4000, 6, timesteps=10, given=given)
+    next_one = (k < 0).sum(dim=1)
+    token = torch.arange(6)
+    assert (k[token < next_one[:, None]] == -1).all()
+    assert (k[token > next_one[:, None]] == 9).all()
+    own = k.gather(1, next_one[:, None])[:, 0]
+    for drawn, low, high in ((next_one, given, 6), (own, 0, 10)):
+        share = torch.bincount(drawn, minlength=high).float() / 4000
+        even = 1 / (high - low)
+        assert (share[:low] == 0).all()
+        assert ((share[low:] - even).abs() < 5 * (even * (1 - even) / 4000) ** 0.5).all()
+    weight = counted("teacher_forcing", k)
+    assert torch.equal(
+        weight, 6.0 * (token == next_one[:, None])
+    )  # one counts for all: the mean over tokens is its error
+
+
+def test_teacher_forcing_of_every_token_is_a_level_each_and_all_count() -> None:
+    k = draw("teacher_forcing", 500, 4, timesteps=10, each=True, given=1)
+    assert (k[:, 0] == -1).all()
+    assert k[:, 1:].min() == 0
+    assert (k[:, 1] != k[:, 2]).any()
+    assert torch.equal(counted("teacher_forcing", k, each=True), (k >= 0).float())
+
+
+def test_the_method_counts_every_token() -> None:
+    for kind in ("random_all", "shared"):
+        assert (counted(kind, draw(kind, 8, 4, timesteps=10)) == 1).all()
+
+
+@pytest.mark.parametrize("kind", ["random_all", "shared", "full_sequence", "teacher_forcing"])
 def test_levels_are_a_function_of_the_seed(kind: str) -> None:
     assert torch.equal(draw(kind, 8, 4, timesteps=1000, seed=3), draw(kind, 8, 4, timesteps=1000, seed=3))
     assert not torch.equal(draw(kind, 8, 4, timesteps=1000, seed=3), draw(kind, 8, 4, timesteps=1000, seed=4))
