@@ -136,7 +136,7 @@ class RobotPolicyOptions(AlgorithmOptions):
     def _check_network(self) -> None:
         if self.noise_level == "full_sequence":
             raise UserError(
-                "algorithm.noise_level=full_sequence: a policy remembers what it saw, and full-sequence diffusion has one level for all, the past too; "
+                "algorithm.noise_level=full_sequence: a policy remembers what it saw, full-sequence diffusion has one level for all, the past too; "
                 "use random_all, shared or teacher_forcing"
             )
         size, z = self.observation_shape[1], list(self.z_shape)
