@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffusion_forcing.algorithms.base import ForcingAlgorithm
 from diffusion_forcing.algorithms.robot_actions import from_vector, to_vector
 from diffusion_forcing.algorithms.robot_options import RobotPolicyOptions
-from diffusion_forcing.algorithms.robot_pictures import jittered, moved
+from diffusion_forcing.algorithms.robot_pictures import jittered, moved, pasted
 from diffusion_forcing.algorithms.robot_tokens import Flat, Tiled
 from diffusion_forcing.datasets.robot_batch import RobotBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
@@ -158,7 +158,7 @@ class Robot(ForcingAlgorithm):
             index = at.clamp(max=time - 1)
             rows = torch.arange(count, device=device)[:, None]
             later = RobotBatch(batch.frames[rows, index], batch.actions[rows, index], batch.valid[rows, index] & inside)
-        pictures = moved(later.frames, options.crop, generator=generator)
+        pictures = pasted(moved(later.frames, options.crop, generator=generator), options.patches, generator=generator)
         return later._replace(frames=jittered(pictures, options.jitter, generator=generator)), begun
 
     def draw(self, tokens: Tensor, begun: Tensor | None, *, generator: torch.Generator | None = None) -> RobotDraws:

@@ -57,7 +57,8 @@ class RobotPolicyOptions(AlgorithmOptions):
     noise_level=teacher_forcing: the past is clean, whole, and nothing of these is drawn. random_start: share of
     sequences that begin anywhere, with the actions before unknown. part_noise: share of a token's parts, each camera and the actions, that are
     shown noisier than the token, half of them not at all; the network is told. crop: pixels that pictures are moved by at most; jitter: how much
-    brightness and contrast vary. action_share: of the loss; null: a plane counts like a colour.
+    brightness and contrast vary; patches: rectangles of any colour pasted into a camera's pictures, at most. action_share: of the loss; null: a plane
+    counts like a colour.
 
     Acting: memory: False forgets everything between two tokens. detect_blocked: a camera that shows nothing (contrast below blocked_contrast)
     is told to be noise. observation_noise_level: how noisy the cameras are told to be, 0 … timesteps − 1, one number or one a camera. Without
@@ -84,6 +85,7 @@ class RobotPolicyOptions(AlgorithmOptions):
     part_noise: float = 0.0
     crop: int = 2
     jitter: float = 0.1
+    patches: int = 0
     action_share: float | None = None
     memory: bool = True
     detect_blocked: bool = True
@@ -104,6 +106,7 @@ class RobotPolicyOptions(AlgorithmOptions):
         if self.action_share is not None:
             within("algorithm.action_share", self.action_share, 0, 1)
         not_negative("algorithm.crop", self.crop)
+        not_negative("algorithm.patches", self.patches)
         self._check_tokens()
         self._check_network()
         self._check_acting()

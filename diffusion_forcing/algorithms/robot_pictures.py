@@ -38,6 +38,28 @@ def jittered(frames: Tensor, amount: float, *, generator: torch.Generator | None
     return ((frames - 0.5) * (1 + contrast) + 0.5 + 0.5 * brightness).clamp(0, 1)
 
 
+def pasted(frames: Tensor, most: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Frames (b, t, cameras, 3, h, w) in [0, 1], each sequence's camera with up to `most` small rectangles of any colour that stay where they are:
+    things that do not belong."""
+    if not most:
+        return frames
+    b, _, cameras, _, h, w = frames.shape
+    found = frames.clone()
+    draw = torch.rand(b, cameras, most, 8, generator=generator, device=frames.device)
+    for row, camera, number in torch.cartesian_prod(*(torch.arange(n) for n in (b, cameras, most))).tolist():
+        there, top, left, tall, wide, *colour = draw[row, camera, number].tolist()
+        if there < 0.5:
+            tall, wide = 1 + int(tall * h * LARGEST), 1 + int(wide * w * LARGEST)
+            top, left = int(top * (h - tall)), int(left * (w - wide))
+            patch = found[row, :, camera, :, top : top + tall, left : left + wide]
+            patch[:] = torch.tensor(colour, device=frames.device)[:, None, None]
+    return found
+
+
+LARGEST = 0.125
+"""Of a picture's side: what is pasted is smaller."""
+
+
 def blocked(frames: Tensor, contrast: float) -> Tensor:
     """(b, cameras) bool: cameras of frames (b, cameras, 3, h, w), uint8 or in [0, 1], whose pixels deviate from their mean by less than
     `contrast`: they show nothing."""
