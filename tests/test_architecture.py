@@ -46,7 +46,9 @@ HOMES = {
     "gymnasium": {"environments"},
     "h5py": {"datasets"},
     "minari": {"datasets"},
-    "av": {"datasets", "tracking"},
+    "av": {"datasets", "tracking", "serve"},
+    "zmq": {"serve", "launch"},
+    "pyrealsense2": {"serve"},
     "pandas": {"datasets", "gluonts"},
     "gluonts": {"datasets", "gluonts"},
 }

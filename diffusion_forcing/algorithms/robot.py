@@ -57,11 +57,6 @@ class Robot(ForcingAlgorithm):
         self.register_buffer("action_std", torch.tensor(options.action_std), persistent=False)
         self.register_buffer("part_of", self.layout.parts(), persistent=False)
 
-    @property
-    def line(self) -> str:
-        """Which released line its network is of."""
-        return "rnn" if self.options.network == "rnn" else "v1.5"
-
     def build_network(self, options: RobotPolicyOptions) -> nn.Module:
         """The network the options ask for, with fresh weights."""
         diffusion, size, width = options.diffusion, options.observation_shape[1], options.condition_width
@@ -283,7 +278,8 @@ class Robot(ForcingAlgorithm):
                 **{name: asdict(getattr(diffusion, name)) for name in ("architecture", "transformer", "eyes")},
             },
         }
-        return {"task": self.task, "line": self.line, "structure": {"dataset": data, "algorithm": algorithm}}
+        line = "rnn" if options.network == "rnn" else "v1.5"
+        return {"task": self.task, "line": line, "structure": {"dataset": data, "algorithm": algorithm}}
 
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights of a `checkpoints.LoadedCheckpoint`, into the network and its average.

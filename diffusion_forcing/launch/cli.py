@@ -40,6 +40,11 @@ def _main(words: list[str]) -> int:
 
         getattr(checkpoint_commands, words[0])(words[1:])
         return 0
+    if words[:1] == ["serve-policy"] and not {"--help", "-h"} & set(words):
+        from diffusion_forcing.launch.serve_command import serve_policy
+
+        serve_policy(words[1:])
+        return 0
     if words[:1] == ["runs"] and not {"--help", "-h"} & set(words):
         from diffusion_forcing.launch.runs_command import runs
 

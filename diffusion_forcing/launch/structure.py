@@ -22,12 +22,14 @@ from diffusion_forcing.launch.compose import resolved
 from diffusion_forcing.launch.parts import TARGET, import_class
 
 _OF_MAZES = ("observation_mean", "observation_std", "action_mean", "action_std", "episode_len")
+_OF_ROBOT = ("n_cameras", "action_stack", "action_mean", "action_std")
 _OF_VIDEO = ("data_mean", "data_std", "resolution", "n_frames", "frame_skip", "external_cond_dim", "action_kind")
-STATISTICS = frozenset(f"dataset.{key}" for key in (*_OF_MAZES, *_OF_VIDEO))
+STATISTICS = frozenset(f"dataset.{key}" for key in (*_OF_MAZES, *_OF_VIDEO, *_OF_ROBOT))
 """All that a checkpoint may say of the dataset: never where data lies or comes from."""
 
 _GO_WITH = {
     "planning": "experiment=exp_planning algorithm=df_planning dataset=maze2d_medium (or another maze)",
+    "robot": "dataset=robot_swap algorithm=df_robot experiment=exp_robot",
     "prediction": "experiment=exp_prediction algorithm=df_prediction dataset=ts_ecb (or other series)",
     "video": "experiment=exp_video algorithm=df_video dataset=video_minecraft (or other video)",
 }

@@ -14,6 +14,7 @@ usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing convert IN.ckpt OUT            a released checkpoint, of either line, in our format
        diffusion-forcing runs [ID …]                    a page of all runs, curves and films of some side by side
        diffusion-forcing runs ls | show ID | best METRIC [lowest|highest] | rm ID … [--yes]   [outputs=DIR]
+       diffusion-forcing serve-policy load=NAME [address=tcp://127.0.0.1:5555 cameras=sim|folder|v4l2|realsense]
        … --cfg [--resolve]                              print the composed configuration, run nothing
        … --version | --help
 

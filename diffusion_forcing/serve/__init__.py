@@ -1,0 +1,1 @@
+"""Trained models that answer others: the robot's policy server."""
