@@ -12,7 +12,7 @@ PIP_WORDS ?=
 # pytest's extra words, e.g. make test PYTEST_WORDS="-k launch -x"
 PYTEST_WORDS ?=
 
-.PHONY: help setup demo demo-video demo-forecast test check bench docs clean
+.PHONY: help setup demo demo-video demo-forecast demo-robot test check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,robot,dev]'
 	@$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench  # its file is read, none of what it needs
 	@touch $@
-	@echo "installed into $(VENV); try: make demo, make demo-video, make demo-forecast"
+	@echo "installed into $(VENV); try: make demo, make demo-video, make demo-forecast, make demo-robot"
 
 demo: setup  ## plan and run mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
 	@$(BIN)/python -m diffusion_forcing.launch.demo
@@ -36,6 +36,9 @@ demo-video: setup  ## roll 48 frames out of mazes never trained on with the ship
 
 demo-forecast: setup  ## forecast 96 real load profiles with the shipped forecaster (under 2 minutes on 2 cores)
 	@$(BIN)/python -m diffusion_forcing.launch.demo_forecast
+
+demo-robot: setup  ## four times, the shipped policy swaps two fruits in the simulator (under 4 minutes on 2 cores)
+	@$(BIN)/python -m diffusion_forcing.launch.demo_robot
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest $(PYTEST_WORDS)

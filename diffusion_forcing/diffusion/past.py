@@ -258,7 +258,7 @@ class Carried:
         self.memory = memory
 
     def add(self, finished: Tokens, memory: Any = None) -> None:
-        self.fresh = finished
+        self.fresh = self.fresh.then(finished)
         self.memory = self.memory if memory is None else memory
 
     def before(self, chunk: int) -> tuple[Tokens, Any]:

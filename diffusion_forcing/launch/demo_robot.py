@@ -1,0 +1,57 @@
+"""`make demo-robot`: the shipped policy swaps two fruits in the simulator, four times, and is filmed.
+
+It is the ordinary experiment; the line it prints last is a command one may type behind `python -m main`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.launch.allocator import keep_freed_memory
+from diffusion_forcing.launch.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from diffusion_forcing.launch.report import say
+from diffusion_forcing.launch.run import plan, start
+from diffusion_forcing.tracking.run import NullRun, Run
+
+CHECKPOINT = "robot_swap_small"
+WORDS = [
+    "dataset=robot_swap",
+    f"load={CHECKPOINT}",
+    "experiment.tasks=[test]",
+    "experiment.episodes=4",
+    "experiment.blocking=0.02",
+    "+name=demo_robot",
+]
+
+
+def main() -> int:
+    """The demo, a user's mistake as one line. Returns the exit code."""
+    try:
+        demo()
+    except UserError as mistake:
+        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def demo() -> Run | NullRun:
+    """Play, film, and return the run."""
+    began = time.perf_counter()
+    keep_freed_memory()
+    run = start(plan(WORDS))
+    for line in (
+        f"page      {run.folder / 'index.html'}  (open it in a browser)",
+        f"films     {run.pictures / 'test_0.mp4'} … test_3.mp4: what the cameras see, now and then one is blocked; below, what the policy saw and expected",
+        f"again     python -m main {' '.join(WORDS)}",
+        f"          {time.perf_counter() - began:.0f} s in all",
+    ):
+        say(line)
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())
