@@ -27,7 +27,7 @@ class FiniteLayers(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = lambda: trainer.global_step + 1
         for name, layer in pl_module.named_modules():
-            if name and not any(True for _ in layer.children()):  # what is made of layers gives what its last one does
+            if name:  # inner ones are called, and looked at, before those made of them
                 self._hooks.append(layer.register_forward_hook(functools.partial(self._look, name), with_kwargs=True))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

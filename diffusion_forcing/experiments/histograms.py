@@ -42,7 +42,7 @@ class Histograms(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         step = trainer.global_step + 1  # the one that is being made
-        if step % self._every and self._steps or not trainer.is_global_zero:
+        if (step % self._every and self._steps) or not trainer.is_global_zero:
             return
         named = [(name, value) for name, value in pl_module.named_parameters() if value.requires_grad]
         self._names = [name for name, _ in named]
@@ -55,18 +55,18 @@ class Histograms(Callback):
             self._steps = self._steps[::2]
             self._counts = {kind: rows[::2] for kind, rows in self._counts.items()}
             self._every *= 2
-        if len(self._steps) >= self._next_write:
+        if step >= self._next_write:  # 1, 2, 4, 8, …: a run that is killed has them too
             self.write()
-            self._next_write = 2 * len(self._steps)
+            self._next_write = 2 * step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.write()
+        self.draw()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.write()
+        self.draw()
 
     def write(self) -> None:
-        """The file, and the pictures of the newest step."""
+        """The file."""
         if not self._steps:
             return
         arrays: dict[str, Any] = {kind: np.stack(rows) for kind, rows in self._counts.items()}
@@ -75,12 +75,15 @@ class Histograms(Callback):
         path = self._run.folder / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content.getvalue())
-        picture = getattr(self._run, "picture", None)
-        draw = _drawing()
-        if picture is None or draw is None:
+
+    def draw(self) -> None:
+        """The file, and pictures of the newest step."""
+        self.write()
+        picture, draw = getattr(self._run, "picture", None), _drawing()
+        if not self._steps or picture is None or draw is None:
             return
         for kind in KINDS:
-            newest = arrays[kind][-1][:, :BINS]
+            newest = self._counts[kind][-1][:, :BINS]
             caption = f"{kind} at step {self._steps[-1]}: how many values of each are how large; all steps in {FILE}"
             picture(f"debug_{kind}", draw(newest, names=self._names, edges=EDGES, title=kind), caption=caption)
 

@@ -114,7 +114,7 @@ def described(value: Any) -> str:
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        value = value._asdict()
+        value = dict(zip(value._fields, value, strict=True))
     if isinstance(value, Mapping):
         parts = [f"{name} {described(item)}" for name, item in value.items() if _has_tensor(item)]
     elif isinstance(value, (list, tuple)):

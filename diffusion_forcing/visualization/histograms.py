@@ -28,12 +28,17 @@ def draw_histograms(
         names = [*names[:half], *names[-half:]]
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     rows = len(counts)
-    figure = Figure(figsize=(width / 100, 1.2 + 0.16 * rows), dpi=100, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(width / 100, 1.2 + 0.16 * rows), dpi=100, facecolor="white")
+    high = figure.get_figheight()
+    figure.subplots_adjust(left=0.3, right=0.98, bottom=0.4 / high, top=1 - 0.4 / high)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.imshow(
         shares, aspect="auto", cmap="Blues", interpolation="none", extent=(edges[0], edges[-1], rows - 0.5, -0.5)
     )
+    shared = [len(set(parts)) == 1 for parts in zip(*(name.split(".")[:-1] for name in names), strict=False)]
+    common = [*shared, False].index(False)  # of all names, when there are several
+    names = [".".join(name.split(".")[common:]) for name in names] if rows > 1 else names
     labels = [name if len(name) <= LONGEST_NAME else f"…{name[-LONGEST_NAME + 1 :]}" for name in names]
     axes.set_yticks(range(rows), labels, fontsize=6)
     axes.set_title(f"{title}: size of the values, log10", fontsize=10, color=INK)

@@ -57,9 +57,11 @@ class FileLimit:
         """Nothing to undo."""
 
 
-def small_disk(folder: Path, megabytes: int) -> Tmpfs | FileLimit:
+def small_disk(folder: Path, megabytes: int, *, mount: bool = True) -> Tmpfs | FileLimit:
     """A disk at `folder`, which is made."""
     try:
+        if not mount:
+            return FileLimit(folder, megabytes)
         return Tmpfs(folder, megabytes)
     except OSError:
         return FileLimit(folder, megabytes)

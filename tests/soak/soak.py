@@ -1,12 +1,13 @@
 """A training killed at random moments, again and again, and resumed each time, ends as one that was never killed.
 
-    python -m tests.soak [--kills 20] [--seed 0] [--steps 1200] [--fork] [--keep FOLDER]
+    python -m tests.soak [--kills 20] [--seed 0] [--steps 1200] [--fork] [--no-mount] [--keep FOLDER]
 
 The training is a small world model, through the command line, with validations that roll out and draw, and a checkpoint every few steps, on a
 small disk. It is ended by SIGKILL, SIGTERM, Ctrl-C (once, or twice at once) and by filling the disk, at moments anywhere between its start and
 its end, start-up included. After each, every file of its folder is read. At the end weights, optimiser and random state must equal the bytes of
 the training that was left alone, and every step's loss be there once. `--fork` starts from a process that has imported everything, so that a
-start takes a tenth of a second. Prints a line a kill and, last, one line of JSON; exit code 1 if anything is wrong.
+start takes a tenth of a second. `--no-mount`, and where no tmpfs can be mounted: a limit on the size of files stands for the full disk.
+Prints a line a kill and, last, one line of JSON; exit code 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -35,7 +36,11 @@ from tests.soak.whole import leftovers, torn  # noqa: E402
 
 WAYS = ("SIGKILL", "SIGTERM", "Ctrl-C", "disk full")
 IN_START_UP = 0.2  # share of the kills that come before the first step of their session
-LONGEST_RESUME = 10.0  # seconds beyond what starting anew takes to the first step
+LONGEST_RESUME = (
+    10.0  # seconds of processor time beyond what starting anew takes to the first step; wall time belongs to others too
+)
+LONGEST_STEP = 0.1  # seconds, about: a kill comes anywhere in one
+NEAR_THE_END = 15  # steps before the end that no kill is meant for: a full disk is noticed at the next checkpoint
 PATIENCE = 120.0  # seconds that a process may take to make a step, or to end once it should
 MEGABYTES = 12
 SIZES = "algorithm.diffusion.architecture"
@@ -63,26 +68,34 @@ WORDS = [
 ]
 
 
+class First(NamedTuple):
+    """When a session's first step was written down: seconds from its start, and seconds of processor time."""
+
+    wall: float
+    processor: float
+
+
 @dataclass
 class Kill:
-    """One end of the training, and what was found after it. seconds: from its start; to_first_step: None where it did not come to one."""
+    """One end of the training, and what was found after it. seconds: from its start; first: None where it did not come to a step."""
 
     way: str
     seconds: float
     code: int | None
     step: int
-    to_first_step: float | None
+    first: First | None
     wrong: list[str] = field(default_factory=list)
 
 
 class Soak:
     """The training on its small disk, and the one that is left alone."""
 
-    def __init__(self, folder: Path, *, steps: int, seed: int, fork: bool) -> None:
+    def __init__(self, folder: Path, *, steps: int, seed: int, fork: bool, mount: bool = True) -> None:
         self.folder = folder
         self.random = random.Random(seed)
+        self.steps = steps
         self.start = Fork if fork else Command
-        self.disk = small_disk(folder / "disk", MEGABYTES)
+        self.disk = small_disk(folder / "disk", MEGABYTES, mount=mount)
         self.outputs = folder / "disk" / "outputs"
         self.sessions = 0
         self._write_clips()
@@ -106,29 +119,29 @@ class Soak:
         """What the newest session says."""
         return self.folder / f"session-{self.sessions:02d}.txt"
 
-    def left_alone(self) -> tuple[Path, float, float]:
-        """Train in one go elsewhere. Its folder, seconds to the first step, and seconds of training."""
+    def left_alone(self) -> tuple[Path, First, float]:
+        """Train in one go elsewhere. Its folder, its first step, and seconds of training."""
         outputs = self.folder / "left_alone"
         began = time.time()
         process = self.begin([*self.words, f"outputs={outputs}"])
         first = self.first_step(process, outputs, began)
         if ended(process, 20 * PATIENCE) != 0 or first is None:
             raise SystemExit(f"the training that is left alone fails: {self.log.read_text()[-2000:]}")
-        return newest_run(outputs) or outputs, first, time.time() - began - first
+        return newest_run(outputs) or outputs, first, time.time() - began - first.wall
 
     def first_step(
         self, process: Command | Fork, outputs: Path, began: float, *, until: float = PATIENCE
-    ) -> float | None:
-        """Seconds to the first step that a session began at `began` has made and written down; None where it ends or `until` passes."""
+    ) -> First | None:
+        """The first step that a session begun at `began` has made and written down; None where it ends or `until` passes."""
         while process.code() is None and time.time() - began < until:
             run = newest_run(outputs)
             if run is not None and last_line(run / "metrics.jsonl").get("time", 0) >= began:
-                return time.time() - began
+                return First(time.time() - began, processor_seconds(process.pid))
             time.sleep(0.01)
         return None
 
-    def kill(self, way: str, start_up: float, span: float) -> Kill:
-        """A session of the training, ended in this way at a random moment; `span`: the mean of the seconds after its first step."""
+    def kill(self, way: str, start_up: float, kills_left: int) -> Kill:
+        """A session of the training, ended in this way at a random moment; `kills_left`: this and those to come."""
         run = newest_run(self.outputs)
         can_resume = run is not None and any((run / "checkpoints").glob("step-*/checkpoint.json"))
         words = [f"resume={run_id(run)}"] if run is not None and can_resume else self.words
@@ -139,12 +152,11 @@ class Soak:
             time.sleep(self.random.uniform(0, start_up))
         else:
             first = self.first_step(process, self.outputs, began)
-            time.sleep(self.random.uniform(0, 2 * span))
+            self._wait_until_step(process, self._moment(kills_left))
+            time.sleep(self.random.uniform(0, LONGEST_STEP))
         after = time.time() - began
         code = self._end(process, way)
-        run = newest_run(self.outputs)
-        step = int(last_line(run / "metrics.jsonl").get("step", 0)) if run else 0
-        result = Kill(way, after, code, step, first)
+        result = Kill(way, after, code, self.step(), first)
         result.wrong = torn(self.outputs) if self.outputs.exists() else []
         if self.disk.kind == "tmpfs":
             self.disk.free()
@@ -159,6 +171,21 @@ class Soak:
         if result.wrong:
             result.wrong.append(f"{self.log} says: {said[-1500:]}")
         return result
+
+    def _moment(self, kills_left: int) -> int:
+        """A random step from here on, early enough that the training does not end before the last kill."""
+        left = self.steps - self.step()
+        return self.step() + int(self.random.uniform(0, min(0.9 * left / kills_left, max(0, left - NEAR_THE_END))))
+
+    def _wait_until_step(self, process: Command | Fork, step: int) -> None:
+        until = time.monotonic() + PATIENCE
+        while process.code() is None and self.step() < step and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def step(self) -> int:
+        """The newest step that is written down."""
+        run = newest_run(self.outputs)
+        return int(last_line(run / "metrics.jsonl").get("step", 0)) if run else 0
 
     def _end(self, process: Command | Fork, way: str) -> int | None:
         match way:
@@ -179,8 +206,8 @@ class Soak:
             ended(process, PATIENCE)
         return code
 
-    def to_the_end(self) -> tuple[Path | None, float | None]:
-        """Resume a last time and let it end. The run, and seconds to its first step."""
+    def to_the_end(self) -> tuple[Path | None, First | None]:
+        """Resume a last time and let it end. The run, and its first step."""
         run = newest_run(self.outputs)
         words = self.words if run is None else [f"resume={run_id(run)}"]
         began = time.time()
@@ -192,6 +219,15 @@ class Soak:
 def send(process: Command | Fork, number: int) -> None:
     if process.code() is None:
         os.kill(process.pid, number)
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time that a process has taken; 0 for one that is gone."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def newest_run(outputs: Path) -> Path | None:
@@ -233,25 +269,26 @@ def differences(run: Path, reference: Path) -> list[str]:
     return found
 
 
-def soak(folder: Path, *, kills: int, seed: int, steps: int, fork: bool) -> dict[str, Any]:
+def soak(folder: Path, *, kills: int, seed: int, steps: int, fork: bool, mount: bool = True) -> dict[str, Any]:
     """All of it in `folder`. Returns the figures, `wrong` among them: what is not as it should be."""
     if fork:
         from diffusion_forcing.launch.run import plan
 
         plan([*WORDS, "dataset.path=nowhere"])  # imports everything
-    trial = Soak(folder, steps=steps, seed=seed, fork=fork)
+    trial = Soak(folder, steps=steps, seed=seed, fork=fork, mount=mount)
     try:
         reference, start_up, training = trial.left_alone()
         print(
-            f"left alone: first step after {start_up:.1f} s, {steps} steps in {training:.1f} s; disk: {trial.disk.kind}"
+            f"left alone: first step after {start_up.wall:.1f} s ({start_up.processor:.1f} s of processor time), {steps} steps in "
+            f"{training:.1f} s; disk: {trial.disk.kind}"
         )
         ways = [WAYS[i % len(WAYS)] for i in range(kills)]
         trial.random.shuffle(ways)
         results = []
         for number, way in enumerate(ways, 1):
-            result = trial.kill(way, start_up, 0.7 * training / kills)
+            result = trial.kill(way, start_up.wall, kills - number + 1)
             results.append(result)
-            first = "in start-up" if result.to_first_step is None else f"first step after {result.to_first_step:.1f} s"
+            first = "in start-up" if result.first is None else f"first step after {result.first.wall:.1f} s"
             print(
                 f"{number:3d} {way:9s} after {result.seconds:5.1f} s ({first}), step {result.step}, exit code {result.code}"
                 + "".join(f"\n    WRONG: {line}" for line in result.wrong),
@@ -262,23 +299,22 @@ def soak(folder: Path, *, kills: int, seed: int, steps: int, fork: bool) -> dict
         if run is None:
             wrong.append(f"the last session failed: {trial.log.read_text()[-2000:]}")
         else:
-            wrong += (
-                torn(trial.outputs) + [f"left behind: {path}" for path in leftovers(run)] + differences(run, reference)
-            )
-        resumes = [kill.to_first_step for kill in results if kill.to_first_step is not None] + (
-            [last_first] if last_first else []
-        )
-        beyond = max(resumes, default=0.0) - start_up
+            wrong += torn(trial.outputs) + [f"left behind: {path}" for path in leftovers(run)]
+            wrong += differences(run, reference)
+        resumes = [first for first in (*(kill.first for kill in results), last_first) if first is not None]
+        beyond = max((first.processor for first in resumes), default=0.0) - start_up.processor
         if beyond > LONGEST_RESUME:
-            wrong.append(f"a resume took {beyond:.1f} s beyond start-up")
+            wrong.append(f"a resume took {beyond:.1f} s of processor time beyond start-up")
         return {
             "kills": kills,
             "ways": {way: ways.count(way) for way in WAYS},
-            "in_start_up": sum(kill.to_first_step is None for kill in results),
+            "in_start_up": sum(kill.first is None for kill in results),
             "disk": trial.disk.kind,
             "steps": steps,
-            "seconds_start_up": round(start_up, 2),
-            "seconds_resume_beyond_start_up": round(beyond, 2),
+            "seconds_start_up": round(start_up.wall, 2),
+            "processor_seconds_start_up": round(start_up.processor, 2),
+            "seconds_resume_at_most": round(max((first.wall for first in resumes), default=0.0), 2),
+            "processor_seconds_resume_beyond_start_up": round(beyond, 2),
             "same_weights": run is not None and not differences(run, reference),
             "wrong": wrong,
         }
@@ -293,12 +329,20 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--fork", action="store_true")
+    parser.add_argument("--no-mount", action="store_true")
     parser.add_argument("--keep", type=Path, default=None, help="a folder to work in, which stays")
     given = parser.parse_args(words)
     folder = given.keep or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        figures = soak(folder.resolve(), kills=given.kills, seed=given.seed, steps=given.steps, fork=given.fork)
+        figures = soak(
+            folder.resolve(),
+            kills=given.kills,
+            seed=given.seed,
+            steps=given.steps,
+            fork=given.fork,
+            mount=not given.no_mount,
+        )
     finally:
         if given.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
