@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ class BaseExperiment:
         datasets.
 
         `run`: where results go (`tracking.Run` or `NullRun`). `load`: a checkpoint to take weights from. `resume`: a
-        run's folder or one of its checkpoints, to go on with; `run` is then that run. `debug`: stop at the operation
-        that makes a NaN, with its trace.
+        run's folder or one of its checkpoints, to go on with; `run` is then that run. `debug`: stop at the layer or
+        operation that makes a NaN, and keep histograms of weights and gradients.
         """
         self.options = options
         self.dataset = dataset
@@ -59,6 +60,8 @@ class BaseExperiment:
         self.resume = resume
         self.step = 0
         """Optimiser steps behind the weights that are in the algorithm."""
+        self.rehearsing = False
+        """In the fast pass of debug=True: over one batch, into a run that is thrown away."""
         self._data_ready = False
         self._weights_ready = False
         self._said: set[str] = set()
@@ -82,7 +85,7 @@ class BaseExperiment:
             run=self.run,
             seed=self.seed,
             debug=self.debug,
-            more_callbacks=self._callbacks(),
+            more_callbacks=[*self._callbacks(), *self._debug_callbacks()],
             say=self._say_once,
         )
         before = 0
@@ -116,6 +119,30 @@ class BaseExperiment:
 
     # For who runs tasks, and for subclasses
 
+    @classmethod
+    def one_batch(cls, options: ExperimentOptions) -> ExperimentOptions:
+        """`options` for a fast pass of every task over one batch; a subclass shortens what it has of its own."""
+        training, validation, test = options.training, options.validation, options.test
+        validates = validation.val_every_n_step or validation.val_every_n_epoch
+        return replace(
+            options,
+            training=replace(
+                training,
+                max_steps=1,
+                compile=False,
+                log_every_n_steps=1,
+                optim=replace(training.optim, accumulate_grad_batches=1),
+            ),
+            validation=replace(
+                validation,
+                compile=False,
+                limit_batch=1,
+                val_every_n_step=1 if validates else None,
+                val_every_n_epoch=None,
+            ),
+            test=replace(test, compile=False, limit_batch=1),
+        )
+
     def run_task(self, name: str) -> None:
         """Run the task `name`: a public method without arguments. UserError with the list for another name.
 
@@ -133,6 +160,16 @@ class BaseExperiment:
     def _callbacks(self) -> list[Callback]:
         """More Lightning callbacks; a subclass's own."""
         return []
+
+    def _debug_callbacks(self) -> list[Callback]:
+        """What debug=True adds to training."""
+        if not self.debug:
+            return []
+        from diffusion_forcing.experiments.finite_layers import FiniteLayers
+        from diffusion_forcing.experiments.histograms import Histograms
+
+        every = self.options.training.log_every_n_steps
+        return [FiniteLayers()] + ([] if self.rehearsing else [Histograms(self.run, every_n_steps=every)])
 
     def _prepare(self, *, weights: bool = True, data: bool = True) -> None:
         """Make sure the data is there, and put the weights of `load` or `resume` into the algorithm; each once."""
@@ -156,7 +193,9 @@ class BaseExperiment:
         self._weights_ready = True
 
     def _say(self, text: str) -> None:
-        """One line to the person at the terminal."""
+        """One line to the person at the terminal; none in a rehearsal."""
+        if self.rehearsing:
+            return
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(text, file=sys.stderr, flush=True)
 

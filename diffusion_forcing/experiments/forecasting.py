@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class ForecastingExperiment(BaseExperiment):
     task = "prediction"
     options: ForecastingExperimentOptions
     algorithm: Forecasting
+
+    @classmethod
+    def one_batch(cls, options: ExperimentOptions) -> ExperimentOptions:
+        return replace(super().one_batch(options), patience=None)  # type: ignore[call-arg]
 
     def save_mean_std_metadata(self) -> None:
         """Write what the series are scaled by, and how they are split, to tables/series.csv and metrics.json."""
@@ -115,7 +119,13 @@ class ForecastingExperiment(BaseExperiment):
         monitor = self.options.training.checkpointing.monitor
         if self.options.patience is None or monitor is None:
             return []
-        return [EarlyStopping(monitor, patience=self.options.patience, mode=self.options.training.checkpointing.mode)]
+        mode = self.options.training.checkpointing.mode
+        # looked at after validations alone; of a metric that is not there a line is said where the best checkpoints are kept
+        return [
+            EarlyStopping(
+                monitor, patience=self.options.patience, mode=mode, strict=False, check_on_train_epoch_end=False
+            )
+        ]
 
     def forecast(self) -> None:
         """Sample paths of what comes behind the data: tables/forecast.csv, forecast.npz, a picture."""

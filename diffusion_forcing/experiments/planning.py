@@ -6,7 +6,7 @@ became of them, and films of a plan coming out of noise and of an episode. `gene
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,6 +56,10 @@ class PlanningExperiment(BaseExperiment):
     task = "planning"
     options: PlanningExperimentOptions
     algorithm: Planning
+
+    @classmethod
+    def one_batch(cls, options: ExperimentOptions) -> ExperimentOptions:
+        return replace(super().one_batch(options), episodes=1)  # type: ignore[call-arg]
 
     def generate_dataset(self) -> None:
         """Make the maze data with the waypoint controller (`dataset.num_steps`, `dataset.action_noise`), or finish what was begun."""

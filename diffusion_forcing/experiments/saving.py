@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints.lightning_io import SAMPLING
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments import randomness
 from diffusion_forcing.experiments.interrupts import Interrupted, Interrupts
 from diffusion_forcing.experiments.options import CheckpointingOptions
@@ -106,7 +106,14 @@ class Checkpoints(Callback):
         self._settle(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = trainer.callback_metrics.get(self.options.monitor or "")
+        monitor = self.options.monitor
+        value = trainer.callback_metrics.get(monitor or "")
+        if monitor is not None and value is None:
+            known = sorted(trainer.callback_metrics)
+            self._say(
+                f"experiment.training.checkpointing.monitor='{monitor}' is not measured in validation{did_you_mean(monitor, known)}, so no "
+                f"checkpoint is the best by it; there are: {', '.join(known) or 'none'}"
+            )
         if self._boundary is not None and value is not None and self._kept.is_among_best(float(value)):
             path = self.save(trainer)
             if trainer.is_global_zero:

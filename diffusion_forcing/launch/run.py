@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,8 @@ def perform(checked: Plan, run: Any) -> None:
     from diffusion_forcing.experiments import randomness
 
     settings, classes, options = checked.settings, checked.classes, checked.options
+    if settings.debug:
+        _rehearse(checked)
     randomness.seed_all(settings.seed)
     torch.autograd.set_detect_anomaly(settings.debug)
     experiment = classes["experiment"](
@@ -110,6 +113,25 @@ def perform(checked: Plan, run: Any) -> None:
     )
     for task in options["experiment"].tasks:
         experiment.run_task(task)
+
+
+def _rehearse(checked: Plan) -> None:
+    """debug=True: every task once over one batch, for an experiment that can."""
+    import torch
+
+    from diffusion_forcing.experiments import randomness
+    from diffusion_forcing.experiments.rehearsal import rehearse
+
+    if not hasattr(checked.classes["experiment"], "one_batch"):
+        return
+    randomness.seed_all(checked.settings.seed)
+    torch.autograd.set_detect_anomaly(True)
+    say = _say_on_stderr if is_main_process() else lambda line: None
+    rehearse(checked.classes, checked.options, seed=checked.settings.seed, load=checked.checkpoint, say=say)
+
+
+def _say_on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 TAIL = 2**20  # bytes at a log's end looked through for its last whole line; lines are shorter than that
+KEPT = 2**20  # bytes of lines that the disk refused, kept to be written later
+_TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}")
+"""The hidden name of a file being written by `write_atomic`, with the process that writes it."""
 
 
 def new_folder(day: Path, name: str) -> Path:
@@ -35,6 +39,37 @@ def point_to(link: Path, folder: Path) -> None:
     except OSError:
         temporary.unlink()
         raise
+
+
+class Log:
+    """Lines appended to a file, each at once and whole. Lines that the disk refuses (it is full) are kept, and written before the next."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens `path`; a last line that a kill cut short is cut off."""
+        self._file = open_log(path)
+        self._refused = b""
+
+    def write(self, line: bytes) -> None:
+        """Append `line`, which ends in a newline. OSError if the disk refuses; the file then ends as it did."""
+        wanted = self._refused + line
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            rest = memoryview(wanted)
+            while rest:  # a disk that fills up takes a part first
+                rest = rest[self._file.write(rest) or 0 :]
+            self._refused = b""
+        except OSError:
+            self._refused = wanted[-KEPT:].partition(b"\n")[2] if len(wanted) > KEPT else wanted
+            with contextlib.suppress(OSError):
+                os.truncate(self._file.fileno(), size)
+            raise
+
+    def close(self) -> None:
+        """Close the file, once what was refused is tried a last time."""
+        if self._refused:
+            with contextlib.suppress(OSError):
+                self.write(b"")
+        self._file.close()
 
 
 def open_log(path: Path) -> io.FileIO:
@@ -73,3 +108,25 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half written in `folder`: hidden files of `write_atomic` whose process is gone."""
+    for path in folder.glob(".*"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and not _is_alive(int(found[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this number runs here. Another machine's are not seen: a file of theirs was left by a run that was moved."""
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -38,11 +38,12 @@ from diffusion_forcing.tracking import page
 from diffusion_forcing.tracking.curves import Curve, read_curves
 from diffusion_forcing.tracking.facts import find_run, new_facts, now, resumed_facts
 from diffusion_forcing.tracking.files import (
+    Log,
     file_name,
     new_folder,
-    open_log,
     point_to,
     read_json,
+    remove_leftovers,
     write_atomic,
     write_json,
 )
@@ -67,7 +68,7 @@ class Run:
         self._curves: dict[str, Curve] = {}
         self._metrics: dict[str, Any] = {}
         self._media: dict[str, dict[str, Any]] = {}
-        self._log: io.FileIO | None = None
+        self._log: Log | None = None
         self._warned: set[str] = set()
         self._next_page = 0.0
 
@@ -88,7 +89,7 @@ class Run:
             run.checkpoints.mkdir()
             run.pictures.mkdir()
             run._write_facts()
-            run._log = open_log(folder / "metrics.jsonl")
+            run._log = Log(folder / "metrics.jsonl")
         except OSError as error:
             raise UserError(
                 f"cannot write a run into outputs={str(outputs)!r}: {error.strerror or error}; "
@@ -119,8 +120,12 @@ class Run:
         try:
             run.checkpoints.mkdir(exist_ok=True)
             run.pictures.mkdir(exist_ok=True)
+            for inside in (folder, run.pictures, folder / "tables"):
+                remove_leftovers(inside)
+            for film in run.pictures.glob(f".*.{run.id}.mp4"):
+                film.unlink()
             run._write_facts()
-            run._log = open_log(folder / "metrics.jsonl")
+            run._log = Log(folder / "metrics.jsonl")
         except OSError as error:
             raise UserError(f"cannot go on with the run in {str(folder)!r}: {error.strerror or error}") from error
         run._curves = read_curves(folder / "metrics.jsonl")
@@ -152,7 +157,7 @@ class Run:
                 curve.add(step, number)
         try:
             if self._log is None:
-                self._log = open_log(self.folder / "metrics.jsonl")
+                self._log = Log(self.folder / "metrics.jsonl")
             self._log.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
             self._warn("metrics.jsonl", error)

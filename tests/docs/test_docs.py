@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from diffusion_forcing.tracking.run import Run
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, runnable, shown_files
 
 SHIPPED = {f"maze2d_{maze}_x" for maze in ("umaze", "medium", "large")}
-EXTENDING = ROOT / "docs" / "extending.md"
+EXTENDING = [page for page in PAGES if page.name.startswith("extend")]
+"""Pages whose files are one project."""
 
 
 def write_shown(page: Path, folder: Path) -> None:
-    """The files that a page shows whole, written into `folder`."""
-    for file, text in shown_files(page).items():
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    """The files that a page shows whole, and those of the pages it makes one project with, written into `folder`."""
+    for other in EXTENDING if page in EXTENDING else [page]:
+        for file, text in shown_files(other).items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
 
 def name(page: Any) -> str:
@@ -46,8 +49,20 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def own_modules(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules that a page shows can be imported; afterwards they are forgotten."""
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *sys.path])
+    before = set(sys.modules)
+    yield
+    for module in set(sys.modules) - before:
+        if module.startswith("my_"):
+            del sys.modules[module]
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)
-def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, elsewhere: Path) -> None:
+def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, elsewhere: Path, own_modules: None) -> None:
+    write_shown(page, elsewhere)
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     for block in runnable(page):
         # blank lines in front, so that a traceback names the page's own line
@@ -59,10 +74,10 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, elsewhere: Pat
     ("page", "command", "error"), [(page, *command) for page in PAGES for command in commands(page)], ids=name
 )
 def test_a_command_of_a_page_composes_or_says_what_the_page_says(
-    page: Path, command: str, error: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, command: str, error: str, elsewhere: Path, own_modules: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [word for word in shlex.split(command) if not word.startswith("resume=")]
-    if words[0] in ("inspect", "convert"):
+    if words[0] in ("inspect", "convert", "new"):
         assert main(words) == 0
         return
     if words[0] == "runs":
@@ -82,19 +97,12 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
             assert known, f"{value} is no checkpoint"
     monkeypatch.setattr(launch_run, "_checkpoint", lambda spec, outputs: Path(spec))
     write_shown(page, elsewhere)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    try:
-        if error:
-            with pytest.raises(UserError) as refusal:
-                launch_run.plan(words)
-            assert str(refusal.value) == error
-        else:
+    if error:
+        with pytest.raises(UserError) as refusal:
             launch_run.plan(words)
-    finally:
-        for module in set(sys.modules) - before:
-            if module.startswith("my_"):
-                del sys.modules[module]
+        assert str(refusal.value) == error
+    else:
+        launch_run.plan(words)
 
 
 @pytest.mark.parametrize(("page", "target"), [(page, target) for page in PAGES for target in links(page)], ids=name)
@@ -116,7 +124,9 @@ def test_every_block_that_is_not_run_says_why(page: Path) -> None:
 
 
 def test_the_pages_that_readers_are_sent_to_are_there() -> None:
-    wanted = {"concepts.md", "planning.md", "checkpoints.md", "extending.md", "log.md"}
+    wanted = {"concepts.md", "planning.md", "checkpoints.md", "extending.md", "log.md"} | {
+        f"extend_{part}.md" for part in ("algorithm", "dataset", "experiment")
+    }
     assert wanted <= {page.name for page in PAGES}
 
 
@@ -138,13 +148,14 @@ def test_the_marks_are_read(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- extending
 
 
-def test_the_project_of_the_guide_to_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_project_of_the_guides_to_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files it shows, written where it says, and its own commands, really run."""
-    write_shown(EXTENDING, tmp_path)
+    write_shown(EXTENDING[0], tmp_path)
     monkeypatch.chdir(tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    own = [command for command, error in commands(EXTENDING) if "dataset=my_waves" in command and not error]
-    assert own
+    every = [command for page in EXTENDING for command, error in commands(page) if not error]
+    own = [command for command in every if "dataset=my_" in command]
+    assert len(own) == 2
     for command in own:
         done = subprocess.run(
             [sys.executable, "-m", "diffusion_forcing", *shlex.split(command)],
@@ -153,7 +164,7 @@ def test_the_project_of_the_guide_to_extending_runs(tmp_path: Path, monkeypatch:
             env=environment,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads((tmp_path / "outputs" / "latest-run" / "metrics.json").read_text())
+    (results,) = (json.loads(file.read_text()) for file in tmp_path.glob("outputs/*/*-waves/metrics.json"))
     assert 0 < results["forecast/rmse"] < 2
 
 

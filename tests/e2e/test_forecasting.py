@@ -146,3 +146,19 @@ def test_bad_input_is_one_line_and_exit_code_2(words: list[str], said: str, capf
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert said in errors[0]
+
+
+def test_a_training_that_ends_before_its_first_validation_has_no_best_checkpoint_and_ends_well() -> None:
+    for words in (["n_step=100"], ["n_step=null", "n_epoch=1"]):
+        assert main([*TINY, *CSV, *(f"experiment.validation.val_every_{word}" for word in words)]) == 0
+
+
+def test_debug_rehearses_every_task_and_changes_no_number(capfd: pytest.CaptureFixture[str]) -> None:
+    tasks = "experiment.tasks=[save_mean_std_metadata,training,test,forecast]"
+    _, plain = run(*CSV, tasks)
+    capfd.readouterr()
+    _, debugged = run(*CSV, tasks, "debug=True")
+    said = capfd.readouterr().err
+    assert debugged == plain
+    assert said.count("works on one batch") == 4
+    assert "tokens" in said and "Recurrent" in said

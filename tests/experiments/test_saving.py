@@ -94,8 +94,12 @@ def test_the_best_is_still_known_after_resuming(tmp_path: Path) -> None:
     assert steps(tmp_path) == [4, 11, 12]
 
 
-def test_a_metric_that_is_never_logged_is_no_reason_to_lose_checkpoints(tmp_path: Path) -> None:
-    assert steps(trained(tmp_path, validate=2, monitor="validation/nothing")) == [16, 17]
+def test_a_metric_that_is_never_logged_is_no_reason_to_lose_checkpoints_and_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert steps(trained(tmp_path, validate=2, monitor="validation/los")) == [16, 17]
+    said = capsys.readouterr().err
+    assert said.count("monitor='validation/los' is not measured in validation (did you mean 'validation/loss'?)") == 1
 
 
 def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:

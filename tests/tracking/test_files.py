@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from diffusion_forcing.tracking.files import file_name, open_log, point_to, write_atomic
+from diffusion_forcing.tracking.files import Log, file_name, open_log, point_to, remove_leftovers, write_atomic
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_beside_it(
@@ -37,6 +40,65 @@ def test_a_log_opened_again_loses_only_a_line_that_was_cut_short(tmp_path: Path,
     with open_log(tmp_path / "log") as log:
         log.write(b"next\n")
     assert (tmp_path / "log").read_bytes() == after + b"next\n"
+
+
+class FullAfter:
+    """A file on a disk that has room for so many bytes more, and takes a part of what is larger."""
+
+    def __init__(self, file: io.FileIO, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: bytes) -> int:
+        if self.room == 0:
+            raise OSError(28, "No space left on device")
+        taken = self.file.write(bytes(data)[: self.room])
+        self.room -= taken
+        return taken
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def test_a_line_that_a_full_disk_takes_in_part_is_taken_back_and_written_whole_later(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Log(path)
+    log.write(b"one\n")
+    disk = log._file = FullAfter(log._file, 6)  # type: ignore[assignment]
+    for line in (b"two two\n", b"three\n"):
+        disk.room = min(disk.room, 6)
+        with pytest.raises(OSError, match="No space"):
+            log.write(line)
+        assert path.read_bytes() == b"one\n"
+    disk.room = 100
+    log.write(b"four\n")
+    assert path.read_bytes() == b"one\ntwo two\nthree\nfour\n"
+
+
+def test_what_a_full_disk_refused_is_tried_again_at_the_end_and_never_more_than_some(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Log(path)
+    disk = log._file = FullAfter(log._file, 0)  # type: ignore[assignment]
+    for number in range(40):
+        with pytest.raises(OSError):
+            log.write(b"%d " % number + b"x" * 50_000 + b"\n")
+    disk.room = 10**9
+    log.close()
+    lines = path.read_bytes().splitlines()
+    assert lines[-1].startswith(b"39 ") and all(line.endswith(b"x" * 50_000) for line in lines)
+    assert 10 < len(lines) < 40
+
+
+def test_what_killed_processes_left_half_written_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in (f".a.json.{gone.pid}-0123abcd", f".b.json.{os.getpid()}-0123abcd", ".mine", "a.json"):
+        (tmp_path / name).write_text("{")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".b.json.{os.getpid()}-0123abcd", ".mine", "a.json"]
+    remove_leftovers(tmp_path / "nowhere")
 
 
 def test_a_link_is_replaced_and_a_real_folder_of_its_name_is_left_alone(tmp_path: Path) -> None:
