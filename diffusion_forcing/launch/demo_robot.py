@@ -45,7 +45,7 @@ def demo() -> Run | NullRun:
     run = start(plan(WORDS))
     for line in (
         f"page      {run.folder / 'index.html'}  (open it in a browser)",
-        f"films     {run.pictures / 'test_0.mp4'} … test_3.mp4: what the cameras see, now and then one is blocked; below, what the policy saw and expected",
+        f"films     {run.pictures / 'test_0.mp4'} … test_3.mp4: the cameras, now and then one is blocked; below, what the policy saw and expected",
         f"again     python -m main {' '.join(WORDS)}",
         f"          {time.perf_counter() - began:.0f} s in all",
     ):

@@ -337,7 +337,7 @@ def test_pictures_of_another_size_and_a_policy_that_saw_nothing_are_one_line() -
     policy = robot()
     with pytest.raises(UserError, match="the policy takes"):
         policy.tokens(torch.zeros(1, 1, 2, 3, 16, 16), torch.zeros(1, 1, STACK, 8))
-    with pytest.raises(UserError, match="dataset.action_stack"):
+    with pytest.raises(UserError, match=r"dataset\.action_stack"):
         policy.tokens(torch.zeros(1, 1, 2, 3, SIZE, SIZE), torch.zeros(1, 1, 5, 8))
     with pytest.raises(UserError, match="seen nothing"):
         RobotPolicy(policy).act()

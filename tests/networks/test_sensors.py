@@ -1,4 +1,4 @@
-"""The network with eyes: no token sees a later one, a remembered past is the past, a clean past beside noised tokens is the same as one after the other."""
+"""The network with eyes: no token sees a later one, a remembered past is the past, a clean past beside noised tokens is one after the other."""
 
 from __future__ import annotations
 

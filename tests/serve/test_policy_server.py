@@ -269,7 +269,7 @@ def test_the_newest_whole_picture_of_a_folder_is_what_a_camera_sees(tmp_path: Pa
     assert len(np.unique(one[0])) == 1 and np.array_equal(one[1], pictures[1])  # a camera that is gone is blocked
     for path in (tmp_path / "over").iterdir():
         os.utime(path, (0, 0))
-    with pytest.raises(UserError, match="no camera shows anything.*older than"):
+    with pytest.raises(UserError, match=r"no camera shows anything.*older than"):
         cameras.look(None)
 
 
