@@ -6,6 +6,7 @@ Here first: only what no path, no run in outputs/ and no shipped checkpoint is c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.report import say
-from diffusion_forcing.tracking.files import file_name, new_folder, read_json, write_json
+from diffusion_forcing.tracking.files import file_name, new_folder, point_to, read_json, write_json
 from diffusion_forcing.tracking.to_wandb import WandbOptions, installed
 from diffusion_forcing.tracking.wandb_download import fetch, is_run_id, logged_in
 
@@ -53,6 +54,8 @@ def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:
         folder = _whole_run(source, outputs / started[:10], started[11:19].replace(":", "-"), facts, f"step-{step:08d}")
     except OSError as failure:
         raise UserError(f"cannot write the run from W&B into {outputs}: {failure.strerror or failure}") from failure
+    with contextlib.suppress(OSError):  # where there are no links
+        point_to(outputs / "latest-run", folder)
     say(f"run {facts['id']} came from W&B: {folder}")
     return folder
 

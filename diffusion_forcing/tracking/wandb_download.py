@@ -3,8 +3,9 @@
     python -m diffusion_forcing.tracking.wandb_download RUN PROJECT [ENTITY] FOLDER
 
 asks W&B for the newest version of the artifact `model-<run id>`, downloads it into FOLDER, which is empty, and compares every file with
-W&B's own digests; one that lies beside FOLDER as <id>-<version> is not downloaded again. One line of JSON says what came: {"version", "entity", "project"} or {"error"}. `fetch` runs that as a process of its own, so that
-wandb is not imported beside a training; what is downloaded takes its place by one rename, after whoever asked has looked at it.
+W&B's own digests; one that lies beside FOLDER as <id>-<version> is not downloaded again. One line of JSON says what came:
+{"version", "entity", "project"} or {"error"}. `fetch` runs that as a process of its own, so that wandb is not imported beside a training;
+what was downloaded takes its place by one rename, after whoever asked has looked at it.
 """
 
 from __future__ import annotations
@@ -26,15 +27,14 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.tracking.facts import ID_LENGTH
 from diffusion_forcing.tracking.to_wandb import EXTRA, installed, mirror_environment
 
-RUN_ID = re.compile(rf"(?:(?P<entity>[\w.-]+)/)?(?:(?P<project>[\w.-]+)/)?(?P<id>[a-z0-9]{{{ID_LENGTH}}})")
+RUN_ID = re.compile(rf"(?:(?P<entity>\w[\w.-]*)/(?P<project>\w[\w.-]*)/)?(?P<id>[a-z0-9]{{{ID_LENGTH}}})")
 """What is looked for on W&B: a run's id, or entity/project/id."""
 REASON_LENGTH = 300
 
 
 def is_run_id(spec: str) -> bool:
     """Whether `spec` could be a run on W&B: `abcd1234`, or `entity/project/abcd1234`."""
-    found = RUN_ID.fullmatch(spec)
-    return found is not None and (found["entity"] is None) == (found["project"] is None)
+    return RUN_ID.fullmatch(spec) is not None
 
 
 def logged_in() -> bool:
