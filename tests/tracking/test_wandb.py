@@ -210,7 +210,7 @@ def test_an_offline_run_is_wandbs_own_and_wandb_sync_takes_it_up(
     assert records["config"]["algorithm"] == {"lr": 0.5}
     assert records["run"] == (run.id, "somebody", "mazes")
 
-    subprocess.run([sys.executable, "-m", "wandb", "sync", str(offline)], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "wandb", "sync", str(offline)], check=True, capture_output=True, cwd=tmp_path)
     assert curve(server, run) == expected(0, 10)
     (version,) = server.versions(f"model-{run.id}")
     assert version["in"] == ("somebody", "mazes") and "training.safetensors" in version["files"]
