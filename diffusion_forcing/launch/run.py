@@ -99,9 +99,9 @@ def start(checked: Plan) -> Run | NullRun:
     """Build the parts and run the tasks in order. Returns the run, finished; a run that fails is marked so and the error goes on."""
     run = open_run(checked)
     run.config(as_yaml(_to_save(checked.config)))
-    if isinstance(run, TrackedRun):
-        run.follow([cls(options) for cls, options in checked.trackers], resolved(checked.config))
     with finishing(run):
+        if isinstance(run, TrackedRun):
+            run.follow([cls(options) for cls, options in checked.trackers], resolved(checked.config))
         perform(checked, run)
     return run
 
