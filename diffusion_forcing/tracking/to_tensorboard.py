@@ -110,14 +110,15 @@ def gif(film: Path, options: TensorboardOptions) -> bytes:
     import av
     from PIL import Image
 
+    kept = []
     with av.open(str(film)) as container:
         stream = container.streams.video[0]
-        fps = float(stream.average_rate or 20)
-        frames = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
-    step = math.ceil(len(frames) / options.film_frames)
-    kept = frames[::step]
-    for frame in kept:
-        frame.thumbnail((options.film_width, options.film_width * 4))
+        fps, step = float(stream.average_rate or 20), math.ceil(max(1, stream.frames) / options.film_frames)
+        for number, frame in enumerate(container.decode(stream)):
+            if number % step == 0:
+                picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+                picture.thumbnail((options.film_width, 4 * options.film_width))
+                kept.append(picture)
     data = io.BytesIO()
     kept[0].save(data, "GIF", save_all=True, append_images=kept[1:], duration=round(1000 * step / fps), loop=0)
     return data.getvalue()

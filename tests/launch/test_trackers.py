@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +156,18 @@ def test_a_run_of_an_older_version_can_be_resumed_with_wandb(project: Path, monk
         assert [cls for cls, _ in plan([f"resume={folder}", *words]).trackers] == [Wandb]
 
 
+def test_wandb_and_tensorboard_are_not_imported_to_plan_a_run_with_them(project: Path) -> None:
+    code = (
+        "import sys; from diffusion_forcing.launch.run import plan; plan(sys.argv[1:]); "
+        "print([name for name in ('wandb', 'tensorboard') if name in sys.modules])"
+    )
+    words = [*MINE, "tracking=[wandb,tensorboard]"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=project)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def diary(project: Path) -> Any:
     """A tracker of the user's own, in their project; returns what gives all it heard."""
-    import sys
-
     (project / "my_diary.py").write_text(TRACKER)
     yaml = project / "configurations" / "tracking" / "diary.yaml"
     yaml.parent.mkdir()
