@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@tools/make_venv "$(PYTHON)" "$(VENV)"
 	@tools/need_gl
 	@echo "installing the package and its tools into $(VENV): some minutes, 1.5 GB (more where PyTorch comes with CUDA)"
-	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,robot,dev]'
+	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,robot,wandb,tensorboard,dev]'
 	@$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench  # its file is read, none of what it needs
 	@touch $@
 	@echo "installed into $(VENV); try: make demo, make demo-video, make demo-forecast, make demo-robot"

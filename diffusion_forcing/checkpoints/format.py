@@ -122,6 +122,13 @@ def load(path: Path, *, training: bool = False) -> LoadedCheckpoint:
     )
 
 
+def verify(path: Path) -> None:
+    """UserError, one line, unless `path` is a checkpoint folder of ours with every file as it was written."""
+    header = read_header(path)
+    for name in header["files"]:
+        _check(Path(path), header, name)
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is a folder with our facts file in it."""
     return (Path(path) / FACTS).is_file()

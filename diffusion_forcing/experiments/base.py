@@ -177,8 +177,9 @@ class BaseExperiment:
             if hasattr(self.dataset, "prepare"):
                 self.dataset.prepare()
             self._data_ready = True
-        source = self.load if self.resume is None else self._checkpoint_to_resume()
-        if weights and source is not None and not self._weights_ready:
+        needed = weights and not self._weights_ready  # else the checkpoint may be gone: training keeps the newest
+        source = (self.load if self.resume is None else self._checkpoint_to_resume()) if needed else None
+        if source is not None:
             loaded = native.load(source)
             load_weights(self.algorithm, loaded)
             self.step = loaded.step

@@ -110,8 +110,6 @@ def _run(overrides: list[str]) -> None:
 
         keep_freed_memory()
         checked = plan(overrides)
-    if checked.settings.wandb.mode == "online" and is_main_process():
-        say("wandb.mode=online: this version tracks runs locally, nothing is sent to W&B")
     if checked.taken and is_main_process():
         say(f"as the checkpoint was trained: {' '.join(checked.taken)}")
     if checked.settings.seeds > 1:

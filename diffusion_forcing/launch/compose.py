@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.launch.configurations import PACKAGE_FOLDER, choices_of, folders, group_names
-from diffusion_forcing.launch.overrides import Override, apply_, first_line, parse
+from diffusion_forcing.launch.overrides import TRACKING, Override, apply_, first_line, parse
 
 SAMPLED_BY = {
     "matrix_for": {"full_sequence": "full_sequence", "teacher_forcing": "autoregressive"},
@@ -43,7 +44,7 @@ for _name, _values in SAMPLED_BY.items():
     )
 
 _PARTS = ("dataset", "algorithm", "experiment")
-_DEFAULT_GROUPS = (*_PARTS, "cluster")
+_DEFAULT_GROUPS = (*_PARTS, "cluster", TRACKING)
 
 
 def compose(words: Sequence[str]) -> DictConfig:
@@ -53,8 +54,9 @@ def compose(words: Sequence[str]) -> DictConfig:
     for override in chosen:
         _check_choice(override)
     config = _compose_files([_group_text(override) for override in chosen if override.key != "cluster"])
-    config[CHOICES].update({override.key: override.value for override in chosen})
+    config[CHOICES].update({TRACKING: ["local"], **{override.key: override.value for override in chosen}})
     _apply_all_(config, overrides)
+    _add_wandb_(config)
     return config
 
 
@@ -69,12 +71,18 @@ def compose_on(saved: str, words: Sequence[str]) -> DictConfig:
     overrides = [parse(word, frozenset(group_names())) for word in words]
     before = config.get(CHOICES) or {}
     for override in overrides:
-        if override.group and before.get(override.key) != override.value:
+        if override.group and override.key == TRACKING:  # who is told of a run does not change what it is
+            _check_choice(override)
+            _track_(config, _names(override.value))
+            if "wandb" in _names(override.value) and config["wandb"]["mode"] == "disabled":
+                config["wandb"]["mode"] = None
+        elif override.group and before.get(override.key) != override.value:
             raise UserError(
                 f"resume= goes on with the run as it was ({override.key}={before.get(override.key)}), got '{override.text}'; "
                 "to start a new run from its weights use load= instead"
             )
     _apply_all_(config, overrides)
+    _add_wandb_(config)
     return config
 
 
@@ -121,7 +129,37 @@ def _apply_all_(config: DictConfig, overrides: Iterable[Override]) -> None:
             apply_(config, override)
 
 
+def _track_(config: DictConfig, names: Sequence[str]) -> None:
+    """Choose the trackers `names` in place of those there were; keys of one that stays, stay."""
+    before = config.get(TRACKING) or {}
+    composed = _compose_files([f"{TRACKING}=[{','.join(names)}]"])
+    found = composed.get(TRACKING) or OmegaConf.create({})
+    config[TRACKING] = OmegaConf.merge(found, {key: value for key, value in before.items() if key in found})
+    config["wandb"] = OmegaConf.merge(
+        composed["wandb"], config.get("wandb") or {}
+    )  # an older version's run has fewer keys
+    config[CHOICES] = {**(config.get(CHOICES) or {}), TRACKING: list(names)}
+
+
+def _add_wandb_(config: DictConfig) -> None:
+    """wandb.mode=online or offline, as scripts of the released code have it, is enough to choose W&B."""
+    names = _names((config.get(CHOICES) or {}).get(TRACKING))
+    if OmegaConf.select(config, "wandb.mode") in ("online", "offline") and "wandb" not in names:
+        _track_(config, [*names, "wandb"])
+
+
+def _names(choice: Any) -> list[str]:
+    """The group `tracking` takes one name or a list of them."""
+    if choice is None:
+        return []
+    return [choice] if isinstance(choice, str) else list(choice)
+
+
 def _check_choice(override: Override) -> None:
+    if override.key == TRACKING and isinstance(override.value, list):
+        for name in override.value:
+            _check_choice(replace(override, value=name))
+        return
     group, choice = override.key.partition("@")[0], override.value
     if choice is None and group in _PARTS and not override.delete:
         raise UserError(f"there is no {group}: choose one with {group}=NAME; there are: {_list(choices_of(group))}")
@@ -141,6 +179,8 @@ def _check_choice(override: Override) -> None:
 def _group_text(override: Override) -> str:
     """The override as Hydra wants it: `+` only for groups that are not in the defaults list of config.yaml."""
     word = override.text.lstrip("+")
+    if override.key == TRACKING and override.value is None:
+        return f"{TRACKING}=[]"
     return word if override.key in _DEFAULT_GROUPS or override.delete else f"+{word}"
 
 

@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_forcing.errors import UserError
 
+TRACKING = "tracking"
+"""The one group of which several files may be chosen: tracking=[wandb,tensorboard]."""
 TEXT_KEYS = frozenset({"load", "resume", "name", "outputs"})
 _ASSIGNMENT = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_]\w*(?:\.\w+)*)=(?P<value>.*)", re.DOTALL)
 _EXAMPLES = "write key=value, lists as [1,2], and text with brackets or commas in quotes: 'key=\"a,b\"'"
@@ -62,7 +64,8 @@ def parse(word: str, groups: frozenset[str]) -> Override:
         value = parsed.value()
     except HydraException as failure:
         raise UserError(_unreadable(word, failure)) from failure
-    if is_group and not parsed.is_delete() and not (value is None or isinstance(value, str)):
+    several = key == TRACKING and isinstance(value, list) and all(isinstance(name, str) for name in value)
+    if is_group and not parsed.is_delete() and not (value is None or isinstance(value, str) or several):
         raise UserError(
             f"'{word}': {key} takes the name of one yaml file, got {value!r}; single keys are set by {key}.<key>=…"
         )

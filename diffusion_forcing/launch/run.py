@@ -9,22 +9,26 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
 from diffusion_forcing.launch.configurations import group_names
+from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import build_options
 from diffusion_forcing.launch.overrides import parse
 from diffusion_forcing.launch.parts import read_part
 from diffusion_forcing.launch.settings import Settings
 from diffusion_forcing.launch.structure import adopt_, check_task
+from diffusion_forcing.launch.trackers import read_trackers
 from diffusion_forcing.tracking.run import NullRun, Run
+from diffusion_forcing.tracking.to_wandb import WandbOptions
+from diffusion_forcing.tracking.tracker import TrackedRun, Tracker
 
 _PARTS = ("dataset", "algorithm", "experiment")
 _RUN_FOLDER = "DIFFUSION_FORCING_RUN"
@@ -43,13 +47,16 @@ class Plan:
     resumed: Path | None
     taken: tuple[str, ...] = ()
     """What the checkpoint's structure changed, as key=value."""
+    trackers: tuple[tuple[type[Tracker], Any], ...] = ()
+    """Class and options of each that is told of the run, beside its folder."""
 
 
 def plan(words: Sequence[str]) -> Plan:
-    """Read the command line and the yaml files, and check all of it. Raises UserError; makes no file, builds no part."""
+    """Read the command line and the yaml files, and check all of it. Raises UserError; builds no part, makes no file but what
+    comes from W&B."""
     given = _given(words)
     outputs = Path(given.get("outputs") or "outputs")
-    resumed = run_folder(given["resume"], outputs) if given.get("resume") else None
+    resumed = _run_here_or_fetched(given["resume"], outputs, words) if given.get("resume") else None
     if resumed is None:
         config = compose(words)
     else:
@@ -59,7 +66,12 @@ def plan(words: Sequence[str]) -> Plan:
     everywhere = list(_dotted(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
-    checkpoint = _checkpoint(spec, Path(settings.outputs)) if spec else None
+    if resumed is not None and not Path(str(spec)).exists():  # an id, not one of its checkpoints
+        spec = str(resumed)
+    tracked = "wandb" in (mapping.get("tracking") or {})
+    checkpoint = (
+        _checkpoint_here_or_fetched(spec, Path(settings.outputs), settings.wandb, tracked=tracked) if spec else None
+    )
     taken = []
     if checkpoint and settings.load:
         check_task(mapping, checkpoint)
@@ -70,6 +82,7 @@ def plan(words: Sequence[str]) -> Plan:
     options = {where: part[1] for where, part in parts.items()}
     check_tasks(classes["experiment"], options["experiment"].tasks)
     check_parts(classes, options)
+    trackers = read_trackers(mapping, everywhere=everywhere)
     return Plan(
         settings=settings,
         config=config,
@@ -78,6 +91,7 @@ def plan(words: Sequence[str]) -> Plan:
         checkpoint=checkpoint,
         resumed=resumed,
         taken=tuple(taken),
+        trackers=tuple(trackers),
     )
 
 
@@ -86,6 +100,8 @@ def start(checked: Plan) -> Run | NullRun:
     run = open_run(checked)
     run.config(as_yaml(_to_save(checked.config)))
     with finishing(run):
+        if isinstance(run, TrackedRun):
+            run.follow([cls(options) for cls, options in checked.trackers], resolved(checked.config))
         perform(checked, run)
     return run
 
@@ -198,14 +214,43 @@ def _checkpoint(spec: str, outputs: Path) -> Path:
     return resolve(spec, outputs)
 
 
+def _checkpoint_here_or_fetched(spec: str, outputs: Path, wandb: WandbOptions, *, tracked: bool) -> Path:
+    """The checkpoint that load= means, on the disk or from W&B."""
+    try:
+        return _checkpoint(spec, outputs)
+    except UserError as here:
+        if Path(spec).exists() or not asks_wandb(spec, wandb, tracked=tracked):
+            raise
+        return _from_wandb(fetch_checkpoint, spec, outputs, wandb, here)
+
+
+def _run_here_or_fetched(spec: str, outputs: Path, words: Sequence[str]) -> Path:
+    """The folder of the run that resume= means, here or from W&B."""
+    try:
+        return run_folder(spec, outputs)
+    except UserError as here:
+        said = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
+        wandb = build_options(WandbOptions, OmegaConf.to_container(said["wandb"]), "wandb")
+        if Path(spec).exists() or not asks_wandb(spec, wandb, tracked="wandb" in (said.get("tracking") or {})):
+            raise
+        return _from_wandb(fetch_run, spec, outputs, wandb, here)
+
+
+def _from_wandb(fetch: Callable[..., Path], spec: str, outputs: Path, wandb: WandbOptions, here: UserError) -> Path:
+    try:
+        return fetch(spec, outputs, wandb)
+    except UserError as there:
+        raise UserError(f"{here}; nor from W&B: {there}") from there
+
+
 def open_run(checked: Plan) -> Run | NullRun:
     """The run's folder, new or resumed; on a further rank one that keeps nothing."""
     if not is_main_process():
         return NullRun(Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
     if checked.resumed is not None:
-        run = Run.open(checked.resumed)
+        run = TrackedRun.open(checked.resumed)
     else:
-        run = Run.create(Path(checked.settings.outputs), checked.settings.run_name)
+        run = TrackedRun.create(Path(checked.settings.outputs), checked.settings.run_name)
     os.environ[_RUN_FOLDER] = str(run.folder.resolve())
     return run
 

@@ -1,4 +1,5 @@
-"""`diffusion-forcing runs`: the page of all runs, and `runs ls | show | best | rm` at the terminal. Reads `outputs/`, wherever it was made."""
+"""`diffusion-forcing runs`: the page of all runs, and `runs ls | show | best | rm | sync` at the terminal. Reads `outputs/`, wherever it
+was made."""
 
 from __future__ import annotations
 
@@ -17,19 +18,19 @@ from diffusion_forcing.tracking.comparison import COMPARED, headlines, render
 from diffusion_forcing.tracking.files import write_atomic
 from diffusion_forcing.tracking.records import RunRecord, rank, read_runs, remove
 
-_WORDS = ("ls", "show", "best", "rm")
+_WORDS = ("ls", "show", "best", "rm", "sync")
 
 
 def runs(words: Sequence[str]) -> None:
     """The command behind `runs`; `words` is what follows it."""
-    outputs, yes, rest = Path("outputs"), False, []
+    outputs, flags, rest = Path("outputs"), set(), []
     for word in words:
         if word.startswith("outputs="):
             outputs = Path(word.removeprefix("outputs=")).expanduser()
-        elif word == "--yes":
-            yes = True
+        elif word in ("--yes", "--follow"):
+            flags.add(word)
         elif word.startswith("-"):
-            raise UserError(f"runs has no option '{word}'; it has --yes, for rm")
+            raise UserError(f"runs has no option '{word}'; it has --yes, for rm, and --follow, for sync")
         else:
             rest.append(word)
     if not outputs.is_dir():
@@ -44,7 +45,13 @@ def runs(words: Sequence[str]) -> None:
         case "best":
             best(outputs, rest)
         case "rm":
-            rm(outputs, rest, yes=yes)
+            rm(outputs, rest, yes="--yes" in flags)
+        case "sync":
+            from diffusion_forcing.launch.sync import sync
+
+            words = [word for word in rest if "=" in word]
+            ids = [word for word in rest if "=" not in word]
+            sync([_one(read_runs(outputs), outputs, name) for name in ids], words, follow="--follow" in flags)
         case _:
             page(outputs, rest)
 

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from diffusion_forcing.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandbOptions:
-    """Accepted, so that scripts that set them go on working; this version tracks locally."""
-
-    entity: str | None = None
-    project: str = "diffusion-forcing"
-    mode: Literal["online", "offline", "disabled"] = "disabled"
+from diffusion_forcing.tracking.to_wandb import WandbOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +25,7 @@ class Settings:
     dataset: Any = None
     algorithm: Any = None
     cluster: Any = None
+    tracking: Any = None
     choices: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ svg .end { fill: var(--one); }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; }
 .status.killed { background: #7a2e2e; }
 .rows.list td, .rows.list th { text-align: left; }
+.rows.list td:last-child { white-space: normal; min-width: 15rem; }
 """
 )
 

@@ -19,6 +19,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch import run as launch_run
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.tracking.run import Run
+from diffusion_forcing.tracking.wandb_download import is_run_id
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, runnable, shown_files
 
 SHIPPED = {f"maze2d_{maze}_x" for maze in ("umaze", "medium", "large")}
@@ -94,7 +95,7 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
         assert "…" not in word, "a command is written whole, or its block is marked"
         if key == "load" and not value.isupper():
             known = value.removeprefix("pretrained/") in {*SHIPPED, *shipped()} or value.startswith("outputs/")
-            assert known, f"{value} is no checkpoint"
+            assert known or is_run_id(value), f"{value} is no checkpoint"
     monkeypatch.setattr(launch_run, "_checkpoint", lambda spec, outputs: Path(spec))
     write_shown(page, elsewhere)
     if error:

@@ -117,6 +117,16 @@ def test_an_earlier_checkpoint_can_be_resumed_from_and_later_lines_are_cut(tmp_p
     assert (tmp_path / "checkpoints" / "latest").resolve().name == "step-00000009"
 
 
+def test_the_tasks_after_a_resumed_training_do_not_ask_for_the_checkpoint_that_it_has_replaced(tmp_path: Path) -> None:
+    toy.experiment(tmp_path, toy.options(max_steps=4, save_top_k=1)).run_task("training")
+    resumed = (tmp_path / "checkpoints" / "latest").resolve()
+    experiment = toy.experiment(tmp_path, toy.options(max_steps=9, save_top_k=1), resume=resumed)
+    experiment.run_task("training")
+    assert not resumed.exists()
+    experiment.run_task("validation")
+    assert experiment.step == 9
+
+
 def toy_process(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.experiments.toy", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

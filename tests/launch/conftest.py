@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracking.conftest import server  # noqa: F401  a fixture
+
 PARTS = """
 from __future__ import annotations
 

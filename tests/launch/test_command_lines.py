@@ -51,7 +51,7 @@ GIVEN = [
     ([*MINE, "seed=one"], "seed is a whole number, got 'one'"),
     ([*MINE, "debug=maybe"], "debug is true or false, got 'maybe'"),
     ([*MINE, "wandb.mode=onlin"], "did you mean 'online'?"),
-    ([*MINE, "wandb=3"], "wandb is a group of keys (entity, project, mode), got 3"),
+    ([*MINE, "wandb=3"], "wandb is a group of keys (entity, project, mode, "),
     ([*MINE, "name="], "name= is empty"),
     ([*MINE, "choices.dataset=x"], "choices"),
     # grammar

@@ -148,11 +148,6 @@ def test_a_further_rank_keeps_nothing(
     assert capsys.readouterr().out == ""
 
 
-def test_wandb_online_is_accepted_and_said_to_be_local(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*MINE, "wandb.mode=online", "wandb.entity=me", "wandb.project=p"]) == 0
-    assert "tracks runs locally" in capsys.readouterr().out
-
-
 def test_the_users_config_comes_before_ours(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "configurations" / "algorithm" / "df_video.yaml").write_text("_target_: my_parts.Model\nmean: [5]\n")
     assert main(["dataset=mine", "experiment=mine", "--cfg", "--resolve"]) == 0
