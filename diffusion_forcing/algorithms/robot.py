@@ -44,8 +44,8 @@ class Robot(ForcingAlgorithm):
     Options = RobotPolicyOptions
     task = "robot"
     options: RobotPolicyOptions
-    action_mean: Tensor
-    action_std: Tensor
+    token_mean: Tensor
+    token_std: Tensor
     part_of: Tensor
 
     def __init__(self, options: RobotPolicyOptions) -> None:
@@ -53,8 +53,13 @@ class Robot(ForcingAlgorithm):
             options.n_cameras, options.action_stack, options.observation_shape[1]
         )
         super().__init__(options, self.build_network(options))
-        self.register_buffer("action_mean", torch.tensor(options.action_mean), persistent=False)
-        self.register_buffer("action_std", torch.tensor(options.action_std), persistent=False)
+        for name, pixel, numbers in (
+            ("token_mean", options.data_mean, options.action_mean),
+            ("token_std", options.data_std, options.action_std),
+        ):
+            pictures = torch.full((1, 1, options.n_cameras, 3, *options.observation_shape[1:]), pixel)
+            every = torch.tensor(numbers).expand(1, 1, options.action_stack, -1)
+            self.register_buffer(name, self.layout.pack(pictures, every)[0, 0], persistent=False)
         self.register_buffer("part_of", self.layout.parts(), persistent=False)
 
     def build_network(self, options: RobotPolicyOptions) -> nn.Module:
@@ -110,14 +115,12 @@ class Robot(ForcingAlgorithm):
                 f"there are {actions.shape[2]} actions a token, the policy takes {options.action_stack}; set dataset.action_stack"
             )
         pictures = frames.float() / 255 if frames.dtype == torch.uint8 else frames
-        numbers = (to_vector(actions) - self.action_mean) / self.action_std
-        return self.layout.pack((pictures - options.data_mean) / options.data_std, numbers)
+        return (self.layout.pack(pictures, to_vector(actions)) - self.token_mean) / self.token_std
 
     def decode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (b, t, *shape) as frames (b, t, cameras, 3, h, w) in [0, 1] but for what the model oversteps, and actions (b, t, n, 8)."""
-        pictures, numbers = self.layout.unpack(tokens)
-        actions = from_vector(numbers * self.action_std + self.action_mean)
-        return pictures * self.options.data_std + self.options.data_mean, actions
+        pictures, numbers = self.layout.unpack(tokens * self.token_std + self.token_mean)
+        return pictures, from_vector(numbers)
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -284,11 +287,15 @@ class Robot(ForcingAlgorithm):
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights of a `checkpoints.LoadedCheckpoint`, into the network and its average.
 
-        Refuses what does not match, naming the first key that differs. A released checkpoint's statistics of tiled tokens become ours.
+        Refuses what does not match, naming the first key that differs. A released checkpoint brings the statistics of its tokens.
         """
         self.check_weights(
             checkpoint,
             "set dataset.resolution, dataset.n_cameras, dataset.action_stack, algorithm.network, algorithm.action_packing and "
             "algorithm.diffusion as it was trained",
         )
+        for ours, theirs in ((self.token_mean, "data_mean"), (self.token_std, "data_std")):
+            value = checkpoint.statistics.get(theirs)
+            if value is not None and value.shape == ours.shape:
+                ours.copy_(value)
         self.take_weights(checkpoint.weights)

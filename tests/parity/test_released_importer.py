@@ -14,6 +14,7 @@ import torch
 from diffusion_forcing.algorithms.released_network import check_released, released_network
 from diffusion_forcing.checkpoints import load
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.launch.run import plan
 
 DATA = Path(__file__).parent / "data"
 LISTS: dict[str, Any] = {
@@ -85,3 +86,17 @@ def test_a_compiled_model_with_metrics_is_read_as_without(tmp_path: Path) -> Non
     assert found.facts == plain.facts
     assert list(found.weights) == list(plain.weights)
     check_released(found)
+
+
+def test_a_released_robot_checkpoint_is_what_df_robot_is_by_default_and_brings_its_statistics(tmp_path: Path) -> None:
+    state = state_of("paper/robot_swap")
+    state["data_mean"], state["data_std"] = torch.rand(21, 32, 32), 1 + torch.rand(21, 32, 32)
+    checkpoint = written(tmp_path, state)
+    ready = plan(["dataset=robot_swap", f"load={checkpoint}"])
+    robot = ready.classes["algorithm"](ready.options["algorithm"])
+    robot.load_weights(load(checkpoint))
+    assert torch.equal(robot.token_mean, state["data_mean"]) and torch.equal(robot.token_std, state["data_std"])
+    frames, actions = torch.rand(1, 2, 2, 3, 32, 32), torch.rand(1, 2, 15, 8)
+    back = robot.decode(robot.tokens(frames, actions))
+    torch.testing.assert_close(back[0], frames, rtol=0, atol=1e-5)
+    torch.testing.assert_close(back[1][..., :3], actions[..., :3], rtol=0, atol=1e-5)
