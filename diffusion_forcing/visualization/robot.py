@@ -57,7 +57,7 @@ def film_of_episode(
             left = MARGIN + number * (side + GAP)
             picture[HEAD : HEAD + side, left : left + side] = pixels
             if covered[moment][number]:
-                put_(picture, lettering("blocked", colour="#ffffff"), HEAD + side // 2, left + side // 3)
+                put_(picture, lettering(" blocked ", colour=BAD, bold=True), HEAD + side // 2, left + side // 3)
         small_ones = [*seen[look], *(expected[look] if expected[look] is not None else ())]  # type: ignore[misc]
         for number, pixels in enumerate(small_ones):
             left, top = MARGIN + number * (small + GAP // 2), HEAD + side + HEAD
