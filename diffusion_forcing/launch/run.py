@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
 from diffusion_forcing.launch.configurations import group_names
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
@@ -202,11 +203,6 @@ def run_folder(spec: str, outputs: Path) -> Path:
     raise UserError(f"resume={spec} is not in a run's folder; to start a new run from its weights use load={spec}")
 
 
-def is_main_process() -> bool:
-    """False on the further ranks that Lightning starts with this same command line."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
-
-
 def _checkpoint(spec: str, outputs: Path) -> Path:
     """The checkpoint on the disk. Imported here: it needs torch, whose import a mistyped key should not wait for."""
     from diffusion_forcing.checkpoints.resolve import resolve
@@ -246,7 +242,7 @@ def _from_wandb(fetch: Callable[..., Path], spec: str, outputs: Path, wandb: Wan
 def open_run(checked: Plan) -> Run | NullRun:
     """The run's folder, new or resumed; on a further rank one that keeps nothing."""
     if not is_main_process():
-        return NullRun(Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
+        return NullRun(checked.resumed or Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
     if checked.resumed is not None:
         run = TrackedRun.open(checked.resumed)
     else:
