@@ -70,7 +70,7 @@ def _main(words: list[str]) -> int:
     elif {"--cfg", "-c"} & set(flags):
         _print_config(overrides, resolve="--resolve" in flags)
     else:
-        _run(overrides)
+        return _run(overrides)
     return 0
 
 
@@ -104,7 +104,7 @@ def _print_config(overrides: list[str], *, resolve: bool) -> None:
         print(as_yaml(config), end="")
 
 
-def _run(overrides: list[str]) -> None:
+def _run(overrides: list[str]) -> int:
     from diffusion_forcing.launch.importing import without_collecting
 
     with without_collecting():
@@ -121,7 +121,12 @@ def _run(overrides: list[str]) -> None:
             raise
     if checked.taken and is_main_process():
         say(f"as the checkpoint was trained: {' '.join(checked.taken)}")
+    if checked.cluster is not None:
+        from diffusion_forcing.launch.slurm import submit
+
+        return submit(checked, overrides)
     if checked.settings.seeds > 1:
         run_seeds(overrides, checked)
     else:
         report(start(checked))
+    return 0

@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments.processes import is_main_process
+from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job
 from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
 from diffusion_forcing.launch.configurations import group_names
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import build_options
 from diffusion_forcing.launch.overrides import parse
 from diffusion_forcing.launch.parts import read_part
+from diffusion_forcing.launch.requeue import requeued_when_preempted
 from diffusion_forcing.launch.settings import Settings
 from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.launch.trackers import read_trackers
@@ -50,6 +52,10 @@ class Plan:
     """What the checkpoint's structure changed, as key=value."""
     trackers: tuple[tuple[type[Tracker], Any], ...] = ()
     """Class and options of each that is told of the run, beside its folder."""
+    new_job: bool = False
+    """Whether `resumed` is a run that was made for a Slurm job and begins only now."""
+    cluster: ClusterOptions | None = None
+    """Where to submit it instead of running it here."""
 
 
 def plan(words: Sequence[str]) -> Plan:
@@ -58,11 +64,13 @@ def plan(words: Sequence[str]) -> Plan:
     given = _given(words)
     outputs = Path(given.get("outputs") or "outputs")
     resumed = _run_here_or_fetched(given["resume"], outputs, words) if given.get("resume") else None
+    new_job = False
     if resumed is None:
         config = compose(words)
     else:
         config = compose_on(_saved_config(resumed), words)
-        config["load"] = given.get("load")
+        new_job = is_new_job(resumed)
+        config["resume" if new_job else "load"] = None if new_job else given.get("load")
     mapping = resolved(config)
     everywhere = list(_dotted(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
@@ -74,7 +82,7 @@ def plan(words: Sequence[str]) -> Plan:
         _checkpoint_here_or_fetched(spec, Path(settings.outputs), settings.wandb, tracked=tracked) if spec else None
     )
     taken = []
-    if checkpoint and settings.load:
+    if checkpoint and settings.load and not new_job:
         check_task(mapping, checkpoint)
         taken = adopt_(config, checkpoint, given)
     mapping = resolved(config) if taken else mapping
@@ -93,6 +101,8 @@ def plan(words: Sequence[str]) -> Plan:
         resumed=resumed,
         taken=tuple(taken),
         trackers=tuple(trackers),
+        new_job=new_job,
+        cluster=None if settings.cluster is None else build_options(ClusterOptions, settings.cluster, "cluster"),
     )
 
 
@@ -100,7 +110,7 @@ def start(checked: Plan) -> Run | NullRun:
     """Build the parts and run the tasks in order. Returns the run, finished; a run that fails is marked so and the error goes on."""
     run = open_run(checked)
     run.config(as_yaml(_to_save(checked.config)))
-    with finishing(run):
+    with requeued_when_preempted(f"go on with resume={run.id}"), finishing(run):
         if isinstance(run, TrackedRun):
             run.follow([cls(options) for cls, options in checked.trackers], resolved(checked.config))
         perform(checked, run)
@@ -125,8 +135,8 @@ def perform(checked: Plan, run: Any) -> None:
         run=run,
         seed=settings.seed,
         debug=settings.debug,
-        load=None if checked.resumed else checked.checkpoint,
-        resume=checked.checkpoint if checked.resumed else None,
+        load=checked.checkpoint if checked.resumed is None or checked.new_job else None,
+        resume=checked.checkpoint if checked.resumed and not checked.new_job else None,
     )
     for task in options["experiment"].tasks:
         experiment.run_task(task)
