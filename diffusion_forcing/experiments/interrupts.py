@@ -3,6 +3,7 @@ ends at once; in a Slurm job, where warnings come one after the other, only a se
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -31,10 +32,12 @@ class Interrupts:
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._process = 0
 
     def install(self) -> None:
         """Take over the signals; nothing outside the main thread, where Python allows no handlers."""
         if threading.current_thread() is threading.main_thread() and not self._before:
+            self._process = os.getpid()
             numbers = {*_SIGNALS, *JOB_SIGNALS} if started_by_slurm() else _SIGNALS
             self._before = {number: signal.signal(number, self._handle) for number in numbers}
 
@@ -51,6 +54,6 @@ class Interrupts:
             self.remove()
             raise Interrupted(number)
         self.received = number
-        if is_main_process():
+        if is_main_process() and os.getpid() == self._process:  # not one that reads data, which hears it too
             again = "" if started_by_slurm() else "; again to stop at once"
             print(f"\nstopping at the next step, saving a checkpoint{again}", file=sys.stderr, flush=True)

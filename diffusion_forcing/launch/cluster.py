@@ -19,7 +19,7 @@ from diffusion_forcing.errors import UserError, did_you_mean
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
 _DIRECTIVE = "#SBATCH"
 _FILE_NAME = re.compile(r"#SBATCH\s+(--output|--error|-o|-e)\b")
-_KNOWN = ("env_name", "num_gpus", "gpu_type", "num_cpus", "memory", "time", "email")
+_KNOWN = ("env_name", "num_gpus", "gpu_type", "num_cpus", "memory", "time", "email", "partition", "account")
 """Parameters of base_slurm; a template need not use them."""
 
 FOLDER, SCRIPT = "slurm", "job.sh"

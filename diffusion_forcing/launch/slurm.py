@@ -9,35 +9,24 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.launch import syncer
 from diffusion_forcing.launch.cluster import FOLDER, SCRIPT, ClusterOptions, script
 from diffusion_forcing.launch.compose import as_yaml
+from diffusion_forcing.launch.follow import follow, log_of
 from diffusion_forcing.launch.report import say
 from diffusion_forcing.launch.run import Plan
 from diffusion_forcing.tracking.files import write_atomic, write_json
 from diffusion_forcing.tracking.run import Run
 
 JOB = "job.json"
-LOOK_SECONDS = 2.0
-SHOWN_BYTES = 1 << 16
-_OVER = (
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "BOOT_FAIL",
-    "DEADLINE",
-    "PREEMPTED",
-)
+_KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
+"""Of Slurm's variables: those of a job that one may sit in are not this job's."""
 
 
 def check(checked: Plan) -> None:
@@ -55,6 +44,8 @@ def check(checked: Plan) -> None:
             f"a job goes on from the run's newest checkpoint, also when it is queued again; pass resume={checked.resumed}, "
             f"or start a new run with load={named}"
         )
+    assert checked.cluster is not None
+    _script(checked, checked.cluster, Path("run"), ())  # a mistake in the template, before a folder is made
 
 
 def submit(checked: Plan, words: Sequence[str]) -> int:
@@ -62,22 +53,23 @@ def submit(checked: Plan, words: Sequence[str]) -> int:
     check(checked)
     options = checked.cluster
     assert options is not None
-    run = (
-        Run.open(checked.resumed)
-        if checked.resumed
-        else Run.create(Path(checked.settings.outputs), checked.settings.run_name)
-    )
+    outputs, name = Path(checked.settings.outputs), checked.settings.run_name
+    run = Run.create(outputs, name) if checked.resumed is None else Run.open(checked.resumed)
     try:
         job = _hand_over(checked, options, run, words)
     except BaseException:
         run.finish("failed")
         raise
-    run.finish("queued")
-    log = _log_of(job, run.folder)
+    log = log_of(job) or run.folder / FOLDER / f"{job}.out"
     say(f"submitted as job {job}, run {run.id}: {run.folder / FOLDER / SCRIPT}")
     say(f"  squeue --job {job}              where it stands")
     say(f"  tail -F {log}")
     say(f"  scancel {job}                   ends it; resume={run.id} cluster=… goes on")
+    if options.is_compute_node_offline and syncer.wanted(checked.config):
+        number = syncer.start(run.folder.resolve(), run.id, job)
+        say(
+            f"  the job has no internet: process {number} here passes its run on to W&B; {run.folder / FOLDER / syncer.LOG}"
+        )
     return follow(job, log) if options.follow else 0
 
 
@@ -85,17 +77,12 @@ def _hand_over(checked: Plan, options: ClusterOptions, run: Run, words: Sequence
     """Write configuration and script, submit, and return the job's number."""
     folder = run.folder.resolve() / FOLDER
     folder.mkdir(exist_ok=True)
-    experiment = checked.options["experiment"]
-    devices = getattr(getattr(experiment, "training", None), "devices", "auto")
-    values = options.values(
-        name=checked.settings.run_name, log_dir=folder, devices=devices, num_nodes=getattr(experiment, "num_nodes", 1)
-    )
     again = [] if checked.resumed is None else [word for word in words if not _is_ours(word)]
-    text = script(options.launch_template, values, [f"resume={run.folder.resolve()}", *again])
+    write_atomic(folder / SCRIPT, _script(checked, options, folder.parent, again).encode())
     if checked.resumed is None:
-        run.config(as_yaml(for_job(checked.config)))
-    write_atomic(folder / SCRIPT, text.encode())
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        run.config(as_yaml(for_job(checked.config, offline=options.is_compute_node_offline)))
+    run.finish("queued")  # before the job may begin to write there
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in _KEPT}
     done = subprocess.run(
         ["sbatch", "--parsable", str(folder / SCRIPT)], env=environment, capture_output=True, text=True, check=False
     )
@@ -107,67 +94,25 @@ def _hand_over(checked: Plan, options: ClusterOptions, run: Run, words: Sequence
     return job
 
 
-def for_job(config: DictConfig) -> DictConfig:
-    """The configuration that a job runs: what it is to do, not where."""
+def _script(checked: Plan, options: ClusterOptions, run: Path, words: Sequence[str]) -> str:
+    """The text of the script that goes on with the run in `run`, told `words` too."""
+    experiment = checked.options["experiment"]
+    values = options.values(
+        name=checked.settings.run_name,
+        log_dir=run / FOLDER,
+        devices=getattr(getattr(experiment, "training", None), "devices", "auto"),
+        num_nodes=getattr(experiment, "num_nodes", 1),
+    )
+    return script(options.launch_template, values, [f"resume={run}", *words])
+
+
+def for_job(config: DictConfig, *, offline: bool) -> DictConfig:
+    """The configuration that a job runs: what it is to do, not where; without W&B where that is passed on from here."""
     saved = config.copy()
     saved["cluster"] = saved["resume"] = None
+    if offline and syncer.wanted(config):
+        saved["wandb"]["mode"] = "disabled"
     return saved
-
-
-def follow(job: str, log: Path, *, show: Callable[[str], None] | None = None) -> int:
-    """Show the job's log as it grows, until the job is over; Ctrl-C leaves the job alone. Returns 0, or 1 where it did not end well."""
-    show = show or _show
-    shown, state, said = 0, "", ""
-    try:
-        while True:
-            state = state_of(job)
-            shown = _show_new(log, shown, show)
-            if state in _OVER or not state:
-                break
-            if state != said and state != "RUNNING":
-                say(f"job {job} is {state.lower()}")
-            said = state
-            time.sleep(LOOK_SECONDS)
-    except KeyboardInterrupt:
-        say(f"\nno longer watching; job {job} goes on: tail -F {log}")
-        return 0
-    shown = _show_new(log, shown, show)
-    say(f"job {job} has ended: {state.lower() or 'Slurm knows it no more'}")
-    return 0 if state in ("COMPLETED", "") else 1
-
-
-def state_of(job: str) -> str:
-    """What Slurm calls the job's state, such as PENDING or COMPLETED; empty for one it no longer knows."""
-    done = subprocess.run(["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True, check=False)
-    found = [word.partition("=")[2] for word in done.stdout.split() if word.startswith("JobState=")]
-    return found[0] if found else ""
-
-
-def _log_of(job: str, folder: Path) -> Path:
-    """Where the job writes, as Slurm says."""
-    done = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False)
-    for line in done.stdout.splitlines():
-        if line.strip().startswith("StdOut="):
-            return Path(line.strip().partition("=")[2])
-    return folder / FOLDER / f"{job}.out"
-
-
-def _show_new(log: Path, shown: int, show: Callable[[str], None]) -> int:
-    """Show what `log` has behind its first `shown` bytes; the new number."""
-    try:
-        with log.open("rb") as file:
-            file.seek(shown)
-            while text := file.read(SHOWN_BYTES):
-                show(text.decode(errors="replace"))
-                shown += len(text)
-    except OSError:  # not there yet
-        pass
-    return shown
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _is_ours(word: str) -> bool:
