@@ -185,8 +185,12 @@ class BaseExperiment:
         from diffusion_forcing.experiments.finite_layers import FiniteLayers
         from diffusion_forcing.experiments.histograms import Histograms
 
-        every = self.options.training.log_every_n_steps
-        return [FiniteLayers()] + ([] if self.rehearsing else [Histograms(self.run, every_n_steps=every)])
+        every, split = self.options.training.log_every_n_steps, self.options.training.strategy == "fsdp"
+        if split:
+            self._say(
+                "debug=True: no histograms with experiment.training.strategy=fsdp, where no process has whole weights; ddp has them"
+            )
+        return [FiniteLayers()] + ([] if self.rehearsing or split else [Histograms(self.run, every_n_steps=every)])
 
     def _prepare(self, *, weights: bool = True, data: bool = True) -> None:
         """Make sure the data is there, and put the weights of `load` or `resume` into the algorithm; each once."""

@@ -41,11 +41,12 @@ class Interrupts:
             numbers = {*_SIGNALS, *JOB_SIGNALS} if started_by_slurm() else _SIGNALS
             self._before = {number: signal.signal(number, self._handle) for number in numbers}
 
-    def remove(self) -> None:
-        """Give the signals back to who had them."""
+    def remove(self, *, ending: bool = False) -> None:
+        """Give the signals back to who had them. ending: this process is asked to stop, and Slurm need not say so again."""
         before, self._before = self._before, {}
         for number, handler in before.items():
-            signal.signal(number, handler)
+            deaf = ending and number in JOB_SIGNALS and started_by_slurm()
+            signal.signal(number, signal.SIG_IGN if deaf else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

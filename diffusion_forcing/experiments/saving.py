@@ -141,7 +141,7 @@ class Checkpoints(Callback):
             and not isinstance(exception, (UserError, Interrupted))
         ):
             self.save(trainer)
-        self._leave()
+        self._leave(ending=isinstance(exception, Interrupted))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._boundary is None:
@@ -210,8 +210,8 @@ class Checkpoints(Callback):
         if asked:
             raise Interrupted(asked)
 
-    def _leave(self) -> None:
-        self.interrupts.remove()
+    def _leave(self, *, ending: bool = False) -> None:
+        self.interrupts.remove(ending=ending)
         self._boundary = None
 
     def _path(self, trainer: Trainer, step: int) -> Path:

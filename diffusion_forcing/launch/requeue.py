@@ -12,11 +12,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from diffusion_forcing.experiments.interrupts import JOB_SIGNALS, Interrupted
 from diffusion_forcing.experiments.processes import is_main_process, started_by_slurm
+
+OTHERS_SECONDS = 3.0
+"""What the job's other processes have to end in peace, before Slurm ends the job."""
 
 
 @contextlib.contextmanager
@@ -49,6 +53,8 @@ def _requeue(number: int, how_to_go_on: str) -> str:
     job = os.environ["SLURM_JOB_ID"]
     if number == signal.SIGTERM and _asked("squeue", "--noheader", "--format=%T", "--job", job) != "RUNNING":
         return f"job {job} was ended by Slurm; {how_to_go_on}"
+    if os.environ.get("SLURM_NTASKS", "1") != "1":
+        time.sleep(OTHERS_SECONDS)
     refusal = _asked("scontrol", "requeue", job)
     return (
         f"job {job} is queued again and goes on by itself"

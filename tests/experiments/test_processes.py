@@ -37,7 +37,7 @@ def two(one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(one / "planning", folder / "resumed" / "planning-fsdp", symlinks=True)
     cases = [*ALGORITHMS, "planning-fsdp", f"resumed/planning-fsdp+{MORE}", "poisoned", "stopped"]
     command = [sys.executable, "-m", "tests.experiments.processes", str(folder), "2", *cases]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert ended.returncode == 0, ended.stderr
     (folder / "said").write_text(ended.stderr)
     return folder
