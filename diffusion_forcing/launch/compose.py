@@ -53,7 +53,9 @@ def compose(words: Sequence[str]) -> DictConfig:
     chosen = [override for override in overrides if override.group]
     for override in chosen:
         _check_choice(override)
-    config = _compose_files([_group_text(override) for override in chosen])
+    # the default of config.yaml is no cluster, which Hydra's words cannot say
+    files = [override for override in chosen if override.key != "cluster" or override.value is not None]
+    config = _compose_files([_group_text(override) for override in files])
     config[CHOICES].update({TRACKING: ["local"], **{override.key: override.value for override in chosen}})
     _apply_all_(config, overrides)
     _add_wandb_(config)
@@ -78,7 +80,8 @@ def compose_on(saved: str, words: Sequence[str]) -> DictConfig:
                 config["wandb"]["mode"] = None
         elif override.group and override.key == "cluster":  # nor does where it runs
             _check_choice(override)
-            config["cluster"] = _compose_files([_group_text(override)])["cluster"]
+            chosen = None if override.value is None else _compose_files([_group_text(override)])["cluster"]
+            config["cluster"] = chosen
         elif override.group and before.get(override.key) != override.value:
             raise UserError(
                 f"resume= goes on with the run as it was ({override.key}={before.get(override.key)}), got '{override.text}'; "

@@ -75,7 +75,7 @@ def plan(words: Sequence[str]) -> Plan:
     everywhere = list(_dotted(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
-    if resumed is not None and not Path(str(spec)).exists():  # an id, not one of its checkpoints
+    if resumed is not None and not new_job and not Path(str(spec)).exists():  # an id, not one of its checkpoints
         spec = str(resumed)
     tracked = "wandb" in (mapping.get("tracking") or {})
     checkpoint = (

@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.launch.cluster import FOLDER
 from diffusion_forcing.launch.follow import OVER, state_of
-from diffusion_forcing.tracking.files import read_json
+from diffusion_forcing.tracking.files import read_json, write_json
 
-LOG = "sync.log"
+LOG, FOLLOW = "sync.log", "--follow"
 LOOK_SECONDS = 15.0
 """How often to look whether the run goes on; what it logs is passed on as it comes."""
 RETRIES = 3
@@ -43,7 +43,7 @@ def start(run: Path, run_id: str, job: str) -> int:
         "runs",
         "sync",
         run_id,
-        "--follow",
+        FOLLOW,
         f"outputs={run.parents[1]}",
     ]
     with log.open("ab") as out:
@@ -63,6 +63,10 @@ def keep_passing_on(run: Path, job: str, command: Sequence[str], *, wait: Callab
         if read_json(run / "run.json", {}).get("status") == "running":
             subprocess.run(command, check=False)
         wait(LOOK_SECONDS)
+    facts = read_json(run / "run.json", {})
+    if facts.get("status") == "running":  # its processes were killed, and could not say so
+        write_json(run / "run.json", {**facts, "status": "failed"})
+    command = [word for word in command if word != FOLLOW]
     for attempt in range(RETRIES):
         if subprocess.run(command, check=False).returncode == 0:
             return True

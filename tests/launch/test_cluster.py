@@ -299,6 +299,14 @@ def test_a_run_is_passed_on_while_it_runs_and_once_more_at_the_end(slurm: Path) 
     assert passed == ["running", "running", "finished"]
 
 
+def test_a_run_whose_job_was_killed_is_not_running_any_more_and_nobody_waits_for_it(slurm: Path) -> None:
+    states(slurm, "CANCELLED")
+    (slurm / "run.json").write_text('{"status": "running"}')
+    assert syncer.keep_passing_on(slurm, "17", ["sh", "-c", f"echo $0 $@ > {slurm}/passed", "sync", "--follow"])
+    assert (slurm / "passed").read_text() == "sync\n"
+    assert json.loads((slurm / "run.json").read_text()) == {"status": "failed"}
+
+
 def test_the_last_pass_is_tried_again_and_its_failure_is_told(slurm: Path) -> None:
     states(slurm, "COMPLETED")
     waited: list[float] = []

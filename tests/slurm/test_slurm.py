@@ -169,7 +169,7 @@ def test_a_job_that_fails_is_said_with_exit_code_1_and_a_refused_one_is_one_line
     failing = submitted(project, "+name=fails", "cluster=echo", "cluster.params.code=3")
     assert "has ended: failed" in failing.communicate(timeout=240)[0]
     assert failing.returncode == 1
-    refused = submitted(project, "+name=refused", "cluster=mine", "experiment.num_nodes=7")
+    refused = submitted(project, "+name=refused", "cluster=mine", "cluster.params.partition=nowhere")
     said = refused.communicate(timeout=240)[0]
     assert refused.returncode == 2
     assert said.splitlines()[-1].startswith("error: sbatch refused the job: ")
