@@ -22,6 +22,7 @@ setup: $(STAMP)  ## virtual environment in .venv with everything the package, it
 $(STAMP): pyproject.toml constraints.txt
 	@tools/make_venv "$(PYTHON)" "$(VENV)"
 	@tools/need_gl
+	@tools/need_slurm
 	@echo "installing the package and its tools into $(VENV): some minutes, 1.5 GB (more where PyTorch comes with CUDA)"
 	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,robot,wandb,tensorboard,dev]'
 	@$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench  # its file is read, none of what it needs

@@ -13,6 +13,9 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake in what was asked for. The message is one line: what, got, allowed, what to do."""
 
+    everywhere = False
+    """Set where all processes of a run find the same mistake at the same time: the main one tells it, the others end quietly."""
+
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the nearest of `allowed`, or an empty string where nothing is near."""

@@ -1,7 +1,7 @@
 """What the tasks' adapters share: the method over a network and its average, the optimiser, and what of it goes into a checkpoint.
 
 An adapter encodes a batch, asks `diffusion` for the loss, and hands out what samples. Its randomness comes from a generator seeded by
-(seed, batch), so that a resumed run draws what the uninterrupted one would have.
+(seed, batch), so that a resumed run draws what the uninterrupted one would have, and several processes what one would have.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.options import AlgorithmOptions
+from diffusion_forcing.algorithms.sharing import Share
 from diffusion_forcing.diffusion import (
     DiffusionForcing,
     Loss,
@@ -23,6 +24,7 @@ from diffusion_forcing.diffusion import (
     draw_noise_levels,
     ema_of,
 )
+from diffusion_forcing.diffusion.rows import Rows
 from diffusion_forcing.errors import UserError
 
 
@@ -44,6 +46,8 @@ class ForcingAlgorithm(lightning.LightningModule):
     seed = 0
     task = ""
     """What its checkpoints are for: the first word of their facts."""
+    share: Share | None = None
+    """What of the present batch is here, where several processes share it; the experiment says so before each batch."""
 
     def __init__(self, options: AlgorithmOptions, network: nn.Module | None) -> None:
         """network None: the sizes are not known yet; `put_network` before anything else."""
@@ -100,10 +104,20 @@ class ForcingAlgorithm(lightning.LightningModule):
     # ------------------------------------------------------------------------------------------------ training
 
     def training_generator(self) -> torch.Generator:
-        """What the present training batch draws from: its own stream of (seed, batch, process)."""
+        """What the present training batch draws from: its own stream of (seed, batch), and of the process where nothing is known of shares."""
         batches_done = self.trainer.fit_loop.total_batch_idx
-        seed = ((self.seed * 1_000_003 + batches_done) * 1_000_003 + self.global_rank) % 2**63
-        return torch.Generator(self.device).manual_seed(seed)
+        process = self.global_rank if self.share is None else 0
+        return self.generator(((self.seed * 1_000_003 + batches_done) * 1_000_003 + process) % 2**63)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """What the present batch draws from, seeded with `seed`: several processes draw together what one would have."""
+        if self.share is None:
+            return torch.Generator(self.device).manual_seed(seed)
+        return Rows.of(self.share.total, self.share.rows, device=self.device).manual_seed(seed)
+
+    def counted_rows(self, rows: int) -> int:
+        """How many of the `rows` of the present batch count in a metric: all, but for what fills up a process that would have none."""
+        return rows if self.share is None else self.share.counted
 
     @property
     def each(self) -> bool:
@@ -144,7 +158,9 @@ class ForcingAlgorithm(lightning.LightningModule):
         )
         for name, parameter in self.forcing.network.named_parameters():
             if name in self._carried:
-                optimizer.state[parameter] = {key: value.clone() for key, value in self._carried[name].items()}
+                optimizer.state[parameter] = {
+                    key: _laid_out(value, parameter) for key, value in self._carried[name].items()
+                }
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Warmup(options.warmup_steps, self._steps_before))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -190,3 +206,12 @@ class ForcingAlgorithm(lightning.LightningModule):
         self.forcing.network.load_state_dict(weights)
         if self.ema is not None:
             self.ema.module.load_state_dict(weights)
+
+
+def _laid_out(value: Tensor, parameter: Any) -> Tensor:
+    """A copy of `value`; a part of it in each process, where `parameter` is split and has its shape."""
+    if not hasattr(parameter, "device_mesh") or value.shape != parameter.shape:
+        return value.clone()
+    from torch.distributed.tensor import distribute_tensor  # takes its time to import, and is for strategy=fsdp alone
+
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import ForcingAlgorithm
 from diffusion_forcing.algorithms.forecasting_options import ForecastingOptions
+from diffusion_forcing.algorithms.sharing import gathered, mean_of_processes
 from diffusion_forcing.datasets.series_batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler
 from diffusion_forcing.diffusion.past import Cache
+from diffusion_forcing.diffusion.rows import normal, uniform
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
@@ -59,7 +61,8 @@ class Forecasting(ForcingAlgorithm):
         self.spec: SeriesSpec | None = None
         self.score: Callable[[Any, Any], float] = lambda samples, target: float("nan")
         """What validation logs of samples (b, paths, h, V) and targets (b, h, V) as validation/crps_sum; the experiment's metric."""
-        self._validated: list[tuple[Tensor, Tensor]] = []
+        self._validated: list[tuple[tuple[int, int], Tensor, Tensor]] = []
+        """Of each window: its batch and its row there, its sample paths and what came."""
 
     def adapt(self, spec: SeriesSpec) -> None:
         """Build the network for data of `spec`, once; and take the data's statistics."""
@@ -181,31 +184,36 @@ class Forecasting(ForcingAlgorithm):
         options, device, shape = self.options, x.device, x.shape[:2]
         levels = self.draw_levels(*shape, generator=generator)
         if options.gt_cond_prob or options.gt_first_frame:
-            clean = torch.rand(shape, generator=generator, device=device) < options.gt_cond_prob
-            clean[:, 0] |= torch.rand(shape[0], generator=generator, device=device) < options.gt_first_frame
+            clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
+            clean[:, 0] |= uniform((shape[0],), generator=generator, device=device) < options.gt_first_frame
             levels = torch.where(clean, 0, levels)
-        return levels, torch.randn(x.shape, generator=generator, device=device)
+        return levels, normal(x.shape, generator=generator, device=device)
 
     def loss(
         self, encoded: Encoded, levels: Tensor, noise: Tensor, *, forcing: DiffusionForcing | None = None
     ) -> Tensor:
-        """The weighted squared error, a mean over what was observed."""
+        """The weighted squared error, a mean over what was observed; of several processes' losses the mean is that."""
         result = self.counted_loss(encoded.x, levels, noise=noise, conditions=encoded.conditions, forcing=forcing)
         observed = encoded.observed.to(encoded.x.dtype)
-        return (result.per_element * observed).sum() / observed.sum().clamp(min=1)
+        count = observed.sum() if self.share is None else mean_of_processes(observed.sum())
+        return (result.per_element * observed).sum() / count.clamp(min=1)
 
     def on_validation_epoch_start(self) -> None:
         self._validated = []
 
     def validation_step(self, batch: SeriesBatch, batch_idx: int) -> None:
         """Sample paths of the validation windows, of the averaged network, with draws that depend on the batch's number alone."""
-        generator = torch.Generator(self.device).manual_seed(batch_idx)
-        target = torch.where(batch.observed, batch.values, torch.nan)[:, self.known.context_length :]
-        self._validated.append((self.forecast(batch, generator=generator).cpu(), target.cpu()))
+        target = torch.where(batch.observed, batch.values, torch.nan)[:, self.known.context_length :].cpu()
+        samples = self.forecast(batch, generator=self.generator(batch_idx)).cpu()
+        rows = range(len(samples)) if self.share is None else self.share.rows
+        for row, paths, came in zip(rows[: self.counted_rows(len(samples))], samples, target, strict=False):
+            self._validated.append(((batch_idx, row), paths, came))
 
     def on_validation_epoch_end(self) -> None:
-        samples, target = (torch.cat(parts).numpy() for parts in zip(*self._validated, strict=True))
-        self.log("validation/crps_sum", self.score(samples, target), prog_bar=True, rank_zero_only=True)
+        windows = self._validated if self.share is None else gathered(self._validated)
+        windows = sorted(windows, key=lambda window: window[0])
+        samples, target = (torch.stack(parts).numpy() for parts in list(zip(*windows, strict=True))[1:])
+        self.log("validation/crps_sum", self.score(samples, target), prog_bar=True, sync_dist=True, batch_size=1)
         self._validated = []
 
     # ------------------------------------------------------------------------------------------------ forecasting

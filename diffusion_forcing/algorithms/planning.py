@@ -18,6 +18,7 @@ from diffusion_forcing.algorithms.options import AlgorithmOptions, DiffusionOpti
 from diffusion_forcing.algorithms.planner import Planner, PlannerOptions
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
+from diffusion_forcing.diffusion.rows import integers, normal, uniform
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 
@@ -167,10 +168,10 @@ class Planning(ForcingAlgorithm):
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """The training loss on held-out windows, of the averaged network, with draws that depend on the batch's number alone."""
         tokens, mask = self.encode(batch)
-        generator = torch.Generator(self.device).manual_seed(batch_idx)
+        generator = self.generator(batch_idx)
         draws = self.draw(*tokens.shape[:2], generator=generator)
         loss, _ = self.loss(tokens, mask, draws, forcing=self.sampling_forcing())
-        self.log("validation/loss", loss, batch_size=len(tokens), sync_dist=True)
+        self.log("validation/loss", loss, batch_size=self.counted_rows(len(tokens)), sync_dist=True)
 
     def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """A batch as tokens (b, t, f·c) and the mask (b, t·f) of frames that are real."""
@@ -182,12 +183,12 @@ class Planning(ForcingAlgorithm):
         timesteps, device = self.options.diffusion.timesteps, self.device
         end = None
         if not self.options.causal:
-            end = torch.randint(2, time + 1, (batch,), generator=generator, device=device)
+            end = integers(2, time + 1, (batch,), generator=generator, device=device)
         levels = self.draw_levels(batch, time, given=1, generator=generator)
         first = None
-        if not self.options.baseline and torch.rand((), generator=generator, device=device) < NEARLY_CLEAN_SHARE:
-            first = torch.randint(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
-        noise = torch.randn(batch, time, self.bundle.token_width, generator=generator, device=device)
+        if not self.options.baseline and uniform((), generator=generator, device=device) < NEARLY_CLEAN_SHARE:
+            first = integers(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
+        noise = normal((batch, time, self.bundle.token_width), generator=generator, device=device)
         return Draws(end, levels, first, noise)
 
     def loss(

@@ -16,6 +16,7 @@ from diffusion_forcing.algorithms.planner import Planner, PlannerOptions
 from diffusion_forcing.algorithms.planning import Draws, Planning, PlanningOptions
 from diffusion_forcing.algorithms.planning_rnn_options import RecurrentPlanningOptions
 from diffusion_forcing.diffusion import DiffusionForcing, Guidance, Sampler
+from diffusion_forcing.diffusion.rows import normal, uniform
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.recurrent import Latent, recurrent_mlp
 
@@ -51,10 +52,10 @@ class RecurrentPlanning(Planning):
         shape = (batch, time - 1)
         levels = self.draw_levels(*shape, generator=generator)
         if options.gt_cond_prob or options.gt_first_frame:
-            clean = torch.rand(shape, generator=generator, device=device) < options.gt_cond_prob
-            clean[:, 0] |= torch.rand(batch, generator=generator, device=device) < options.gt_first_frame
+            clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
+            clean[:, 0] |= uniform((batch,), generator=generator, device=device) < options.gt_first_frame
             levels = torch.where(clean, 0, levels)
-        noise = torch.randn(*shape, self.bundle.token_width, generator=generator, device=device)
+        noise = normal((*shape, self.bundle.token_width), generator=generator, device=device)
         return Draws(None, levels, None, noise)
 
     def loss(

@@ -21,6 +21,7 @@ from diffusion_forcing.algorithms.robot_tokens import Flat, Tiled
 from diffusion_forcing.datasets.robot_batch import RobotBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.diffusion.given import noise_further
+from diffusion_forcing.diffusion.rows import normal, uniform
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
@@ -135,10 +136,10 @@ class Robot(ForcingAlgorithm):
     def validation_step(self, batch: RobotBatch, batch_idx: int) -> None:
         """The training loss on held-out demonstrations, of the averaged network, with draws that depend on the batch's number alone."""
         tokens = self.tokens(batch.frames, batch.actions)
-        draws = self.draw(tokens, None, generator=torch.Generator(self.device).manual_seed(batch_idx))
+        draws = self.draw(tokens, None, generator=self.generator(batch_idx))
         loss, actions = self.loss(tokens, batch.valid, draws, forcing=self.sampling_forcing())
         told = {"validation/loss": loss, "validation/action_error": actions}
-        self.log_dict(told, batch_size=len(tokens), sync_dist=True)
+        self.log_dict(told, batch_size=self.counted_rows(len(tokens)), sync_dist=True)
 
     def varied(
         self, batch: RobotBatch, *, generator: torch.Generator | None = None
@@ -148,9 +149,9 @@ class Robot(ForcingAlgorithm):
         begun, later = None, batch
         if options.random_start:
             count, time = batch.valid.shape
-            begun = torch.rand(count, generator=generator, device=device) < options.random_start
+            begun = uniform((count,), generator=generator, device=device) < options.random_start
             known = batch.valid.sum(dim=1)
-            start = (torch.rand(count, generator=generator, device=device) * (known - 1).clamp(min=1)).long()
+            start = (uniform((count,), generator=generator, device=device) * (known - 1).clamp(min=1)).long()
             at = torch.arange(time, device=device) + torch.where(begun, start, 0)[:, None]
             inside = at < time
             index = at.clamp(max=time - 1)
@@ -165,22 +166,22 @@ class Robot(ForcingAlgorithm):
         last = options.diffusion.timesteps - 1
         levels = self.draw_levels(*shape, generator=generator)
         if options.gt_cond_prob or options.gt_first_frame:
-            clean = torch.rand(shape, generator=generator, device=device) < options.gt_cond_prob
-            clean[:, 0] |= torch.rand(shape[0], generator=generator, device=device) < options.gt_first_frame
+            clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
+            clean[:, 0] |= uniform((shape[0],), generator=generator, device=device) < options.gt_first_frame
             levels = torch.where(clean, 0, levels)
-        noise = torch.randn(tokens.shape, generator=generator, device=device)
+        noise = normal(tokens.shape, generator=generator, device=device)
         if not options.part_noise:
             return RobotDraws(levels, noise, None, None)
         parts = (*shape, options.parts)
-        noisier = torch.rand(parts, generator=generator, device=device) < options.part_noise
-        hidden = torch.rand(parts, generator=generator, device=device) < 0.5
-        share = torch.rand(parts, generator=generator, device=device)
+        noisier = uniform(parts, generator=generator, device=device) < options.part_noise
+        hidden = uniform(parts, generator=generator, device=device) < 0.5
+        share = uniform(parts, generator=generator, device=device)
         own = levels[..., None]
         up_to = torch.where(hidden, last, own + (share * (last + 1 - own)).long().clamp(max=last))
         part_levels = torch.where(noisier, up_to.clamp(max=last), own)
         if begun is not None:
             part_levels[:, 0, -1] = torch.where(begun, last, part_levels[:, 0, -1])
-        part_noise = torch.randn(tokens.shape, generator=generator, device=device)
+        part_noise = normal(tokens.shape, generator=generator, device=device)
         return RobotDraws(levels, noise, part_levels, part_noise)
 
     def loss(

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion_forcing.diffusion.rows import integers, uniform
+
 
 def moved(frames: Tensor, pixels: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Frames (b, t, cameras, 3, h, w), uint8 or in [0, 1], in [0, 1], each sequence's camera moved by up to `pixels` either way, its border
@@ -15,7 +17,7 @@ def moved(frames: Tensor, pixels: int, *, generator: torch.Generator | None = No
         return pictures
     b, _, cameras, _, h, w = pictures.shape
     padded = F.pad(pictures.flatten(0, 2), (pixels,) * 4, mode="replicate").unflatten(0, pictures.shape[:3])
-    offsets = torch.randint(0, 2 * pixels + 1, (b, cameras, 2), generator=generator, device=frames.device)
+    offsets = integers(0, 2 * pixels + 1, (b, cameras, 2), generator=generator, device=frames.device)
     found = torch.empty_like(pictures)
     for row in range(b):
         for camera in range(cameras):
@@ -32,7 +34,7 @@ def jittered(frames: Tensor, amount: float, *, generator: torch.Generator | None
     shape = (len(frames), 1, frames.shape[2], 3, 1, 1)
 
     def draw() -> Tensor:
-        return amount * (2 * torch.rand(shape, generator=generator, device=frames.device) - 1)
+        return amount * (2 * uniform(shape, generator=generator, device=frames.device) - 1)
 
     contrast, brightness = draw()[:, :, :, :1], draw()
     return ((frames - 0.5) * (1 + contrast) + 0.5 + 0.5 * brightness).clamp(0, 1)

@@ -18,6 +18,7 @@ from diffusion_forcing.algorithms.base import ForcingAlgorithm
 from diffusion_forcing.algorithms.video_options import VideoOptions
 from diffusion_forcing.datasets.video_batch import VideoBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
+from diffusion_forcing.diffusion.rows import normal, uniform
 from diffusion_forcing.diffusion.sampler import OnRow
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.unet3d import UNet3D
@@ -125,20 +126,20 @@ class Video(ForcingAlgorithm):
         """The training loss on held-out clips, of the averaged network, with draws that depend on the batch's number alone."""
         window = self.options.n_frames
         clips = self.encode(VideoBatch(*(part[:, :window] for part in batch)))
-        generator = torch.Generator(self.device).manual_seed(batch_idx)
+        generator = self.generator(batch_idx)
         draws = self.draw(clips, generator=generator)._replace(dropped=None)
         loss, _ = self.loss(clips, draws, forcing=self.sampling_forcing())
-        self.log("validation/loss", loss, batch_size=len(clips.tokens), sync_dist=True)
+        self.log("validation/loss", loss, batch_size=self.counted_rows(len(clips.tokens)), sync_dist=True)
 
     def draw(self, clips: Clips, *, generator: torch.Generator | None = None) -> VideoDraws:
         """The random numbers of one training batch (METHOD §4)."""
         options, device = self.options, self.device
         batch, time = clips.tokens.shape[:2]
         levels = self.draw_levels(batch, time, generator=generator)
-        noise = torch.randn(clips.tokens.shape, generator=generator, device=device)
+        noise = normal(clips.tokens.shape, generator=generator, device=device)
         dropped = None
         if clips.conditions is not None and options.condition_dropout > 0:
-            dropped = torch.rand(batch, generator=generator, device=device) < options.condition_dropout
+            dropped = uniform((batch,), generator=generator, device=device) < options.condition_dropout
         return VideoDraws(levels, noise, dropped)
 
     def loss(

@@ -13,6 +13,7 @@ from torch import nn
 from diffusion_forcing.algorithms.video import Clips, Video, VideoDraws
 from diffusion_forcing.algorithms.video_options import VideoOptions
 from diffusion_forcing.algorithms.video_rnn_options import RecurrentVideoOptions
+from diffusion_forcing.diffusion.rows import uniform
 from diffusion_forcing.networks.recurrent import recurrent_unet
 
 
@@ -43,8 +44,8 @@ class RecurrentVideo(Video):
         if not options.gt_cond_prob and not options.gt_first_frame:
             return draws
         shape, device = draws.levels.shape, draws.levels.device
-        clean = torch.rand(shape, generator=generator, device=device) < options.gt_cond_prob
-        clean[:, 0] |= torch.rand(shape[0], generator=generator, device=device) < options.gt_first_frame
+        clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
+        clean[:, 0] |= uniform((shape[0],), generator=generator, device=device) < options.gt_first_frame
         return draws._replace(levels=torch.where(clean, 0, draws.levels))
 
     @property

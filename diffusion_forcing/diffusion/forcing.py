@@ -25,6 +25,7 @@ from diffusion_forcing.diffusion.parameterization import (
     add_noise,
     x0_from_eps,
 )
+from diffusion_forcing.diffusion.rows import normal
 from diffusion_forcing.diffusion.schedules import NoiseSchedule
 from diffusion_forcing.errors import UserError
 
@@ -91,7 +92,7 @@ class DiffusionForcing(nn.Module):
         networks with `behind_clean`.
         seen: what the network sees of the noised tokens, where that is not all of them.
         """
-        eps = self.clamp_noise(torch.randn(x.shape, generator=generator, device=x.device) if noise is None else noise)
+        eps = self.clamp_noise(normal(x.shape, generator=generator, device=x.device) if noise is None else noise)
         clean = k < 0
         k = torch.where(clean, self.stabilization_level - 1, k)
         eps = torch.where(_over(clean, x), 0.0, eps)  # as `stabilize` shows a clean token
@@ -254,9 +255,7 @@ class DiffusionForcing(nn.Module):
 
     def _draw(self, like: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return self.clamp_noise(
-            torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-            if noise is None
-            else noise
+            normal(like.shape, generator=generator, device=like.device, dtype=like.dtype) if noise is None else noise
         )
 
     def ddim(

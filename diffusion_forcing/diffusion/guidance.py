@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.diffusion.parameterization import Prediction, add_noise
+from diffusion_forcing.diffusion.rows import normal
 from diffusion_forcing.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Guidance:
             prediction, _ = forcing.predict(x_k, k, conditions, memory, views)
             total = self._return(forcing, prediction.x0, k)
             for _ in range(self.samples - 1):
-                noise = torch.randn(x_k.shape, generator=generator, device=x_k.device)
+                noise = normal(x_k.shape, generator=generator, device=x_k.device)
                 again = add_noise(forcing.schedule, prediction.x0, k, forcing.clamp_noise(noise))
                 again = torch.where(clean.reshape(*k.shape, *(1,) * (x_k.ndim - k.ndim)), x_k, again)
                 continuation, _ = forcing.predict(again, k, conditions, memory, views)

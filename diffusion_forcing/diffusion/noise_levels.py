@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusion_forcing.diffusion.rows import integers
 from diffusion_forcing.errors import UserError, did_you_mean
 
 NoiseLevel = Literal["random_all", "shared", "full_sequence", "teacher_forcing"]
@@ -45,19 +46,19 @@ def draw_noise_levels(
     """
     match kind:
         case "random_all":
-            return torch.randint(0, timesteps, (batch, time), generator=generator, device=device)
+            return integers(0, timesteps, (batch, time), generator=generator, device=device)
         case "shared" | "full_sequence":
-            k = torch.randint(0, timesteps, (batch, 1), generator=generator, device=device).expand(batch, time).clone()
+            k = integers(0, timesteps, (batch, 1), generator=generator, device=device).expand(batch, time).clone()
             if kind == "full_sequence":
                 k[:, :given] = CLEAN
             return k
         case "teacher_forcing":
             token = torch.arange(time, device=device)
             if each:
-                own = torch.randint(0, timesteps, (batch, time), generator=generator, device=device)
+                own = integers(0, timesteps, (batch, time), generator=generator, device=device)
                 return torch.where(token < given, CLEAN, own)
-            next_one = torch.randint(min(given, time - 1), time, (batch, 1), generator=generator, device=device)
-            own = torch.randint(0, timesteps, (batch, 1), generator=generator, device=device)
+            next_one = integers(min(given, time - 1), time, (batch, 1), generator=generator, device=device)
+            own = integers(0, timesteps, (batch, 1), generator=generator, device=device)
             behind = torch.where(token == next_one, own, timesteps - 1)
             return torch.where(token < next_one, CLEAN, behind)
     raise UserError(

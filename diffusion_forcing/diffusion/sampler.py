@@ -21,6 +21,7 @@ from diffusion_forcing.diffusion.given import impose, noise_further
 from diffusion_forcing.diffusion.guidance import Guidance
 from diffusion_forcing.diffusion.past import Cache, Carried, Tokens, carries, check_cache, past_of
 from diffusion_forcing.diffusion.recurrent_walk import walk_unfinished
+from diffusion_forcing.diffusion.rows import normal
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix
 from diffusion_forcing.errors import UserError
 
@@ -85,7 +86,7 @@ class Sampler:
         self, shape: tuple[int, ...], *, device: torch.device, generator: torch.Generator | None = None
     ) -> Tensor:
         """Pure noise tokens of `shape` (b, t, *c), clamped."""
-        return self.forcing.clamp_noise(torch.randn(shape, generator=generator, device=device))
+        return self.forcing.clamp_noise(normal(shape, generator=generator, device=device))
 
     @torch.no_grad()
     def walk(

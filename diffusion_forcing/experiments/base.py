@@ -8,14 +8,15 @@ order.
 
 from __future__ import annotations
 
+import copy
 import inspect
-import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import latest
@@ -23,6 +24,7 @@ from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments import randomness, trainer
 from diffusion_forcing.experiments.interrupts import Interrupted
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
+from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.experiments.weights import check_fits, compile_network, load_weights
 
 
@@ -30,6 +32,9 @@ class BaseExperiment:
     """Tasks training, validation and test for any LightningModule. Subclasses add tasks, callbacks and options."""
 
     Options: type[ExperimentOptions] = ExperimentOptions
+    shared_tasks: frozenset[str] = frozenset({"training", "validation", "test"})
+    """Tasks that all processes work on, where there are several: those that are one Lightning trainer's. The main process does the others
+    alone, and the others go on to the next shared one and wait there."""
 
     def __init__(
         self,
@@ -79,6 +84,8 @@ class BaseExperiment:
             compile_network(self.algorithm, self.options.training.compile)
         if hasattr(self.algorithm, "seed"):
             self.algorithm.seed = self.seed  # type: ignore[assignment]
+        # splitting a model cannot be undone: afterwards the weights go into one that never was
+        whole = copy.deepcopy(self.algorithm) if self.options.training.strategy == "fsdp" else None
         parts = trainer.for_training(
             self.options,
             dataset=self.dataset,
@@ -101,9 +108,17 @@ class BaseExperiment:
             self.run.finish("interrupted")
             self._say(self._how_to_resume(parts.trainer.global_step, parts.checkpoints.last))
             raise
+        except BaseException as failure:
+            if not getattr(failure, "everywhere", False):
+                end_further_processes(parts.trainer)
+            raise
         finally:
             parts.loaders.close()
         self.step = parts.trainer.global_step
+        if whole is not None:
+            last = Path(parts.trainer.strategy.broadcast(str(parts.checkpoints.last)))
+            whole.load_state_dict(parts.storage.preload(last)["state_dict"])
+            self.algorithm = whole
         if resumed is not None and self.step == before:
             self._say(f"nothing left to train: the run has taken {self.step} steps; raise training.max_steps to go on")
         else:
@@ -154,6 +169,8 @@ class BaseExperiment:
                 f"experiment.tasks: {type(self).__name__} has no task '{name}'{did_you_mean(name, tasks)}; "
                 f"it has {', '.join(tasks)}"
             )
+        if not is_main_process() and name not in self.shared_tasks:
+            return
         randomness.seed_all(self.seed)
         getattr(self, name)()
 
@@ -168,8 +185,12 @@ class BaseExperiment:
         from diffusion_forcing.experiments.finite_layers import FiniteLayers
         from diffusion_forcing.experiments.histograms import Histograms
 
-        every = self.options.training.log_every_n_steps
-        return [FiniteLayers()] + ([] if self.rehearsing else [Histograms(self.run, every_n_steps=every)])
+        every, split = self.options.training.log_every_n_steps, self.options.training.strategy == "fsdp"
+        if split:
+            self._say(
+                "debug=True: no histograms with experiment.training.strategy=fsdp, where no process has whole weights; ddp has them"
+            )
+        return [FiniteLayers()] + ([] if self.rehearsing or split else [Histograms(self.run, every_n_steps=every)])
 
     def _prepare(self, *, weights: bool = True, data: bool = True) -> None:
         """Make sure the data is there, and put the weights of `load` or `resume` into the algorithm; each once."""
@@ -195,9 +216,7 @@ class BaseExperiment:
 
     def _say(self, text: str) -> None:
         """One line to the person at the terminal; none in a rehearsal."""
-        if self.rehearsing:
-            return
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if is_main_process() and not self.rehearsing:
             print(text, file=sys.stderr, flush=True)
 
     def _say_once(self, text: str) -> None:
@@ -214,9 +233,11 @@ class BaseExperiment:
             compile_network(self.algorithm, options.compile)
         if not self.step:
             self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
+        loaders = trainer.Loaders(self.options, self.dataset, seed=self.seed)
         evaluation = trainer.for_evaluation(
             options,
             options=self.options,
+            loaders=loaders,
             run=self.run,
             step=self.step,
             debug=self.debug,
@@ -224,7 +245,6 @@ class BaseExperiment:
             say=self._say_once,
         )
         evaluate = evaluation.validate if task == "validation" else evaluation.test
-        loaders = trainer.Loaders(self.options, self.dataset, seed=self.seed)
         try:
             evaluate(self.algorithm, datamodule=loaders, verbose=False)
         finally:
@@ -245,6 +265,14 @@ class BaseExperiment:
         by_default = (Path.cwd() / "outputs").resolve() in self.run.folder.resolve().parents
         run = self.run.id if by_default else self.run.folder
         return f"interrupted at step {step}; saved {last}; go on with resume={run}"
+
+
+def end_further_processes(ended: Trainer) -> None:
+    """End the processes that Lightning started for `ended`, which wait for this one in vain."""
+    launcher = ended.strategy.launcher
+    kill = getattr(launcher, "kill", None)
+    if callable(kill):
+        kill(signal.SIGKILL)  # one that waits for another hears nothing less
 
 
 def task_names(experiment: type) -> list[str]:

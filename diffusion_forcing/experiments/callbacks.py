@@ -20,8 +20,10 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from diffusion_forcing.algorithms.sharing import gathered, mean_of_processes
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import randomness
+from diffusion_forcing.experiments.sharded import whole
 
 _SHOWN_INDICES = 8
 
@@ -76,7 +78,8 @@ class FiniteGuard(Callback):
     saved (GPU).
 
     On a GPU the numbers are looked at every `every_n_steps` and before each checkpoint (`check`), so that no step waits
-    for them; the message still names the step and the batch where it began.
+    for them; the message still names the step and the batch where it began. Several processes look together, at whole steps: the one line
+    is about the process where it began first.
     """
 
     def __init__(self, *, indices: Callable[[], list[int]], advice: Callable[[], str], every_n_steps: int) -> None:
@@ -87,9 +90,15 @@ class FiniteGuard(Callback):
         self._advice = advice
         self._every = every_n_steps
         self._pending: list[tuple[str, int, list[int], Tensor]] = []
+        self._several = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._several = trainer.world_size > 1
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._look_at("loss", trainer, loss.detach())
+        if not self._several:
+            self._check_if_due()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         scaled = (
@@ -98,27 +107,40 @@ class FiniteGuard(Callback):
         self.norm = None if scaled else gradient_norm(optimizer)
         if self.norm is not None:
             self._look_at("gradient norm", trainer, self.norm)
+        self._check_if_due()
 
     def check(self) -> None:
         """Look at all that has not been looked at; UserError for the first that is not finite."""
         pending, self._pending = self._pending, []
-        for what, step, indices, value in pending:
-            if not torch.isfinite(value).all():
-                shown = ", ".join(map(str, indices[:_SHOWN_INDICES])) + (", …" if len(indices) > _SHOWN_INDICES else "")
-                raise UserError(
-                    f"the {what} became {value.mean().item()} at step {step}, in a batch of {len(indices)} samples "
-                    f"(dataset indices {shown}); training stopped and nothing was overwritten; {self._advice()}"
-                )
+        bad = [
+            (step, what != "loss", what, indices, value.mean().item())
+            for what, step, indices, value in pending
+            if not torch.isfinite(value).all()
+        ][:1]
+        if self._several:
+            bad = gathered(bad)
+        if not bad:
+            return
+        step, _, what, indices, value = min(bad, key=lambda found: found[:2])
+        shown = ", ".join(map(str, indices[:_SHOWN_INDICES])) + (", …" if len(indices) > _SHOWN_INDICES else "")
+        failure = UserError(
+            f"the {what} became {value} at step {step}, in a batch of {len(indices)} samples "
+            f"(dataset indices {shown}); training stopped and nothing was overwritten; {self._advice()}"
+        )
+        failure.everywhere = True
+        raise failure
 
     def _look_at(self, what: str, trainer: Trainer, value: Tensor) -> None:
         step = trainer.global_step + 1  # the step that is being made
         self._pending.append((what, step, self._indices(), value))
-        if value.device.type == "cpu" or len(self._pending) >= 2 * self._every:
+
+    def _check_if_due(self) -> None:
+        if self._pending and (self._pending[-1][3].device.type == "cpu" or len(self._pending) >= 2 * self._every):
             self.check()
 
 
 class Metrics(Callback):
-    """Logs training/loss (mean since the line before), training/lr, training/grad_norm (before clipping) and
+    """Logs training/loss (mean since the line before, and over processes), training/lr, training/grad_norm (before clipping) and
     training/steps_per_second."""
 
     def __init__(self, logger: RunLogger, guard: FiniteGuard, *, every_n_steps: int, log: Path) -> None:
@@ -130,6 +152,7 @@ class Metrics(Callback):
         self._window: tuple[float, int] = (0.0, 0)  # sum and number of the losses since the last line
         self._open: list[Tensor] = []  # losses not read back yet; those of an unfinished optimiser step stay here
         self._step = 0
+        self._several = False
         self._lr = 0.0
         self._guard = guard
         self._log = log
@@ -138,6 +161,7 @@ class Metrics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
         self._clock = (self._step, time.monotonic())
+        self._several = trainer.world_size > 1
         if trainer.is_global_zero:
             rewind(self._log, self._step)
         self._logger.at(self._step)
@@ -172,8 +196,11 @@ class Metrics(Callback):
 
     def _read_back(self) -> None:
         total, count = self._window
-        for loss in self._open:
-            self.last_loss = loss.mean().item()
+        losses = [loss.mean() for loss in self._open]
+        if self._several and losses:
+            losses = list(mean_of_processes(torch.stack(losses)))
+        for loss in losses:
+            self.last_loss = loss.item()
             total, count = total + self.last_loss, count + 1
         self._window, self._open = (total, count), []
 
@@ -215,11 +242,12 @@ class ValidationRandomness(Callback):
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:
-    """Euclidean norm of all gradients that `optimizer` is about to use, a scalar on their device; 0 if there are none."""
+    """Euclidean norm of all gradients that `optimizer` is about to use, a scalar on their device; 0 if there are none. To be called in all
+    processes where gradients are split."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
 
 def rewind(log: Path, step: int) -> None:

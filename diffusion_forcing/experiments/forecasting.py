@@ -53,6 +53,7 @@ class ForecastingExperiment(BaseExperiment):
 
     Options = ForecastingExperimentOptions
     task = "prediction"
+    shared_tasks = frozenset({"training"})
     options: ForecastingExperimentOptions
     algorithm: Forecasting
 

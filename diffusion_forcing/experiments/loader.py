@@ -3,7 +3,8 @@
 The order of epoch e is a permutation drawn from (seed, e) alone, and whatever a dataset draws at random while making
 batch n of epoch e is drawn from (seed, e, n) alone. The position (epoch, batch) is therefore all there is to save: not
 the number of workers, nor the process's own random state, has a part in which data comes next. The position counts
-batches handed out, not those read ahead.
+batches handed out, not those read ahead. Several processes share each batch: together they see what one process with a batch as large sees,
+so a run may go on with another number of them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from diffusion_forcing.algorithms.sharing import Share, share_of
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import randomness
 
 Place = tuple[int, int, list[int]]
-"""Epoch, batch within it, dataset indices of its samples."""
+"""Epoch, batch within it, dataset indices of its samples that are here."""
 
 
 class Order(Sampler[Place]):
@@ -37,8 +39,9 @@ class Order(Sampler[Place]):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        even: bool = False,
     ) -> None:
-        """`drop_last`: leave out an epoch's last, smaller batch, except where it is the only one. Others: see
+        """`drop_last`: leave out an epoch's last, smaller batch, except where it is the only one. `even`: see `share_of`. Others: see
         `BatchLoader`."""
         self.samples = samples
         self.batch_size = batch_size
@@ -46,9 +49,11 @@ class Order(Sampler[Place]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        mine = -(-samples // world_size)
-        whole = mine // batch_size
-        self.length = whole if drop_last and whole else -(-mine // batch_size)
+        self.even = even
+        self.whole_batch = batch_size * world_size
+        """Samples a batch, in all processes."""
+        whole = samples // self.whole_batch
+        self.length = whole if drop_last and whole else -(-samples // self.whole_batch)
         self.epoch = 0
         self.batch = 0
 
@@ -57,19 +62,21 @@ class Order(Sampler[Place]):
         return self.length - self.batch
 
     def __iter__(self) -> Iterator[Place]:
-        epoch, size, order = self.epoch, self.batch_size, self.of_epoch(self.epoch)
+        epoch, order = self.epoch, self.of_epoch(self.epoch)
         for batch in range(self.batch, self.length):
-            yield epoch, batch, order[batch * size : (batch + 1) * size].tolist()
+            first = batch * self.whole_batch
+            yield epoch, batch, order[[first + row for row in self.share(batch).rows]].tolist()
 
     def of_epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Dataset indices of this process in `epoch`, (ceil(samples / world_size),); the last repeat where it does not
-        divide."""
+        """Dataset indices of all samples in the order of `epoch`, whole batch after whole batch."""
         if self.shuffle:
-            indices = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-        else:
-            indices = np.arange(self.samples)
-        each = -(-self.samples // self.world_size)
-        return np.resize(indices, each * self.world_size)[self.rank :: self.world_size]
+            return np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        return np.arange(self.samples)
+
+    def share(self, batch: int) -> Share:
+        """What of batch number `batch` is this process's."""
+        total = min(self.whole_batch, self.samples - batch * self.whole_batch)
+        return share_of(total, self.rank, self.world_size, even=self.even)
 
     def advance(self) -> None:
         """One batch was handed out."""
@@ -78,13 +85,12 @@ class Order(Sampler[Place]):
             self.epoch, self.batch = self.epoch + 1, 0
 
     def signature(self) -> dict[str, int]:
-        """What a position is a position in."""
+        """What a position is a position in. batch_size: of all processes together."""
         return {
             "samples": self.samples,
-            "batch_size": self.batch_size,
+            "batch_size": self.whole_batch,
             "shuffle": int(self.shuffle),
             "seed": self.seed,
-            "processes": self.world_size,
         }
 
 
@@ -103,13 +109,14 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        even: bool = False,
     ) -> None:
         """`dataset.__getitems__(indices)` makes a whole batch where it exists; else items are collated one by one.
 
         batch_size: samples a batch and process. drop_last: leave out an epoch's last, smaller batch (a dataset smaller
         than one batch still gives that one). num_workers: processes that read ahead; None lets the dataset decide (none
-        if it makes whole batches). rank, world_size: this process among those that share each epoch. UserError if there
-        is no data.
+        if it makes whole batches). rank, world_size: this process among those that share each batch. even: all of them have as many
+        rows, see `share_of`. UserError if there is no data.
         """
         samples = len(dataset)  # type: ignore[arg-type]
         if samples == 0:
@@ -124,13 +131,16 @@ class BatchLoader:
             drop_last=drop_last,
             rank=rank,
             world_size=world_size,
+            even=even,
         )
         self.indices: list[int] = []
         """Dataset indices of the batch handed out last."""
+        self.share: Share | None = None
+        """What of the batch handed out last is here; None where all of it is."""
         if num_workers is None:
             num_workers = 0 if hasattr(dataset, "__getitems__") else min(4, (os.cpu_count() or 1) - 1)
         self._loader: DataLoader[Any] = DataLoader(
-            _Batches(dataset, seed),
+            _Batches(dataset, seed, rank),
             batch_size=None,
             sampler=self.position,
             num_workers=num_workers,
@@ -157,8 +167,9 @@ class BatchLoader:
         self._loader._iterator = None
 
     def _rest_of_epoch(self) -> Iterator[Any]:
-        for (_, _, indices), batch in zip(self.position, self._loader, strict=True):
+        for (_, number, indices), batch in zip(self.position, self._loader, strict=True):
             self.indices = indices
+            self.share = self.position.share(number) if self.position.world_size > 1 else None
             self.position.advance()
             yield batch
 
@@ -176,27 +187,32 @@ class ResumableLoader(BatchLoader):
         return {"epoch": self.position.epoch, "batch": self.position.batch, **self.position.signature()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a saved position; UserError if the data, the batch size or the number of processes is not what it was."""
+        """Go to a saved position; UserError if the data or the size of the whole batch is not what it was."""
+        # states of earlier versions hold each process's part of a batch
+        before = {**state, "batch_size": state["batch_size"] * state.get("processes", 1)}
         for key, now in self.position.signature().items():
-            if state.get(key) != now:
+            if before.get(key) != now:
+                shared = f" ({self.position.world_size} processes)" if self.position.world_size > 1 else ""
                 raise UserError(
-                    f"cannot resume with {key}={now}: the run was trained with {key}={state.get(key)}; "
+                    f"cannot resume with {key}={now}{shared}: the run was trained with {key}={before.get(key)}; "
                     "resume with the same settings, or start a new run from its weights with load="
+                    + ("; batch_size here is experiment.training.batch_size times the processes" if shared else "")
                 )
         self.position.epoch, self.position.batch = state["epoch"], state["batch"]
 
 
 class _Batches(Dataset[Any]):
     """A dataset whose item (epoch, batch, indices) is the whole batch, whatever it draws at random owned by (seed,
-    epoch, batch)."""
+    epoch, batch), and the process where there are several."""
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int, rank: int = 0) -> None:
         self._dataset = dataset
         self._seed = seed
+        self._rank = rank
 
     def __getitem__(self, place: Place) -> Any:
         epoch, number, indices = place
-        with randomness.owned_by(self._seed, epoch, number):
+        with randomness.owned_by(self._seed, epoch, number, *[self._rank] * bool(self._rank)):
             if hasattr(self._dataset, "__getitems__"):
                 batch = self._dataset.__getitems__(indices)
                 return default_collate(batch) if isinstance(batch, list) else batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Literal
 
 from diffusion_forcing.errors import UserError, did_you_mean
 
@@ -105,6 +106,10 @@ class TrainingOptions:
     """16-mixed, bf16-mixed, 32-true or 64-true (also 16, bf16, 32, 64); 16-mixed is 32-true where there is no GPU."""
     compile: bool | str = False
     """Compile the network; or the name of a torch.compile mode."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes share the work: ddp keeps the model in each, fsdp splits it; auto: ddp where there are several."""
+    devices: int | Literal["auto"] = "auto"
+    """Processes on each machine, one a GPU; auto: all GPUs, or one process on the CPU, or what Slurm or torchrun started."""
     lr: float = 1e-3
     batch_size: int = 16
     """Samples a batch and process."""
@@ -125,6 +130,9 @@ class TrainingOptions:
             raise UserError(
                 f"experiment.training.lr={self.lr} is not a learning rate; pass a number from 0 up, such as 5e-4"
             )
+        _one_of("training.strategy", self.strategy, ("auto", "ddp", "fsdp"))
+        if isinstance(self.devices, int):
+            _at_least("training.devices", self.devices, 1)
         _at_least("training.batch_size", self.batch_size, 1)
         _at_least("training.max_epochs", self.max_epochs, -1)
         _at_least("training.max_steps", self.max_steps, -1)

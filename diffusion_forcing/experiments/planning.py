@@ -54,6 +54,7 @@ class PlanningExperiment(BaseExperiment):
 
     Options = PlanningExperimentOptions
     task = "planning"
+    shared_tasks = frozenset({"training"})
     options: PlanningExperimentOptions
     algorithm: Planning
 

@@ -60,6 +60,7 @@ class RobotExperiment(BaseExperiment):
 
     Options = RobotExperimentOptions
     task = "robot"
+    shared_tasks = frozenset({"training"})
     options: RobotExperimentOptions
     algorithm: Robot
 

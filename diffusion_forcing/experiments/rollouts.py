@@ -52,6 +52,21 @@ class Scores:
     frames: int = 0
     """Frames predicted in `seconds`, clips times length."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """What was measured of the clips of all `parts`, such as those of several processes."""
+        whole = cls(parts[0].metrics)
+        for part in parts:
+            for who, curves in part.curves.items():
+                for metric, found in curves.items():
+                    whole.curves.setdefault(who, {}).setdefault(metric, []).extend(found)
+            for who, moments in part.moments.items():
+                whole.moments.setdefault(who, []).extend(moments)
+            for who, openings in part.openings.items():
+                whole.openings.setdefault(who, []).extend(openings)
+            whole.seconds, whole.frames = whole.seconds + part.seconds, whole.frames + part.frames
+        return whole
+
     @property
     def clips(self) -> int:
         return sum(len(part) for part in self.curves.get(MODEL, {}).get(self.metrics[0], []))
@@ -226,9 +241,8 @@ class Roller:
             self.on_frames(chunk.shape[0] * chunk.shape[1])
 
     def _generator(self, number: int) -> torch.Generator:
-        generator = torch.Generator(self.video.device)
         seed = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0]
-        return generator.manual_seed(int(seed) % 2**63)
+        return self.video.generator(int(seed) % 2**63)
 
 
 def _moments(frames: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ the weights last changed. So resuming always starts before a whole step, and one
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from diffusion_forcing.algorithms.sharing import gathered
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints.lightning_io import SAMPLING
 from diffusion_forcing.errors import UserError, did_you_mean
@@ -22,6 +23,7 @@ from diffusion_forcing.experiments import randomness
 from diffusion_forcing.experiments.interrupts import Interrupted, Interrupts
 from diffusion_forcing.experiments.options import CheckpointingOptions
 from diffusion_forcing.experiments.retention import Retention
+from diffusion_forcing.experiments.sharded import whole
 from diffusion_forcing.experiments.weights import describe, sampling_weights
 
 _RANDOM = "random"
@@ -51,6 +53,7 @@ class Checkpoints(Callback):
         self._say = say
         self._boundary: tuple[int, dict[str, Any], dict[str, Any]] | None = None  # step, fit loop, random state
         self._restored: dict[str, Any] | None = None  # random state of the checkpoint that is being resumed from
+        self._resumed = False
         self._due = False
         self._kept = Retention(options, folder)
         self._saved_step = -1
@@ -61,7 +64,11 @@ class Checkpoints(Callback):
     # What Lightning calls, in the order it does
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._restored = checkpoint.get(_RANDOM)
+        states = checkpoint.get(_RANDOM)
+        states = [states] if isinstance(states, dict) else states or []  # one, of a checkpoint of earlier versions
+        self._resumed = bool(states)
+        # a process more than there were starts from its own seed
+        self._restored = states[trainer.global_rank] if trainer.global_rank < len(states) else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._seconds = state["seconds"]
@@ -72,7 +79,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         native.remove_leftovers(self.folder)
-        self._saved_step = trainer.global_step if self._restored is not None else -1
+        self._saved_step = trainer.global_step if self._resumed else -1
         self._last_time = self._tick = time.monotonic()
         self._take_boundary(trainer, random=self._restored)
         self.interrupts.install()
@@ -114,7 +121,10 @@ class Checkpoints(Callback):
                 f"experiment.training.checkpointing.monitor='{monitor}' is not measured in validation{did_you_mean(monitor, known)}, so no "
                 f"checkpoint is the best by it; there are: {', '.join(known) or 'none'}"
             )
-        if self._boundary is not None and value is not None and self._kept.is_among_best(float(value)):
+        if self._boundary is None or value is None:
+            return
+        # the main process reads the scores, for it writes them too
+        if _agreed(trainer, trainer.is_global_zero and self._kept.is_among_best(float(value))):
             path = self.save(trainer)
             if trainer.is_global_zero:
                 self._kept.score(path, float(value))
@@ -131,17 +141,17 @@ class Checkpoints(Callback):
             and not isinstance(exception, (UserError, Interrupted))
         ):
             self.save(trainer)
-        self._leave()
+        self._leave(ending=isinstance(exception, Interrupted))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._boundary is None:
             return
         _, fit_loop, random = self._boundary
         checkpoint["loops"]["fit_loop"] = fit_loop
-        checkpoint[_RANDOM] = random
+        checkpoint[_RANDOM] = gathered([random]) if trainer.world_size > 1 else [random]
         checkpoint[SAMPLING] = {
             "facts": describe(pl_module),
-            "model": sampling_weights(pl_module),
+            "model": {name: whole(weight) for name, weight in sampling_weights(pl_module).items()},
             "resumable": not self.options.save_weights_only,
         }
 
@@ -193,15 +203,15 @@ class Checkpoints(Callback):
         in."""
         if self._boundary is None:
             return
-        asked = _agreed(trainer, self.interrupts.received is not None)
+        asked = _highest(trainer, self.interrupts.received or 0)
         if (self._due or asked) and trainer.global_step:
             self._due = False
             self.save(trainer)
         if asked:
-            raise Interrupted(self.interrupts.received or signal.SIGINT)
+            raise Interrupted(asked)
 
-    def _leave(self) -> None:
-        self.interrupts.remove()
+    def _leave(self, *, ending: bool = False) -> None:
+        self.interrupts.remove(ending=ending)
         self._boundary = None
 
     def _path(self, trainer: Trainer, step: int) -> Path:
@@ -227,3 +237,11 @@ class Checkpoints(Callback):
 def _agreed(trainer: Trainer, decision: bool) -> bool:
     """Whether any process decided so; the same answer in all of them."""
     return trainer.strategy.reduce_boolean_decision(decision, all=False) if trainer.world_size > 1 else decision
+
+
+def _highest(trainer: Trainer, number: int) -> int:
+    """The highest `number` of all processes."""
+    if trainer.world_size == 1:
+        return number
+    found = torch.tensor(number, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(found, reduce_op="max"))

@@ -5,25 +5,28 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from diffusion_forcing.checkpoints.lightning_io import SafetensorsCheckpointIO
+from diffusion_forcing.experiments import strategies
 from diffusion_forcing.experiments.callbacks import FiniteGuard, Metrics, RunLogger, ValidationRandomness
 from diffusion_forcing.experiments.loader import BatchLoader, ResumableLoader
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions, precision
 from diffusion_forcing.experiments.progress import ProgressBar
 from diffusion_forcing.experiments.saving import Checkpoints
+from diffusion_forcing.experiments.sharded import Together
 
 _QUIET = (  # remarks of Lightning's that say nothing to a user of ours
     ".*does not have many workers.*",
     ".*`isinstance.treespec, LeafSpec.`.*",
     ".*You passed in a `val_dataloader` but have no.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*The `srun` command is available on your system.*",
 )
 _ONLY_CUDA = ("16-mixed", "16-true")
 
@@ -35,6 +38,8 @@ class Loaders(LightningDataModule):
         super().__init__()
         self.indices: Callable[[], list[int]] = lambda: []
         """Dataset indices of the training batch handed out last."""
+        self.trained_on: BatchLoader | None = None
+        self.evaluated_on: BatchLoader | None = None
         self._made: list[BatchLoader] = []
         self._options = options
         self._dataset = dataset
@@ -48,9 +53,11 @@ class Loaders(LightningDataModule):
             shuffle=options.data.shuffle,
             num_workers=options.data.num_workers,
             drop_last=options.data.shuffle,
+            even=True,
             **self._shared(),
         )
         self.indices = lambda: loader.indices
+        self.trained_on = loader
         self._made.append(loader)
         return loader
 
@@ -69,6 +76,7 @@ class Loaders(LightningDataModule):
             num_workers=options.data.num_workers,
             **self._shared(),
         )
+        self.evaluated_on = loader
         self._made.append(loader)
         return loader
 
@@ -144,6 +152,8 @@ def for_training(
         plugins=[storage],
         logger=logger,
         callbacks=[
+            Shares(loaders),
+            Together(),
             ValidationRandomness(seed),
             guard,
             metrics,
@@ -168,13 +178,14 @@ def for_evaluation(
     task: ValidationOptions | TestOptions,
     *,
     options: ExperimentOptions,
+    loaders: Loaders,
     run: Any,
     step: int,
     debug: bool,
     more_callbacks: list[Callback],
     say: Callable[[str], None],
 ) -> Trainer:
-    """A trainer for one pass of `task`, whose metrics are logged to `run` at `step`."""
+    """A trainer for one pass of `task` over `loaders`, whose metrics are logged to `run` at `step`."""
     logger = RunLogger(run)
     logger.at(step)
     return _trainer(
@@ -182,8 +193,9 @@ def for_evaluation(
         options=options,
         run=run,
         say=say,
+        evaluating=True,
         logger=logger,
-        callbacks=more_callbacks,
+        callbacks=[Shares(loaders), *more_callbacks],
         detect_anomaly=debug,
         inference_mode=task.inference_mode,
         limit_val_batches=_limit(task.limit_batch),
@@ -191,10 +203,41 @@ def for_evaluation(
     )
 
 
+class Shares(Callback):
+    """Tells an algorithm with an attribute `share` what of each batch is in this process; None where it is the only one."""
+
+    def __init__(self, loaders: Loaders) -> None:
+        self._loaders = loaders
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        self._tell(pl_module, self._loaders.trained_on)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        self._tell(pl_module, self._loaders.evaluated_on)
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        self._tell(pl_module, self._loaders.evaluated_on)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._tell(pl_module, None)
+
+    def _tell(self, pl_module: Any, loader: BatchLoader | None) -> None:
+        if hasattr(pl_module, "share"):
+            pl_module.share = None if loader is None else loader.share
+
+
 def _trainer(
-    precision_option: str | int, *, options: ExperimentOptions, run: Any, say: Callable[[str], None], **settings: Any
+    precision_option: str | int,
+    *,
+    options: ExperimentOptions,
+    run: Any,
+    say: Callable[[str], None],
+    evaluating: bool = False,
+    plugins: Sequence[Any] = (),
+    **settings: Any,
 ) -> Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in _QUIET:
         warnings.filterwarnings("ignore", message)
     gpus = torch.cuda.device_count()
@@ -202,11 +245,12 @@ def _trainer(
     if gpus == 0 and wanted in _ONLY_CUDA:
         say(f"precision {wanted} needs a CUDA GPU; using 32-true")
         wanted = "32-true"
+    processes = strategies.trainer_options(options, evaluating=evaluating)
+    if (count := processes["devices"] * processes["num_nodes"]) > 1:
+        kind = "ddp" if evaluating else options.training.strategy.replace("auto", "ddp")
+        say(f"{count} processes share each batch ({kind})")
     return Trainer(
-        accelerator="auto",
-        strategy="ddp" if gpus > 1 or options.num_nodes > 1 else "auto",
-        devices="auto",
-        num_nodes=options.num_nodes,
+        **processes | {"plugins": [*plugins, *processes["plugins"]]},
         precision=wanted,  # type: ignore[arg-type]
         default_root_dir=run.folder,
         enable_checkpointing=False,

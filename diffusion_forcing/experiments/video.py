@@ -42,6 +42,7 @@ class VideoExperiment(BaseExperiment):
 
     Options = VideoExperimentOptions
     task = "video"
+    shared_tasks = frozenset({"training"})
     options: VideoExperimentOptions
     algorithm: Video
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from diffusion_forcing.algorithms.sharing import gathered
 from diffusion_forcing.algorithms.video import Video
 from diffusion_forcing.datasets.video_batch import VideoBatch
 from diffusion_forcing.experiments import video_report
@@ -27,7 +29,7 @@ class RolloutsInTraining(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Video)
-        self._roller = self._experiment.roller(pl_module, seed=self._experiment.seed + trainer.global_rank)
+        self._roller = self._experiment.roller(pl_module, seed=self._experiment.seed)
         self._scores = Scores(self._roller.metrics)
         self._drawing = self._experiment.drawing("training", films=False)
 
@@ -41,14 +43,21 @@ class RolloutsInTraining(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert self._roller is not None and self._scores is not None and self._drawing is not None
+        assert isinstance(pl_module, Video)
         clips = VideoBatch(*batch)
+        valid = clips.valid.clone()
+        valid[pl_module.counted_rows(len(valid)) :] = False  # another process has those
+        clips = clips._replace(valid=valid)
         with trainer.precision_plugin.val_step_context(), self._drawing.of(clips, batch_idx) as on_chunk:
             self._roller.roll(clips, batch_idx, self._scores, on_chunk=on_chunk)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._scores is not None and self._drawing is not None
+        assert isinstance(pl_module, Video)
         if not self._scores.clips:
             return
+        if pl_module.share is not None:
+            self._scores = Scores.joined(gathered([replace(self._scores, openings={})]))
         self._drawing.sheet(
             f"Truth and prediction after {trainer.global_step:,} steps; amber: what the model was given"
         )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from diffusion_forcing import __version__
 from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.experiments.processes import is_main_process
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(words)
     except UserError as mistake:
+        if mistake.everywhere and not is_main_process():
+            return 0
         if "debug=true" in [word.lower().lstrip("+") for word in words]:
             traceback.print_exc()
         print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
@@ -31,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except SystemExit as end:  # training that was asked to stop: saved, and has said how to resume
+        if not is_main_process():
+            return 0  # or whoever started the processes would end the main one, at its work
         return end.code if isinstance(end.code, int) else 1
 
 
@@ -65,7 +70,7 @@ def _main(words: list[str]) -> int:
     elif {"--cfg", "-c"} & set(flags):
         _print_config(overrides, resolve="--resolve" in flags)
     else:
-        _run(overrides)
+        return _run(overrides)
     return 0
 
 
@@ -99,20 +104,29 @@ def _print_config(overrides: list[str], *, resolve: bool) -> None:
         print(as_yaml(config), end="")
 
 
-def _run(overrides: list[str]) -> None:
+def _run(overrides: list[str]) -> int:
     from diffusion_forcing.launch.importing import without_collecting
 
     with without_collecting():
         from diffusion_forcing.launch.allocator import keep_freed_memory
         from diffusion_forcing.launch.report import report, say
-        from diffusion_forcing.launch.run import is_main_process, plan, start
+        from diffusion_forcing.launch.run import plan, start
         from diffusion_forcing.launch.seeds import run_seeds
 
         keep_freed_memory()
-        checked = plan(overrides)
+        try:
+            checked = plan(overrides)
+        except UserError as mistake:
+            mistake.everywhere = True
+            raise
     if checked.taken and is_main_process():
         say(f"as the checkpoint was trained: {' '.join(checked.taken)}")
+    if checked.cluster is not None:
+        from diffusion_forcing.launch.slurm import submit
+
+        return submit(checked, overrides)
     if checked.settings.seeds > 1:
         run_seeds(overrides, checked)
     else:
         report(start(checked))
+    return 0

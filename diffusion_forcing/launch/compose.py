@@ -53,7 +53,9 @@ def compose(words: Sequence[str]) -> DictConfig:
     chosen = [override for override in overrides if override.group]
     for override in chosen:
         _check_choice(override)
-    config = _compose_files([_group_text(override) for override in chosen if override.key != "cluster"])
+    # the default of config.yaml is no cluster, which Hydra's words cannot say
+    files = [override for override in chosen if override.key != "cluster" or override.value is not None]
+    config = _compose_files([_group_text(override) for override in files])
     config[CHOICES].update({TRACKING: ["local"], **{override.key: override.value for override in chosen}})
     _apply_all_(config, overrides)
     _add_wandb_(config)
@@ -76,6 +78,10 @@ def compose_on(saved: str, words: Sequence[str]) -> DictConfig:
             _track_(config, _names(override.value))
             if "wandb" in _names(override.value) and config["wandb"]["mode"] == "disabled":
                 config["wandb"]["mode"] = None
+        elif override.group and override.key == "cluster":  # nor does where it runs
+            _check_choice(override)
+            chosen = None if override.value is None else _compose_files([_group_text(override)])["cluster"]
+            config["cluster"] = chosen
         elif override.group and before.get(override.key) != override.value:
             raise UserError(
                 f"resume= goes on with the run as it was ({override.key}={before.get(override.key)}), got '{override.text}'; "
@@ -163,10 +169,6 @@ def _check_choice(override: Override) -> None:
     group, choice = override.key.partition("@")[0], override.value
     if choice is None and group in _PARTS and not override.delete:
         raise UserError(f"there is no {group}: choose one with {group}=NAME; there are: {_list(choices_of(group))}")
-    if group == "cluster" and choice is not None and not override.delete:
-        raise UserError(
-            f"'{override.text}': clusters are not in this version yet; start the command on the machine itself"
-        )
     known = choices_of(group)
     if not known and group not in _DEFAULT_GROUPS:
         raise UserError(

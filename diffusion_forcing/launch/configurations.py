@@ -15,8 +15,8 @@ def folders() -> list[Path]:
 
 
 def group_names() -> list[str]:
-    """Every folder that holds yaml files, as Hydra names it: `dataset`, `algorithm/architecture`. `cluster` is one without a file."""
-    found = {"cluster"}
+    """Every folder that holds yaml files, as Hydra names it: `dataset`, `algorithm/architecture`."""
+    found = set()
     for root in folders():
         found |= {file.parent.relative_to(root).as_posix() for file in root.rglob("*.yaml") if file.parent != root}
     return sorted(found)

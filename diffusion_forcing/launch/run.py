@@ -17,12 +17,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.experiments.processes import is_main_process
+from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job
 from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
 from diffusion_forcing.launch.configurations import group_names
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import build_options
 from diffusion_forcing.launch.overrides import parse
 from diffusion_forcing.launch.parts import read_part
+from diffusion_forcing.launch.requeue import requeued_when_preempted
 from diffusion_forcing.launch.settings import Settings
 from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.launch.trackers import read_trackers
@@ -49,6 +52,10 @@ class Plan:
     """What the checkpoint's structure changed, as key=value."""
     trackers: tuple[tuple[type[Tracker], Any], ...] = ()
     """Class and options of each that is told of the run, beside its folder."""
+    new_job: bool = False
+    """Whether `resumed` is a run that was made for a Slurm job and begins only now."""
+    cluster: ClusterOptions | None = None
+    """Where to submit it instead of running it here."""
 
 
 def plan(words: Sequence[str]) -> Plan:
@@ -57,23 +64,25 @@ def plan(words: Sequence[str]) -> Plan:
     given = _given(words)
     outputs = Path(given.get("outputs") or "outputs")
     resumed = _run_here_or_fetched(given["resume"], outputs, words) if given.get("resume") else None
+    new_job = False
     if resumed is None:
         config = compose(words)
     else:
         config = compose_on(_saved_config(resumed), words)
-        config["load"] = given.get("load")
+        new_job = is_new_job(resumed)
+        config["resume" if new_job else "load"] = None if new_job else given.get("load")
     mapping = resolved(config)
     everywhere = list(_dotted(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
-    if resumed is not None and not Path(str(spec)).exists():  # an id, not one of its checkpoints
+    if resumed is not None and not new_job and not Path(str(spec)).exists():  # an id, not one of its checkpoints
         spec = str(resumed)
     tracked = "wandb" in (mapping.get("tracking") or {})
     checkpoint = (
         _checkpoint_here_or_fetched(spec, Path(settings.outputs), settings.wandb, tracked=tracked) if spec else None
     )
     taken = []
-    if checkpoint and settings.load:
+    if checkpoint and settings.load and not new_job:
         check_task(mapping, checkpoint)
         taken = adopt_(config, checkpoint, given)
     mapping = resolved(config) if taken else mapping
@@ -92,6 +101,8 @@ def plan(words: Sequence[str]) -> Plan:
         resumed=resumed,
         taken=tuple(taken),
         trackers=tuple(trackers),
+        new_job=new_job,
+        cluster=None if settings.cluster is None else build_options(ClusterOptions, settings.cluster, "cluster"),
     )
 
 
@@ -99,7 +110,7 @@ def start(checked: Plan) -> Run | NullRun:
     """Build the parts and run the tasks in order. Returns the run, finished; a run that fails is marked so and the error goes on."""
     run = open_run(checked)
     run.config(as_yaml(_to_save(checked.config)))
-    with finishing(run):
+    with requeued_when_preempted(f"go on with resume={run.id}"), finishing(run):
         if isinstance(run, TrackedRun):
             run.follow([cls(options) for cls, options in checked.trackers], resolved(checked.config))
         perform(checked, run)
@@ -124,8 +135,8 @@ def perform(checked: Plan, run: Any) -> None:
         run=run,
         seed=settings.seed,
         debug=settings.debug,
-        load=None if checked.resumed else checked.checkpoint,
-        resume=checked.checkpoint if checked.resumed else None,
+        load=checked.checkpoint if checked.resumed is None or checked.new_job else None,
+        resume=checked.checkpoint if checked.resumed and not checked.new_job else None,
     )
     for task in options["experiment"].tasks:
         experiment.run_task(task)
@@ -202,11 +213,6 @@ def run_folder(spec: str, outputs: Path) -> Path:
     raise UserError(f"resume={spec} is not in a run's folder; to start a new run from its weights use load={spec}")
 
 
-def is_main_process() -> bool:
-    """False on the further ranks that Lightning starts with this same command line."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
-
-
 def _checkpoint(spec: str, outputs: Path) -> Path:
     """The checkpoint on the disk. Imported here: it needs torch, whose import a mistyped key should not wait for."""
     from diffusion_forcing.checkpoints.resolve import resolve
@@ -246,7 +252,7 @@ def _from_wandb(fetch: Callable[..., Path], spec: str, outputs: Path, wandb: Wan
 def open_run(checked: Plan) -> Run | NullRun:
     """The run's folder, new or resumed; on a further rank one that keeps nothing."""
     if not is_main_process():
-        return NullRun(Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
+        return NullRun(checked.resumed or Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
     if checked.resumed is not None:
         run = TrackedRun.open(checked.resumed)
     else:

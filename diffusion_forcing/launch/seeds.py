@@ -11,9 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.launch.compose import as_yaml
 from diffusion_forcing.launch.report import report, say
-from diffusion_forcing.launch.run import Plan, is_main_process, plan, start
+from diffusion_forcing.launch.run import Plan, plan, start
 from diffusion_forcing.tracking.run import Run
 
 

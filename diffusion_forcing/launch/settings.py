@@ -38,8 +38,6 @@ class Settings:
             raise UserError(f"seeds is how many seeds to run, from 1 to 1000, got {self.seeds}")
         if self.seeds > 1 and self.resume is not None:
             raise UserError("seeds= starts several new runs and resume= goes on with one: give one of them")
-        if self.cluster is not None:
-            raise UserError("cluster: clusters are not in this version yet; start the command on the machine itself")
         if self.load is not None and self.resume is not None:
             raise UserError(
                 "load= starts a new run from a checkpoint and resume= goes on with an old one: give one of them"

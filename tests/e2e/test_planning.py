@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,25 @@ def test_position_planner_is_trained_played_loaded_and_resumed() -> None:
     assert main([f"resume={identity}", "experiment.tasks=[training]", "experiment.training.max_steps=6"]) == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_processes_train_and_the_main_one_alone_does_the_rest(tmp_path: Path) -> None:
+    words = [*TINY, *POSITION_ONLY, "+name=pair", "experiment.training.devices=2", "experiment.training.batch_size=2"]
+    tasks = "experiment.tasks=[generate_dataset,training,validation]"
+    ended = subprocess.run(
+        [sys.executable, "-m", "diffusion_forcing", *words, tasks],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (folder,) = (tmp_path / "outputs").glob("*/*-pair")
+    assert (folder / "checkpoints" / "latest").resolve().name == "step-00000004"
+    assert json.loads((folder / "metrics.json").read_text())["planning/episodes"] == 2
+    for once in ("2 processes share each batch (ddp)", "trained to step 4", "success_rate", "generating umaze"):
+        assert ended.stderr.count(once) == 1, once
+    assert ended.stdout.count("is done") == 1
 
 
 def test_planner_with_velocities_and_actions_executes_its_actions() -> None:

@@ -108,10 +108,71 @@ def test_the_last_smaller_batch_is_dropped_only_where_there_is_a_whole_one(
     assert len(source) == len(lengths)
 
 
-def test_processes_share_an_epoch_in_equal_parts() -> None:
-    parts = [Order(11, batch_size=4, shuffle=True, rank=rank, world_size=3).of_epoch(0).tolist() for rank in range(3)]
-    assert [len(part) for part in parts] == [4, 4, 4]
-    assert {index for part in parts for index in part} == set(range(11))
+def places(samples: int, processes: int, *, whole_batch: int = 4, **settings: Any) -> list[list[list[int]]]:
+    """For each process the dataset indices of its batches in epoch 0."""
+    each = whole_batch // processes
+    orders = [
+        Order(samples, batch_size=each, shuffle=True, seed=SEED, rank=rank, world_size=processes, **settings)
+        for rank in range(processes)
+    ]
+    return [[indices for _, _, indices in order] for order in orders]
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_processes_have_the_rows_of_the_same_whole_batches_as_one(drop: bool) -> None:
+    (alone,) = places(11, 1, drop_last=drop)
+    together = places(11, 2, drop_last=drop)
+    for whole, first, second in zip(alone, *together, strict=True):
+        assert [first, second] == [whole[::2], whole[1::2]]
+
+
+def test_where_training_data_does_not_divide_all_processes_have_as_many_rows_and_miss_none() -> None:
+    *_, last = zip(*places(13, 4, even=True), strict=True)
+    assert [len(rows) for rows in last] == [1, 1, 1, 1]
+    assert len({row for rows in last for row in rows}) == 1
+    *_, last = zip(*places(15, 2, even=True), strict=True)
+    assert [len(rows) for rows in last] == [2, 2]
+    assert len({row for rows in last for row in rows}) == 3
+
+
+@pytest.mark.parametrize(("samples", "processes"), [(5, 2), (9, 2), (1, 4), (7, 4), (8, 4)])
+def test_in_an_evaluation_each_sample_counts_once_and_all_processes_have_as_many_batches(
+    samples: int, processes: int
+) -> None:
+    counted: list[int] = []
+    lengths = set()
+    for rank in range(processes):
+        settings: dict[str, Any] = {"rank": rank, "world_size": processes, "batch_size": 4 // processes}
+        source = loader(samples, kind=BatchLoader, shuffle=False, **settings)
+        for batch in source:
+            assert len(batch) == len(source.indices) == len(source.share.rows) > 0
+            counted += source.indices[: source.share.counted]
+        lengths.add(len(source))
+    assert sorted(counted) == list(range(samples))
+    assert len(lengths) == 1
+
+
+def test_one_process_knows_of_no_shares() -> None:
+    source = loader()
+    drawn(source, 1)
+    assert source.share is None
+
+
+def test_a_position_holds_for_another_number_of_processes_with_the_same_whole_batch() -> None:
+    source = loader(24, batch_size=4)
+    whole = drawn(source, 4)
+    after = source.state_dict()
+    assert [len(batch) for batch in whole] == [4] * 4
+    two = [loader(24, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
+    for process in two:
+        process.load_state_dict(after)
+        drawn(process, 1)
+    drawn(source, 1)
+    assert [two[0].indices, two[1].indices] == [source.indices[::2], source.indices[1::2]]
+    earlier = {**after, "batch_size": 1, "processes": 4}  # as a version before this one wrote it
+    two[0].load_state_dict(earlier)
+    with pytest.raises(UserError, match=r"batch_size=8 \(2 processes\): the run was trained with batch_size=4"):
+        loader(24, batch_size=4, world_size=2).load_state_dict(after)
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"seed": 6}, {"shuffle": False}, {"count": 12}])
