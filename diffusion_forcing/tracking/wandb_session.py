@@ -20,7 +20,7 @@ import wandb
 
 from diffusion_forcing.tracking.files import read_json
 
-REACH_SECONDS = 10.0  # for W&B to answer at all
+REACH_SECONDS = 20.0  # for W&B to answer at all
 INIT_SECONDS = 60.0  # for it to take a new run
 FINISH_SECONDS = 120.0  # for the last rows, once the run has ended; checkpoints are waited for before
 STEP = "trainer/global_step"
@@ -29,6 +29,7 @@ LINE = "line"
 """The number of the line of metrics.jsonl that a row stands for; the newest is in W&B's summary of the run."""
 _PATIENT = ("x_file_stream_retry_max", "x_file_transfer_retry_max", "x_graphql_retry_max")
 _FOREVER = 1_000_000
+SLOW = "did not respond in time"  # what an AuthenticationError of W&B's says where it is the network
 
 
 class Session:
@@ -160,11 +161,12 @@ def away() -> Away | None:
     except (OSError, ValueError, http.client.HTTPException) as failure:
         return Away(f"W&B at {url} cannot be reached ({getattr(failure, 'reason', None) or failure})", login=False)
     try:
-        if wandb.Api(timeout=int(REACH_SECONDS)).viewer is not None:
-            return None
-        reason = "it knows nobody of that key"
+        wandb.Api(timeout=int(REACH_SECONDS)).viewer  # noqa: B018  asked for what it raises
+        return None
     except Exception as failure:
         reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        if not isinstance(failure, (wandb.errors.AuthenticationError, wandb.errors.UsageError)) or SLOW in reason:
+            return Away(f"W&B at {url} does not answer ({reason})", login=False)
     return Away(
         f"W&B at {url} takes no login from here ({reason}); wandb login, or WANDB_API_KEY, gives it one", login=True
     )
