@@ -21,6 +21,7 @@ from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series import SeriesWindows, TimeSeries
 from diffusion_forcing.datasets.series_batch import SeriesBatch
+from diffusion_forcing.datasets.series_times import lags_of
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
@@ -28,11 +29,13 @@ from diffusion_forcing.experiments.options import ExperimentOptions
 from diffusion_forcing.experiments.retention import best_of
 from diffusion_forcing.experiments.weights import load_weights
 from diffusion_forcing.metrics.forecasting import QUANTILES, calibration, crps_sum, forecast_report
+from diffusion_forcing.metrics.naive import random_walk, season_of, seasonal
 from diffusion_forcing.tracking.files import write_atomic
 from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans
 
 MOST_DRAWN = 6  # variates on a sheet of fan charts
 SHOWN_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+COMPARED = ("crps_sum", "crps", "nd")  # what metrics.json holds of the naive forecasts
 HISTORY_DRAWN = 2  # histories before the forecast
 
 
@@ -160,9 +163,30 @@ class ForecastingExperiment(BaseExperiment):
         samples, target = samples[..., free], target[..., free]
         report = forecast_report(samples, target)
         self.run.summary({**report, "forecast/windows": len(windows), "forecast/paths": samples.shape[1]})
-        for name, value in report.items():
-            self._say(f"  {name.removeprefix('forecast/'):12s} {value:9.4g}")
+        naive = self._naive(windows, samples.shape[1], target, free)
+        self.run.summary(
+            {f"naive/{way}_{name}": of[f"forecast/{name}"] for way, of in naive.items() for name in COMPARED}
+        )
+        self._say(f"  {'':12s} {'forecast':>9s}" + "".join(f" {way:>9s}" for way in naive))
+        for key, value in report.items():
+            others = "".join(f" {of[key]:9.4g}" for of in naive.values())
+            self._say(f"  {key.removeprefix('forecast/'):12s} {value:9.4g}{others}")
         self._draw(task, windows, samples, target, free)
+
+    def _naive(
+        self, windows: SeriesWindows, paths: int, target: np.ndarray, free: np.ndarray
+    ) -> dict[str, dict[str, float]]:
+        """Scores of what a forecast has to beat, on the same windows: the last value, the last season."""
+        table, ahead = self.dataset.table, windows.prediction_length
+        random = np.random.default_rng(self.seed)
+        histories = [table.values[: end - ahead, free].astype(np.float64) for end in windows.ends]
+        season = season_of(lags_of(table.freq), table.freq, len(histories[0]))
+        walks = [random_walk(one, ahead, paths=paths, random=random) for one in histories]
+        again = [seasonal(one, ahead, season=season, paths=paths, random=random) for one in histories]
+        return {
+            "walk": forecast_report(np.stack(walks), target),
+            "seasonal": forecast_report(np.stack(again), target),
+        }
 
     def _sample(self, task: str, windows: SeriesWindows) -> tuple[SeriesBatch, np.ndarray, np.ndarray]:
         """The windows, sample paths of them (n, paths, h, V) and what came (n, h, V), NaN where nothing was observed."""
