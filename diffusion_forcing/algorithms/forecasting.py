@@ -144,17 +144,11 @@ class Forecasting(ForcingAlgorithm):
         seen[:, history:] = 1.0
         return seen
 
-    def scaling_of_data(self) -> str:
-        """`algorithm.scaling`, `auto` decided: most series differ less after half a prediction than they do from their mean."""
-        if self.options.scaling != "auto":
-            return self.options.scaling
-        return "last" if bool((self.step_std < WANDERING * self.std).float().mean() > 0.5) else "global"
-
     def scaling(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """loc and scale, both (b, 1, V), of windows with the history `values`, `observed`: (b, c, V). A variate of which the history shows
         nothing has those of the training part."""
         mean, std = self.mean.expand(len(values), 1, -1), self.std.expand(len(values), 1, -1)
-        match self.scaling_of_data():
+        match self.options.scaling:
             case "global":
                 return mean, std
             case "context":
@@ -163,11 +157,19 @@ class Forecasting(ForcingAlgorithm):
                 variance = torch.where(observed, (values - loc) ** 2, 0.0).sum(dim=1, keepdim=True) / count.clamp(min=1)
                 scale = variance.sqrt().clamp(min=LEAST_OF_STD * self.std)
                 return torch.where(count > 0, loc, mean), torch.where(count > 0, scale, std)
+            case "last":
+                return self._from_last(values, observed, mean)
             case _:
-                steps = torch.arange(1, values.shape[1] + 1, device=values.device)[None, :, None]
-                last = (observed * steps).argmax(dim=1, keepdim=True)
-                loc = torch.where(observed.any(dim=1, keepdim=True), values.gather(1, last), mean)
-                return loc, self.step_std * self._liveliness(values, observed)
+                wanders = self.step_std < WANDERING * self.std
+                loc, scale = self._from_last(values, observed, mean)
+                return torch.where(wanders, loc, mean), torch.where(wanders, scale, std)
+
+    def _from_last(self, values: Tensor, observed: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
+        """`scaling=last`; `otherwise` where no value is known."""
+        steps = torch.arange(1, values.shape[1] + 1, device=values.device)[None, :, None]
+        last = (observed * steps).argmax(dim=1, keepdim=True)
+        loc = torch.where(observed.any(dim=1, keepdim=True), values.gather(1, last), otherwise)
+        return loc, self.step_std * self._liveliness(values, observed)
 
     def _liveliness(self, values: Tensor, observed: Tensor) -> Tensor:
         """(b, 1, V): how much a history changes from step to step, over what is usual: prices that have grown tenfold move as much more."""
@@ -318,7 +320,7 @@ class Forecasting(ForcingAlgorithm):
                 "z_shape": list(options.z_shape),
                 "learnable_init_z": options.learnable_init_z,
                 "use_covariates": options.use_covariates,
-                "scaling": self.scaling_of_data(),
+                "scaling": options.scaling,
                 "diffusion": {
                     "objective": diffusion.objective,
                     "beta_schedule": diffusion.beta_schedule,

@@ -122,7 +122,7 @@ def released_recurrent_structure(facts: Mapping[str, Any], resolution: int | Non
     if resolution is None:
         found = {"frame_stack": facts["frame_stack"], "z_shape": facts["z_shape"], "diffusion": diffusion}
         if facts["task"] == "prediction":  # released networks are told nothing, though they carry an embedding
-            found |= {"network": "rnn", "use_covariates": facts["external_cond_dim"] > 0}
+            found |= {"network": "rnn", "scaling": "global", "use_covariates": facts["external_cond_dim"] > 0}
         return found
     channels, *sides = facts["z_shape"]
     structure = {

@@ -14,23 +14,44 @@ before it, all in one call, for next-token prediction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
 class KVCache:
     """Keys and values of the tokens so far, one pair a layer, each (…, t, d): time is the last axis but one."""
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    def __init__(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
+        self._parts = [(keys, values)]
+
+    @property
+    def keys(self) -> tuple[Tensor, ...]:
+        """Of each layer."""
+        return self._joined()[0]
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """Of each layer."""
+        return self._joined()[1]
+
+    def then(self, later: KVCache) -> KVCache:
+        """This and `later` behind it. Joined when it is looked at: most memories that a row of sampling makes are dropped unseen."""
+        both = KVCache((), ())
+        both._parts = [*self._parts, *later._parts]
+        return both
+
+    def _joined(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        if len(self._parts) > 1:
+            keys, values = zip(*self._parts, strict=True)
+            self._parts = [
+                tuple(tuple(torch.cat(one, dim=-2) for one in zip(*parts, strict=True)) for parts in (keys, values))  # type: ignore[list-item]
+            ]
+        return self._parts[0]
 
     @property
     def length(self) -> int:
         """How many tokens it stands for."""
-        return self.keys[0].shape[-2]
+        return sum(keys[0].shape[-2] for keys, _ in self._parts)
 
     def trimmed(self, last: int, sinks: int = 0) -> KVCache:
         """The first `sinks` and the last `last` tokens of it (Xiao et al. 2024: attention leans on the very first tokens, so a

@@ -35,17 +35,32 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, causal: bool, past: tuple[Tensor, Tensor] | None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x: (b, t, size), past keys and values: (b, heads, t', d) each → (b, t, size) and keys and values with x's behind. mask: (t, t)
-        bool, who sees whom, instead of `causal`."""
+        """x: (b, t, size), past keys and values: (b, heads, t', d) each → (b, t, size) and x's own keys and values. mask: (t, t) bool, who
+        sees whom, instead of `causal`."""
         b, t, size = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = qkv.view(b, t, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-            # token i of x may look at all of the past and at x's tokens up to itself
-            mask = torch.ones(t, key.shape[2], dtype=torch.bool, device=x.device).tril(key.shape[2] - t)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal and mask is None)
+        if past is None:
+            attended = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=causal and mask is None
+            )
+        else:
+            attended = _behind(query, key, value, *past)
         return self.out_proj(attended.transpose(1, 2).reshape(b, t, size)), (key, value)
+
+
+def _behind(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> Tensor:
+    """Attention of t tokens: (b, heads, t, d) each, that see all of the past: (b, heads, t', d) each, and their own up to themselves.
+
+    The same as over both joined, but the past, which every sampling level of a token looks at, is not copied for it.
+    """
+    t, length = query.shape[2], past_key.shape[2]
+    query = query * query.shape[-1] ** -0.5
+    own = query @ key.transpose(-2, -1)
+    if t > 1:
+        own = own.masked_fill(torch.ones(t, t, dtype=torch.bool, device=query.device).triu(1), -torch.inf)
+    weights = torch.cat([query @ past_key.transpose(-2, -1), own], dim=-1).softmax(dim=-1)
+    return weights[..., :length] @ past_value + weights[..., length:] @ value
 
 
 class EncoderLayer(nn.Module):
@@ -97,7 +112,8 @@ class Encoder(nn.Module):
             past = None if memory is None else (memory.keys[index], memory.values[index])
             x, present = layer(x, causal, past, mask)
             presents.append(present)
-        return x, KVCache(tuple(key for key, _ in presents), tuple(value for _, value in presents))
+        own = KVCache(tuple(key for key, _ in presents), tuple(value for _, value in presents))
+        return x, own if memory is None else memory.then(own)
 
 
 class Transformer(nn.Module):

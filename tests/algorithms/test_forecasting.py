@@ -273,7 +273,16 @@ def test_scaling_auto_is_last_where_series_wander(step: float, means: str) -> No
     chosen, plain = build(data, scaling="auto"), build(data, scaling=means)
     for ours, theirs in zip(chosen.scaling(*batch()[:2]), plain.scaling(*batch()[:2]), strict=True):
         assert torch.equal(ours, theirs)
-    assert chosen.describe()["structure"]["algorithm"]["scaling"] == means
+
+
+def test_scaling_auto_is_each_series_own() -> None:
+    data = spec(
+        step_std=np.array([0.2, 1.9, 0.8], np.float32)
+    )  # of deviations 1, 2 and 4: the first and the last wander
+    chosen, last, mean = (build(data, scaling=how).scaling(*batch()[:2]) for how in ("auto", "last", "global"))
+    for ours, wandering, returning in zip(chosen, last, mean, strict=True):
+        assert torch.equal(ours[..., [0, 2]], wandering[..., [0, 2]])
+        assert torch.equal(ours[..., 1], returning[..., 1])
 
 
 def test_a_history_that_moves_ten_times_as_much_is_scaled_so() -> None:
