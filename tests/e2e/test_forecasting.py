@@ -38,6 +38,7 @@ def in_a_folder_with_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     rows = [f"{day},{10 + number % 7},{'' if number % 11 == 3 else 20 + number % 5}" for number, day in enumerate(days)]
     del rows[40]  # a day is missing
     Path("mine.csv").write_text("day,a,b\n" + "\n".join(rows))
+    Path("twice.csv").write_text("day,a,b\n" + "\n".join([rows[0], *rows]))
 
 
 def run(*words: str) -> tuple[Path, dict[str, float]]:
@@ -124,9 +125,44 @@ def test_the_future_is_forecast_around_what_is_known_of_it() -> None:
     assert (folder / "pictures/forecast_fans.png").exists()
 
 
+def test_a_constant_series_among_two_thousand_is_learnt_and_forecast() -> None:
+    drawn = np.random.default_rng(0).normal(size=(80, 2000)).round(2)
+    drawn[:, 7] = 3
+    days = (np.datetime64("2023-01-01") + np.arange(80)).astype(str)
+    names = ",".join(f"s{n}" for n in range(2000))
+    rows = [f"{day}," + ",".join(map(str, row)) for day, row in zip(days, drawn, strict=True)]
+    Path("mine.csv").write_text(f"day,{names}\n" + "\n".join(rows))
+    _, metrics = run(*CSV, "dataset.test_windows=2", "experiment.training.max_steps=2", "algorithm.calc_crps_sum=2")
+    assert metrics["data/series"] == 2000
+    assert np.isfinite(metrics["forecast/crps"])
+    assert np.isfinite(metrics["naive/walk_crps"])
+
+
+def test_a_data_set_of_gluonts_that_was_placed_by_hand_is_found() -> None:
+    import pandas
+    from gluonts.dataset.common import MetaData, TrainDatasets
+    from gluonts.dataset.jsonl import JsonLinesWriter
+
+    series = [np.arange(90.0) % 7 + n for n in range(3)]
+
+    def entries(length: int) -> list[dict[str, object]]:
+        start = pandas.Period("2024-01-01", freq="B")
+        return [{"target": one[:length], "start": start, "item_id": str(n)} for n, one in enumerate(series)]
+
+    found = TrainDatasets(
+        metadata=MetaData(freq="B", prediction_length=5), train=entries(80), test=[*entries(85), *entries(90)]
+    )
+    found.save("sets/exchange_rate_nips", writer=JsonLinesWriter(use_gzip=True))
+    _, metrics = run("dataset=ts_exchange", "dataset.path=sets", "experiment.training.max_steps=2")
+    assert (metrics["data/series"], metrics["data/steps"], metrics["forecast/windows"]) == (3, 90, 2)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ([*CSV, "dataset.freq=fortnight"], "dataset.freq is 'fortnight', which pandas does not know"),
+        ([*CSV, "dataset.path=twice.csv"], "1 duplicate times, first 2023-01-01"),
+        ([*CSV, "dataset.path=twice.csv", "dataset.day_frist=true"], "did you mean 'dataset.day_first'"),
         ([*CSV, "dataset.known_future=[c]"], "dataset.known_future names 'c', which is no series; there are: a, b"),
         ([*CSV, "dataset.known_future=[a,b]"], "names every series"),
         ([*CSV, "dataset.leave_out=[c]"], "dataset.leave_out names 'c', which is no series"),
