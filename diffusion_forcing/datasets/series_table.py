@@ -149,7 +149,9 @@ def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[
     GluonTS downloads it where the network allows, and finds what lies in `folder` (null: its own). most: the first so many series.
     """
     import_pandas()
-    from gluonts.dataset.repository import datasets
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about which library reads json
+        from gluonts.dataset.repository import datasets
 
     place = Path(folder).expanduser() if folder else datasets.default_dataset_path
     try:
