@@ -71,7 +71,14 @@ def train(data: TimeSeries, network: str, kind: str, seed: int) -> Forecasting:
         max_steps=STEPS[network],
         seed=seed,
         gradient_clip_val=1.0,
-        options={**SMALL, "network": network, "ema_decay": 0.99, "noise_level": kind, **OWN.get(kind, {})},
+        options={
+            **SMALL,
+            "network": network,
+            "scaling": "global",
+            "ema_decay": 0.99,
+            "noise_level": kind,
+            **OWN.get(kind, {}),
+        },
     )
     return estimator.train([_entry(data, data.test_ends[0] - HORIZON)]).algorithm
 

@@ -46,10 +46,10 @@ SMALL = {
 }
 """algorithm=df_prediction_small."""
 CHOSEN: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
-    ("ecb", "rnn"): (800, {"use_covariates": False, "ema_decay": 0.99}),
-    ("ecb", "transformer"): (1500, {"use_covariates": False, "ema_decay": 0.998}),
-    ("load", "rnn"): (400, {"ema_decay": 0.99}),
-    ("load", "transformer"): (1500, {"ema_decay": 0.99}),
+    ("ecb", "rnn"): (800, {"scaling": "last", "use_covariates": False, "ema_decay": 0.99}),
+    ("ecb", "transformer"): (1500, {"scaling": "last", "use_covariates": False, "ema_decay": 0.998}),
+    ("load", "rnn"): (400, {"scaling": "global", "ema_decay": 0.99}),
+    ("load", "transformer"): (1500, {"scaling": "global", "ema_decay": 0.99}),
 }
 """Training steps of 32 windows, and settings, chosen by windows before the test's."""
 THEIR_EPOCHS = 20

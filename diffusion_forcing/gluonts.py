@@ -78,7 +78,7 @@ class DiffusionForcingEstimator(Estimator):
             )
         spec = spec_of(table, len(table), self.lags, self.context_length, self.prediction_length)
         ends = list(range(shortest, len(table) + 1))
-        windows = SeriesWindows(table, ends, self.lags, self.context_length, self.prediction_length)
+        windows = SeriesWindows(table, ends, self.lags, self.context_length, self.prediction_length, spec.season)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             algorithm = Forecasting(self.options)
@@ -120,7 +120,7 @@ class DiffusionForcingPredictor(Predictor):
                     f"entry {number} has {table.variates} series, the predictor was trained on {spec.variates}; give the same ones"
                 )
             end = len(table) + self.prediction_length
-            window = SeriesWindows(table, [end], spec.lags, spec.context_length, self.prediction_length)[0]
+            window = SeriesWindows(table, [end], spec.lags, spec.context_length, self.prediction_length, spec.season)[0]
             samples = self.algorithm.forecast(
                 SeriesBatch(*(part.to(device) for part in window)),
                 paths=num_samples,
@@ -147,7 +147,7 @@ class DiffusionForcingPredictor(Predictor):
         content = json.loads((path / _FILE).read_text())
         data = content["data"]
         for name in STATISTICS:
-            data[name] = np.array(data[name], np.float32)
+            data[name] = np.array(data.get(name, [0.0]), np.float32)
         for name in ("lags", "names"):
             data[name] = tuple(data[name])
         algorithm = Forecasting(options_of(content["options"]))

@@ -25,7 +25,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
 
-STATISTICS = ("mean", "std", "step_std", "change_std")
+STATISTICS = ("mean", "std", "step_std", "change_std", "season_std")
 """Of the training part, a number a series: what `SeriesSpec` calls them."""
 WANDERING = 0.5
 """Of a series' deviation: one that changes less in half a prediction wanders."""
@@ -35,8 +35,8 @@ LEAST_OF_STD = 0.1  # of the whole training part's deviation, for a history that
 
 
 class Encoded(NamedTuple):
-    """Windows as tokens. x: (b, t, V), scaled, 0 where not observed; observed: (b, t, V); conditions: (b, t, d) or None; loc, scale:
-    (b, 1, V), x = (values − loc)/scale."""
+    """Windows as tokens. x: (b, t, V), scaled, 0 where not observed; observed: (b, t, V); conditions: (b, t, d) or None; loc: (b, t or 1, V),
+    scale: (b, 1, V), x = (values − loc)/scale."""
 
     x: Tensor
     observed: Tensor
@@ -55,6 +55,7 @@ class Forecasting(ForcingAlgorithm):
     std: Tensor
     step_std: Tensor
     change_std: Tensor
+    season_std: Tensor
 
     def __init__(self, options: ForecastingOptions) -> None:
         super().__init__(options, None)
@@ -70,7 +71,8 @@ class Forecasting(ForcingAlgorithm):
             return
         self.spec = spec
         for name in STATISTICS:
-            self.register_buffer(name, torch.from_numpy(np.array(getattr(spec, name), np.float32)), persistent=False)
+            value = np.broadcast_to(np.asarray(getattr(spec, name), np.float32), (spec.variates,))
+            self.register_buffer(name, torch.from_numpy(value.copy()), persistent=False)
         self.put_network(self.build_network(spec))
 
     @property
@@ -125,12 +127,18 @@ class Forecasting(ForcingAlgorithm):
 
     def encode_from(self, batch: SeriesBatch, history: int, network: nn.Module) -> Encoded:
         """The same with so many steps of `history`."""
-        loc, scale = self.scaling(batch.values[:, :history], batch.observed[:, :history])
+        level, scale = self.scaling(batch.values[:, :history], batch.observed[:, :history])
+        loc, lag_scale = level, scale
+        returns = self.returns
+        if bool(returns.any()) and batch.seasonal is not None and batch.season_known is not None:
+            last_season = torch.where(batch.season_known, batch.seasonal, self.mean)
+            loc = torch.where(returns, last_season, level)
+            scale = torch.where(returns, torch.where(self.season_std > 0, self.season_std, self.std), scale)
         observed = batch.observed
         x = torch.where(observed, (batch.values - loc) / scale, 0.0)
         told = []
         if self.options.use_covariates:
-            lagged = torch.where(batch.lag_known, (batch.lagged - loc[:, :, None]) / scale[:, :, None], 0.0)
+            lagged = torch.where(batch.lag_known, (batch.lagged - level[:, :, None]) / lag_scale[:, :, None], 0.0)
             own: Any = network.embed
             told = [batch.dates, lagged.flatten(2), batch.lag_known.to(x.dtype).mean(dim=-1)]
             told.append(own.weight[:, 0].expand(*x.shape[:2], -1))
@@ -143,6 +151,13 @@ class Forecasting(ForcingAlgorithm):
         seen = observed.to(x.dtype).clone()
         seen[:, history:] = 1.0
         return seen
+
+    @property
+    def returns(self) -> Tensor:
+        """(V,) bool: variates that are told from their last season instead."""
+        if self.options.scaling == "season":
+            return torch.ones_like(self.season_std, dtype=torch.bool)
+        return (self.season_std > 0) & (self.options.scaling == "auto")
 
     def scaling(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """loc and scale, both (b, 1, V), of windows with the history `values`, `observed`: (b, c, V). A variate of which the history shows
@@ -159,8 +174,8 @@ class Forecasting(ForcingAlgorithm):
                 return torch.where(count > 0, loc, mean), torch.where(count > 0, scale, std)
             case "last":
                 return self._from_last(values, observed, mean)
-            case _:
-                wanders = self.step_std < WANDERING * self.std
+            case _:  # of the series that return with their season, what lags are scaled by
+                wanders = (self.step_std < WANDERING * self.std) & ~self.returns
                 loc, scale = self._from_last(values, observed, mean)
                 return torch.where(wanders, loc, mean), torch.where(wanders, scale, std)
 
@@ -251,7 +266,7 @@ class Forecasting(ForcingAlgorithm):
             )
             found.append(self._continue(forcing, encoded, given, part, generator, told))
         samples = torch.cat(found).unflatten(0, (len(encoded.x), paths))
-        return samples * encoded.scale[:, None] + encoded.loc[:, None]
+        return samples * encoded.scale[:, None] + encoded.loc[:, None, -horizon:]
 
     def _given(self, encoded: Encoded, known: Tensor) -> Tensor:
         """Scaled values like x, NaN where `known`, (V,) or (b, h, V), says nothing of what is to come."""

@@ -29,7 +29,8 @@ class ForecastingOptions(AlgorithmOptions):
     network: `rnn`, the paper's, or `transformer`, causal. z_shape: of the RNN's latent, [width]. scaling: what a window is brought to
     the same size by: `global`, each variate's mean and deviation in the training part, as released; `context`, the same of the window's
     history; `last`, what a variate has gone from its last known value, in deviations of such changes, more where the history is livelier
-    than usual; `auto`, each variate by itself, `last` where it wanders more than it returns, else `global`. use_covariates: tell the network
+    than usual; `season`, the difference from the last season; `auto`, each variate by itself: `season` where it returns with one, `last` where
+    it wanders more than it returns, else `global`. use_covariates: tell the network
     dates, lagged values and which variate is which. calc_crps_sum: sample paths of a forecast; paths_at_once: how many are sampled
     together, over all windows. resample: how often a row is walked where series' values to come are known.
     """
@@ -42,7 +43,7 @@ class ForecastingOptions(AlgorithmOptions):
     gt_first_frame: float = 0.0
     gt_cond_prob: float = 0.0
     use_covariates: bool = True
-    scaling: Literal["global", "context", "last", "auto"] = "auto"
+    scaling: Literal["global", "context", "last", "season", "auto"] = "auto"
     calc_crps_sum: int = 100
     paths_at_once: int = 1000
     resample: int = 4

@@ -19,11 +19,13 @@ from diffusion_forcing.datasets import series_table as tables
 from diffusion_forcing.datasets.series_batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.datasets.series_file import read_file
 from diffusion_forcing.datasets.series_table import Table
-from diffusion_forcing.datasets.series_times import lags_of
+from diffusion_forcing.datasets.series_times import lags_of, season_of
 from diffusion_forcing.errors import UserError, did_you_mean
 
 Source = Literal["ecb", "load", "csv", "gluonts"]
 ECB = ("AUD", "GBP", "CAD", "CHF", "JPY", "NZD", "SGD", "SEK")
+RETURNS, RETURNS_OF_STD = 0.9, 0.75
+"""A series returns with its season where it changes less in one than this share of what it does in half of one, and of its deviation."""
 SMALLEST_STD = 1e-6
 """Of the largest value: a variate that moves less is constant, and is scaled by 1."""
 
@@ -215,7 +217,8 @@ class TimeSeries:
         return self._windows(self.test_ends)
 
     def _windows(self, ends: list[int]) -> SeriesWindows:
-        return SeriesWindows(self.table, ends, self.spec.lags, self.context_length, self.prediction_length)
+        spec = self.spec
+        return SeriesWindows(self.table, ends, spec.lags, self.context_length, self.prediction_length, spec.season)
 
 
 def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int, prediction: int) -> SeriesSpec:
@@ -229,6 +232,8 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
         )
     mean, std = np.nanmean(part, axis=0), np.nanstd(part, axis=0)
     step, change = (_change(part, apart, std) for apart in (max(1, prediction // 2), 1))
+    season = season_of(lags_of(table.freq), table.freq, training_end)
+    season_std = _season_change(part, season, std)
     least = SMALLEST_STD * np.maximum(np.abs(mean), SMALLEST_STD)
     std, step, change = (np.where(value > least, value, 1.0) for value in (std, step, change))
     return SeriesSpec(
@@ -244,7 +249,18 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
         change_std=change.astype(np.float32),
         has_gaps=bool(~table.observed.all()),
         names=table.names,
+        season=season,
+        season_std=season_std.astype(np.float32),
     )
+
+
+def _season_change(part: NDArray[np.float64], season: int, std: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(V,): root mean square of what the series (T, V) change in a season; 0 for those that change as much in half of one, or nearly as
+    much as they deviate from their mean."""
+    if season < 2:
+        return np.zeros_like(std)
+    whole, half = (_change(part, apart, np.full_like(std, np.inf)) for apart in (season, season // 2))
+    return np.where((whole < RETURNS * half) & (whole < RETURNS_OF_STD * std), whole, 0.0)
 
 
 def _change(part: NDArray[np.float64], apart: int, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -262,12 +278,18 @@ class SeriesWindows(Dataset[SeriesBatch]):
     """
 
     def __init__(
-        self, table: Table, ends: Sequence[int], lags: tuple[int, ...], context_length: int, prediction_length: int
+        self,
+        table: Table,
+        ends: Sequence[int],
+        lags: tuple[int, ...],
+        context_length: int,
+        prediction_length: int,
+        season: int = 1,
     ) -> None:
         self.table = table
         self.ends = np.asarray(ends, dtype=np.int64)
         self.lags = np.asarray(lags, dtype=np.int64)
-        self.context_length, self.prediction_length = context_length, prediction_length
+        self.context_length, self.prediction_length, self.season = context_length, prediction_length, season
         self._dates = table.dates(more=max(0, int(self.ends.max(initial=0)) - len(table)))
         self._values = np.where(table.observed, table.values, 0).astype(np.float32)
 
@@ -288,7 +310,10 @@ class SeriesWindows(Dataset[SeriesBatch]):
         before = steps[:, :, None] - self.lags
         lagged, known = self._at(before)
         known &= (before < (ends - self.prediction_length)[:, None, None])[..., None]
+        begin = (ends - self.prediction_length)[:, None]
+        seasons = np.where(steps < begin, 1, (steps - begin) // self.season + 1)
         parts = (values, observed, dates, np.where(known, lagged, 0).astype(np.float32), known)
+        parts += self._at(steps - seasons * self.season)
         return SeriesBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
     def _at(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

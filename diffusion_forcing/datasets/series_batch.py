@@ -22,11 +22,16 @@ class SeriesBatch(NamedTuple):
     """(b, L, n, V) float32: the values n lags before each step; 0 where they are not known."""
     lag_known: Tensor
     """(b, L, n, V) bool: whether that step was observed, and lies before the forecast's beginning."""
+    seasonal: Tensor | None = None
+    """(b, L, V) float32: the last value of the same time of the season that lies before the step and before the forecast; 0 where unknown."""
+    season_known: Tensor | None = None
+    """(b, L, V) bool."""
 
 
 class SeriesSpec(NamedTuple):
     """What a forecaster must know of its data. mean, std, step_std, change_std: (V,), of the training part; step_std: of the change over half a
-    prediction; change_std: from one step to the next."""
+    prediction; change_std: from one step to the next. season: steps after which a season comes again; season_std: (V,), of the change
+    in a season, 0 for a series that does not return with it."""
 
     variates: int
     freq: str
@@ -40,3 +45,5 @@ class SeriesSpec(NamedTuple):
     change_std: NDArray[np.float32]
     has_gaps: bool
     names: tuple[str, ...]
+    season: int = 1
+    season_std: NDArray[np.float32] = np.zeros(1, np.float32)

@@ -180,6 +180,12 @@ def lags_of(freq: str) -> tuple[int, ...]:
     return lags
 
 
+def season_of(lags: tuple[int, ...], freq: str, length: int) -> int:
+    """The longest season of a frequency with these lags that a history of `length` steps has three of."""
+    seasons = {5} if freq == "B" else set(lags)
+    return max((season for season in seasons if 3 * season <= length), default=1)
+
+
 def _taken_apart(freq: str) -> tuple[int, str]:
     """(15, 'min') of 15min; the unit as a period has it, without its anchor."""
     number = re.match(r"\d*", freq)

@@ -21,7 +21,6 @@ from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series import SeriesWindows, TimeSeries
 from diffusion_forcing.datasets.series_batch import SeriesBatch
-from diffusion_forcing.datasets.series_times import lags_of
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
@@ -29,7 +28,7 @@ from diffusion_forcing.experiments.options import ExperimentOptions
 from diffusion_forcing.experiments.retention import best_of
 from diffusion_forcing.experiments.weights import load_weights
 from diffusion_forcing.metrics.forecasting import QUANTILES, calibration, crps_sum, forecast_report
-from diffusion_forcing.metrics.naive import random_walk, season_of, seasonal
+from diffusion_forcing.metrics.naive import random_walk, seasonal
 from diffusion_forcing.tracking.files import write_atomic
 from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans
 
@@ -180,7 +179,7 @@ class ForecastingExperiment(BaseExperiment):
         table, ahead = self.dataset.table, windows.prediction_length
         random = np.random.default_rng(self.seed)
         histories = [table.values[: end - ahead, free].astype(np.float64) for end in windows.ends]
-        season = season_of(lags_of(table.freq), table.freq, len(histories[0]))
+        season = self.dataset.spec.season
         walks = [random_walk(one, ahead, paths=paths, random=random) for one in histories]
         again = [seasonal(one, ahead, season=season, paths=paths, random=random) for one in histories]
         return {

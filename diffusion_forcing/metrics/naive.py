@@ -32,12 +32,6 @@ def seasonal(history: Array, ahead: int, *, season: int, paths: int, random: np.
     return drawn
 
 
-def season_of(lags: tuple[int, ...], freq: str, length: int) -> int:
-    """The longest season of a frequency with these lags that a history of `length` steps has three of."""
-    seasons = {5} if freq == "B" else set(lags)
-    return max((season for season in seasons if 3 * season <= length), default=1)
-
-
 def _carried_on(history: Array) -> tuple[Array, Array]:
     """The history with the last known value in every gap (before the first known, that one), and its last row."""
     known = np.isfinite(history)

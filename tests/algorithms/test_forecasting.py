@@ -285,6 +285,35 @@ def test_scaling_auto_is_each_series_own() -> None:
         assert torch.equal(ours[..., 1], returning[..., 1])
 
 
+def seasonal(windows: SeriesBatch, *, known: bool = True) -> SeriesBatch:
+    """The same windows, told the last season: every value as it was, plus 0.5."""
+    return windows._replace(seasonal=windows.values + 0.5, season_known=torch.full_like(windows.observed, known))
+
+
+def test_a_series_that_returns_is_told_from_its_last_season() -> None:
+    data = spec(season_std=np.array([0.25, 0.0, 0.0], np.float32))
+    forecaster, plain = build(data, scaling="auto"), build(scaling="auto")
+    encoded = forecaster.encode(seasonal(batch()), forecaster.network)
+    other = plain.encode(batch(), plain.network)
+    torch.testing.assert_close(
+        encoded.x[..., 0], torch.full_like(encoded.x[..., 0], -2.0)
+    )  # -0.5 in deviations of 0.25
+    assert torch.equal(encoded.x[..., 1:], other.x[..., 1:])
+    unknown = forecaster.encode(seasonal(batch(), known=False), forecaster.network)
+    torch.testing.assert_close(unknown.x[..., 0], (batch().values[..., 0] - 1.0) / 0.25)
+
+
+def test_paths_of_a_series_that_returns_come_back_in_data_units() -> None:
+    """With a denoiser that is certain of no change, the forecast is the last season."""
+    data = spec(season_std=np.ones(3, np.float32))
+    forecaster = build(data, scaling="auto", use_covariates=False, diffusion={"objective": "pred_x0"})
+    forecaster.forcing.network = Known(forecaster.forcing.schedule, 0.0, 0.0)
+    windows = seasonal(batch())
+    sampled = forecaster.forecast(windows)
+    assert windows.seasonal is not None
+    torch.testing.assert_close(sampled, windows.seasonal[:, None, CONTEXT:].expand_as(sampled), atol=1e-3, rtol=1e-3)
+
+
 def test_a_history_that_moves_ten_times_as_much_is_scaled_so() -> None:
     steps = torch.tensor([0.2, -0.2] * 50)[:, None] * torch.tensor([1.0, 2.0, 4.0])
     values = steps.cumsum(0)[None]

@@ -158,6 +158,32 @@ def test_a_window_holds_its_steps_its_lags_and_none_of_its_future() -> None:
     assert np.array_equal(after.values[0, :6], batch.values[0, :6])
 
 
+def test_the_last_season_is_known_before_the_forecast_and_never_in_it() -> None:
+    batch = SeriesWindows(counting(), [30], (1,), 6, 9, season=4)[0]
+    assert batch.seasonal is not None
+    assert batch.season_known is not None
+    assert batch.season_known.all()
+    history = [t - 4 for t in range(15, 21)]
+    ahead = [17, 18, 19, 20, 17, 18, 19, 20, 17]  # the forecast begins at step 21
+    assert batch.seasonal[0, :, 0].tolist() == [10.0 * t for t in [*history, *ahead]]
+
+
+def test_a_series_that_returns_with_its_season_is_known_by_its_changes() -> None:
+    days, drawn = np.arange(400), np.random.default_rng(0)
+    values = np.stack(
+        [
+            np.sin(days * 2 * np.pi / 14) + 0.1 * drawn.normal(size=400),
+            drawn.normal(size=400).cumsum(),
+            drawn.normal(size=400),
+        ],
+        axis=1,
+    )
+    spec = spec_of(Table(values.astype(np.float32), "2024-01-01", "D", ("a", "b", "c")), 400, (1, 7, 14), 14, 7)
+    assert spec.season == 14
+    assert spec.season_std[0] == pytest.approx(0.1 * 2**0.5, rel=0.1)
+    assert spec.season_std[1:].tolist() == [0, 0]
+
+
 def test_before_the_beginning_and_behind_the_end_nothing_was_observed() -> None:
     batch = SeriesWindows(counting(8), [8, 11], (1,), 6, 4).__getitems__([0, 1])
     assert batch.observed[0, :, 0].tolist() == [False, False] + [True] * 8

@@ -14,7 +14,7 @@ pytest.importorskip("gluonts")
 import pandas
 
 from diffusion_forcing.datasets.series_file import read_file
-from diffusion_forcing.datasets.series_times import checked_freq, lags_of
+from diffusion_forcing.datasets.series_times import checked_freq, lags_of, season_of
 from diffusion_forcing.errors import UserError
 
 
@@ -184,3 +184,19 @@ def test_frequencies_are_brought_to_periods_and_lags_to_days_and_weeks(
 ) -> None:
     assert checked_freq(freq) == checked
     assert lags_of(checked) == lags
+
+
+@pytest.mark.parametrize(
+    ("lags", "freq", "length", "season"),
+    [
+        ((1, 24, 168), "h", 1000, 168),
+        ((1, 24, 168), "h", 100, 24),
+        ((1, 2), "B", 100, 5),
+        ((1,), "Y-DEC", 100, 1),
+        ((1, 12), "M", 20, 1),
+    ],
+)
+def test_the_season_is_the_longest_that_a_history_shows(
+    lags: tuple[int, ...], freq: str, length: int, season: int
+) -> None:
+    assert season_of(lags, freq, length) == season

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_forcing.metrics.naive import random_walk, season_of, seasonal
+from diffusion_forcing.metrics.naive import random_walk, seasonal
 
 
 def random(seed: int = 0) -> np.random.Generator:
@@ -51,19 +51,3 @@ def test_gaps_take_the_last_value_known() -> None:
 def test_a_history_too_short_for_its_season_walks() -> None:
     history = np.arange(5.0)[:, None]
     np.testing.assert_allclose(seasonal(history, 4, season=4, paths=1, random=random())[0, :, 0], [5, 6, 7, 8])
-
-
-@pytest.mark.parametrize(
-    ("lags", "freq", "length", "season"),
-    [
-        ((1, 24, 168), "h", 1000, 168),
-        ((1, 24, 168), "h", 100, 24),
-        ((1, 2), "B", 100, 5),
-        ((1,), "Y-DEC", 100, 1),
-        ((1, 12), "M", 20, 1),
-    ],
-)
-def test_the_season_is_the_longest_that_a_history_shows(
-    lags: tuple[int, ...], freq: str, length: int, season: int
-) -> None:
-    assert season_of(lags, freq, length) == season
