@@ -42,7 +42,14 @@ def main(steps: int = 600) -> None:
     past = data.table.values[: data.test_ends[0] - AHEAD]
     entry = {"target": past.T, "start": pandas.Period(data.table.start, freq="D")}
     small = {"network_size": 8, "num_gru_layers": 1, "sampling_timesteps": 20}
-    options = {"lr": 1e-3, "warmup_steps": 50, "ema_decay": 0.99, "z_shape": [128], "diffusion": small}
+    options = {
+        "lr": 1e-3,
+        "warmup_steps": 50,
+        "scaling": "global",
+        "ema_decay": 0.99,
+        "z_shape": [128],
+        "diffusion": small,
+    }
     forecaster = DiffusionForcingEstimator("D", AHEAD, max_steps=steps, options=options).train([entry]).algorithm
 
     windows = data.test().__getitems__(range(5))
