@@ -14,6 +14,7 @@ usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing convert IN.ckpt OUT            a released checkpoint, of either line, in our format
        diffusion-forcing runs [ID …]                    a page of all runs, curves and films of some side by side
        diffusion-forcing runs ls | show ID | best METRIC [lowest|highest] | rm ID … [--yes]   [outputs=DIR]
+       diffusion-forcing runs sync ID … [--follow] [wandb.KEY=VALUE]   send W&B what it lacks of a run
        diffusion-forcing serve-policy load=NAME [address=tcp://127.0.0.1:5555 cameras=sim|folder|v4l2|realsense]
        … --cfg [--resolve]                              print the composed configuration, run nothing
        … --version | --help
@@ -26,6 +27,7 @@ keys one uses most
   experiment.tasks=[training,validation]  tasks in order: training, validation, test, generate_dataset, your own methods
   load=PATH|RUN ID|NAME                   a new run from a checkpoint, or from a shipped one: load=maze2d_medium_x
   resume=RUN ID                           go on with a run: weights, optimiser, step, random state, log
+  tracking=wandb|tensorboard|[wandb,tensorboard]   beside the run's folder; wandb.mode=online|offline wandb.entity= wandb.project=
   seed=0   debug=True   outputs=outputs
   dataset.KEY=VALUE  algorithm.KEY=VALUE  experiment.KEY=VALUE   any key that --cfg prints; lists as [1,2]; ~KEY removes one
 
