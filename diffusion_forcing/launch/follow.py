@@ -33,6 +33,7 @@ def follow(job: str, log: Path) -> int:
             before = state
             time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
+        reader.show_new()
         say(f"\nno longer watching; job {job} goes on: tail -F {log}")
         return 0
     reader.show_new()

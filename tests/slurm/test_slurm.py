@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from diffusion_forcing.launch.follow import state_of
+from diffusion_forcing.tracking.to_wandb import installed
 from tests.experiments.test_resume import ROOT
 from tests.slurm import local
+from tests.tracking.wandb_server import KEY, WandbServer
 
 pytestmark = pytest.mark.skipif(bool(local.lacking()), reason=f"Slurm is not tested: {local.lacking()}")
 
@@ -57,10 +59,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def submitted(project: Path, *words: str) -> subprocess.Popen[str]:
+def submitted(project: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
     """The command line, started in the project."""
     command = [sys.executable, "-m", "diffusion_forcing", *WORDS, *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
         command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -100,13 +102,26 @@ def started_again(job: str, times: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def story(project: Path) -> dict[str, Any]:
-    """A job that is preempted twice, beside one of the same training that is not."""
-    watched = submitted(project, "+name=slow", "cluster=mine", f"algorithm.hold=[{FIRST},{SECOND}]")
+def server(project: Path) -> Iterator[WandbServer]:
+    """What stands in for W&B."""
+    with WandbServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def story(project: Path, server: WandbServer) -> dict[str, Any]:
+    """A job that is preempted twice, for W&B but without internet, beside one of the same training that is left alone."""
+    wandb = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
+    wandb |= {f"WANDB_{kind}_DIR": str(project / "wandb" / kind) for kind in ("CACHE", "DATA", "CONFIG")}
+    offline = ["cluster.is_compute_node_offline=true", f"wandb.mode={'online' if installed() else 'null'}"]
+    slow = ["+name=slow", "cluster=mine", f"algorithm.hold=[{FIRST},{SECOND}]"]
+    watched = submitted(project, *slow, *offline, **wandb)
     quick = submitted(project, "+name=quick", "cluster=mine", "cluster.follow=false", "cluster.params.time=1:00:00")
     run, straight = run_named(project, "slow"), run_named(project, "quick")
     job = job_of(run)
     until(lambda: len(losses(run)) == FIRST)
+    run_id = json.loads((run / "run.json").read_text())["id"]
+    until(lambda: not installed() or len(passed_on(server, run_id)) == FIRST)
     local.asked("scancel", "--signal=USR1", job)  # to the job's processes
     until(lambda: started_again(job, 1))
     until(lambda: len(losses(run)) == SECOND)
@@ -116,6 +131,7 @@ def story(project: Path) -> dict[str, Any]:
     local.asked("scancel", "--batch", "--signal=USR1", job)  # to its script, as `--signal=B:USR1@120` does
     until(lambda: started_again(job, 2))
     until(lambda: state_of(job) == "COMPLETED")
+    until(lambda: not installed() or len(passed_on(server, run_id)) == STEPS)
     until(lambda: state_of(job_of(straight)) == "COMPLETED")
     return {
         "run": run,
@@ -126,7 +142,14 @@ def story(project: Path) -> dict[str, Any]:
         "quick said": quick.communicate(timeout=120)[0],
         "log": (run / "slurm" / f"{job}.out").read_text(),
         "job": job,
+        "wandb": passed_on(server, run_id),
     }
+
+
+def passed_on(server: WandbServer, run_id: str) -> dict[int, float]:
+    """The losses that W&B has, by their steps."""
+    rows = server.history(run_id)
+    return {row["trainer/global_step"]: row["training/loss"] for row in rows if "training/loss" in row}
 
 
 def test_a_job_of_two_processes_preempted_twice_ends_with_the_losses_of_one_that_was_not(story: dict[str, Any]) -> None:
@@ -150,6 +173,13 @@ def test_the_job_and_how_to_follow_it_are_said_and_its_log_is_shown_until_ctrl_c
     assert f"no longer watching; job {job} goes on" in said
     assert (story["code"], story["still"]) == (0, "RUNNING")
     assert "is done" not in story["quick said"], "follow=false only submits"
+
+
+@pytest.mark.skipif(not installed(), reason="wandb is not installed")
+def test_where_jobs_have_no_internet_this_machine_passes_the_run_on_while_it_trains(story: dict[str, Any]) -> None:
+    assert story["wandb"] == losses(story["run"])
+    assert "passes its run on to W&B" in story["said"]
+    assert "mode: disabled" in (story["run"] / "config.yaml").read_text(), "the job itself asks nobody"
 
 
 def test_nothing_of_a_name_or_of_an_override_is_executed(project: Path) -> None:
