@@ -186,6 +186,14 @@ def test_garbage_whose_sha256_was_recorded_is_named_too(saved: Path) -> None:
     assert "model.safetensors is damaged" in message_of(saved)
 
 
+def test_verify_reads_every_file_though_nothing_is_loaded(saved: Path) -> None:
+    native.verify(saved)
+    tree = saved / native.TREE
+    tree.write_bytes(tree.read_bytes()[:-1] + b" ")  # of the same size
+    with pytest.raises(UserError, match=r"training\.json is damaged \(its sha256"):
+        native.verify(saved)
+
+
 def test_a_damaged_training_tree_is_named(saved: Path) -> None:
     (saved / native.TREE).write_text('{"a": {"$": "tensor", "v": "nowhere"}}')
     header = json.loads((saved / native.FACTS).read_text())
