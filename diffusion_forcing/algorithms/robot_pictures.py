@@ -47,7 +47,7 @@ def pasted(frames: Tensor, most: int, *, generator: torch.Generator | None = Non
         return frames
     b, _, cameras, _, h, w = frames.shape
     found = frames.clone()
-    draw = torch.rand(b, cameras, most, 8, generator=generator, device=frames.device)
+    draw = uniform((b, cameras, most, 8), generator=generator, device=frames.device)
     for row, camera, number in torch.cartesian_prod(*(torch.arange(n) for n in (b, cameras, most))).tolist():
         there, top, left, tall, wide, *colour = draw[row, camera, number].tolist()
         if there < 0.5:
