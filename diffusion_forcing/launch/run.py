@@ -23,7 +23,7 @@ from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resol
 from diffusion_forcing.launch.configurations import group_names
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import build_options
-from diffusion_forcing.launch.overrides import parse
+from diffusion_forcing.launch.overrides import first_line, parse
 from diffusion_forcing.launch.parts import read_part
 from diffusion_forcing.launch.requeue import requeued_when_preempted
 from diffusion_forcing.launch.settings import Settings
@@ -90,6 +90,7 @@ def plan(words: Sequence[str]) -> Plan:
     classes = {where: part[0] for where, part in parts.items()}
     options = {where: part[1] for where, part in parts.items()}
     check_tasks(classes["experiment"], options["experiment"].tasks)
+    check_steps(classes["experiment"], classes["algorithm"], options["experiment"].tasks)
     check_parts(classes, options)
     trackers = read_trackers(mapping, everywhere=everywhere)
     return Plan(
@@ -110,7 +111,7 @@ def start(checked: Plan) -> Run | NullRun:
     """Build the parts and run the tasks in order. Returns the run, finished; a run that fails is marked so and the error goes on."""
     run = open_run(checked)
     run.config(as_yaml(_to_save(checked.config)))
-    with requeued_when_preempted(f"go on with resume={run.id}"), finishing(run):
+    with requeued_when_preempted(f"go on with resume={run.id}"), finishing(run), too_large_is_said():
         if isinstance(run, TrackedRun):
             run.follow([cls(options) for cls, options in checked.trackers], resolved(checked.config))
         perform(checked, run)
@@ -162,6 +163,24 @@ def _say_on_stderr(line: str) -> None:
 
 
 @contextlib.contextmanager
+def too_large_is_said() -> Iterator[None]:
+    """What asks for more memory than there is becomes a UserError: it is a size that somebody chose."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as failure:
+        reason = first_line(failure)
+        wants_memory = any(words in str(failure) for words in ("allocate memory", "not enough memory", "out of memory"))
+        too_large = "overflow" in str(failure) and "size" in str(failure)  # more bytes than can be counted
+        if not isinstance(failure, (MemoryError, torch.OutOfMemoryError)) and not (wants_memory or too_large):
+            raise
+        raise UserError(
+            f"there is not enough memory ({reason}); make it smaller: the batch_size of the task, the sizes of the network, or the data's"
+        ) from failure
+
+
+@contextlib.contextmanager
 def finishing(run: Run | NullRun) -> Iterator[None]:
     """Marks `run` finished, interrupted or failed, whichever ends the block."""
     try:
@@ -188,6 +207,19 @@ def check_tasks(experiment: type, tasks: Sequence[str]) -> None:
             raise UserError(f"experiment.tasks: '{task}' is no task{near}; there are: {', '.join(known)}")
 
 
+def check_steps(experiment: type, algorithm: type, tasks: Sequence[str]) -> None:
+    """Raises UserError for a task that runs on Lightning, of an algorithm that has no step for it."""
+    from lightning.pytorch import LightningModule
+
+    from diffusion_forcing.experiments.base import BaseExperiment
+
+    for task in ("training", "validation", "test"):
+        on_lightning = getattr(experiment, task, None) is getattr(BaseExperiment, task)
+        own = getattr(algorithm, f"{task}_step", None)
+        if task in tasks and on_lightning and own in (None, getattr(LightningModule, f"{task}_step")):
+            raise UserError(f"experiment.tasks: {algorithm.__name__} has no {task}_step, which the task '{task}' calls")
+
+
 def check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> None:
     """Raises UserError where the parts do not go together: an algorithm of another task, or what the experiment's own
     `check(dataset=…, algorithm=…, experiment=…)` finds in their options, where it has one."""
@@ -205,7 +237,11 @@ def check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> None
 def run_folder(spec: str, outputs: Path) -> Path:
     """The folder of the run that `resume=spec` means: a run's id, its folder, or a checkpoint inside it."""
     path = Path(spec)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as failure:
+        raise UserError(f"resume= names no run: {failure.strerror} ({spec})") from failure
+    if not there:
         return Run.find(outputs, spec)
     for folder in (path.resolve(), *path.resolve().parents):
         if (folder / "run.json").is_file():

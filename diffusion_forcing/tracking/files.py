@@ -91,7 +91,7 @@ def file_name(name: str) -> str:
 def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return default
     return found if isinstance(found, dict) else default
 
