@@ -22,8 +22,9 @@ from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job
 from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
 from diffusion_forcing.launch.configurations import group_names
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
+from diffusion_forcing.launch.memory import too_large_is_said
 from diffusion_forcing.launch.options import build_options
-from diffusion_forcing.launch.overrides import first_line, parse
+from diffusion_forcing.launch.overrides import parse
 from diffusion_forcing.launch.parts import read_part
 from diffusion_forcing.launch.requeue import requeued_when_preempted
 from diffusion_forcing.launch.settings import Settings
@@ -160,24 +161,6 @@ def _rehearse(checked: Plan) -> None:
 
 def _say_on_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def too_large_is_said() -> Iterator[None]:
-    """What asks for more memory than there is becomes a UserError: it is a size that somebody chose."""
-    import torch
-
-    try:
-        yield
-    except (MemoryError, RuntimeError) as failure:
-        reason = first_line(failure)
-        wants_memory = any(words in str(failure) for words in ("allocate memory", "not enough memory", "out of memory"))
-        too_large = "overflow" in str(failure) and "size" in str(failure)  # more bytes than can be counted
-        if not isinstance(failure, (MemoryError, torch.OutOfMemoryError)) and not (wants_memory or too_large):
-            raise
-        raise UserError(
-            f"there is not enough memory ({reason}); make it smaller: the batch_size of the task, the sizes of the network, or the data's"
-        ) from failure
 
 
 @contextlib.contextmanager
