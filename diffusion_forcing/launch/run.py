@@ -76,7 +76,7 @@ def plan(words: Sequence[str]) -> Plan:
     everywhere = list(_dotted(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
-    if resumed is not None and not new_job and not Path(str(spec)).exists():  # an id, not one of its checkpoints
+    if resumed is not None and not new_job and not _is_there(str(spec)):  # an id, not one of its checkpoints
         spec = str(resumed)
     tracked = "wandb" in (mapping.get("tracking") or {})
     checkpoint = (
@@ -217,14 +217,18 @@ def check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> None
         check(**options)
 
 
+def _is_there(spec: str) -> bool:
+    """Whether `spec`, from load= or resume=, is a path that exists; UserError for one that no path can be."""
+    try:
+        return Path(spec).exists()
+    except OSError as failure:
+        raise UserError(f"load= or resume= names no checkpoint and no run: {failure.strerror} ({spec})") from failure
+
+
 def run_folder(spec: str, outputs: Path) -> Path:
     """The folder of the run that `resume=spec` means: a run's id, its folder, or a checkpoint inside it."""
     path = Path(spec)
-    try:
-        there = path.exists()
-    except OSError as failure:
-        raise UserError(f"resume= names no run: {failure.strerror} ({spec})") from failure
-    if not there:
+    if not _is_there(spec):
         return Run.find(outputs, spec)
     for folder in (path.resolve(), *path.resolve().parents):
         if (folder / "run.json").is_file():
@@ -244,7 +248,7 @@ def _checkpoint_here_or_fetched(spec: str, outputs: Path, wandb: WandbOptions, *
     try:
         return _checkpoint(spec, outputs)
     except UserError as here:
-        if Path(spec).exists() or not asks_wandb(spec, wandb, tracked=tracked):
+        if _is_there(spec) or not asks_wandb(spec, wandb, tracked=tracked):
             raise
         return _from_wandb(fetch_checkpoint, spec, outputs, wandb, here)
 
@@ -256,7 +260,7 @@ def _run_here_or_fetched(spec: str, outputs: Path, words: Sequence[str]) -> Path
     except UserError as here:
         said = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
         wandb = build_options(WandbOptions, OmegaConf.to_container(said["wandb"]), "wandb")
-        if Path(spec).exists() or not asks_wandb(spec, wandb, tracked="wandb" in (said.get("tracking") or {})):
+        if _is_there(spec) or not asks_wandb(spec, wandb, tracked="wandb" in (said.get("tracking") or {})):
             raise
         return _from_wandb(fetch_run, spec, outputs, wandb, here)
 
