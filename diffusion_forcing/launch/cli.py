@@ -57,6 +57,11 @@ def _main(words: list[str]) -> int:
 
         serve_policy(words[1:])
         return 0
+    if words[:1] == ["convert-robot"] and not {"--help", "-h"} & set(words):
+        from diffusion_forcing.launch.convert_robot_command import convert_robot
+
+        convert_robot(words[1:])
+        return 0
     if words[:1] == ["runs"] and not {"--help", "-h"} & set(words):
         from diffusion_forcing.launch.runs_command import runs
 
