@@ -122,7 +122,7 @@ class DiffusionForcingPredictor(Predictor):
             end = len(table) + self.prediction_length
             window = SeriesWindows(table, [end], spec.lags, spec.context_length, self.prediction_length, spec.season)[0]
             samples = self.algorithm.forecast(
-                SeriesBatch(*(part.to(device) for part in window)),
+                window.on(device),
                 paths=num_samples,
                 generator=torch.Generator(device).manual_seed(self.seed * 1_000_003 + number),
             )

@@ -51,6 +51,7 @@ HOMES = {
     "pyrealsense2": {"serve"},
     "pandas": {"datasets", "gluonts"},
     "gluonts": {"datasets", "gluonts"},
+    "pyarrow": {"datasets"},
 }
 """Third party: the rooms that may import it."""
 

@@ -42,6 +42,15 @@ VERSION = 1
 FACTS, MODEL, TRAINING, TREE = "checkpoint.json", "model.safetensors", "training.safetensors", "training.json"
 CARD = "README.md"
 _NEW, _OLD = ".tmp-", ".old-"  # in the hidden names of a checkpoint being written, and of one being replaced
+_DAMAGES = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RuntimeError,  # torch's, of what no device or size can be; RecursionError is one
+)
 _LIBRARIES = ("torch", "lightning", "numpy", "safetensors")
 
 
@@ -110,7 +119,8 @@ def load(path: Path, *, training: bool = False) -> LoadedCheckpoint:
         with _told_as_damaged(path / TREE):
             state = decode(json.loads((path / TREE).read_text("utf-8")), tensors)
     facts = dict(header["facts"])
-    statistics = {name: torch.tensor(values, dtype=torch.float32) for name, values in _statistics(facts).items()}
+    with _told_as_damaged(path / FACTS):
+        statistics = {name: torch.tensor(values, dtype=torch.float32) for name, values in _statistics(facts).items()}
     return LoadedCheckpoint(
         path=path,
         kind="native",
@@ -143,7 +153,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a checkpoint: it has no {FACTS}; pass a checkpoint folder or a .ckpt file"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as a checkpoint's facts ({error}); take another checkpoint") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise UserError(f'{file} was not written by this project (no "format": "{FORMAT}"); take another checkpoint')
@@ -151,12 +161,21 @@ def read_header(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has checkpoint format version {header.get('version')!r}, this program reads {VERSION}; "
             "use the version of diffusion-forcing that wrote it "
-            f"({header.get('libraries', {}).get('diffusion-forcing', 'unknown')})"
+            f"({_writer(header)})"
         )
     files, facts, step = header.get("files"), header.get("facts"), header.get("step")
-    if not isinstance(files, dict) or MODEL not in files or not isinstance(facts, dict) or not isinstance(step, int):
+    whole = isinstance(files, dict) and MODEL in files and isinstance(facts, dict)
+    if not whole or not isinstance(step, int) or not 0 <= step < 2**63:
         raise UserError(f"{file} is incomplete (needs step, facts and files with {MODEL}); take another checkpoint")
+    for key in ("task", "line"):
+        if not isinstance(facts.get(key, ""), str):  # type: ignore[union-attr]
+            raise UserError(f"{file} is damaged (facts.{key} is no word); take another checkpoint")
     return header
+
+
+def _writer(header: Mapping[str, Any]) -> str:
+    libraries = header.get("libraries")
+    return str(libraries.get("diffusion-forcing", "unknown")) if isinstance(libraries, dict) else "unknown"
 
 
 def _statistics(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +208,7 @@ def _told_as_damaged(file: Path) -> Iterator[None]:
         raise UserError(
             f"checkpoint {file.parent} is incomplete: {file.name} is missing; copy the whole folder"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (*_DAMAGES, SafetensorError) as error:
         raise UserError(f"{file} is damaged ({error}); copy it again or take another checkpoint") from None
 
 

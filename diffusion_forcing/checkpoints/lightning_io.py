@@ -14,10 +14,13 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from diffusion_forcing.checkpoints import format as native
+from diffusion_forcing.errors import UserError
 
 SAMPLING = "sampling"
 """Key of `{"facts": …, "model": …, "resumable": bool}` in the dict that Lightning saves; it is not in the dict that it
 gets back."""
+_NEEDED: dict[str, type] = {"state_dict": dict, "global_step": int, "loops": dict, "optimizer_states": list}
+"""What Lightning's checkpoint has whenever one can resume from it."""
 _NOT_KEPT = (
     "hyper_parameters",
     "hparams_name",
@@ -61,6 +64,11 @@ class SafetensorsCheckpointIO(CheckpointIO):
         read."""
         if path not in self._preloaded:
             state = native.load(path, training=True).training
+            for key, kind in _NEEDED.items():
+                if not isinstance(state, dict) or not isinstance(state.get(key), kind):
+                    raise UserError(
+                        f"cannot resume from {path}: its {native.TREE} has no {key}; take another checkpoint"
+                    )
             assert state is not None
             self._preloaded = {path: state}
         return self._preloaded[path]

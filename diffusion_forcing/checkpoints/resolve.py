@@ -3,6 +3,7 @@ shipped one."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -24,6 +25,11 @@ def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
     is missing and how to get it.
     """
     path = Path(spec).expanduser()
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.EACCES):
+            raise UserError(f"cannot look at the checkpoint {spec}: {os.strerror(error.errno)}") from None  # type: ignore[union-attr, arg-type]
     if path.is_dir():
         return _in_folder(path, f"load={spec}")
     if path.exists():
@@ -81,7 +87,7 @@ def _runs(outputs: Path) -> dict[str, Path]:
     for file in sorted(outputs.glob("*/*/run.json"), reverse=True):
         try:
             facts = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(facts, dict) and isinstance(facts.get("id"), str):
             found.setdefault(facts["id"], file.parent)

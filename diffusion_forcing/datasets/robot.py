@@ -16,27 +16,34 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from diffusion_forcing.datasets.generate_video import Simulator, episode_file, generate
+from diffusion_forcing.datasets.generate_video import Simulator, generate
+from diffusion_forcing.datasets.lerobot_info import is_lerobot
 from diffusion_forcing.datasets.progress import progress_bar
 from diffusion_forcing.datasets.robot_batch import RobotBatch
-from diffusion_forcing.datasets.robot_files import read_demonstration, save_demonstration
+from diffusion_forcing.datasets.robot_cache import FrameCache
+from diffusion_forcing.datasets.robot_files import RATE, Filming, RobotFiles
+from diffusion_forcing.datasets.robot_released import is_released
+from diffusion_forcing.datasets.robot_source import SPLITS, RobotSource
 from diffusion_forcing.errors import UserError
 
 CAMERAS = ("front", "over")
-SPLITS = ("training", "validation")
+"""Those of the simulator."""
 MOST_BYTES = 8e9
-"""Of pictures, which are kept in memory."""
+"""Of pictures, which are read all the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobotOptions:
-    """`dataset=robot_swap`. n_frames: the most tokens of a sequence; tail: tokens behind the end in which the arm stays home. data_mean … action_std:
-    what the algorithm brings pictures in [0, 1] and actions (position, rotation matrix, grasp) to one size by."""
+    """`dataset=robot_swap`. save_dir: generated demonstrations, or a set that was converted, or a LeRobot set v3.0; num_episodes … workers are of
+    what is generated. cameras: names, the first n_cameras are used. n_frames: the most tokens of a sequence; tail: tokens behind the end in which the
+    arm stays home. cache: keep decoded pictures beside the films. data_mean … action_std: what the algorithm brings pictures in [0, 1] and actions
+    (position, rotation matrix, grasp) to one size by."""
 
     save_dir: str = "data/robot_swap"
     action_stack: int = 15
     n_frames: int = 40
     n_cameras: int = 2
+    cameras: tuple[str, ...] = CAMERAS
     resolution: int = 32
     observation_shape: tuple[int, int, int] = (21, 32, 32)
     tail: int = 1
@@ -47,6 +54,7 @@ class RobotOptions:
     distractors: int = 0
     blocking: float = 0.0
     workers: int = 0
+    cache: bool = True
     data_mean: float = 0.5
     data_std: float = 0.5
     action_mean: tuple[float, ...] = (1.265, 0.75, 0.595, *(0.0,) * 9, 0.5)
@@ -56,10 +64,12 @@ class RobotOptions:
         for name in ("action_stack", "n_frames", "num_episodes", "num_validation_episodes"):
             if getattr(self, name) < 1:
                 raise UserError(f"dataset.{name} is {getattr(self, name)}; it must be 1 or more")
-        if not 1 <= self.n_cameras <= len(CAMERAS):
+        if not 1 <= self.n_cameras <= len(self.cameras):
             raise UserError(
-                f"dataset.n_cameras is {self.n_cameras}; robot_swap has {len(CAMERAS)}: {', '.join(CAMERAS)}"
+                f"dataset.n_cameras is {self.n_cameras}; robot_swap has {len(self.cameras)}: {', '.join(self.cameras)}"
             )
+        if len(set(self.cameras)) < len(self.cameras) or not all(self.cameras):
+            raise UserError(f"dataset.cameras is {list(self.cameras)}; give different names")
         if self.resolution < 16 or self.resolution % 8 or self.resolution > 512:
             raise UserError(f"dataset.resolution is {self.resolution}; it must be a multiple of 8 from 16 to 512")
         if self.tail < 0:
@@ -72,34 +82,46 @@ class RobotOptions:
 
 
 class RobotDataset:
-    """Demonstrations in `save_dir/{training,validation}`; those that are missing are made by the expert. `prepare()` first."""
+    """Demonstrations in `save_dir`: a LeRobot set, a set that was converted, or {training,validation} as the expert made them here; those of its own
+    that are missing are made. `prepare()` first."""
 
     Options = RobotOptions
 
     def __init__(self, options: RobotOptions) -> None:
         self.options = options
+        self._root = Path(options.save_dir).expanduser()
         self._episodes: dict[str, list[dict[str, NDArray[Any]]]] = {}
 
     @property
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras that are used."""
-        return CAMERAS[: self.options.n_cameras]
+        return tuple(self.options.cameras[: self.options.n_cameras])
 
     def prepare(self, progress: bool = True) -> None:
         """Make what is missing, and read everything. UserError where that fails."""
         if not self._episodes:
-            files = self.generate(progress=progress)
-            with progress_bar("reading demonstrations", total=len(files), unit="episodes", show=progress) as bar:
-                found: dict[str, list[dict[str, NDArray[Any]]]] = {split: [] for split in SPLITS}
-                for file in files:
-                    found[file.parent.name].append(self._read(file))
-                    bar.advance(1)
-            self._episodes = found
+            source = self._source(progress)
+            total = sum(source.counts.get(split, 0) for split in SPLITS)
+            if source.fps != RATE:
+                print(
+                    f"{self._root}: {source.fps:g} frames and actions a second, robot_swap's simulator has {RATE}: "
+                    f"a stack of {self.options.action_stack} actions lasts {self.options.action_stack / source.fps:.2f} s"
+                )
+            with progress_bar("reading demonstrations", total=total, unit="episodes", show=progress) as bar:
+                cache = FrameCache(source, self.options.resolution, keep=self.options.cache)
+                found = {split: cache.read(split, self.cameras, bar, most=MOST_BYTES) for split in SPLITS}
+            if not found["training"]:
+                raise UserError(f"{self._root} holds no demonstrations to train on; choose another dataset.save_dir")
+            self._episodes = {**found, "validation": found["validation"] or found["training"]}
 
     def generate(self, progress: bool = True) -> list[Path]:
-        """The demonstrations' files; those that are missing are made first."""
-        options = self.options
-        root = Path(options.save_dir).expanduser()
+        """The demonstrations' files; those that are missing are made first. UserError where `save_dir` holds others'."""
+        options, root = self.options, self._root
+        if is_foreign(root):
+            raise UserError(
+                f"{root} holds demonstrations that were not generated; they are read as they are: "
+                "choose another dataset.save_dir to generate some"
+            )
         counts = dict(zip(SPLITS, (options.num_episodes, options.num_validation_episodes), strict=True))
         pictures = sum(counts.values()) * 103 * options.n_cameras * 3 * options.resolution**2
         if pictures > MOST_BYTES:
@@ -107,10 +129,29 @@ class RobotDataset:
                 f"{sum(counts.values()):,} demonstrations at resolution {options.resolution} take {pictures / 1e9:.0f} GB of memory, "
                 f"{MOST_BYTES / 1e9:.0f} are allowed; lower dataset.num_episodes or dataset.resolution"
             )
-        files = [episode_file(root, split, index) for split, count in counts.items() for index in range(count)]
-        if all(file.exists() for file in files) and not (root / "recipe.json").exists():
-            return files  # converted from elsewhere: there is no recipe
-        return generate(_Filming(self._simulator()), root, counts, workers=options.workers, progress=progress)
+        if not set(self.cameras) <= set(CAMERAS):
+            raise UserError(
+                f"dataset.cameras is {list(self.cameras)}; the simulator's are {', '.join(CAMERAS)}, and {root} holds no other demonstrations"
+            )
+        return generate(Filming(self._simulator()), root, counts, workers=options.workers, progress=progress)
+
+    def _source(self, progress: bool) -> RobotSource:
+        """The set in `save_dir`, generated where there is none."""
+        root = self._root
+        if is_lerobot(root):
+            from diffusion_forcing.datasets.lerobot import LeRobotSet
+
+            return LeRobotSet(root)
+        if is_foreign(root):
+            return RobotFiles(root)
+        if root.is_dir() and not (root / "recipe.json").exists() and is_released(root):
+            raise UserError(
+                f"{root} looks like the released robot data; bring it into our layout once: "
+                f"diffusion-forcing convert-robot {root} NEW --allow-pickle, then dataset.save_dir=NEW"
+            )
+        self.generate(progress=progress)
+        options = self.options
+        return RobotFiles(root, dict(zip(SPLITS, (options.num_episodes, options.num_validation_episodes), strict=True)))
 
     def training(self) -> Demonstrations:
         """Every training demonstration, begun at every delay."""
@@ -132,16 +173,6 @@ class RobotDataset:
             tail=options.tail,
         )
 
-    def _read(self, file: Path) -> dict[str, NDArray[Any]]:
-        episode, size = read_demonstration(file, self.cameras), self.options.resolution
-        for camera in self.cameras:
-            if episode[camera].shape[1:] != (size, size, 3):
-                height, width = episode[camera].shape[1:3]
-                raise UserError(
-                    f"{file} has pictures of {height} x {width}, dataset.resolution is {size}; choose another dataset.save_dir"
-                )
-        return episode
-
     def _simulator(self) -> Simulator:
         from diffusion_forcing.environments.swap_episodes import SwapEpisodes
 
@@ -155,28 +186,10 @@ class RobotDataset:
         )
 
 
-@dataclass(frozen=True)
-class _Filming:
-    """A simulator whose episodes are kept as demonstrations."""
-
-    simulator: Simulator
-
-    @property
-    def frames(self) -> int:
-        return self.simulator.frames
-
-    @property
-    def recipe(self) -> Mapping[str, str | int | float]:
-        return self.simulator.recipe
-
-    def make(self, split: str, index: int) -> Mapping[str, NDArray[Any]]:
-        return self.simulator.make(split, index)
-
-    def save(self, path: Path, episode: Mapping[str, NDArray[Any]]) -> None:
-        save_demonstration(path, episode)
-
-    def close(self) -> None:
-        self.simulator.close()
+def is_foreign(root: Path) -> bool:
+    """Whether a folder holds demonstrations that were not generated here: a LeRobot set, or files of ours without a recipe."""
+    ours = any((root / split / "000000.npz").exists() for split in SPLITS)
+    return is_lerobot(root) or (ours and not (root / "recipe.json").exists())
 
 
 class Demonstrations(Dataset[RobotBatch]):

@@ -312,8 +312,8 @@ class SeriesWindows(Dataset[SeriesBatch]):
         known &= (before < (ends - self.prediction_length)[:, None, None])[..., None]
         begin = (ends - self.prediction_length)[:, None]
         seasons = np.where(steps < begin, 1, (steps - begin) // self.season + 1)
-        parts = (values, observed, dates, np.where(known, lagged, 0).astype(np.float32), known)
-        parts += self._at(steps - seasons * self.season)
+        last_season = self._at(steps - seasons * self.season)
+        parts = (values, observed, dates, np.where(known, lagged, 0).astype(np.float32), known, *last_season)
         return SeriesBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
     def _at(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

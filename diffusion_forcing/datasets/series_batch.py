@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +27,11 @@ class SeriesBatch(NamedTuple):
     """(b, L, V) float32: the last value of the same time of the season that lies before the step and before the forecast; 0 where unknown."""
     season_known: Tensor | None = None
     """(b, L, V) bool."""
+
+    def on(self, device: torch.device) -> SeriesBatch:
+        """The same windows on `device`."""
+        moved: dict[str, Tensor] = {name: part.to(device) for name, part in self._asdict().items() if part is not None}
+        return SeriesBatch(**moved)
 
 
 class SeriesSpec(NamedTuple):

@@ -12,6 +12,7 @@ import copy
 import inspect
 import signal
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,13 @@ class BaseExperiment:
         except BaseException as failure:
             if not getattr(failure, "everywhere", False):
                 end_further_processes(parts.trainer)
-            raise
+            if resumed is None or not _while_restoring(failure):
+                raise
+            reason = str(failure).strip().splitlines()[0] if str(failure).strip() else "no reason given"
+            raise UserError(
+                f"cannot resume from {resumed}: its state cannot be put back ({type(failure).__name__}: {reason}); "
+                "resume with the configuration and the versions it was trained with, or start a new run from its weights with load="
+            ) from failure
         finally:
             parts.loaders.close()
         self.step = parts.trainer.global_step
@@ -273,6 +280,14 @@ def end_further_processes(ended: Trainer) -> None:
     kill = getattr(launcher, "kill", None)
     if callable(kill):
         kill(signal.SIGKILL)  # one that waits for another hears nothing less
+
+
+def _while_restoring(error: BaseException) -> bool:
+    """Whether `error` comes from Lightning putting a checkpoint back, not from training."""
+    if not isinstance(error, (LookupError, TypeError, ValueError, AttributeError, RuntimeError)):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).name == "checkpoint_connector.py" for frame in frames)
 
 
 def task_names(experiment: type) -> list[str]:

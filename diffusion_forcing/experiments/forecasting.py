@@ -200,7 +200,7 @@ class ForecastingExperiment(BaseExperiment):
                 f"{task}: {len(windows)} windows of {algorithm.options.calc_crps_sum} paths", total=None
             )
             samples = algorithm.forecast(
-                SeriesBatch(*(part.to(device) for part in batch)),
+                batch.on(device),
                 known=torch.from_numpy(known) if known.any() else None,
                 generator=torch.Generator(device).manual_seed(self.seed),
                 on_step=lambda done, all_: progress.update(bar, completed=done, total=all_),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import string
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
@@ -86,6 +88,8 @@ class CheckpointingOptions:
         _at_least(f"{where}save_top_k", self.save_top_k, -1)
         _one_of(f"{where}mode", self.mode, ("min", "max"))
         _ = self.interval
+        if self.filename is not None:
+            _check_filename(self.filename)
         if self.filename is not None and "{step" not in self.filename:
             raise UserError(
                 f"experiment.{where}filename='{self.filename}' has no {{step}}, so every checkpoint would replace the one before; "
@@ -208,6 +212,25 @@ class ExperimentOptions:
         _at_least("num_nodes", self.num_nodes, 1)
 
 
+def _check_filename(filename: str) -> None:
+    """UserError for a template that is more than the name of a folder with step and epoch in it."""
+    try:
+        parts = list(string.Formatter().parse(filename))
+    except ValueError as error:
+        raise UserError(
+            f"experiment.training.checkpointing.filename='{filename}' cannot be filled in ({error})"
+        ) from None
+    known = all(
+        name is None or (name in ("step", "epoch") and re.fullmatch(r"0?\d{0,2}d?", spec or "") and not conversion)
+        for _, name, spec, conversion in parts
+    )
+    if not known or filename.startswith(".") or re.search(r"[/\\\0]", filename):
+        raise UserError(
+            f"experiment.training.checkpointing.filename='{filename}' cannot be filled in as the name of a folder; "
+            "it may use {step} and {epoch}, as {step:08d}, and no / or \\"
+        )
+
+
 def precision(where: str, value: str | int) -> str:
     """`value` as Lightning writes it; UserError for a precision that does not exist."""
     found = _PRECISIONS.get(str(value))
@@ -232,7 +255,10 @@ def duration(where: str, text: str | None) -> timedelta | None:
             f"experiment.{where}='{text}' is not a duration; write HH:MM:SS or DD:HH:MM:SS, such as '00:30:00'"
         )
     days, hours, minutes, seconds = [0] * (4 - len(parts)) + parts
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    try:
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    except OverflowError:
+        raise UserError(f"experiment.{where}='{text}' is longer than time can be counted; leave it out") from None
 
 
 def _at_least(where: str, value: float | None, lowest: float) -> None:

@@ -15,6 +15,7 @@ from diffusion_forcing.experiments.processes import is_main_process
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+LONGEST_LINE = 1000
 _FLAGS = ("--help", "-h", "--version", "--cfg", "-c", "--resolve")
 
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if "debug=true" in [word.lower().lstrip("+") for word in words]:
             traceback.print_exc()
-        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+        print(f"error: {_one_line(str(mistake))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -37,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_main_process():
             return 0  # or whoever started the processes would end the main one, at its work
         return end.code if isinstance(end.code, int) else 1
+
+
+def _one_line(message: str) -> str:
+    """The message on one line that can be read: of more than a thousand letters (somebody's path, somebody's value) the middle is left out."""
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} … {line[-290:]}"
 
 
 def _main(words: list[str]) -> int:
@@ -49,6 +56,11 @@ def _main(words: list[str]) -> int:
         from diffusion_forcing.launch.serve_command import serve_policy
 
         serve_policy(words[1:])
+        return 0
+    if words[:1] == ["convert-robot"] and not {"--help", "-h"} & set(words):
+        from diffusion_forcing.launch.convert_robot_command import convert_robot
+
+        convert_robot(words[1:])
         return 0
     if words[:1] == ["runs"] and not {"--help", "-h"} & set(words):
         from diffusion_forcing.launch.runs_command import runs

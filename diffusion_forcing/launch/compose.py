@@ -66,10 +66,10 @@ def compose_on(saved: str, words: Sequence[str]) -> DictConfig:
     """The configuration of a resumed run: its saved yaml text below, the command line's values on top."""
     try:
         config = OmegaConf.create(saved)
-    except (yaml.YAMLError, OmegaConfBaseException) as failure:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as failure:
         raise UserError(f"the run's saved config.yaml cannot be read: {first_line(failure)}") from failure
-    if not isinstance(config, DictConfig):
-        raise UserError("the run's saved config.yaml cannot be read: it holds no mapping")
+    if not isinstance(config, DictConfig) or not isinstance(config.get(CHOICES), DictConfig):
+        raise UserError(f"the run's saved config.yaml cannot be read: it is no run's, which has a mapping '{CHOICES}'")
     overrides = [parse(word, frozenset(group_names())) for word in words]
     before = config.get(CHOICES) or {}
     for override in overrides:
@@ -211,6 +211,10 @@ def _compose_files(group_words: list[str]) -> DictConfig:
         mark = failure.problem_mark or failure.context_mark
         place = f"{_short(mark.name)} line {mark.line + 1}" if mark else "a yaml file"
         raise UserError(f"{place} is not valid yaml: {failure.problem or failure.context}") from failure
+    except RecursionError as failure:
+        raise UserError(
+            "the yaml files cannot be composed: one is nested too deeply, or its defaults lead back to itself"
+        ) from failure
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as failure:
         raise UserError(f"the yaml files cannot be composed: {first_line(failure)}") from failure
     choices = {group: choice for group, choice in composed.hydra.runtime.choices.items() if "hydra/" not in group}

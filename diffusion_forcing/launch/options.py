@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from diffusion_forcing.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+LARGEST = 2**63
+"""No option is as large: nan, infinity, and what no tensor's size can be, are refused."""
 _SEQUENCES: tuple[Any, ...] = (list, tuple, Sequence)
 _MAPPINGS: tuple[Any, ...] = (dict, Mapping)
 _NAMES = {
@@ -116,11 +118,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_plain(hint: Any, value: Any, where: str) -> Any:
-    """bool, int, float, str, None, Path. True is no number; 2.0 is a whole one."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    """bool, int, float, str, None, Path. True is no number, nor is nan or infinity; 2.0 is a whole one."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
     if hint is float and number:
         return float(value)
-    if hint is int and number and float(value).is_integer():
+    if hint is int and number and int(value) == value:
         return int(value)
     if hint is Path and isinstance(value, str):
         return Path(value)

@@ -46,6 +46,8 @@ def parse(word: str, groups: frozenset[str]) -> Override:
         return Override(text=word, key=plain["key"], value=_text(plain["value"]))
     try:
         parsed = OverridesParser.create().parse_override(word)
+    except (RecursionError, ValueError) as failure:  # brackets in thousands, a number of thousands of digits
+        raise UserError(f"cannot read '{_beginning(word)}': its value is too deep or too long") from failure
     except HydraException as failure:
         if plain and plain["key"] not in groups and plain["value"][:1] not in set("[{('\""):
             return Override(text=word, key=plain["key"], value=plain["value"])
@@ -79,6 +81,8 @@ def apply_(config: DictConfig, override: Override) -> None:
             _delete_(config, override)
         else:
             OmegaConf.update(config, override.key, override.value, merge=True, force_add=True)
+    except RecursionError as failure:
+        raise UserError(f"cannot apply '{_beginning(override.text)}': its key is too deep") from failure
     except OmegaConfBaseException as failure:
         raise UserError(f"cannot apply '{override.text}': {first_line(failure)}") from failure
 
@@ -107,6 +111,10 @@ def _text(value: str) -> str | None:
         return None
     quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
     return value[1:-1] if quoted else value
+
+
+def _beginning(word: str) -> str:
+    return word if len(word) <= 60 else f"{word[:60]}…"
 
 
 def _unreadable(word: str, failure: BaseException) -> str:

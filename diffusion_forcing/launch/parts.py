@@ -23,6 +23,9 @@ def read_part(section: Mapping[str, Any], where: str, *, everywhere: Sequence[st
     if not isinstance(target, str) or not target:
         raise UserError(f"{where}.{TARGET} names the class to build, as package.module.Class; got {target!r}")
     cls = import_class(target, f"{where}.{TARGET}")
+    kind = _kind(cls)
+    if kind and kind != where:
+        raise UserError(f"{where}.{TARGET}={target} is of the kind '{kind}'; name a class of the kind '{where}'")
     options = getattr(cls, "Options", None)
     if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
         raise UserError(f"{where}.{TARGET}={target} has no class attribute Options (a frozen dataclass of its options)")
@@ -66,6 +69,19 @@ def import_class(target: str, where: str) -> type:
     if not isinstance(found, type):
         raise UserError(f"{where}={target} is not a class")
     return found
+
+
+def _kind(cls: type) -> str:
+    """Which part a class is by its methods; '' where they do not tell."""
+
+    def has(*names: str) -> bool:
+        return all(callable(getattr(cls, name, None)) for name in names)
+
+    if has("run_task"):
+        return "experiment"
+    if has("training_step", "configure_optimizers"):
+        return "algorithm"
+    return "dataset" if has("training", "validation") else ""
 
 
 def _public(module: Any) -> list[str]:

@@ -22,6 +22,7 @@ from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job
 from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
 from diffusion_forcing.launch.configurations import group_names
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
+from diffusion_forcing.launch.memory import too_large_is_said
 from diffusion_forcing.launch.options import build_options
 from diffusion_forcing.launch.overrides import parse
 from diffusion_forcing.launch.parts import read_part
@@ -75,7 +76,7 @@ def plan(words: Sequence[str]) -> Plan:
     everywhere = list(_dotted(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
-    if resumed is not None and not new_job and not Path(str(spec)).exists():  # an id, not one of its checkpoints
+    if resumed is not None and not new_job and not _is_there(str(spec)):  # an id, not one of its checkpoints
         spec = str(resumed)
     tracked = "wandb" in (mapping.get("tracking") or {})
     checkpoint = (
@@ -90,6 +91,7 @@ def plan(words: Sequence[str]) -> Plan:
     classes = {where: part[0] for where, part in parts.items()}
     options = {where: part[1] for where, part in parts.items()}
     check_tasks(classes["experiment"], options["experiment"].tasks)
+    check_steps(classes["experiment"], classes["algorithm"], options["experiment"].tasks)
     check_parts(classes, options)
     trackers = read_trackers(mapping, everywhere=everywhere)
     return Plan(
@@ -110,7 +112,7 @@ def start(checked: Plan) -> Run | NullRun:
     """Build the parts and run the tasks in order. Returns the run, finished; a run that fails is marked so and the error goes on."""
     run = open_run(checked)
     run.config(as_yaml(_to_save(checked.config)))
-    with requeued_when_preempted(f"go on with resume={run.id}"), finishing(run):
+    with requeued_when_preempted(f"go on with resume={run.id}"), finishing(run), too_large_is_said():
         if isinstance(run, TrackedRun):
             run.follow([cls(options) for cls, options in checked.trackers], resolved(checked.config))
         perform(checked, run)
@@ -188,6 +190,19 @@ def check_tasks(experiment: type, tasks: Sequence[str]) -> None:
             raise UserError(f"experiment.tasks: '{task}' is no task{near}; there are: {', '.join(known)}")
 
 
+def check_steps(experiment: type, algorithm: type, tasks: Sequence[str]) -> None:
+    """Raises UserError for a task that runs on Lightning, of an algorithm that has no step for it."""
+    from lightning.pytorch import LightningModule
+
+    from diffusion_forcing.experiments.base import BaseExperiment
+
+    for task in ("training", "validation", "test"):
+        on_lightning = getattr(experiment, task, None) is getattr(BaseExperiment, task)
+        own = getattr(algorithm, f"{task}_step", None)
+        if task in tasks and on_lightning and own in (None, getattr(LightningModule, f"{task}_step")):
+            raise UserError(f"experiment.tasks: {algorithm.__name__} has no {task}_step, which the task '{task}' calls")
+
+
 def check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> None:
     """Raises UserError where the parts do not go together: an algorithm of another task, or what the experiment's own
     `check(dataset=…, algorithm=…, experiment=…)` finds in their options, where it has one."""
@@ -202,10 +217,18 @@ def check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> None
         check(**options)
 
 
+def _is_there(spec: str) -> bool:
+    """Whether `spec`, from load= or resume=, is a path that exists; UserError for one that no path can be."""
+    try:
+        return Path(spec).exists()
+    except OSError as failure:
+        raise UserError(f"load= or resume= names no checkpoint and no run: {failure.strerror} ({spec})") from failure
+
+
 def run_folder(spec: str, outputs: Path) -> Path:
     """The folder of the run that `resume=spec` means: a run's id, its folder, or a checkpoint inside it."""
     path = Path(spec)
-    if not path.exists():
+    if not _is_there(spec):
         return Run.find(outputs, spec)
     for folder in (path.resolve(), *path.resolve().parents):
         if (folder / "run.json").is_file():
@@ -225,7 +248,7 @@ def _checkpoint_here_or_fetched(spec: str, outputs: Path, wandb: WandbOptions, *
     try:
         return _checkpoint(spec, outputs)
     except UserError as here:
-        if Path(spec).exists() or not asks_wandb(spec, wandb, tracked=tracked):
+        if _is_there(spec) or not asks_wandb(spec, wandb, tracked=tracked):
             raise
         return _from_wandb(fetch_checkpoint, spec, outputs, wandb, here)
 
@@ -237,7 +260,7 @@ def _run_here_or_fetched(spec: str, outputs: Path, words: Sequence[str]) -> Path
     except UserError as here:
         said = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
         wandb = build_options(WandbOptions, OmegaConf.to_container(said["wandb"]), "wandb")
-        if Path(spec).exists() or not asks_wandb(spec, wandb, tracked="wandb" in (said.get("tracking") or {})):
+        if _is_there(spec) or not asks_wandb(spec, wandb, tracked="wandb" in (said.get("tracking") or {})):
             raise
         return _from_wandb(fetch_run, spec, outputs, wandb, here)
 

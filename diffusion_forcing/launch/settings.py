@@ -32,6 +32,8 @@ class Settings:
         for key in ("name", "outputs", "load", "resume"):
             if getattr(self, key) == "":
                 raise UserError(f"{key}= is empty: give {key}=VALUE or leave it out")
+            if "\0" in (getattr(self, key) or ""):
+                raise UserError(f"{key}= holds a null byte, which no name or path has")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if not 1 <= self.seeds <= 1000 or self.seed + self.seeds > 2**32:

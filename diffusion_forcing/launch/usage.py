@@ -12,6 +12,8 @@ usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing new my_project                 a project of your own: dataset, algorithm, experiment, tests
        diffusion-forcing inspect PATH                   what a checkpoint is: line, task, sizes, step, statistics
        diffusion-forcing convert IN.ckpt OUT            a released checkpoint, of either line, in our format
+       diffusion-forcing convert-robot SRC DST [--to ours|lerobot] [--allow-pickle] [--cameras A,B] [--resolution N]
+                                                        a robot's demonstrations: ours, LeRobot's v3.0, the authors' released ones
        diffusion-forcing runs [ID …]                    a page of all runs, curves and films of some side by side
        diffusion-forcing runs ls | show ID | best METRIC [lowest|highest] | rm ID … [--yes]   [outputs=DIR]
        diffusion-forcing runs sync ID … [--follow] [wandb.KEY=VALUE]   send W&B what it lacks of a run

@@ -44,6 +44,16 @@ def resumed_facts(facts: Mapping[str, Any], command: Sequence[str] | None = None
     return {**kept, **here, "resumed": [*facts.get("resumed", []), again]}
 
 
+def checked_facts(facts: Any) -> dict[str, Any]:
+    """What a run.json says, as `new_facts` makes it; ValueError where it is not so."""
+    if not isinstance(facts, dict):
+        raise ValueError("it holds no mapping")
+    for key, kind in (("id", str), ("name", str), ("started", str), ("resumed", list)):
+        if not isinstance(facts.get(key, [] if key == "resumed" else None), kind):
+            raise ValueError(f"'{key}' is missing or of another type")
+    return facts
+
+
 def find_run(outputs: Path, run_id: str) -> Path:
     """The folder in `outputs` of the run with this id; UserError with the nearest id if there is none."""
     ids = []

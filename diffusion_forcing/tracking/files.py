@@ -51,18 +51,17 @@ class Log:
 
     def write(self, line: bytes) -> None:
         """Append `line`, which ends in a newline. OSError if the disk refuses; the file then ends as it did."""
-        wanted = self._refused + line
-        size = os.fstat(self._file.fileno()).st_size
+        wanted, done = self._refused + line, 0
         try:
-            rest = memoryview(wanted)
-            while rest:  # a disk that fills up takes a part first
-                rest = rest[self._file.write(rest) or 0 :]
-            self._refused = b""
+            while done < len(wanted):  # a disk that fills up takes a part first
+                done += self._file.write(wanted[done:]) or 0
         except OSError:
             self._refused = wanted[-KEPT:].partition(b"\n")[2] if len(wanted) > KEPT else wanted
             with contextlib.suppress(OSError):
-                os.truncate(self._file.fileno(), size)
+                descriptor = self._file.fileno()
+                os.truncate(descriptor, os.fstat(descriptor).st_size - done)
             raise
+        self._refused = b""
 
     def close(self) -> None:
         """Close the file, once what was refused is tried a last time."""
@@ -91,7 +90,7 @@ def file_name(name: str) -> str:
 def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return default
     return found if isinstance(found, dict) else default
 

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.tracking import page
 from diffusion_forcing.tracking.curves import Curve, read_curves
-from diffusion_forcing.tracking.facts import find_run, new_facts, now, resumed_facts
+from diffusion_forcing.tracking.facts import checked_facts, find_run, new_facts, now, resumed_facts
 from diffusion_forcing.tracking.files import (
     Log,
     file_name,
@@ -108,11 +108,11 @@ class Run:
         """
         folder = Path(folder)
         try:
-            facts = json.loads((folder / "run.json").read_text("utf-8"))
+            facts = checked_facts(json.loads((folder / "run.json").read_text("utf-8")))
             run = cls(folder, facts)
         except FileNotFoundError:
             raise UserError(f"no run in {str(folder)!r} (no run.json there); pass a run's id or its folder") from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{str(folder / 'run.json')!r} cannot be read as a run's facts ({error}); start a new run"
             ) from None

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +17,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets import robot
+from diffusion_forcing.datasets import robot, robot_files
+from diffusion_forcing.datasets.generate_video import generate
 from diffusion_forcing.datasets.robot import Demonstrations, RobotDataset, RobotOptions
-from diffusion_forcing.datasets.robot_files import film_of, read_demonstration, save_demonstration
+from diffusion_forcing.datasets.robot_files import Filming, film_of, read_demonstration, save_demonstration
 from diffusion_forcing.errors import UserError
+from tests.datasets import robot_makers
 
 CAMERAS = ("front", "over")
 STACK = 5
@@ -177,5 +184,89 @@ def test_more_than_the_memory_holds_is_refused_before_it_is_made(tmp_path: Path,
 
 def test_pictures_of_another_size_are_one_line(tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch) -> None:
     RobotDataset(options(tmp_path)).prepare(progress=False)
-    with pytest.raises(UserError, match=r"pictures of 16 x 16, dataset\.resolution is 32"):
+    with pytest.raises(UserError, match=r"pictures of 16 x 16; they are not made larger.* dataset\.resolution"):
         RobotDataset(options(tmp_path, resolution=32, observation_shape=(6 + STACK, 32, 32))).prepare(progress=False)
+
+
+def test_pictures_are_decoded_once_and_again_where_a_film_changed(
+    tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    read = robot_files.read_film
+
+    def counting(path: Path, size: int | None = None) -> NDArray[np.uint8]:
+        decoded.append(path.name)
+        return read(path, size)
+
+    monkeypatch.setattr(robot_files, "read_film", counting)
+    first = RobotDataset(options(tmp_path)).training()
+    assert len(decoded) == 8
+    again = RobotDataset(options(tmp_path)).training()
+    assert len(decoded) == 8
+    for item in (0, 7, 14):
+        assert all(torch.equal(a, b) for a, b in zip(first[item], again[item], strict=True))
+    kept = sorted((tmp_path / ".frames" / "16").glob("training-000001.over.*"))
+    changed = demonstration(11, seed=77)
+    save_demonstration(tmp_path / "training" / "000001.npz", changed)
+    new = RobotDataset(options(tmp_path)).training()
+    assert decoded[8:] == ["000001.front.mp4", "000001.over.mp4"]
+    assert np.array_equal(new[STACK].frames[0, 1, 1].numpy().transpose(1, 2, 0), changed["over"][STACK])
+    assert len(kept) == 1 and not kept[0].exists()  # the old one is gone
+    damaged = next((tmp_path / ".frames" / "16").glob("training-000000.front.*"))
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    RobotDataset(options(tmp_path)).prepare(progress=False)
+    assert decoded[10:] == ["000000.front.mp4"]
+    film_of(tmp_path / "training" / "000002.npz", "over").unlink()
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        RobotDataset(options(tmp_path)).prepare(progress=False)
+
+
+def test_where_nothing_can_be_kept_pictures_are_read_all_the_same(
+    tmp_path: Path, toy: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".frames").write_text("a file, where the folder should be")
+    expected = RobotDataset(options(tmp_path, cache=False)).training()
+    assert capsys.readouterr().out == ""
+    found = RobotDataset(options(tmp_path)).training()
+    told = capsys.readouterr().out
+    assert "kept in memory only" in told and told.count("\n") == 1
+    assert torch.equal(found[3].frames, expected[3].frames)
+
+
+def test_a_killed_generation_leaves_whole_demonstrations_and_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    script = str(Path(__file__).parent / "robot_makers.py")
+    process = subprocess.Popen([sys.executable, script, str(killed)], start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: len(list((killed / "training").glob("*.npz"))) >= 3)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    whole = sorted((killed / "training").glob("*.npz"))
+    assert 3 <= len(whole) < 200
+    for path in whole:
+        read_demonstration(path, CAMERAS)
+    wait_until(lambda: nothing_changes(killed))  # its workers end when its pipes do
+    (killed / "training" / "000150.front.mp4.tmp").write_bytes(b"half")
+    counts = {"training": len(whole) + 2, "validation": 1}
+    files = generate(Filming(robot_makers.Slow()), killed, counts, workers=1, progress=False)
+    assert len(files) == len(whole) + 3
+    assert not list(killed.rglob("*.tmp"))
+    anew = tmp_path / "anew"
+    generate(Filming(robot_makers.Slow()), anew, counts, workers=1, progress=False)
+    for file in files:
+        for path in (file, film_of(file, "front"), film_of(file, "over")):
+            assert path.read_bytes() == (anew / path.relative_to(killed)).read_bytes()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)
+
+
+def nothing_changes(folder: Path) -> bool:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    time.sleep(0.3)
+    return before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

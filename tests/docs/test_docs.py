@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,10 @@ from diffusion_forcing.launch import serve_command
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.wandb_download import is_run_id
+from tests.datasets.robot_makers import save_ours, save_released
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, runnable, shown_files
 
+THEIRS = ROOT / "tests" / "datasets" / "data" / "lerobot_images"
 SHIPPED = {f"maze2d_{maze}_x" for maze in ("umaze", "medium", "large")}
 EXTENDING = [page for page in PAGES if page.name.startswith("extend")]
 """Pages whose files are one project."""
@@ -84,6 +87,15 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
         return
     if words[0] == "serve-policy":  # all but the serving
         monkeypatch.setattr(serve_command, "_serve", lambda checked, options: None)
+        assert main(words) == 0
+        return
+    if words[0] == "convert-robot":  # from a small set of the layout that the source's name says
+        kinds = {
+            "released": lambda folder: save_released(folder, 2),
+            "theirs": lambda folder: shutil.copytree(THEIRS, folder),
+        }
+        make = kinds.get(Path(words[1]).name, lambda folder: save_ours(folder, {"training": 2, "validation": 1}))
+        make(Path(words[1]))
         assert main(words) == 0
         return
     if words[0] == "runs":
