@@ -228,6 +228,7 @@ def job(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, value in {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "17", "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)
     before = {number: signal.getsignal(number) for number in (*JOB_SIGNALS, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in the background ignore Ctrl-C
     yield slurm
     for number, handler in before.items():
         signal.signal(number, handler)
