@@ -55,7 +55,7 @@ class Stored(Dataset[Any]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        return type(self.rows)(*(part[list(indices)] for part in self.rows))
+        return type(self.rows)(*(None if part is None else part[list(indices)] for part in self.rows))
 
 
 class Data:
