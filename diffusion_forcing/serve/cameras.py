@@ -6,6 +6,7 @@ A camera that gives no picture in time is a picture of nothing: the policy finds
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,7 +77,7 @@ class Simulated:
         self._batch.close()
 
 
-class _Real:
+class _Real(ABC):
     """Cameras that somebody else moves. Subclasses give `_read(camera)`: (h, w, 3) uint8, or raise OSError."""
 
     names: tuple[str, ...]
@@ -104,10 +105,12 @@ class _Real:
     def reset(self) -> None:
         self._last = None
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027 (a folder has nothing to close)
+        """Give everything back."""
 
+    @abstractmethod
     def _read(self, index: int) -> Picture:
-        raise NotImplementedError
+        """What camera `index` sees."""
 
 
 class Folder(_Real):
