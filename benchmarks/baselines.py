@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.forecasting import SMALL, _entry
 from diffusion_forcing.algorithms.forecasting import Forecasting
-from diffusion_forcing.datasets.series import SeriesOptions, SeriesWindows, TimeSeries
+from diffusion_forcing.datasets.series.dataset import SeriesOptions, SeriesWindows, TimeSeries
 from diffusion_forcing.metrics.forecasting import crps, crps_sum
 
 HORIZON, CONTEXT, LONG, STARTS, APART = 24, 48, 240, 6, 48

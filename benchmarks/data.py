@@ -12,9 +12,9 @@ import time
 
 import numpy as np
 
-from diffusion_forcing.datasets.maze2d import Maze2d, Maze2dOptions
+from diffusion_forcing.datasets.mazes.maze2d import Maze2d, Maze2dOptions
 from diffusion_forcing.datasets.windows import Windows
-from diffusion_forcing.environments.mazes import MAZES
+from diffusion_forcing.environments.mazes.layout import MAZES
 
 
 def windows_per_second(windows: Windows, batch_size: int, batches: int) -> float:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_forcing.datasets.series import SeriesOptions, TimeSeries
+from diffusion_forcing.datasets.series.dataset import SeriesOptions, TimeSeries
 from diffusion_forcing.metrics.forecasting import forecast_report
 
 PATHS = 100

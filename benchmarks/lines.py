@@ -18,11 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.planning import seconds
-from diffusion_forcing.algorithms.options import DiffusionOptions, TransformerOptions
-from diffusion_forcing.algorithms.planning import Planning, PlanningOptions
-from diffusion_forcing.algorithms.planning_rnn import RecurrentPlanning
-from diffusion_forcing.algorithms.planning_rnn_options import RecurrentPlanningOptions
-from diffusion_forcing.algorithms.recurrent_options import RecurrentMLPOptions
+from diffusion_forcing.algorithms.base import DiffusionOptions, RecurrentMLPOptions, TransformerOptions
+from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
+from diffusion_forcing.algorithms.planning.recurrent import RecurrentPlanning, RecurrentPlanningOptions
 from diffusion_forcing.datasets.batch import SequenceBatch
 
 COMMON: dict[str, Any] = {

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from diffusion_forcing.algorithms.planning import Planning, PlanningOptions
+from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
 from diffusion_forcing.networks.embeddings import sinusoidal
 
 MEAN, STD = (3.5092521, 3.4765592), (1.3371079, 1.52102)

@@ -19,8 +19,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.video import VideoDataset, VideoDatasetOptions
-from diffusion_forcing.datasets.video_clips import Clips
+from diffusion_forcing.datasets.video.dataset import Clips, VideoDataset, VideoDatasetOptions
 
 FRAMES = 300
 BATCH = 8

@@ -23,14 +23,18 @@ from gluonts.model.estimator import Estimator
 from gluonts.model.forecast import SampleForecast
 from gluonts.model.predictor import Predictor
 
-from diffusion_forcing.algorithms.forecasting import STATISTICS, Forecasting
-from diffusion_forcing.algorithms.forecasting_options import ForecastingDiffusionOptions, ForecastingOptions
-from diffusion_forcing.algorithms.options import TransformerOptions
+from diffusion_forcing.algorithms.base import TransformerOptions
+from diffusion_forcing.algorithms.forecasting import (
+    STATISTICS,
+    Forecasting,
+    ForecastingDiffusionOptions,
+    ForecastingOptions,
+)
 from diffusion_forcing.checkpoints import load, save
-from diffusion_forcing.datasets.series import SeriesWindows, spec_of
-from diffusion_forcing.datasets.series_batch import SeriesBatch, SeriesSpec
-from diffusion_forcing.datasets.series_table import Table
-from diffusion_forcing.datasets.series_times import checked_freq, lags_of
+from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
+from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_of
+from diffusion_forcing.datasets.series.table import Table
+from diffusion_forcing.datasets.series.times import checked_freq, lags_of
 from diffusion_forcing.errors import UserError
 
 _FILE, _FOLDER = "forecaster.json", "checkpoint"

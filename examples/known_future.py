@@ -16,7 +16,7 @@ import pandas
 import torch
 from PIL import Image
 
-from diffusion_forcing.datasets.series import SeriesOptions, TimeSeries
+from diffusion_forcing.datasets.series.dataset import SeriesOptions, TimeSeries
 from diffusion_forcing.gluonts import DiffusionForcingEstimator
 from diffusion_forcing.metrics.forecasting import crps
 from diffusion_forcing.visualization.forecast import draw_fans

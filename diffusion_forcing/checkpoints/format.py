@@ -32,10 +32,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_forcing import __version__
-from diffusion_forcing.checkpoints import released
 from diffusion_forcing.checkpoints.codec import decode, encode
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.released import importer as released
 
 FORMAT = "diffusion-forcing checkpoint"
 VERSION = 1

@@ -6,7 +6,14 @@ gives one window, padded with its last step and marked so in `valid`. `__getitem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +22,185 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from diffusion_forcing.datasets.batch import SequenceBatch
-from diffusion_forcing.datasets.store import Store
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import locked
+
+# Mean, spread and range of the columns of observations and actions, over parts of a run too long to hold at once.
+
+
+class RunningStatistics:
+    """Collects parts with `add`; sums in float64, so that a part's size changes nothing that is printed."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[tuple[int, NDArray[np.float64]]]] = {"observation": [], "action": []}
+
+    def add(self, observations: NDArray[Any], actions: NDArray[Any]) -> None:
+        """Take in (n, o) observations and (n, a) actions."""
+        for name, values in (("observation", observations), ("action", actions)):
+            if len(values):
+                exact = values.astype(np.float64)
+                self._parts[name].append(
+                    (len(values), np.stack([exact.mean(0), exact.var(0), exact.min(0), exact.max(0)]))
+                )
+
+    def statistics(self) -> dict[str, list[float]]:
+        """observation_mean, observation_std, observation_min, observation_max and the same of actions; one number per column."""
+        out: dict[str, list[float]] = {}
+        for name, parts in self._parts.items():
+            if not parts:
+                continue
+            counts = np.array([count for count, _ in parts], dtype=np.float64)
+            weights = (counts / counts.sum())[:, None]
+            means, variances, least, largest = np.stack([rows for _, rows in parts], axis=1)
+            mean = (weights * means).sum(0)
+            out[f"{name}_mean"] = mean.tolist()
+            out[f"{name}_std"] = np.sqrt((weights * (variances + (means - mean) ** 2)).sum(0)).tolist()
+            out[f"{name}_min"] = least.min(0).tolist()
+            out[f"{name}_max"] = largest.max(0).tolist()
+        return out
+
+
+def statistics(observations: NDArray[Any], actions: NDArray[Any]) -> dict[str, list[float]]:
+    """`RunningStatistics` of arrays in memory: (n, o) observations and (n, a) actions."""
+    running = RunningStatistics()
+    running.add(observations, actions)
+    return running.statistics()
+
+
+# Steps on disk as memory-mapped arrays: a source file is decoded once, then every window is a copy of a few pages.
+#
+# `open_store` writes a folder with one .npy per array, the episodes' ends and statistics, and a note of the source's size and time.
+# It is made in a temporary folder and renamed, and made again when the source changed. `Store` opens it; workers of a data loader each map it anew.
+# An *episode* is a stretch that really happened in one go: it ends at a terminal, and where the position jumps farther than a ball can roll.
+
+CACHE_VERSION = 1
+_WIDTHS = {"observations": (4,), "actions": (2,), "rewards": ()}
+MAX_JUMP = 0.2
+"""m: two steps farther apart than this are not one motion (5.3 m/s for 0.01 s is 0.053 m)."""
+
+Steps = Mapping[str, NDArray[Any]]
+"""Arrays of equal length: observations (n, 4), actions (n, 2), rewards (n,), and ends (n,) bool, True on an episode's last step."""
+
+
+@dataclass
+class Store:
+    """Memory-mapped steps of a cache folder. `observations` (N, 4), `actions` (N, 2), `rewards` (N,) float32, read-only."""
+
+    folder: Path
+    _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def observations(self) -> NDArray[np.float32]:
+        """(N, 4) x, y, vx, vy in metres and m/s."""
+        return self._array("observations")
+
+    @property
+    def actions(self) -> NDArray[np.float32]:
+        """(N, 2) in [-1, 1]."""
+        return self._array("actions")
+
+    @property
+    def rewards(self) -> NDArray[np.float32]:
+        """(N,) 0 or 1."""
+        return self._array("rewards")
+
+    @property
+    def episodes(self) -> NDArray[np.int64]:
+        """(E, 2) first step and one past the last step of each episode."""
+        return self._array("episodes")
+
+    @property
+    def statistics(self) -> dict[str, list[float]]:
+        """Mean, std, min and max of observations and actions, per column."""
+        facts = json.loads((self.folder / "cache.json").read_text())
+        return dict(facts["statistics"])
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_arrays": {}}
+
+    def _array(self, name: str) -> NDArray[Any]:
+        if name not in self._arrays:
+            self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return self._arrays[name]
+
+
+def open_store(source: Path, folder: Path, read: Callable[[], Iterable[Steps]], *, settings: str = "") -> Store:
+    """The store in `folder`, built from the parts `read()` yields unless it is there and `source` is unchanged since.
+
+    `settings` are what the reading depends on besides the file. Raises `UserError` where nothing can be written, or from `read`.
+    """
+    stamp = _stamp(source, settings)
+    if not _is_current(folder, stamp):
+        with locked(folder):
+            if not _is_current(folder, stamp):
+                _build(folder, read(), stamp)
+    return Store(folder)
+
+
+def _stamp(source: Path, settings: str) -> dict[str, Any]:
+    stat = source.stat()
+    return {"version": CACHE_VERSION, "size": stat.st_size, "time": stat.st_mtime_ns, "settings": settings}
+
+
+def _is_current(folder: Path, stamp: Mapping[str, Any]) -> bool:
+    try:
+        facts = json.loads((folder / "cache.json").read_text())
+        return bool(facts["source"] == stamp)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _build(folder: Path, parts: Iterable[Steps], stamp: Mapping[str, Any]) -> None:
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        statistics, episodes = _write_parts(temporary, parts)
+        np.save(temporary / "episodes.npy", episodes)
+        (temporary / "cache.json").write_text(json.dumps({"source": stamp, "statistics": statistics}, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the cache {folder}: {error.strerror or error}; make room or choose another dataset.save_dir"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_parts(folder: Path, parts: Iterable[Steps]) -> tuple[dict[str, list[float]], NDArray[np.int64]]:
+    """Append all parts to one file per array; returns statistics and episodes."""
+    running, begin = RunningStatistics(), 0
+    ends: list[int] = []
+    last: NDArray[Any] | None = None
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / f"{name}.raw", "wb")) for name in _WIDTHS}
+        for part in parts:
+            for name, file in files.items():
+                file.write(np.ascontiguousarray(part[name], dtype=np.float32).data)
+            running.add(part["observations"], part["actions"])
+            positions = part["observations"][:, :2]
+            before = positions[:1] if last is None else last
+            jumps = np.linalg.norm(np.diff(np.concatenate([before, positions]), axis=0), axis=1) > MAX_JUMP
+            ends += [begin + int(step) for step in np.flatnonzero(jumps)]
+            ends += [begin + int(step) + 1 for step in np.flatnonzero(part["ends"])]
+            begin, last = begin + len(positions), positions[-1:]
+    for name, width in _WIDTHS.items():
+        _to_npy(folder / f"{name}.raw", width)
+    borders = np.array(sorted({0, begin, *ends}), dtype=np.int64)
+    return running.statistics(), np.stack([borders[:-1], borders[1:]], axis=1)
+
+
+def _to_npy(raw: Path, width: tuple[int, ...]) -> None:
+    """Turn a file of bare float32 numbers into a .npy of rows of `width`, a part at a time; its length is only known at the end."""
+    values = np.memmap(raw, dtype=np.float32, mode="r").reshape(-1, *width)
+    out = np.lib.format.open_memmap(raw.with_suffix(".npy"), mode="w+", dtype=np.float32, shape=values.shape)
+    out[:] = values
+    out.flush()
+    raw.unlink()
+
 
 MIN_STEPS = 2
 """A window of one step shows no motion; shorter episodes are left out."""

@@ -19,13 +19,8 @@ from torch import Tensor, nn
 from diffusion_forcing.diffusion.composition import Composition, Views
 from diffusion_forcing.diffusion.guidance import Guidance
 from diffusion_forcing.diffusion.loss_weighting import Weighting, loss_weight
-from diffusion_forcing.diffusion.parameterization import (
-    Parameterization,
-    Prediction,
-    add_noise,
-    x0_from_eps,
-)
-from diffusion_forcing.diffusion.rows import normal
+from diffusion_forcing.diffusion.noise import normal
+from diffusion_forcing.diffusion.parameterization import Parameterization, Prediction, add_noise, x0_from_eps
 from diffusion_forcing.diffusion.schedules import NoiseSchedule
 from diffusion_forcing.errors import UserError
 

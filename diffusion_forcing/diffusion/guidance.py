@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_forcing.diffusion.noise import normal
 from diffusion_forcing.diffusion.parameterization import Prediction, add_noise
-from diffusion_forcing.diffusion.rows import normal
 from diffusion_forcing.errors import UserError
 
 if TYPE_CHECKING:

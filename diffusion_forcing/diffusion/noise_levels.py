@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion.rows import integers
+from diffusion_forcing.diffusion.noise import integers
 from diffusion_forcing.errors import UserError, did_you_mean
 
 NoiseLevel = Literal["random_all", "shared", "full_sequence", "teacher_forcing"]

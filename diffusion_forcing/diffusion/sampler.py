@@ -19,9 +19,9 @@ from diffusion_forcing.diffusion.composition import compose
 from diffusion_forcing.diffusion.forcing import DiffusionForcing
 from diffusion_forcing.diffusion.given import impose, noise_further
 from diffusion_forcing.diffusion.guidance import Guidance
+from diffusion_forcing.diffusion.noise import normal
 from diffusion_forcing.diffusion.past import Cache, Carried, Tokens, carries, check_cache, past_of
 from diffusion_forcing.diffusion.recurrent_walk import walk_unfinished
-from diffusion_forcing.diffusion.rows import normal
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix
 from diffusion_forcing.errors import UserError
 

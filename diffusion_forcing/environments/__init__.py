@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import gymnasium
 
-_ENTRY = "diffusion_forcing.environments.maze2d:Maze2dEnv"
+_ENTRY = "diffusion_forcing.environments.mazes.maze2d:Maze2dEnv"
 
 for _name, _steps in (("umaze", 300), ("medium", 600), ("large", 800)):
     gymnasium.register(f"maze2d-{_name}-v1", entry_point=_ENTRY, max_episode_steps=_steps, kwargs={"maze": _name})
 gymnasium.register("maze2d-custom-v1", entry_point=_ENTRY)
-gymnasium.register("robot_swap", entry_point="diffusion_forcing.environments.swap:SwapEnv", max_episode_steps=135)
+gymnasium.register(
+    "robot_swap", entry_point="diffusion_forcing.environments.swap.environment:SwapEnv", max_episode_steps=135
+)

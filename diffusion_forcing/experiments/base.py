@@ -22,11 +22,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import latest
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.experiments import randomness, trainer
-from diffusion_forcing.experiments.interrupts import Interrupted
+from diffusion_forcing.experiments import loader as randomness
+from diffusion_forcing.experiments import trainer
+from diffusion_forcing.experiments.checkpointing import check_fits, compile_network, load_weights
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
-from diffusion_forcing.experiments.processes import is_main_process
-from diffusion_forcing.experiments.weights import check_fits, compile_network, load_weights
+from diffusion_forcing.experiments.processes import Interrupted, is_main_process
 
 
 class BaseExperiment:
@@ -189,8 +189,7 @@ class BaseExperiment:
         """What debug=True adds to training."""
         if not self.debug:
             return []
-        from diffusion_forcing.experiments.finite_layers import FiniteLayers
-        from diffusion_forcing.experiments.histograms import Histograms
+        from diffusion_forcing.experiments.debug import FiniteLayers, Histograms
 
         every, split = self.options.training.log_every_n_steps, self.options.training.strategy == "fsdp"
         if split:

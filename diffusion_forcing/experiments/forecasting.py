@@ -19,17 +19,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.checkpoints import format as native
-from diffusion_forcing.datasets.series import SeriesWindows, TimeSeries
-from diffusion_forcing.datasets.series_batch import SeriesBatch
+from diffusion_forcing.datasets.batch import SeriesBatch
+from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import devices
+from diffusion_forcing.experiments import trainer as devices
 from diffusion_forcing.experiments.base import BaseExperiment
+from diffusion_forcing.experiments.checkpointing import best_of, load_weights
 from diffusion_forcing.experiments.options import ExperimentOptions
-from diffusion_forcing.experiments.retention import best_of
-from diffusion_forcing.experiments.weights import load_weights
-from diffusion_forcing.metrics.forecasting import QUANTILES, calibration, crps_sum, forecast_report
-from diffusion_forcing.metrics.naive import random_walk, seasonal
-from diffusion_forcing.tracking.files import write_atomic
+from diffusion_forcing.files import write_atomic
+from diffusion_forcing.metrics.forecasting import (
+    QUANTILES,
+    calibration,
+    crps_sum,
+    forecast_report,
+    random_walk,
+    seasonal,
+)
 from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans
 
 MOST_DRAWN = 6  # variates on a sheet of fan charts

@@ -43,7 +43,7 @@ def convert(words: Sequence[str]) -> None:
         raise UserError(
             f"convert takes a released checkpoint and a new folder, got {len(words)}; diffusion-forcing convert IN.ckpt OUT"
         )
-    from diffusion_forcing.algorithms.released_network import check_released
+    from diffusion_forcing.released.options import check_released
 
     source = Path(words[0])
     checkpoint = load(source)
@@ -56,7 +56,7 @@ def convert(words: Sequence[str]) -> None:
 
 def summary(checkpoint: LoadedCheckpoint) -> str:
     """One line: kind, line, task, parameters, step."""
-    from diffusion_forcing.algorithms.released_network import LINES
+    from diffusion_forcing.released.options import LINES
 
     facts = checkpoint.facts
     line = LINES.get(str(facts.get("line")), "an unknown line")

@@ -5,13 +5,108 @@ Exit codes: 0 done, 2 a user's mistake (one `error:` line), 130 interrupted. Any
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from diffusion_forcing import __version__
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments.processes import is_main_process
+from diffusion_forcing.launch.overrides import choices_of, first_comment, group_names
+
+# No search for garbage while the libraries are imported: they make hundreds of thousands of objects and hardly any garbage.
+#
+# Starting a training spends most of its time importing PyTorch and Lightning; a sixth of that was Python's collector looking for cycles among
+# what had just been imported (docs/log.md).
+
+
+@contextlib.contextmanager
+def without_collecting() -> Iterator[None]:
+    """Inside, cycles are not collected; outside it is as it was before."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+# Keep freed memory instead of handing it back to the system and asking for it again.
+#
+# Every tensor past 32 MB (glibc's limit) is mapped anew, page by page, and unmapped when it is freed; activations of video are that large and
+# short-lived. With the settings here they come from memory that is already there: on the CPU a forward of 16 frames took a quarter less time
+# (docs/log.md). The process then keeps the most it ever used. Only on Linux with glibc; `MALLOC_…_` variables in the environment win.
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # names of mallopt(3)
+_KEEP = 2**31 - 1
+_GROW = 64 * 2**20
+
+
+def keep_freed_memory() -> bool:
+    """Set it for this process; whether it could be."""
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return all(mallopt(name, value) for name, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEEP), (_TOP_PAD, _GROW)))
+
+
+# The text of --help: commands, groups with their choices, examples. Reads folder listings and first lines only.
+
+_HEAD = """diffusion-forcing {version}: sequence models in which every token has its own noise level
+
+usage: python -m main [group=choice …] [key=value …]
+       diffusion-forcing …                              the same, from anywhere
+       diffusion-forcing new my_project                 a project of your own: dataset, algorithm, experiment, tests
+       diffusion-forcing inspect PATH                   what a checkpoint is: line, task, sizes, step, statistics
+       diffusion-forcing convert IN.ckpt OUT            a released checkpoint, of either line, in our format
+       diffusion-forcing convert-robot SRC DST [--to ours|lerobot] [--allow-pickle] [--cameras A,B] [--resolution N]
+                                                        a robot's demonstrations: ours, LeRobot's v3.0, the authors' released ones
+       diffusion-forcing runs [ID …]                    a page of all runs, curves and films of some side by side
+       diffusion-forcing runs ls | show ID | best METRIC [lowest|highest] | rm ID … [--yes]   [outputs=DIR]
+       diffusion-forcing runs sync ID … [--follow] [wandb.KEY=VALUE]   send W&B what it lacks of a run
+       diffusion-forcing serve-policy load=NAME [address=tcp://127.0.0.1:5555 cameras=sim|folder|v4l2|realsense]
+       … --cfg [--resolve]                              print the composed configuration, run nothing
+       … --version | --help
+
+groups and their choices (your own `configurations/` folder, where you stand, comes first)
+"""
+_TAIL = """
+keys one uses most
+  +name=NAME                              name of the run
+  experiment.tasks=[training,validation]  tasks in order: training, validation, test, generate_dataset, your own methods
+  load=PATH|RUN ID|NAME                   a new run from a checkpoint, or from a shipped one: load=maze2d_medium_x
+  resume=RUN ID                           go on with a run: weights, optimiser, step, random state, log
+  tracking=wandb|tensorboard|[wandb,tensorboard]   beside the run's folder; wandb.mode=online|offline wandb.entity= wandb.project=
+  seed=0   debug=True   outputs=outputs
+  dataset.KEY=VALUE  algorithm.KEY=VALUE  experiment.KEY=VALUE   any key that --cfg prints; lists as [1,2]; ~KEY removes one
+
+examples
+  python -m main dataset=video_labmaze experiment.tasks=[generate_dataset] +name=data
+  python -m main dataset=video_labmaze +name=labmaze
+  python -m main dataset=video_labmaze load=RUN_ID experiment.tasks=[validation] +name=roll
+  python -m main dataset=maze2d_medium dataset.action_mean=[] dataset.action_std=[] \\
+      dataset.observation_mean=[3.5092521,3.4765592] dataset.observation_std=[1.3371079,1.52102] +name=maze2d_medium_x
+  python -m main dataset=maze2d_medium load=maze2d_medium_x experiment.tasks=[validation] +name=plan"""
+
+
+def usage() -> str:
+    """The whole help text."""
+    lines = [_HEAD.format(version=__version__)]
+    for group in group_names():
+        choices = choices_of(group)
+        if not choices:
+            continue
+        lines.append(f"  {group}=")
+        lines.extend(f"    {name:<18} {first_comment(file)}".rstrip() for name, file in choices.items())
+    return "\n".join(lines) + "\n" + _TAIL
+
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -74,8 +169,6 @@ def _main(words: list[str]) -> int:
         return 0
     flags, overrides = _split(words)
     if {"--help", "-h"} & set(flags):
-        from diffusion_forcing.launch.usage import usage
-
         print(usage())
     elif "--version" in flags:
         print(f"diffusion-forcing {__version__}")
@@ -117,10 +210,8 @@ def _print_config(overrides: list[str], *, resolve: bool) -> None:
 
 
 def _run(overrides: list[str]) -> int:
-    from diffusion_forcing.launch.importing import without_collecting
 
     with without_collecting():
-        from diffusion_forcing.launch.allocator import keep_freed_memory
         from diffusion_forcing.launch.report import report, say
         from diffusion_forcing.launch.run import plan, start
         from diffusion_forcing.launch.seeds import run_seeds

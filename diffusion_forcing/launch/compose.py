@@ -25,8 +25,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.launch.configurations import PACKAGE_FOLDER, choices_of, folders, group_names
-from diffusion_forcing.launch.overrides import TRACKING, Override, apply_, first_line, parse
+from diffusion_forcing.launch.overrides import (
+    PACKAGE_FOLDER,
+    TRACKING,
+    Override,
+    apply_,
+    choices_of,
+    first_line,
+    folders,
+    group_names,
+    parse,
+)
 
 SAMPLED_BY = {
     "matrix_for": {"full_sequence": "full_sequence", "teacher_forcing": "autoregressive"},

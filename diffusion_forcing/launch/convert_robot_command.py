@@ -31,7 +31,7 @@ class _Words(argparse.ArgumentParser):
 
 def convert_robot(words: Sequence[str]) -> None:
     """The command; `words` is what follows it."""
-    from diffusion_forcing.datasets.robot_convert import ConvertOptions, convert_robot
+    from diffusion_forcing.datasets.robot.convert import ConvertOptions, convert_robot
 
     source, target, given = _parse(words)
     cameras = given.pop("cameras", None)

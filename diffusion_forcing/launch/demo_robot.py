@@ -9,8 +9,7 @@ import sys
 import time
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.launch.allocator import keep_freed_memory
-from diffusion_forcing.launch.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from diffusion_forcing.launch.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, keep_freed_memory
 from diffusion_forcing.launch.report import say
 from diffusion_forcing.launch.run import plan, start
 from diffusion_forcing.tracking.run import NullRun, Run

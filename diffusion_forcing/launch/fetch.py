@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import file_name, new_folder, point_to, read_json, write_json
 from diffusion_forcing.launch.report import say
-from diffusion_forcing.tracking.files import file_name, new_folder, point_to, read_json, write_json
-from diffusion_forcing.tracking.to_wandb import WandbOptions, installed
+from diffusion_forcing.tracking.wandb import WandbOptions, installed
 from diffusion_forcing.tracking.wandb_download import fetch, is_run_id, logged_in
 
 DOWNLOADS = "downloads"

@@ -18,21 +18,60 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments.processes import is_main_process
-from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job
 from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
-from diffusion_forcing.launch.configurations import group_names
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
-from diffusion_forcing.launch.memory import too_large_is_said
-from diffusion_forcing.launch.options import build_options
-from diffusion_forcing.launch.overrides import parse
-from diffusion_forcing.launch.parts import read_part
-from diffusion_forcing.launch.requeue import requeued_when_preempted
+from diffusion_forcing.launch.options import build_options, read_part
+from diffusion_forcing.launch.overrides import first_line, group_names, parse
 from diffusion_forcing.launch.settings import Settings
+from diffusion_forcing.launch.slurm import ClusterOptions, is_new_job, requeued_when_preempted
 from diffusion_forcing.launch.structure import adopt_, check_task
-from diffusion_forcing.launch.trackers import read_trackers
 from diffusion_forcing.tracking.run import NullRun, Run
-from diffusion_forcing.tracking.to_wandb import WandbOptions
 from diffusion_forcing.tracking.tracker import TrackedRun, Tracker
+from diffusion_forcing.tracking.wandb import WandbOptions
+
+# More memory than there is, asked for by a size that somebody chose, is said in one line.
+
+
+@contextlib.contextmanager
+def too_large_is_said() -> Iterator[None]:
+    """What asks for more memory than there is becomes a UserError: it is a size that somebody chose."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as failure:
+        reason = first_line(failure)
+        wants_memory = any(words in str(failure) for words in ("allocate memory", "not enough memory", "out of memory"))
+        too_large = "overflow" in str(failure) and "size" in str(failure)  # more bytes than can be counted
+        if not isinstance(failure, (MemoryError, torch.OutOfMemoryError)) and not (wants_memory or too_large):
+            raise
+        raise UserError(
+            f"there is not enough memory ({reason}); make it smaller: the batch_size of the task, the sizes of the network, or the data's"
+        ) from failure
+
+
+# Who is told of a run beside its own folder: the sections of `tracking`, each a class by `_target_` and its options.
+
+
+def read_trackers(config: Mapping[str, Any], *, everywhere: Sequence[str] = ()) -> list[tuple[type[Tracker], Any]]:
+    """Class and options of each tracker in `config`, which is resolved; one whose `mode` is disabled is left out."""
+    sections = config.get("tracking") or {}
+    if not isinstance(sections, Mapping):
+        raise UserError(f"tracking is a group of trackers, chosen as tracking=[wandb,tensorboard]; got {sections!r}")
+    found = []
+    for name, section in sections.items():
+        where = f"tracking.{name}"
+        if not isinstance(section, Mapping):
+            raise UserError(f"{where} is a tracker, with _target_ and its options; got {section!r}")
+        cls, options = read_part(section, where, everywhere=everywhere)
+        if not issubclass(cls, Tracker):
+            raise UserError(
+                f"{where}._target_ names a class that is no diffusion_forcing.tracking.tracker.Tracker: {cls.__name__}"
+            )
+        if getattr(options, "mode", None) != "disabled":
+            found.append((cls, options))
+    return found
+
 
 _PARTS = ("dataset", "algorithm", "experiment")
 _RUN_FOLDER = "DIFFUSION_FORCING_RUN"
@@ -123,7 +162,7 @@ def perform(checked: Plan, run: Any) -> None:
     """Build the three parts and run the tasks in order; results go to `run`."""
     import torch
 
-    from diffusion_forcing.experiments import randomness
+    from diffusion_forcing.experiments import loader as randomness
 
     settings, classes, options = checked.settings, checked.classes, checked.options
     if settings.debug:
@@ -148,8 +187,8 @@ def _rehearse(checked: Plan) -> None:
     """debug=True: every task once over one batch, for an experiment that can."""
     import torch
 
-    from diffusion_forcing.experiments import randomness
-    from diffusion_forcing.experiments.rehearsal import rehearse
+    from diffusion_forcing.experiments import loader as randomness
+    from diffusion_forcing.experiments.debug import rehearse
 
     if not hasattr(checked.classes["experiment"], "one_batch"):
         return

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.files import write_atomic
 from diffusion_forcing.launch.report import say
 from diffusion_forcing.tracking.comparison import COMPARED, headlines, render
-from diffusion_forcing.tracking.files import write_atomic
 from diffusion_forcing.tracking.records import RunRecord, rank, read_runs, remove
 
 _WORDS = ("ls", "show", "best", "rm", "sync")

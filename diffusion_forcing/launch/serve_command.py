@@ -12,7 +12,7 @@ from diffusion_forcing.launch.options import build_options
 from diffusion_forcing.launch.overrides import parse
 from diffusion_forcing.launch.report import say
 from diffusion_forcing.launch.run import plan
-from diffusion_forcing.serve.options import ServeOptions
+from diffusion_forcing.serve.policy_server import ServeOptions
 
 _PARTS = ("dataset=robot_swap", "algorithm=df_robot", "experiment=exp_robot")
 
@@ -49,11 +49,12 @@ def _groups() -> tuple[str, ...]:
 
 
 def _serve(checked: Any, options: ServeOptions) -> None:
-    from diffusion_forcing.algorithms.robot import Robot
+    from diffusion_forcing.algorithms.robot.algorithm import Robot
     from diffusion_forcing.checkpoints import format as native
-    from diffusion_forcing.datasets.robot import CAMERAS
-    from diffusion_forcing.experiments import devices, randomness
-    from diffusion_forcing.experiments.weights import load_weights
+    from diffusion_forcing.datasets.robot.dataset import CAMERAS
+    from diffusion_forcing.experiments import loader as randomness
+    from diffusion_forcing.experiments import trainer as devices
+    from diffusion_forcing.experiments.checkpointing import load_weights
     from diffusion_forcing.serve.policy_server import PolicyServer
 
     randomness.seed_all(checked.settings.seed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.tracking.to_wandb import WandbOptions
+from diffusion_forcing.tracking.wandb import WandbOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.compose import resolved
-from diffusion_forcing.launch.parts import TARGET, import_class
+from diffusion_forcing.launch.options import TARGET, import_class
 
 _OF_MAZES = ("observation_mean", "observation_std", "action_mean", "action_std", "episode_len")
 _OF_ROBOT = ("n_cameras", "action_stack", "action_mean", "action_std")
@@ -131,7 +131,7 @@ def _facts(checkpoint: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
             return {}
     resolution = config["dataset"].get("resolution")
     if facts.get("task") in ("planning", "prediction") and facts.get("line") == "rnn" and "structure" not in facts:
-        from diffusion_forcing.algorithms.released import released_recurrent_structure
+        from diffusion_forcing.released.options import released_recurrent_structure
 
         return {**facts, "structure": {"algorithm": released_recurrent_structure(facts, None)}}
     if (
@@ -140,7 +140,7 @@ def _facts(checkpoint: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
         and ("halvings" in facts or "z_shape" in facts)
         and isinstance(resolution, int)
     ):
-        from diffusion_forcing.algorithms.released import released_recurrent_structure, released_video_structure
+        from diffusion_forcing.released.options import released_recurrent_structure, released_video_structure
 
         of = released_recurrent_structure if "z_shape" in facts else released_video_structure
         facts = {**facts, "structure": {"algorithm": of(facts, resolution)}}

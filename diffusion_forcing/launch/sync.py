@@ -14,14 +14,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.compose import compose_on, resolved
 from diffusion_forcing.launch.options import build_options
 from diffusion_forcing.tracking.records import RunRecord
-from diffusion_forcing.tracking.to_wandb import (
-    EXTRA,
-    WandbOptions,
-    installed,
-    mirror_command,
-    mirror_environment,
-    prepare,
-)
+from diffusion_forcing.tracking.wandb import EXTRA, WandbOptions, installed, mirror_command, mirror_environment, prepare
 
 
 def sync(runs: Sequence[RunRecord], words: Sequence[str], *, follow: bool = False) -> None:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion_forcing.metrics.pinned import Pinned
-from diffusion_forcing.metrics.unavailable import Unavailable
+from diffusion_forcing.metrics.weights import Pinned, Unavailable
 
 WEIGHTS = Pinned(
     metric="FID",

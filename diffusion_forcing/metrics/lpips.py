@@ -19,9 +19,8 @@ import torchmetrics
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics.frames import checked_pair, chunks
-from diffusion_forcing.metrics.pinned import Pinned
-from diffusion_forcing.metrics.unavailable import Unavailable
+from diffusion_forcing.metrics.video import checked_pair, chunks
+from diffusion_forcing.metrics.weights import Pinned, Unavailable
 
 ALEXNET = Pinned(
     metric="LPIPS",

@@ -13,7 +13,7 @@ sky does not score 1; and both need frames of at least 11 by 11. Nothing here ed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,78 @@ from torchmetrics.functional.image import (
 )
 
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.metrics.frames import CHUNK_VALUES, checked_pair, chunks
+
+# What every metric of frames asks of its input: (b, t, c, h, w), floating point, in [0, 1]. Checked once, at the door.
+
+SLACK = 1e-4
+"""How far outside [0, 1] rounding may go (half precision rounds 1 to 1.0; a resize overshoots by less)."""
+CHUNK_VALUES = 1 << 18
+"""Pixel values looked at together: the libraries hold about a dozen copies, some 15 MB, and the fastest of what was tried."""
+
+
+def checked_frames(frames: Tensor, name: str = "frames") -> Tensor:
+    """`frames: (b, t, c, h, w)` as float32, the same tensor where it already is; UserError for anything else."""
+    if not isinstance(frames, Tensor) or frames.ndim != 5 or 0 in frames.shape:
+        found = f"shape {tuple(frames.shape)}" if isinstance(frames, Tensor) else type(frames).__name__
+        raise UserError(f"{name} must be a tensor (clips, frames, channels, height, width), none 0, got {found}")
+    if not frames.is_floating_point():
+        raise UserError(f"{name} must be floating point in [0, 1], got {frames.dtype}; divide by 255 first")
+    low, high = (float(value) for value in torch.aminmax(frames))
+    if not (low >= -SLACK and high <= 1 + SLACK):  # also false for NaN
+        advice = "divide by 255" if high > 2 else "use x / 2 + 1 / 2" if low < -0.5 else "clamp to [0, 1]"
+        raise UserError(f"{name} must lie in [0, 1], found {low:.4g} to {high:.4g}; {advice} first")
+    return frames.float()
+
+
+def checked_pair(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Both checked, of the same shape, on the prediction's device."""
+    prediction, truth = checked_frames(prediction, "prediction"), checked_frames(truth, "truth")
+    if prediction.shape != truth.shape:
+        raise UserError(
+            f"prediction and truth must have the same shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}"
+        )
+    return prediction, truth.to(prediction.device)
+
+
+def chunks(*clips: Tensor, values: int = CHUNK_VALUES) -> Iterator[tuple[Tensor, ...]]:
+    """Clips (b, t, c, h, w) of the same shape as frames (n, c, h, w), n such that about `values` values are in each."""
+    flat = [each.flatten(0, 1) for each in clips]
+    count = max(1, values // flat[0][0].numel())
+    yield from zip(*(each.split(count) for each in flat), strict=True)
+
+
+# Predictions that cost nothing, to stand beside a model's: the last frame again, or the mean frame.
+#
+# A model that has learnt anything beats the first while little moves and the second when everything has. Every frame is
+# a copy of its own (nothing shares memory), in the context's range, type and device.
+
+
+def copy_last(context: Tensor, length: int) -> Tensor:
+    """The last frame of `context: (b, t, c, h, w)`, `length` times: (b, length, c, h, w)."""
+    return context[:, -1:].repeat(1, length, 1, 1, 1)
+
+
+def mean_frame(context: Tensor, length: int) -> Tensor:
+    """The mean of each clip's own `context: (b, t, c, h, w)` over time, `length` times: (b, length, c, h, w)."""
+    return context.mean(dim=1, keepdim=True).repeat(1, length, 1, 1, 1)
+
+
+def dataset_mean_frame(clips: Iterable[Tensor]) -> Tensor:
+    """The mean frame (c, h, w) of a whole data set, read once: every frame of `clips`, each (b, t, c, h, w) in [0, 1]."""
+    total, count = torch.zeros(()), 0
+    for each in clips:
+        frames = checked_frames(each, "clips").flatten(0, 1)
+        total = total + frames.sum(dim=0, dtype=torch.float64).cpu()
+        count += len(frames)
+    if count == 0:
+        raise ValueError("no clip to take the mean frame of")
+    return (total / count).float()
+
+
+def repeat_frame(frame: Tensor, clips: int, length: int) -> Tensor:
+    """`frame: (c, h, w)`, a data set's mean say, as the prediction (clips, length, c, h, w)."""
+    return frame[None, None].repeat(clips, length, 1, 1, 1)
+
 
 PSNR_CAP = 100.0
 """dB of a perfect frame, as if its mse were 1e-10. Rounding to 8 bits alone costs more: it leaves 59 dB."""

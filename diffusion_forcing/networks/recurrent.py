@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.networks.transition_mlp import FromLatent, TransitionMLP
-from diffusion_forcing.networks.transition_unet import TransitionUNet
+from diffusion_forcing.networks.transitions import FromLatent, TransitionMLP, TransitionUNet
 
 SMALLEST = 8  # pixels a side: the released dim_mults halve three times
 START_HIDDEN = 128  # width of the two hidden layers that encode a start

@@ -18,17 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks.attention import SpatialAttention, TemporalAttention
 from diffusion_forcing.networks.embeddings import LevelEmbedding
-from diffusion_forcing.networks.frame_cache import FrameCache
-from diffusion_forcing.networks.frames import (
-    Downsample,
-    FrameConv,
-    Norm,
-    ResnetBlock,
-    Upsample,
-    check_groups,
-)
-from diffusion_forcing.networks.video_attention import SpatialAttention, TemporalAttention
+from diffusion_forcing.networks.frames import Downsample, FrameConv, Norm, ResnetBlock, Upsample, check_groups
+from diffusion_forcing.networks.memory import FrameCache
 
 GROUPS = 8
 RELEASED_WRAPPERS = re.compile(r"(?<![^.])(?:module|wrapper|attn_block)\.")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.serve.options import ServeOptions
+from diffusion_forcing.serve.policy_server import ServeOptions
 
 Picture = NDArray[np.uint8]
 Actions = NDArray[np.float32]
@@ -45,7 +45,7 @@ class Simulated:
     """robot_swap: the actions that were answered are carried out when the next are asked for."""
 
     def __init__(self, options: ServeOptions, *, cameras: int, size: int, number: int) -> None:
-        from diffusion_forcing.environments.swap_batch import SwapBatch
+        from diffusion_forcing.environments.swap.environment import SwapBatch
 
         self._make = lambda seed: SwapBatch(
             1, seed=seed, size=size, distractors=options.distractors, blocking=options.blocking, cameras=cameras

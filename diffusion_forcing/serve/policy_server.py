@@ -16,17 +16,169 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import zmq
+from numpy.typing import NDArray
 
-from diffusion_forcing.algorithms.robot import Robot
-from diffusion_forcing.algorithms.robot_policy import RobotPolicy
+from diffusion_forcing.algorithms.robot.algorithm import Robot
+from diffusion_forcing.algorithms.robot.policy import RobotPolicy
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.serve.cameras import HOME, Cameras, open_cameras
-from diffusion_forcing.serve.options import ServeOptions
-from diffusion_forcing.serve.sessions import NAMELESS, Session, Sessions
+
+# What the policy server can be told.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """`diffusion-forcing serve-policy`. address: where it listens; a port of 0 is any free one. cameras: where pictures come from.
+
+    folder: of cameras=folder; the newest picture of <folder>/<camera>/ is what that camera sees. devices: of v4l2 (/dev/video0, …) or realsense
+    (serial numbers), one a camera; empty: the first there are. seed, distractors, blocking: of the simulated world. home: (8,) where a real arm
+    waits, as an action; empty: where robot_swap's does. camera_timeout: s after which a camera that shows nothing new counts as blocked.
+    session_timeout: s after which a session that asks nothing is forgotten. max_sessions: at once. max_bytes: of a request. report_every:
+    requests between two lines about how long they take.
+    """
+
+    address: str = "tcp://127.0.0.1:5555"
+    cameras: Literal["sim", "realsense", "v4l2", "folder"] = "sim"
+    folder: str | None = None
+    devices: tuple[str, ...] = ()
+    seed: int = 0
+    distractors: int = 0
+    blocking: float = 0.0
+    home: tuple[float, ...] = ()
+    camera_timeout: float = 2.0
+    session_timeout: float = 600.0
+    max_sessions: int = 64
+    max_bytes: int = 4096
+    report_every: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.address.startswith(("tcp://", "ipc://")):
+            raise UserError(
+                f"address is '{self.address}'; write tcp://127.0.0.1:5555, tcp://*:5555 for all networks, or ipc:///tmp/policy"
+            )
+        if self.cameras == "folder" and not self.folder:
+            raise UserError("cameras=folder needs folder=DIR, in which each camera has a folder of pictures")
+        if self.home and len(self.home) != 8:
+            raise UserError(f"home has {len(self.home)} numbers; an action has 8: x y z, qx qy qz qw, grasp")
+        for name in ("camera_timeout", "session_timeout"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it is a time in s, above 0")
+        for name in ("max_sessions", "max_bytes", "report_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 <= self.blocking <= 1:
+            raise UserError(f"blocking is {self.blocking}; it is a chance from 0 to 1")
+        if self.seed < 0 or self.distractors < 0:
+            raise UserError(f"seed is {self.seed}, distractors {self.distractors}; both must be 0 or more")
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return self.address.startswith(("tcp://127.", "tcp://localhost:", "tcp://[::1]", "ipc://"))
+
+
+# A client's session: its own memory, its own cameras, one client at a time.
+
+NAMELESS = b"@"
+"""Begins the name of a session that has no id: that of a connection."""
+SILENT = 10.0
+"""s"""
+
+
+class Session:
+    """What one client's requests have in common."""
+
+    def __init__(self, robot: Robot, cameras: Cameras, *, client: bytes, seed: int) -> None:
+        self.cameras, self.client = cameras, client
+        self.policy = RobotPolicy(robot, generator=torch.Generator(robot.device).manual_seed(seed))
+        self.asked = 0
+        self.last = time.monotonic()
+        self._done: NDArray[np.float32] | None = None
+
+    def request(self) -> NDArray[np.float32]:
+        """Look, remember, and say what to do: (n, 8) float32. UserError where nothing can be seen; the memory is then what it was."""
+        pictures, state = self.cameras.look(self._done)
+        self.policy.observe(torch.from_numpy(pictures)[None], state=torch.from_numpy(state))
+        actions = self.policy.act()[0][0].cpu().numpy().astype(np.float32)
+        self._done = actions
+        self.asked += 1
+        return actions
+
+    def stop(self) -> None:
+        """Forget everything: a new episode begins."""
+        self.policy.reset()
+        self.cameras.reset()
+        self._done = None
+
+
+class Sessions:
+    """Sessions by their id. Each belongs to the client that began it until that client stops it, or asks nothing for `timeout` s."""
+
+    def __init__(self, begin: Callable[[int, bytes], Session], *, most: int, timeout: float) -> None:
+        self._begin, self._most, self._timeout = begin, most, timeout
+        self._all: dict[bytes, Session] = {}
+        self._begun = 0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def of(self, name: bytes, client: bytes) -> Session:
+        """The session `name`, begun where there is none. UserError where it is another client's, or there are too many."""
+        self.forget_idle()
+        session = self._all.get(name)
+        if session is None:
+            if len(self._all) >= self._most and not self._make_room():
+                raise UserError(
+                    f"{self._most} sessions are open, and no more are allowed; stop one, or raise max_sessions"
+                )
+            session = self._all[name] = self._begin(self._begun, client)
+            self._begun += 1
+        if session.client != client:
+            raise UserError(f"session '{name.decode()}' is another client's; send stop to it, or take another id")
+        session.last = time.monotonic()
+        return session
+
+    def _make_room(self) -> bool:
+        """Forget the nameless session that has been silent longest, if it has been for a while: its connection is likely gone."""
+        nameless = [(session.last, name) for name, session in self._all.items() if name.startswith(NAMELESS)]
+        if not nameless or time.monotonic() - min(nameless)[0] < SILENT:
+            return False
+        self._all.pop(min(nameless)[1]).cameras.close()
+        return True
+
+    def stop(self, name: bytes) -> bool:
+        """End the client's hold on `name`; its memory is gone. False where there is no such session."""
+        session = self._all.get(name)
+        if session is None:
+            return False
+        session.stop()
+        session.client = b""
+        return True
+
+    def take(self, name: bytes, client: bytes) -> None:
+        """A stopped session belongs to whoever asks next."""
+        session = self._all.get(name)
+        if session is not None and not session.client:
+            session.client = client
+
+    def forget_idle(self) -> None:
+        """Close sessions that asked nothing for a while."""
+        now = time.monotonic()
+        for name in [name for name, session in self._all.items() if now - session.last > self._timeout]:
+            self._all.pop(name).cameras.close()
+
+    def close(self) -> None:
+        """Close all."""
+        for session in self._all.values():
+            session.cameras.close()
+        self._all.clear()
+
 
 STOPPED = b"stopped"
 _NAME = re.compile(rb"[A-Za-z0-9_.-]{1,64}")

@@ -11,11 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffusion_forcing.tracking.charts import compared_chart
-from diffusion_forcing.tracking.curves import Curve
-from diffusion_forcing.tracking.page import quantity
+from diffusion_forcing.tracking.charts import Curve, compared_chart
+from diffusion_forcing.tracking.page import STYLE, quantity
 from diffusion_forcing.tracking.records import RunRecord
-from diffusion_forcing.tracking.style import STYLE
 
 COMPARED = 8  # runs at most whose curves are drawn together: so many colours can be told apart
 HEADLINES = 4  # numbers of a run in the list

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.tracking.curves import Curve, read_curves
-from diffusion_forcing.tracking.files import point_to, read_json
+from diffusion_forcing.files import point_to, read_json
+from diffusion_forcing.tracking.charts import Curve, read_curves
 
 LAST_BYTES = 2**16  # of a log, looked through for its last line
 KILLED = "killed"

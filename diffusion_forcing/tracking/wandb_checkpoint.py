@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from diffusion_forcing.tracking.files import read_json
+from diffusion_forcing.files import read_json
 
 TYPE = "model"
 ALONG = ("run.json", "config.yaml", "metrics.jsonl", "metrics.json")

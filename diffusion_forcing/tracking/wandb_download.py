@@ -24,8 +24,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.tracking.facts import ID_LENGTH
-from diffusion_forcing.tracking.to_wandb import EXTRA, installed, mirror_environment
+from diffusion_forcing.tracking.run import ID_LENGTH
+from diffusion_forcing.tracking.wandb import EXTRA, installed, mirror_environment
 
 RUN_ID = re.compile(rf"(?:(?P<entity>\w[\w.-]*)/(?P<project>\w[\w.-]*)/)?(?P<id>[a-z0-9]{{{ID_LENGTH}}})")
 """What is looked for on W&B: a run's id, or entity/project/id."""

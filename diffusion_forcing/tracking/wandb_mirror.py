@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffusion_forcing.tracking.files import read_json, write_json
-from diffusion_forcing.tracking.to_wandb import FOLDER, SENT, SETTINGS
+from diffusion_forcing.files import read_json, write_json
+from diffusion_forcing.tracking.wandb import FOLDER, SENT, SETTINGS
 from diffusion_forcing.tracking.wandb_checkpoint import CheckpointUpload
 from diffusion_forcing.tracking.wandb_session import Session, away, close, supersede_offline
 

@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-from diffusion_forcing.tracking.to_wandb import FOLDER, LOCK
+from diffusion_forcing.tracking.wandb import FOLDER, LOCK
 
 
 class Terminal:

@@ -18,7 +18,7 @@ from typing import Any
 
 import wandb
 
-from diffusion_forcing.tracking.files import read_json
+from diffusion_forcing.files import read_json
 
 REACH_SECONDS = 20.0  # for W&B to answer at all
 INIT_SECONDS = 60.0  # for it to take a new run

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.visualization.lettering import lettering, put_
-from diffusion_forcing.visualization.video import enlarged
+from diffusion_forcing.visualization.video import enlarged, lettering, put_
 
 Pictures = NDArray[np.uint8]
 MARGIN, GAP, HEAD, FOOT = 16, 12, 28, 40

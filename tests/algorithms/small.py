@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.options import DiffusionOptions, TransformerOptions
-from diffusion_forcing.algorithms.planning import Planning, PlanningOptions
+from diffusion_forcing.algorithms.base import DiffusionOptions, TransformerOptions
+from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
 from diffusion_forcing.datasets.batch import SequenceBatch
 
 STATISTICS: dict[str, dict[str, tuple[float, ...]]] = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion_forcing.algorithms.bundle import Bundle
+from diffusion_forcing.algorithms.planning.tokens import Bundle
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import STATISTICS, batch, randn
 

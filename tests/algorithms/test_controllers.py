@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_forcing.algorithms.controllers import PlanFollower, hold
+from diffusion_forcing.algorithms.planning.controllers import PlanFollower, hold
 from diffusion_forcing.errors import UserError
 
 

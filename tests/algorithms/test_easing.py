@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_forcing.algorithms.planner import Planner
+from diffusion_forcing.algorithms.planning.planner import Planner
 from tests.algorithms.small import planning, randn
 
 

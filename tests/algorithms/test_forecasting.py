@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.forecasting import Forecasting
-from diffusion_forcing.algorithms.forecasting_options import ForecastingDiffusionOptions, ForecastingOptions
-from diffusion_forcing.algorithms.options import TransformerOptions
+from diffusion_forcing.algorithms.base import TransformerOptions
+from diffusion_forcing.algorithms.forecasting import Forecasting, ForecastingDiffusionOptions, ForecastingOptions
 from diffusion_forcing.checkpoints import load, save
-from diffusion_forcing.datasets.series_batch import SeriesBatch, SeriesSpec
+from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.errors import UserError
 from tests.diffusion.gaussian import ExactGaussian
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.bundle import Bundle
-from diffusion_forcing.algorithms.goal_guidance import goal_distance_weights, goal_return, reward_return
+from diffusion_forcing.algorithms.planning.guidance import goal_distance_weights, goal_return, reward_return
+from diffusion_forcing.algorithms.planning.tokens import Bundle
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import STATISTICS, randn
 

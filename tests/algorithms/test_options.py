@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from diffusion_forcing.algorithms.options import DiffusionOptions, TransformerOptions
+from diffusion_forcing.algorithms.base import DiffusionOptions, TransformerOptions
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import options
 

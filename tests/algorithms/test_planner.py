@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.planner import Planner
+from diffusion_forcing.algorithms.planning.planner import Planner
 from diffusion_forcing.diffusion import add_noise
 from diffusion_forcing.diffusion.scheduling import SCHEDULING_MATRICES
 from diffusion_forcing.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.planning import PADDING_WEIGHT, Draws, Planning
+from diffusion_forcing.algorithms.planning.algorithm import PADDING_WEIGHT, Draws, Planning
 from diffusion_forcing.checkpoints import LoadedCheckpoint
 from diffusion_forcing.diffusion import DiffusionForcing, build_parameterization
 from diffusion_forcing.errors import UserError

@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.bundle import Steps
-from diffusion_forcing.algorithms.goal_guidance import position_return
-from diffusion_forcing.algorithms.planner import Planner
-from diffusion_forcing.algorithms.planning_rnn import LOSS_SCALE, RecurrentPlanning, after
-from diffusion_forcing.algorithms.planning_rnn_options import RecurrentPlanningOptions
-from diffusion_forcing.algorithms.recurrent_options import RecurrentMLPOptions
+from diffusion_forcing.algorithms.base import RecurrentMLPOptions
+from diffusion_forcing.algorithms.planning.guidance import position_return
+from diffusion_forcing.algorithms.planning.planner import Planner
+from diffusion_forcing.algorithms.planning.recurrent import (
+    LOSS_SCALE,
+    RecurrentPlanning,
+    RecurrentPlanningOptions,
+    after,
+)
+from diffusion_forcing.algorithms.planning.tokens import Steps
 from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.diffusion import DiffusionForcing, Guidance, build_parameterization, build_schedule
 from diffusion_forcing.errors import UserError

@@ -9,14 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.options import TransformerOptions
-from diffusion_forcing.algorithms.robot import Robot, RobotDraws
-from diffusion_forcing.algorithms.robot_options import EyesOptions, RobotDiffusionOptions, RobotPolicyOptions
-from diffusion_forcing.algorithms.robot_pictures import blocked, jittered, moved, pasted
-from diffusion_forcing.algorithms.robot_policy import RobotPolicy
-from diffusion_forcing.algorithms.robot_tokens import Flat, Tiled
-from diffusion_forcing.algorithms.video_options import UNetOptions
-from diffusion_forcing.datasets.robot_batch import RobotBatch
+from diffusion_forcing.algorithms.base import TransformerOptions
+from diffusion_forcing.algorithms.robot.algorithm import (
+    EyesOptions,
+    Robot,
+    RobotDiffusionOptions,
+    RobotDraws,
+    RobotPolicyOptions,
+)
+from diffusion_forcing.algorithms.robot.policy import RobotPolicy
+from diffusion_forcing.algorithms.robot.tokens import Flat, Tiled, blocked, jittered, moved, pasted
+from diffusion_forcing.algorithms.video import UNetOptions
+from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.errors import UserError
 
 STACK, SIZE, CAMERAS = 3, 8, 2

@@ -9,7 +9,7 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from diffusion_forcing.algorithms.robot_actions import (
+from diffusion_forcing.algorithms.robot.tokens import (
     NUMBERS,
     from_planes,
     from_vector,

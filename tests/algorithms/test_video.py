@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.video import Clips, Video, VideoDraws
-from diffusion_forcing.algorithms.video_options import UNetOptions, VideoDiffusionOptions, VideoOptions
-from diffusion_forcing.datasets.video_batch import VideoBatch
+from diffusion_forcing.algorithms.video import (
+    Clips,
+    UNetOptions,
+    Video,
+    VideoDiffusionOptions,
+    VideoDraws,
+    VideoOptions,
+)
+from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError
 
 SIZE, ACTIONS = 8, 3

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.video import Clips
-from diffusion_forcing.algorithms.video_rnn import RecurrentVideo
-from diffusion_forcing.algorithms.video_rnn_options import RecurrentUNetOptions, RecurrentVideoOptions
+from diffusion_forcing.algorithms.video import Clips, RecurrentUNetOptions, RecurrentVideo, RecurrentVideoOptions
 from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.structure import check_task

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion_forcing.checkpoints import load
-from diffusion_forcing.checkpoints.released_sizes import of_video
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.released.sizes import of_video
 
 RELEASED = Path(__file__).parents[1] / "parity" / "data" / "ckpt_planning.ckpt"
 PREFIX = "diffusion_model.model."

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.generate_video import generate
+from diffusion_forcing.datasets.generate import generate
 from diffusion_forcing.errors import UserError
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.generate_video import generate
-from diffusion_forcing.datasets.robot_files import Filming, save_demonstration
-from diffusion_forcing.datasets.robot_films import write_film
+from diffusion_forcing.datasets.generate import generate
+from diffusion_forcing.datasets.robot.files import Filming, save_demonstration
+from diffusion_forcing.datasets.robot.video import write_film
 
 CAMERAS = ("front", "over")
 

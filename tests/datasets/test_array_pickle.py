@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets import array_pickle
-from diffusion_forcing.datasets.array_pickle import Refused, read_array_pickle
+from diffusion_forcing.datasets import pickles as array_pickle
+from diffusion_forcing.datasets.pickles import Refused, read_array_pickle
 
 
 def kept(path: Path, data: bytes) -> Path:

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets import d4rl
-from diffusion_forcing.datasets.statistics import statistics
+from diffusion_forcing.datasets.mazes import d4rl
+from diffusion_forcing.datasets.windows import statistics
 from diffusion_forcing.errors import UserError
 
 from .makers import steps, write_file

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from diffusion_forcing.datasets.download import checksum, download
-from diffusion_forcing.datasets.maze2d import Maze2d, Maze2dOptions
+from diffusion_forcing.datasets.mazes.maze2d import Maze2d, Maze2dOptions
 from diffusion_forcing.errors import UserError
 
 from .makers import steps, write_file

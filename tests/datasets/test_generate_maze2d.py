@@ -13,11 +13,11 @@ import h5py
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets import generate_maze2d
-from diffusion_forcing.datasets.d4rl import WIDTHS
-from diffusion_forcing.datasets.generate_maze2d import Collector, Recipe, generate
-from diffusion_forcing.environments.mazes import MAZES, Maze
-from diffusion_forcing.environments.physics import PointMass, build_model
+from diffusion_forcing.datasets.mazes import generate as generate_maze2d
+from diffusion_forcing.datasets.mazes.d4rl import WIDTHS
+from diffusion_forcing.datasets.mazes.generate import Collector, Recipe, generate
+from diffusion_forcing.environments.mazes.layout import MAZES, Maze
+from diffusion_forcing.environments.mazes.maze2d import PointMass, build_model
 from diffusion_forcing.errors import UserError
 
 UMAZE = MAZES["umaze"]
@@ -125,8 +125,8 @@ def test_a_generation_stopped_between_shards_ends_in_the_same_bytes(
 def test_a_generation_killed_by_sigkill_while_it_writes_ends_in_the_same_bytes(tmp_path: Path) -> None:
     script = """
 import os, pathlib, signal, sys
-from diffusion_forcing.datasets import generate_maze2d as g
-from diffusion_forcing.environments.mazes import MAZES
+from diffusion_forcing.datasets.mazes import generate as g
+from diffusion_forcing.environments.mazes.layout import MAZES
 g.SHARD_STEPS = 1000
 if sys.argv[2] == "kill":
     savez = g.np.savez

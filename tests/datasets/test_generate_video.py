@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.generate_video import Simulator, episode_file, generate
+from diffusion_forcing.datasets.generate import Simulator, episode_file, generate
 from diffusion_forcing.errors import UserError
 
 from .filming import Noise

@@ -16,10 +16,9 @@ pytest.importorskip("pyarrow", reason="the robot extra brings it")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffusion_forcing.datasets.lerobot import LeRobotSet
-from diffusion_forcing.datasets.lerobot_statistics import joined, of_pictures, of_rows
-from diffusion_forcing.datasets.lerobot_writer import LeRobotOptions, write_lerobot
-from diffusion_forcing.datasets.robot_source import read_demonstration_of
+from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
+from diffusion_forcing.datasets.robot.lerobot_writer import LeRobotOptions, joined, of_pictures, of_rows, write_lerobot
+from diffusion_forcing.datasets.robot.source import read_demonstration_of
 from diffusion_forcing.errors import UserError
 from tests.datasets.robot_makers import CAMERAS, demonstration
 

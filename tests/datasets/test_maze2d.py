@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.maze2d import Maze2d, Maze2dOptions
-from diffusion_forcing.environments.mazes import MAZES
+from diffusion_forcing.datasets.mazes.maze2d import Maze2d, Maze2dOptions
+from diffusion_forcing.environments.mazes.layout import MAZES
 from diffusion_forcing.errors import UserError
 
 from .makers import steps, write_file

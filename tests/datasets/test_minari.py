@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.maze2d import Maze2d, Maze2dOptions
-from diffusion_forcing.datasets.minari import find, read, to_d4rl
-from diffusion_forcing.environments.maze2d import Maze2dEnv
-from diffusion_forcing.environments.mazes import MAZES
+from diffusion_forcing.datasets.mazes.maze2d import Maze2d, Maze2dOptions
+from diffusion_forcing.datasets.mazes.minari import find, read, to_d4rl
+from diffusion_forcing.environments.mazes.layout import MAZES
+from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv
 from diffusion_forcing.errors import UserError
 
 UMAZE = MAZES["umaze"]

@@ -17,10 +17,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets import robot, robot_files
-from diffusion_forcing.datasets.generate_video import generate
-from diffusion_forcing.datasets.robot import Demonstrations, RobotDataset, RobotOptions
-from diffusion_forcing.datasets.robot_files import Filming, film_of, read_demonstration, save_demonstration
+from diffusion_forcing.datasets.generate import generate
+from diffusion_forcing.datasets.robot import dataset as robot
+from diffusion_forcing.datasets.robot import files as robot_files
+from diffusion_forcing.datasets.robot.dataset import Demonstrations, RobotDataset, RobotOptions
+from diffusion_forcing.datasets.robot.files import Filming, film_of, read_demonstration, save_demonstration
 from diffusion_forcing.errors import UserError
 from tests.datasets import robot_makers
 
@@ -145,7 +146,7 @@ def test_the_data_set_makes_what_is_missing_and_reads_it(tmp_path: Path, toy: No
 
 def test_a_demonstration_of_the_expert_follows_from_its_seed() -> None:
     pytest.importorskip("gymnasium_robotics")
-    from diffusion_forcing.environments.swap_episodes import SwapEpisodes
+    from diffusion_forcing.environments.swap.expert import SwapEpisodes
 
     made = [SwapEpisodes(seed=3, size=16, blocking=0.05).make("training", 5) for _ in range(2)]
     for name, array in made[0].items():

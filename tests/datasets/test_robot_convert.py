@@ -13,13 +13,13 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="the robot extra brings it")
 
-from diffusion_forcing.datasets import robot_convert
-from diffusion_forcing.datasets.lerobot import LeRobotSet
-from diffusion_forcing.datasets.robot import RobotDataset, RobotOptions
-from diffusion_forcing.datasets.robot_convert import ConvertOptions, convert_robot
-from diffusion_forcing.datasets.robot_files import RobotFiles
-from diffusion_forcing.datasets.robot_films import read_film, squeeze
-from diffusion_forcing.datasets.robot_source import Demonstration, RobotSource, read_demonstration_of
+from diffusion_forcing.datasets.robot import convert as robot_convert
+from diffusion_forcing.datasets.robot.convert import ConvertOptions, convert_robot
+from diffusion_forcing.datasets.robot.dataset import RobotDataset, RobotOptions
+from diffusion_forcing.datasets.robot.files import RobotFiles
+from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
+from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, read_demonstration_of
+from diffusion_forcing.datasets.robot.video import read_film, squeeze
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.cli import main
 from tests.datasets.robot_makers import CAMERAS, files, save_ours, save_released, save_trajectory, trajectory

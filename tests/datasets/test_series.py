@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("gluonts")
 
-from diffusion_forcing.datasets.series import ECB, SeriesOptions, SeriesWindows, TimeSeries, spec_of
-from diffusion_forcing.datasets.series_file import read_file
-from diffusion_forcing.datasets.series_table import Table
-from diffusion_forcing.datasets.series_times import checked_freq, date_features, lags_of
+from diffusion_forcing.datasets.series.dataset import ECB, SeriesOptions, SeriesWindows, TimeSeries, spec_of
+from diffusion_forcing.datasets.series.files import read_file
+from diffusion_forcing.datasets.series.table import Table
+from diffusion_forcing.datasets.series.times import checked_freq, date_features, lags_of
 from diffusion_forcing.errors import UserError
 
 

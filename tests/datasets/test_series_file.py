@@ -13,8 +13,8 @@ pytest.importorskip("gluonts")
 
 import pandas
 
-from diffusion_forcing.datasets.series_file import read_file
-from diffusion_forcing.datasets.series_times import checked_freq, lags_of, season_of
+from diffusion_forcing.datasets.series.files import read_file
+from diffusion_forcing.datasets.series.times import checked_freq, lags_of, season_of
 from diffusion_forcing.errors import UserError
 
 

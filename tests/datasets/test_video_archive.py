@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets import video_archive
-from diffusion_forcing.datasets.video_archive import FOLDER, Part, fetch_archive, is_unfinished
+from diffusion_forcing.datasets.video import archive as video_archive
+from diffusion_forcing.datasets.video.archive import FOLDER, Part, fetch_archive, is_unfinished
 from diffusion_forcing.errors import UserError
 
 from .test_video_cache import small_disk

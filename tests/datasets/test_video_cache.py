@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.video_cache import VideoCache
-from diffusion_forcing.datasets.video_files import find_groups
-from diffusion_forcing.datasets.video_fit import fit
-from diffusion_forcing.datasets.video_inspect import Episode, inspect
-from diffusion_forcing.datasets.video_reading import Frames, blocks
+from diffusion_forcing.datasets.video.cache import VideoCache
+from diffusion_forcing.datasets.video.decode import Frames, blocks, fit
+from diffusion_forcing.datasets.video.episodes import Episode, inspect
+from diffusion_forcing.datasets.video.files import find_groups
 from diffusion_forcing.errors import UserError
 
 from .video_makers import decode, film, noise, write_film, write_npz
@@ -139,7 +138,7 @@ def test_an_interrupt_stops_the_work_and_leaves_whole_files_only(
             raise KeyboardInterrupt
         yield from read(root, episode)
 
-    monkeypatch.setattr("diffusion_forcing.datasets.video_cache.blocks", interrupted)
+    monkeypatch.setattr("diffusion_forcing.datasets.video.cache.blocks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.build(episodes, progress=False)
     assert all(name.endswith(".npy") for name in everything_below(tmp_path / "cache"))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.video_batch import VideoBatch
-from diffusion_forcing.datasets.video_clips import Clips
-from diffusion_forcing.datasets.video_inspect import Episode, Unusable
+from diffusion_forcing.datasets.batch import VideoBatch
+from diffusion_forcing.datasets.video.dataset import Clips
+from diffusion_forcing.datasets.video.episodes import Episode, Unusable
 from diffusion_forcing.errors import UserError
 
 

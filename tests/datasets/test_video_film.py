@@ -9,10 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets import video_film
-from diffusion_forcing.datasets.video_files import find_groups
-from diffusion_forcing.datasets.video_film import film_blocks, read_film
-from diffusion_forcing.datasets.video_inspect import Episode, Unusable, inspect
+from diffusion_forcing.datasets.video import episodes as video_film
+from diffusion_forcing.datasets.video.episodes import Episode, Unusable, film_blocks, inspect, read_film
+from diffusion_forcing.datasets.video.files import find_groups
 
 from .video_makers import decode, film, write_film
 

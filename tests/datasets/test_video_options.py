@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from diffusion_forcing.datasets.video_options import VideoDatasetOptions
+from diffusion_forcing.datasets.video.options import VideoDatasetOptions
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.options import build_options
 

@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from diffusion_forcing.datasets.store import Store, open_store
-from diffusion_forcing.datasets.windows import Windows
+from diffusion_forcing.datasets.windows import Store, Windows, open_store
 from diffusion_forcing.errors import UserError
 
 from .makers import steps

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffusion_forcing.algorithms.parallel import SharedGenerator
 from diffusion_forcing.diffusion import draw_noise_levels
-from diffusion_forcing.diffusion.rows import Rows, integers, normal, uniform
+from diffusion_forcing.diffusion.noise import integers, normal, uniform
 
 CPU = torch.device("cpu")
 
@@ -16,7 +17,7 @@ def alone() -> torch.Generator:
 
 
 def share(*rows: int, total: int = 5) -> torch.Generator:
-    return Rows.of(total, rows, device=CPU).manual_seed(4)
+    return SharedGenerator.of(total, rows, device=CPU).manual_seed(4)
 
 
 @pytest.mark.parametrize("rows", [(0, 2, 4), (1, 3), (3,), (4, 0)])

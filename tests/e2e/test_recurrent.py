@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_forcing.checkpoints.released_rnn import PREFIX
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.run import plan
+from diffusion_forcing.released.sizes import PREFIX
 from tests.datasets.video_makers import film, write_npz
 from tests.parity.recorded import recording
 

@@ -11,22 +11,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffusion_forcing.environments.labmaze import (
+from diffusion_forcing.environments.labmaze.engine import CELL, build_wad, screen_for
+from diffusion_forcing.environments.labmaze.simulator import (
     FORWARD,
     LEFT,
     RIGHT,
+    SPLITS,
     STEP,
     LabMaze,
     LabMazeEpisodes,
     Walker,
     cell_of,
     centre,
+    distances,
     draw_pose,
+    draw_walls,
     move,
+    neighbours,
+    split_of,
 )
-from diffusion_forcing.environments.labmaze_engine import screen_for
-from diffusion_forcing.environments.labmaze_layout import SPLITS, distances, draw_walls, neighbours, split_of
-from diffusion_forcing.environments.labmaze_wad import CELL, build_wad
 from diffusion_forcing.errors import UserError
 
 for _package in ("labmaze", "vizdoom", "PIL"):

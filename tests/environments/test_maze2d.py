@@ -10,8 +10,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import diffusion_forcing.environments  # noqa: F401  registers the ids
-from diffusion_forcing.environments.maze2d import Maze2dEnv, episode_start, picture
-from diffusion_forcing.environments.mazes import MAZES, Maze
+from diffusion_forcing.environments.mazes.layout import MAZES, Maze
+from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv, episode_start, picture
 from diffusion_forcing.errors import UserError
 
 CUSTOM = r"######\#OOOG#\#O##O#\#OOOO#\######"

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffusion_forcing.environments.mazes import MAZES, Maze
+from diffusion_forcing.environments.mazes.layout import MAZES, Maze
 from diffusion_forcing.errors import UserError
 
 SMALL = r"#####\#OOG#\#O#O#\#####"

@@ -6,10 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from diffusion_forcing.environments.maze2d import Maze2dEnv
-from diffusion_forcing.environments.mazes import MAZES
-from diffusion_forcing.environments.physics import PointMass, build_model
-from diffusion_forcing.environments.waypoint import WaypointController
+from diffusion_forcing.environments.mazes.layout import MAZES
+from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv, PointMass, build_model
+from diffusion_forcing.environments.mazes.waypoint import WaypointController
 
 POINT_MAZES = {"umaze": "PointMaze_UMaze-v3", "medium": "PointMaze_Medium-v3", "large": "PointMaze_Large-v3"}
 

@@ -13,9 +13,9 @@ from gymnasium.utils.env_checker import check_env
 
 pytest.importorskip("gymnasium_robotics")
 
-from diffusion_forcing.environments.swap import REACH, SwapEnv
-from diffusion_forcing.environments.swap_expert import expert, moves
-from diffusion_forcing.environments.swap_scene import CAMERAS, DOWN, HOME, OBJECTS, SLOT_X, SLOTS_Y
+from diffusion_forcing.environments.swap.environment import REACH, SwapEnv
+from diffusion_forcing.environments.swap.expert import expert, moves
+from diffusion_forcing.environments.swap.scene import CAMERAS, DOWN, HOME, OBJECTS, SLOT_X, SLOTS_Y
 from diffusion_forcing.errors import UserError
 
 LAYOUTS = list(permutations(range(3), 2))

@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.base import BaseExperiment
-from diffusion_forcing.experiments.interrupts import Interrupted
 from diffusion_forcing.experiments.options import (
     CheckpointingOptions,
     DataOptions,
@@ -30,9 +29,8 @@ from diffusion_forcing.experiments.options import (
     TrainingOptions,
     ValidationOptions,
 )
-from diffusion_forcing.experiments.processes import is_main_process
-from diffusion_forcing.experiments.video import VideoExperiment
-from diffusion_forcing.experiments.video_options import VideoExperimentOptions
+from diffusion_forcing.experiments.processes import Interrupted, is_main_process
+from diffusion_forcing.experiments.video.experiment import VideoExperiment, VideoExperimentOptions
 from diffusion_forcing.metrics.forecasting import crps_sum
 from diffusion_forcing.tracking.run import NullRun
 from tests.algorithms import small, test_forecasting, test_video

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import histograms, shapes
-from diffusion_forcing.experiments.finite_layers import FiniteLayers
-from diffusion_forcing.experiments.rehearsal import Head, first_batches
+from diffusion_forcing.experiments import debug as histograms
+from diffusion_forcing.experiments import debug as shapes
+from diffusion_forcing.experiments.debug import FiniteLayers, Head, first_batches
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.new_project import write_project
-from diffusion_forcing.visualization.histograms import draw_histograms
+from diffusion_forcing.visualization.curves import draw_histograms
 from tests.experiments import toy
 
 MINE = [

@@ -10,14 +10,14 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from diffusion_forcing.algorithms.bundle import Bundle, Steps
-from diffusion_forcing.algorithms.controllers import hold
-from diffusion_forcing.algorithms.options import DiffusionOptions, TransformerOptions
-from diffusion_forcing.algorithms.planner import PlannerOptions
-from diffusion_forcing.algorithms.planning import Planning, PlanningOptions
-from diffusion_forcing.environments.mazes import Maze
-from diffusion_forcing.environments.vector import VectorMaze2d
-from diffusion_forcing.experiments.episodes import LEAST_PULL, Episodes, PlayOptions, play
+from diffusion_forcing.algorithms.base import DiffusionOptions, TransformerOptions
+from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
+from diffusion_forcing.algorithms.planning.controllers import hold
+from diffusion_forcing.algorithms.planning.planner import PlannerOptions
+from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
+from diffusion_forcing.environments.mazes.layout import Maze
+from diffusion_forcing.environments.mazes.vector import VectorMaze2d
+from diffusion_forcing.experiments.planning import LEAST_PULL, Episodes, PlayOptions, play
 
 MAZE = Maze.from_ascii(r"#######\#OOOOO#\#O###O#\#OOOOG#\#######")
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_forcing.experiments.interrupts import Interrupted, Interrupts
+from diffusion_forcing.experiments.processes import Interrupted, Interrupts
 from tests.experiments import toy
 from tests.experiments.test_resume import ROOT, losses_in_one_go
 

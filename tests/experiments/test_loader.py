@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import randomness
+from diffusion_forcing.experiments import loader as randomness
 from diffusion_forcing.experiments.loader import BatchLoader, Order, ResumableLoader
 from tests.experiments.toy import Samples
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from diffusion_forcing.experiments import progress
-from diffusion_forcing.experiments.progress import ProgressBar, total_steps
+from diffusion_forcing.experiments import callbacks as progress
+from diffusion_forcing.experiments.callbacks import ProgressBar, total_steps
 
 
 class Clock:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.experiments import video_distances, video_report
-from diffusion_forcing.experiments.rollouts import COPY, MEAN, MODEL, SHUFFLED, TRUTH, Scores
-from diffusion_forcing.experiments.video_distances import distances_of
+from diffusion_forcing.experiments.video import distances as video_distances
+from diffusion_forcing.experiments.video import report as video_report
+from diffusion_forcing.experiments.video.distances import distances_of
+from diffusion_forcing.experiments.video.rollouts import COPY, MEAN, MODEL, SHUFFLED, TRUTH, Scores
 from diffusion_forcing.metrics.frechet import frechet_ratio, frechet_report
 from diffusion_forcing.metrics.lpips import LPIPS
-from diffusion_forcing.metrics.unavailable import Unavailable
+from diffusion_forcing.metrics.weights import Unavailable
 
 CPU = torch.device("cpu")
 
@@ -73,7 +74,7 @@ def test_fvd_is_of_the_openings_beside_copying_with_n_interval_floor_and_ratio(n
     features = {}
     with torch.inference_mode():
         for who in (TRUTH, MODEL, COPY):
-            from diffusion_forcing.metrics.fvd import i3d_input
+            from diffusion_forcing.metrics.distances import i3d_input
 
             features[who] = Corners()(i3d_input(scores.opening(who))).numpy()
     model = frechet_report(features[TRUTH], features[MODEL], paired=True)
@@ -133,7 +134,7 @@ def test_absent_weights_are_a_line_each_in_the_number_s_place_and_the_rest_goes_
 
 def test_nothing_installed_leaves_lines_with_commands(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """The real loaders, on a machine that has nothing."""
-    from diffusion_forcing.metrics import i3d_weights
+    from diffusion_forcing.metrics import weights as i3d_weights
 
     monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path / "none"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))

@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.video import Video
-from diffusion_forcing.algorithms.video_options import UNetOptions, VideoDiffusionOptions, VideoOptions
-from diffusion_forcing.datasets.video_batch import VideoBatch
+from diffusion_forcing.algorithms.video import UNetOptions, Video, VideoDiffusionOptions, VideoOptions
+from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import video_report
-from diffusion_forcing.experiments.rollouts import BLEND, COPY, MEAN, MODEL, SHUFFLED, OnChunk, Roller, Scores
-from diffusion_forcing.experiments.video_drawing import Drawing, pixels_of, writing
+from diffusion_forcing.experiments.video import report as video_report
+from diffusion_forcing.experiments.video.report import Drawing, pixels_of, writing
+from diffusion_forcing.experiments.video.rollouts import BLEND, COPY, MEAN, MODEL, SHUFFLED, OnChunk, Roller, Scores
 from diffusion_forcing.metrics.video import PSNR_CAP
 from diffusion_forcing.tracking.run import NullRun, Run
 from tests.datasets.video_makers import decode, film

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 
 import pytest
 
-from diffusion_forcing.launch import allocator
+from diffusion_forcing.launch import cli as allocator
 
 GLIBC = sys.platform.startswith("linux") and "glibc" in " ".join(
     os.confstr(name) or "" for name in ["CS_GNU_LIBC_VERSION"]
 )
 FAULTS = """
 import resource, sys
-from diffusion_forcing.launch.allocator import keep_freed_memory
+from diffusion_forcing.launch.cli import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "keep" else "plain")
 import ctypes
 libc = ctypes.CDLL(None)

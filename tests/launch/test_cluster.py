@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments.interrupts import JOB_SIGNALS, Interrupted, Interrupts
-from diffusion_forcing.launch import follow, syncer
+from diffusion_forcing.experiments.processes import JOB_SIGNALS, Interrupted, Interrupts
+from diffusion_forcing.launch import slurm as follow
+from diffusion_forcing.launch import slurm as syncer
 from diffusion_forcing.launch.cli import main
-from diffusion_forcing.launch.cluster import ClusterOptions, script
-from diffusion_forcing.launch.configurations import PACKAGE_FOLDER, choices_of
-from diffusion_forcing.launch.requeue import requeued_when_preempted
+from diffusion_forcing.launch.overrides import PACKAGE_FOLDER, choices_of
 from diffusion_forcing.launch.run import plan
+from diffusion_forcing.launch.slurm import ClusterOptions, requeued_when_preempted, script
 from tests.launch.conftest import MINE
 
 NASTY = "it's $(touch hacked) `touch hacked` \"; touch hacked #"

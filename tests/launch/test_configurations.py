@@ -14,7 +14,7 @@ import pytest
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.compose import compose, resolved
-from diffusion_forcing.launch.configurations import PACKAGE_FOLDER, choices_of, group_names
+from diffusion_forcing.launch.overrides import PACKAGE_FOLDER, choices_of, group_names
 from diffusion_forcing.launch.run import Plan, plan
 
 MEDIUM = (

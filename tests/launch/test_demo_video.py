@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_forcing.checkpoints import format as native
-from diffusion_forcing.datasets import video_sources
+from diffusion_forcing.datasets.video import dataset as video_sources
 from diffusion_forcing.launch import demo_video
 from diffusion_forcing.launch.run import plan
 from diffusion_forcing.tracking.run import Run
@@ -122,7 +122,7 @@ def test_a_demo_without_its_checkpoint_is_one_error_line(
 def test_an_interrupted_demo_leaves_no_film_and_a_run_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusion_forcing.experiments.rollouts import Roller
+    from diffusion_forcing.experiments.video.rollouts import Roller
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo_video, "CLIPS", 2)

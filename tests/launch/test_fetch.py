@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.fetch import asks_wandb
-from diffusion_forcing.tracking.to_wandb import WandbOptions
+from diffusion_forcing.tracking.wandb import WandbOptions
 from diffusion_forcing.tracking.wandb_download import is_run_id
 from tests.launch.conftest import MINE
 from tests.tracking.wandb_answers import ENTITY

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.run import plan
-from diffusion_forcing.tracking.to_tensorboard import Tensorboard
-from diffusion_forcing.tracking.to_wandb import Wandb
+from diffusion_forcing.tracking.tensorboard import Tensorboard
+from diffusion_forcing.tracking.wandb import Wandb
 from tests.launch.conftest import MINE
 
 TRACKER = """

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics.baselines import copy_last, dataset_mean_frame, mean_frame, repeat_frame
-from diffusion_forcing.metrics.video import mse
+from diffusion_forcing.metrics.video import copy_last, dataset_mean_frame, mean_frame, mse, repeat_frame
 from tests.metrics.clips import noise
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.metrics import inception
-from diffusion_forcing.metrics.fid import fid_report, inception_features
+from diffusion_forcing.metrics.distances import fid_report, inception_features
 from diffusion_forcing.metrics.inception import FEATURES, Inception, load_inception, resized
-from diffusion_forcing.metrics.unavailable import Unavailable
+from diffusion_forcing.metrics.weights import Unavailable
 from tests.metrics.clips import formula_weights, noise, waves
 
 RECORDED = Path(__file__).parent / "data" / "inception_features.npy"

@@ -7,12 +7,7 @@ import pytest
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.metrics import frechet
-from diffusion_forcing.metrics.frechet import (
-    frechet_distance,
-    frechet_ratio,
-    frechet_report,
-    gaussian_distance,
-)
+from diffusion_forcing.metrics.frechet import frechet_distance, frechet_ratio, frechet_report, gaussian_distance
 
 
 def gaussian(*shape: int, seed: int = 0) -> np.ndarray:

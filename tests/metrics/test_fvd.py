@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics.fvd import fvd, fvd_report, i3d_features, i3d_input
+from diffusion_forcing.metrics.distances import fvd, fvd_report, i3d_features, i3d_input
 from diffusion_forcing.metrics.i3d import CLASSES, RESOLUTION
 from tests.metrics.clips import noise
 

@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from diffusion_forcing.metrics import i3d_weights
-from diffusion_forcing.metrics.fvd import i3d_features, i3d_input
+from diffusion_forcing.metrics import weights as i3d_weights
+from diffusion_forcing.metrics.distances import i3d_features, i3d_input
 from diffusion_forcing.metrics.i3d import I3D, INCEPTIONS, Inception, Unit3D, max_pool_same, same_padding
-from diffusion_forcing.metrics.i3d_weights import ArrayUnpickler, content_digest, converted, load_i3d
-from diffusion_forcing.metrics.unavailable import Unavailable
+from diffusion_forcing.metrics.weights import ArrayUnpickler, Unavailable, content_digest, converted, load_i3d
 from tests.metrics.clips import noise, waves
 
 LOGITS = Path(__file__).parent / "data" / "i3d_logits.npy"

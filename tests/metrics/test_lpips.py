@@ -14,7 +14,7 @@ from torchmetrics.functional.image import lpips as theirs
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.metrics import lpips as ours
 from diffusion_forcing.metrics.lpips import LPIPS, load_lpips, lpips
-from diffusion_forcing.metrics.unavailable import Unavailable
+from diffusion_forcing.metrics.weights import Unavailable
 from tests.metrics.clips import formula_weights, noise, waves
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_forcing.metrics.naive import random_walk, seasonal
+from diffusion_forcing.metrics.forecasting import random_walk, seasonal
 
 
 def random(seed: int = 0) -> np.random.Generator:

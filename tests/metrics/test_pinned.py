@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_forcing.metrics.pinned import Pinned
-from diffusion_forcing.metrics.unavailable import Unavailable
+from diffusion_forcing.metrics.weights import Pinned, Unavailable
 
 WANTED = Pinned(
     metric="LPIPS",

@@ -9,8 +9,7 @@ from torch import Tensor
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, build_parameterization, build_schedule
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.recurrent import Latent, Recurrent, recurrent_mlp, recurrent_unet
-from diffusion_forcing.networks.transition_mlp import TransitionMLP
-from diffusion_forcing.networks.transition_unet import TransitionUNet
+from diffusion_forcing.networks.transitions import TransitionMLP, TransitionUNet
 
 KINDS = ["mlp", "mlp without layers", "images", "images without a gru"]
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_forcing.networks.frame_cache import FrameCache
+from diffusion_forcing.networks.attention import FullAttention, LinearAttention, TemporalAttention
 from diffusion_forcing.networks.frames import FrameConv, FrameNorm, ResnetBlock
-from diffusion_forcing.networks.video_attention import FullAttention, LinearAttention, TemporalAttention
+from diffusion_forcing.networks.memory import FrameCache
 
 BATCH, TIME, CHANNELS, SIDE = 2, 4, 16, 3
 

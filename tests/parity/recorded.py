@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from diffusion_forcing.algorithms.planning import Planning, PlanningOptions
-from diffusion_forcing.algorithms.released import planning_options_from_released, video_options_from_released
+from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
 from diffusion_forcing.algorithms.video import Video
+from diffusion_forcing.released.options import planning_options_from_released, video_options_from_released
 
 DATA = Path(__file__).parent / "data"
 NETWORK = "diffusion_model.model."

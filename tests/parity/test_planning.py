@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.goal_guidance import goal_return
-from diffusion_forcing.algorithms.planning import Draws, Planning
-from diffusion_forcing.algorithms.released import planning_options_from_released, released_guidance_scale
+from diffusion_forcing.algorithms.planning.algorithm import Draws, Planning
+from diffusion_forcing.algorithms.planning.guidance import goal_return
 from diffusion_forcing.checkpoints import load
 from diffusion_forcing.diffusion import Guidance
+from diffusion_forcing.released.options import planning_options_from_released, released_guidance_scale
 from tests.parity.recorded import DATA, NETWORK, Recording, flip, norm, recording
 
 TRAININGS = ("plan_train_x", "plan_train_x_causal", "plan_train_xva")

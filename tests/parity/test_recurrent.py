@@ -13,14 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.algorithms.planning import Draws
-from diffusion_forcing.algorithms.planning_rnn import RecurrentPlanning
-from diffusion_forcing.algorithms.planning_rnn_options import RecurrentPlanningOptions
-from diffusion_forcing.algorithms.recurrent_options import RecurrentMLPOptions
+from diffusion_forcing.algorithms.base import RecurrentMLPOptions
+from diffusion_forcing.algorithms.planning.algorithm import Draws
+from diffusion_forcing.algorithms.planning.recurrent import RecurrentPlanning, RecurrentPlanningOptions
 from diffusion_forcing.diffusion import DiffusionForcing, build_parameterization, build_schedule
 from diffusion_forcing.diffusion.loss_weighting import weighting_of
-from diffusion_forcing.diffusion.recurrent import ddim_row, released_rollout
 from diffusion_forcing.networks.recurrent import Latent, Recurrent, recurrent_mlp, recurrent_unet
+from diffusion_forcing.released.rollout import ddim_row, released_rollout
 from tests.parity.recorded import DATA, Recording, flip, norm, recording
 
 PREFIX = "transition_model."

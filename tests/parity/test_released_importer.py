@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_forcing.algorithms.released_network import check_released, released_network
 from diffusion_forcing.checkpoints import load
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.run import plan
+from diffusion_forcing.released.options import check_released, released_network
 
 DATA = Path(__file__).parent / "data"
 LISTS: dict[str, Any] = {

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import ForcingAlgorithm
-from diffusion_forcing.algorithms.planning import Planning
-from diffusion_forcing.algorithms.released import planning_options_from_released, video_options_from_released
+from diffusion_forcing.algorithms.planning.algorithm import Planning
 from diffusion_forcing.algorithms.video import Video
 from diffusion_forcing.checkpoints import load
-from diffusion_forcing.checkpoints.released_optimizer import state_by_name, trained
-from diffusion_forcing.checkpoints.released_sizes import our_names
+from diffusion_forcing.released.importer import state_by_name, trained
+from diffusion_forcing.released.options import planning_options_from_released, video_options_from_released
+from diffusion_forcing.released.sizes import our_names
 from tests.parity.recorded import DATA, NETWORK, recording
 
 LISTS: dict[str, Any] = {

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_forcing.algorithms.planning import Planning
-from diffusion_forcing.algorithms.released import (
+from diffusion_forcing.algorithms.planning.algorithm import Planning
+from diffusion_forcing.checkpoints import load
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.released.options import (
     planning_options_from_released,
     released_guidance_scale,
     released_video_structure,
     video_options_from_released,
 )
-from diffusion_forcing.checkpoints import load
-from diffusion_forcing.errors import UserError
 from tests.parity.recorded import DATA, recording
 
 

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from diffusion_forcing.algorithms.released import video_options_from_released
 from diffusion_forcing.algorithms.video import Clips, Video, VideoDraws
 from diffusion_forcing.checkpoints import load
-from diffusion_forcing.checkpoints.released_sizes import our_names
+from diffusion_forcing.released.options import video_options_from_released
+from diffusion_forcing.released.sizes import our_names
 from tests.parity.recorded import DATA, NETWORK, Recording, flip, recording
 from tests.parity.test_video_rollouts import rolled_out
 

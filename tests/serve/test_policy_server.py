@@ -22,17 +22,11 @@ import torch
 zmq = pytest.importorskip("zmq", reason="the policy server needs pyzmq: pip install 'diffusion-forcing[robot]'")
 Image = pytest.importorskip("PIL.Image", reason="cameras=folder reads pictures with pillow")
 
-from diffusion_forcing.algorithms.options import TransformerOptions  # noqa: E402
-from diffusion_forcing.algorithms.robot import Robot  # noqa: E402
-from diffusion_forcing.algorithms.robot_options import (  # noqa: E402
-    EyesOptions,
-    RobotDiffusionOptions,
-    RobotPolicyOptions,
-)
+from diffusion_forcing.algorithms.base import TransformerOptions  # noqa: E402
+from diffusion_forcing.algorithms.robot.algorithm import EyesOptions, Robot, RobotDiffusionOptions, RobotPolicyOptions  # noqa: E402
 from diffusion_forcing.errors import UserError  # noqa: E402
 from diffusion_forcing.serve.cameras import open_cameras, squared  # noqa: E402
-from diffusion_forcing.serve.options import ServeOptions  # noqa: E402
-from diffusion_forcing.serve.policy_server import PolicyServer  # noqa: E402
+from diffusion_forcing.serve.policy_server import PolicyServer, ServeOptions  # noqa: E402
 
 STACK, SIZE = 3, 16
 NAMES = ("front", "over")
@@ -176,7 +170,7 @@ def test_sessions_are_few_and_silent_ones_make_room(
         actions(ask(b"a", b"request"))
         actions(ask(b"request"))
         assert b"no more are allowed" in other(b"request")
-        monkeypatch.setattr("diffusion_forcing.serve.sessions.SILENT", 0.0)
+        monkeypatch.setattr("diffusion_forcing.serve.policy_server.SILENT", 0.0)
         actions(other(b"request"))  # a nameless one that is silent
         assert len(server.sessions) == 2
     with serving(robot, tmp_path, session_timeout=0.05) as (server, _), client(server) as ask:
@@ -214,7 +208,7 @@ def test_a_fault_of_ours_is_an_error_to_one_client(
 ) -> None:
     with serving(robot, tmp_path) as (server, said), client(server) as ask:
         with monkeypatch.context() as broken:
-            broken.setattr("diffusion_forcing.serve.sessions.Session.request", lambda self: 1 / 0)
+            broken.setattr("diffusion_forcing.serve.policy_server.Session.request", lambda self: 1 / 0)
             assert ask(b"request") == b"error: the server failed (ZeroDivisionError); send stop, and begin again"
         actions(ask(b"request"))
         assert "ZeroDivisionError" in said[0]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from diffusion_forcing.launch.follow import state_of
-from diffusion_forcing.tracking.to_wandb import installed
+from diffusion_forcing.launch.slurm import state_of
+from diffusion_forcing.tracking.wandb import installed
 from tests.experiments.test_resume import ROOT
 from tests.slurm import local
 from tests.tracking.wandb_server import KEY, WandbServer

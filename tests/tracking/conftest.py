@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_forcing.tracking.to_wandb import installed
+from diffusion_forcing.tracking.wandb import installed
 from tests.tracking.wandb_server import KEY, WandbServer
 
 

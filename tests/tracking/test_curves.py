@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_forcing.tracking.curves import POINTS, Curve, curves_of, read_curves
+from diffusion_forcing.tracking.charts import POINTS, Curve, curves_of, read_curves
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(2, 20))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_forcing.tracking.files import Log, file_name, open_log, point_to, remove_leftovers, write_atomic
+from diffusion_forcing.files import Log, file_name, open_log, point_to, remove_leftovers, write_atomic
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_beside_it(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_forcing.tracking.to_tensorboard import Tensorboard, TensorboardOptions, markdown
+from diffusion_forcing.tracking.tensorboard import Tensorboard, TensorboardOptions, markdown
 from diffusion_forcing.tracking.tracker import TrackedRun
 
 

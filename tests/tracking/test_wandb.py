@@ -19,8 +19,8 @@ import torch
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.tracking.run import Run
-from diffusion_forcing.tracking.to_wandb import Wandb, WandbOptions
 from diffusion_forcing.tracking.tracker import TrackedRun
+from diffusion_forcing.tracking.wandb import Wandb, WandbOptions
 from tests.tracking.conftest import until
 from tests.tracking.wandb_server import WandbServer
 
@@ -271,7 +271,7 @@ def test_a_wandb_that_cannot_be_imported_is_one_warning_and_the_run(
 def test_a_folder_called_wandb_where_one_stands_is_not_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusion_forcing.tracking.to_wandb import installed
+    from diffusion_forcing.tracking.wandb import installed
 
     (tmp_path / "wandb").mkdir()
     monkeypatch.delitem(sys.modules, "wandb", raising=False)

@@ -8,11 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from diffusion_forcing.visualization import canvas
-from diffusion_forcing.visualization.canvas import FLOOR, WALL, MazeFigure, cell_pixels
+from diffusion_forcing.visualization import maze as canvas
 from diffusion_forcing.visualization.maze import (
+    FLOOR,
     FRAMES,
     HOLD,
+    WALL,
+    MazeFigure,
+    cell_pixels,
     draw_plan,
     draw_plans,
     film_of_execution,

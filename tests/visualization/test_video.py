@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from diffusion_forcing.visualization.horizon import Panel, draw_horizon
-from diffusion_forcing.visualization.lettering import lettering
+from diffusion_forcing.visualization.curves import Panel, draw_horizon
 from diffusion_forcing.visualization.video import (
     BORDER,
     GAP,
@@ -18,6 +17,7 @@ from diffusion_forcing.visualization.video import (
     action_glyph,
     draw_sheet,
     enlarged,
+    lettering,
     sheet_frames,
 )
 

@@ -1,0 +1,1 @@
+"""Planning: trajectories as tokens, plans by guided sampling, and controllers that carry them out."""

@@ -1,0 +1,303 @@
+"""The planning task: trajectories as sequences of bundles, trained by Diffusion Forcing, planned with by guided sampling (METHOD §10).
+
+This adapter encodes a batch, asks `diffusion` for the loss, and hands out a `Planner`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_forcing.algorithms.base import AlgorithmOptions, DiffusionOptions, ForcingAlgorithm, positive, within
+from diffusion_forcing.algorithms.planning.guidance import GuidanceWeights
+from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
+from diffusion_forcing.algorithms.planning.tokens import Bundle
+from diffusion_forcing.datasets.batch import SequenceBatch
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
+from diffusion_forcing.diffusion.noise import integers, normal, uniform
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks import Transformer
+
+PADDING_WEIGHT = 0.05  # what a token past the drawn end still counts in the loss (METHOD §10)
+NEARLY_CLEAN_SHARE = 0.5  # share of batches whose token 0 is nearly clean
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningOptions(AlgorithmOptions):
+    """Every option of `algorithm=df_planning`; statistics and the episode's length come from the dataset's."""
+
+    observation_mean: tuple[float, ...]
+    observation_std: tuple[float, ...]
+    action_mean: tuple[float, ...] = ()
+    action_std: tuple[float, ...] = ()
+    reward_mean: float = 0.0
+    reward_std: float = 1.0
+    episode_len: int = 600
+    env_id: str = "maze2d-medium-v1"
+    gamma: float = 1.0
+    frame_stack: int = 10
+    causal: bool = False
+    padding_mode: Literal["same", "zero"] = "same"
+    use_reward: bool = False
+    scheduling_matrix: Literal["full_sequence", "pyramid", "autoregressive", "trapezoid"] = "pyramid"
+    chunk_size: int = -1
+    guidance_scale: float = 2.0
+    guidance_weights: GuidanceWeights = "released"
+    guidance_stop: float = 0.0
+    refine: float = 0.0
+    mcg_samples: int = 1
+    open_loop_horizon: int = 50
+    warm_start: float = 0.0
+    controller: Literal["pd", "pursuit"] = "pd"
+    stay_at_goal: bool = False
+    ease_when_stuck: bool = False
+    goal: Literal["dataset", "random"] = "dataset"
+    plot_start_goal: bool = True
+    diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for kind in ("observation", "action"):
+            mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
+            if len(mean) != len(std):
+                raise UserError(
+                    f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give as many to both"
+                )
+            if any(not value > 0 for value in std):
+                raise UserError(f"dataset.{kind}_std is {list(std)}; every standard deviation must be above 0")
+        if len(self.observation_mean) not in (2, 4):
+            raise UserError(
+                f"dataset.observation_mean has {len(self.observation_mean)} numbers; a maze plan has 2 (position) or 4 (and velocity)"
+            )
+        if len(self.action_mean) not in (0, 2):
+            raise UserError(
+                f"dataset.action_mean has {len(self.action_mean)} numbers; a maze plan has 0 (no actions) or 2"
+            )
+        self._check_context()
+        if self.frame_skip != 1:
+            raise UserError(f"algorithm.frame_skip is {self.frame_skip}; planning models every step: 1")
+        if self.external_cond_dim != 0:
+            raise UserError(
+                f"algorithm.external_cond_dim is {self.external_cond_dim}; planning has no external conditions: 0"
+            )
+        positive("dataset.episode_len", self.episode_len)
+        if self.episode_len % self.frame_stack:
+            raise UserError(
+                f"dataset.episode_len {self.episode_len} is no multiple of algorithm.frame_stack {self.frame_stack}"
+            )
+        positive("algorithm.open_loop_horizon", self.open_loop_horizon)
+        positive("algorithm.mcg_samples", self.mcg_samples)
+        if not 0 < self.gamma <= 1:
+            raise UserError(f"algorithm.gamma is {self.gamma}; it must be above 0 and at most 1")
+        for name in ("warm_start", "guidance_stop", "refine"):
+            within(f"algorithm.{name}", getattr(self, name), 0, 1)
+        if self.warm_start > 0 and self.open_loop_horizon >= self.episode_len:
+            raise UserError(
+                f"algorithm.warm_start is {self.warm_start}, but nothing of a plan of {self.episode_len} steps is left when replanning "
+                f"after algorithm.open_loop_horizon {self.open_loop_horizon}; replan earlier or set warm_start to 0"
+            )
+        for name in ("warm_start", "refine"):
+            if getattr(self, name) and self.noise_level == "teacher_forcing":
+                raise UserError(
+                    f"algorithm.{name}={getattr(self, name)} noises a plan's tokens together, which algorithm.noise_level=teacher_forcing "
+                    "never shows the network; set it to 0"
+                )
+        if self.chunk_size not in (-1, self.episode_len):
+            raise UserError(
+                f"algorithm.chunk_size is {self.chunk_size}; a plan is drawn whole: dataset.episode_len ({self.episode_len}) or -1"
+            )
+
+    def _check_context(self) -> None:
+        if self.context_frames != 1:
+            raise UserError(f"algorithm.context_frames is {self.context_frames}; planning starts from 1 observation")
+
+    @property
+    def max_tokens(self) -> int:
+        """T: token 0 and episode_len/f future ones."""
+        return self.episode_len // self.frame_stack + 1
+
+
+class Draws(NamedTuple):
+    """What training draws for a batch. end: (b,) first absent token, or None; levels: (b, t); first_levels: (b,) levels of token 0, or
+    None; noise: (b, t, f·c) standard normal."""
+
+    end: Tensor | None
+    levels: Tensor
+    first_levels: Tensor | None
+    noise: Tensor
+
+
+class Planning(ForcingAlgorithm):
+    """Diffusion Forcing for trajectories. `options` is a `PlanningOptions`."""
+
+    Options: type[PlanningOptions] = PlanningOptions
+    task = "planning"
+    line = "v1.5"
+    options: PlanningOptions
+
+    def __init__(self, options: PlanningOptions) -> None:
+        bundle = Bundle(
+            options.observation_mean,
+            options.observation_std,
+            options.action_mean,
+            options.action_std,
+            (options.reward_mean, options.reward_std) if options.use_reward else None,
+            frame_stack=options.frame_stack,
+            padding_mode=options.padding_mode,
+        )
+        super().__init__(options, self.build_network(options, bundle))
+        self.bundle = bundle
+
+    @staticmethod
+    def build_network(options: PlanningOptions, bundle: Bundle) -> nn.Module:
+        """The network the options ask for, with fresh weights."""
+        return Transformer(bundle.token_width, causal=options.causal, **asdict(options.diffusion.architecture))
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
+        tokens, mask = self.encode(batch)
+        loss, _ = self.loss(tokens, mask, self.draw(*tokens.shape[:2], generator=self.training_generator()))
+        self.log("training/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """The training loss on held-out windows, of the averaged network, with draws that depend on the batch's number alone."""
+        tokens, mask = self.encode(batch)
+        generator = self.generator(batch_idx)
+        draws = self.draw(*tokens.shape[:2], generator=generator)
+        loss, _ = self.loss(tokens, mask, draws, forcing=self.sampling_forcing())
+        self.log("validation/loss", loss, batch_size=self.counted_rows(len(tokens)), sync_dist=True)
+
+    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """A batch as tokens (b, t, f·c) and the mask (b, t·f) of frames that are real."""
+        # a step leads on where the next one is real
+        return self.bundle.encode(batch.observations, batch.actions, batch.rewards, batch.valid[:, 1:])
+
+    def draw(self, batch: int, time: int, *, generator: torch.Generator | None = None) -> Draws:
+        """The random numbers of one training batch, in the order and with the ranges of METHOD §10."""
+        timesteps, device = self.options.diffusion.timesteps, self.device
+        end = None
+        if not self.options.causal:
+            end = integers(2, time + 1, (batch,), generator=generator, device=device)
+        levels = self.draw_levels(batch, time, given=1, generator=generator)
+        first = None
+        if not self.options.baseline and uniform((), generator=generator, device=device) < NEARLY_CLEAN_SHARE:
+            first = integers(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
+        noise = normal((batch, time, self.bundle.token_width), generator=generator, device=device)
+        return Draws(end, levels, first, noise)
+
+    def loss(
+        self, tokens: Tensor, mask: Tensor, draws: Draws, *, forcing: DiffusionForcing | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The training loss, a scalar, and the predicted clean tokens (b, t, f·c). mask: (b, t·f), frames that are real."""
+        f = self.bundle.frame_stack
+        weight = mask.to(tokens.dtype)
+        if draws.end is not None:
+            # tokens from `end` on are absent: pure noise to the network, and nearly nothing to the loss
+            before_end = torch.arange(tokens.shape[1], device=tokens.device) < draws.end[:, None]
+            before_end = before_end.repeat_interleave(f, dim=1)
+            weight = weight * before_end.to(tokens.dtype).clamp(min=PADDING_WEIGHT)
+            mask = mask & before_end
+        present = mask.unflatten(1, (-1, f)).any(dim=-1)
+        levels = mask_absent(draws.levels, present, self.options.diffusion.timesteps)
+        if draws.first_levels is not None:
+            levels = torch.cat([draws.first_levels[:, None], levels[:, 1:]], dim=1)
+        result = self.counted_loss(tokens, levels, noise=draws.noise, forcing=forcing)
+        per_frame = result.per_element.unflatten(-1, (f, -1))
+        return (per_frame * weight.unflatten(1, (-1, f))[..., None]).mean(), result.x0
+
+    # ------------------------------------------------------------------------------------------------ planning
+
+    def planner(self, *, guidance_scale: float | None = None) -> Planner:
+        """The planner over the network one samples with, as the options say; with another guidance scale where one is given."""
+        options, diffusion = self.options, self.options.diffusion
+        forcing = self.sampling_forcing()
+        sampler = Sampler(
+            forcing,
+            sampling_timesteps=diffusion.sampling_timesteps,
+            scheduling_matrix=options.scheduling_matrix,
+            uncertainty_scale=options.uncertainty_scale,
+            eta=diffusion.ddim_sampling_eta,
+        )
+        return self.build_planner(forcing, sampler, self.planner_options(guidance_scale))
+
+    def planner_options(self, guidance_scale: float | None = None) -> PlannerOptions:
+        """How plans are drawn, with this guidance scale instead of the options'."""
+        options = self.options
+        return PlannerOptions(
+            max_tokens=options.max_tokens,
+            guidance_scale=options.guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_weights=options.guidance_weights,
+            mcg_samples=options.mcg_samples,
+            use_reward=options.use_reward,
+            gamma=options.gamma,
+            guidance_stop=options.guidance_stop,
+            refine=options.refine,
+            foresees=options.noise_level != "teacher_forcing",
+        )
+
+    def build_planner(self, forcing: DiffusionForcing, sampler: Sampler, options: PlannerOptions) -> Planner:
+        """The planner of this line."""
+        return Planner(forcing, self.bundle, sampler, options, causal=self.options.causal)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    @property
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """The options that say the network's shape, of the algorithm and of its diffusion."""
+        return {"algorithm": {}, "diffusion": {"architecture": asdict(self.options.diffusion.architecture)}}
+
+    def describe(self) -> dict[str, Any]:
+        """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
+        options, sizes = self.options, self.sizes
+        structure = {
+            "dataset": {
+                "observation_mean": list(options.observation_mean),
+                "observation_std": list(options.observation_std),
+                "action_mean": list(options.action_mean),
+                "action_std": list(options.action_std),
+                "episode_len": options.episode_len,
+            },
+            "algorithm": {
+                "noise_level": options.noise_level,
+                "frame_stack": options.frame_stack,
+                "causal": options.causal,
+                "padding_mode": options.padding_mode,
+                "use_reward": options.use_reward,
+                **sizes["algorithm"],
+                "diffusion": {
+                    "objective": options.diffusion.objective,
+                    "beta_schedule": options.diffusion.beta_schedule,
+                    "schedule_fn_kwargs": dict(options.diffusion.schedule_fn_kwargs),
+                    "timesteps": options.diffusion.timesteps,
+                    **sizes["diffusion"],
+                },
+            },
+        }
+        return {"task": "planning", "line": self.line, "env_id": options.env_id, "structure": structure}
+
+    def load_weights(self, checkpoint: Any) -> None:
+        """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`, into the network and its average.
+
+        Refuses what does not match, naming the first key that differs.
+        """
+        where = "algorithm.diffusion" + (".architecture" if "architecture" in self.sizes["diffusion"] else "")
+        advice = f"set dataset.observation_mean, dataset.action_mean and {where} as it was trained"
+        trained_for = checkpoint.facts.get("env_id", self.options.env_id)
+        if trained_for != self.options.env_id:
+            advice = f"it was trained for {trained_for}, this is {self.options.env_id}: choose that dataset"
+        self.check_weights(checkpoint, advice)
+        for name, buffer in (("data_mean", self.bundle.mean), ("data_std", self.bundle.std)):
+            value = checkpoint.statistics.get(name)
+            if value is None:
+                continue
+            if value.shape != buffer.shape:
+                raise UserError(
+                    f"{checkpoint.path} models {len(value)} numbers a step ({name}), the configuration {len(buffer)}; {advice}"
+                )
+            buffer.copy_(value)
+        self.take_weights(checkpoint.weights)

@@ -1,0 +1,235 @@
+"""The planning task with the paper's own network: the start makes the latent, tokens are the future alone (METHOD §9, §10).
+
+Token n holds f bundles [next observation, action]. There is no token of the present and none is absent: a plan is as long as one likes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_forcing.algorithms.base import RecurrentMLPOptions, not_negative, positive, within
+from diffusion_forcing.algorithms.planning.algorithm import Draws, Planning, PlanningOptions
+from diffusion_forcing.algorithms.planning.guidance import position_return, reward_return
+from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
+from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
+from diffusion_forcing.diffusion import DiffusionForcing, Guidance, Sampler
+from diffusion_forcing.diffusion.noise import normal, uniform
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks.recurrent import Latent, recurrent_mlp
+
+# Every option of `algorithm=df_planning_rnn`: the planning task with the paper's own recurrent network.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentPlanningOptions(PlanningOptions):
+    """`algorithm=df_planning_rnn`. z_shape: of the latent, [width].
+
+    context_frames: steps before the present that a plan looks back on, a multiple of frame_stack; 0: z is made from the present alone.
+    ddim_repeats: the released name of mcg_samples. gt_cond_prob: share of training tokens that are shown clean (level 0);
+    gt_first_frame: the same of a sequence's first token.
+    """
+
+    warmup_steps: int = 2000
+    z_shape: tuple[int, ...] = (128,)
+    learnable_init_z: bool = False
+    gt_first_frame: float = 0.0
+    gt_cond_prob: float = 0.0
+    causal: bool = True
+    context_frames: int = 0
+    guidance_scale: float = 0.1
+    ddim_repeats: int | None = None
+    diffusion: RecurrentMLPOptions = field(default_factory=lambda: RecurrentMLPOptions(num_mlp_layers=4))  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if not self.causal:
+            raise UserError(
+                "algorithm.causal=False: a recurrent network sees the past alone; use algorithm=df_planning"
+            )
+        if self.ddim_repeats is not None:
+            not_negative("algorithm.ddim_repeats", self.ddim_repeats)
+            repeats = max(1, self.ddim_repeats)
+            if self.mcg_samples not in (1, repeats):
+                raise UserError(
+                    f"algorithm.ddim_repeats is {self.ddim_repeats} and algorithm.mcg_samples {self.mcg_samples}; they are the old "
+                    "and the new name of one number, give mcg_samples"
+                )
+            object.__setattr__(self, "mcg_samples", repeats)
+        super().__post_init__()
+        within("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
+        within("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
+        if len(self.z_shape) != 1:
+            raise UserError(f"algorithm.z_shape is {list(self.z_shape)}; a plan's latent is a vector, as [128]")
+        positive("algorithm.z_shape", self.z_shape[0])
+        layers = self.diffusion.num_gru_layers
+        if layers and self.z_shape[0] % layers:
+            raise UserError(
+                f"algorithm.z_shape is {list(self.z_shape)}; it must be a multiple of algorithm.diffusion.num_gru_layers {layers}"
+            )
+        if self.learnable_init_z:
+            raise UserError(
+                "algorithm.learnable_init_z=True: the latent of a plan is made from its start; leave it False"
+            )
+        if self.guidance_weights != "released":
+            raise UserError(
+                f"algorithm.guidance_weights={self.guidance_weights} is df_planning's; this line's guidance is the summed distance"
+            )
+        if self.padding_mode != "same":
+            raise UserError(
+                f"algorithm.padding_mode={self.padding_mode} is df_planning's; this line has no token of the present: same"
+            )
+
+    def _check_context(self) -> None:
+        not_negative("algorithm.context_frames", self.context_frames)
+        if self.context_frames and self.noise_level == "full_sequence":
+            raise UserError(
+                f"algorithm.context_frames={self.context_frames} looks back on clean steps, which algorithm.noise_level=full_sequence never "
+                "shows the network; set it to 0"
+            )
+        if self.context_frames % self.frame_stack:
+            raise UserError(
+                f"algorithm.context_frames is {self.context_frames}; it must be a multiple of algorithm.frame_stack {self.frame_stack}"
+            )
+
+
+LOSS_SCALE = 10.0  # the released loss carries it
+
+
+class RecurrentPlanning(Planning):
+    """Recurrent Diffusion Forcing for trajectories. `options` is a `RecurrentPlanningOptions`."""
+
+    Options = RecurrentPlanningOptions
+    line = "rnn"
+    options: RecurrentPlanningOptions
+
+    @staticmethod
+    def build_network(options: PlanningOptions, bundle: Bundle) -> nn.Module:
+        assert isinstance(options, RecurrentPlanningOptions)
+        diffusion = options.diffusion
+        return recurrent_mlp(
+            bundle.token_width,
+            options.z_shape[0],
+            network_size=diffusion.network_size,
+            num_gru_layers=diffusion.num_gru_layers,
+            num_mlp_layers=diffusion.num_mlp_layers,
+            self_condition=diffusion.self_condition,
+            start_dim=bundle.observation_dim,
+        )
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def draw(self, batch: int, time: int, *, generator: torch.Generator | None = None) -> Draws:
+        """What training draws for sequences whose `time` tokens are the present and the future; there is nothing for the present's."""
+        options, device = self.options, self.device
+        shape = (batch, time - 1)
+        levels = self.draw_levels(*shape, generator=generator)
+        if options.gt_cond_prob or options.gt_first_frame:
+            clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
+            clean[:, 0] |= uniform((batch,), generator=generator, device=device) < options.gt_first_frame
+            levels = torch.where(clean, 0, levels)
+        noise = normal((*shape, self.bundle.token_width), generator=generator, device=device)
+        return Draws(None, levels, None, noise)
+
+    def loss(
+        self, tokens: Tensor, mask: Tensor, draws: Draws, *, forcing: DiffusionForcing | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The training loss, a scalar, and the predicted clean tokens (b, t, f·c) of the future.
+
+        tokens: (b, 1 + t, f·c), the first the present, of which only the observation is read. mask: (b, (1 + t)·f), frames that are real.
+        """
+        f, o = self.bundle.frame_stack, self.bundle.observation_dim
+        start = self.bundle.unstack(tokens[:, :1])[:, -1, :o]
+        forcing = forcing or self.forcing
+        result = self.counted_loss(
+            tokens[:, 1:], draws.levels, noise=draws.noise, memory=after(forcing, start), forcing=forcing
+        )
+        per_frame = result.per_element.unflatten(-1, (f, -1))
+        weight = mask[:, f:].to(tokens.dtype)
+        return LOSS_SCALE * (per_frame * weight.unflatten(1, (-1, f))[..., None]).mean(), result.x0
+
+    # ------------------------------------------------------------------------------------------------ planning
+
+    def build_planner(self, forcing: DiffusionForcing, sampler: Sampler, options: PlannerOptions) -> Planner:
+        return RecurrentPlanner(forcing, self.bundle, sampler, options, context_frames=self.options.context_frames)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    @property
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        diffusion = self.options.diffusion
+        return {
+            "algorithm": {"z_shape": list(self.options.z_shape)},
+            "diffusion": {
+                "network_size": diffusion.network_size,
+                "num_gru_layers": diffusion.num_gru_layers,
+                "num_mlp_layers": diffusion.num_mlp_layers,
+                "self_condition": diffusion.self_condition,
+            },
+        }
+
+
+class RecurrentPlanner(Planner):
+    """Draws plans whose start is in the latent; guided by the distance to the goal in metres, added to the plan after each row.
+
+    Any horizon can be asked for. context_frames: steps before the present that the latent has seen, where `plan` is given that `past`.
+    """
+
+    present_tokens = 0
+
+    def __init__(
+        self,
+        forcing: DiffusionForcing,
+        bundle: Bundle,
+        sampler: Sampler,
+        options: PlannerOptions,
+        *,
+        context_frames: int = 0,
+    ) -> None:
+        super().__init__(forcing, bundle, sampler, options, causal=True)
+        self.context_frames = context_frames
+
+    def _absent(self, horizon: int, tokens: int) -> int:
+        if horizon < 1:
+            raise UserError(f"horizon {horizon} is no plan; plan for 1 step or more")
+        return 0
+
+    @torch.no_grad()
+    def _opening(self, start: Tensor, past: Steps | None) -> tuple[Tensor, Latent]:
+        """No token, and the latent at `start`: made from it, or from where `past` began and what has happened since."""
+        nothing = start.new_zeros(len(start), 0, self.bundle.token_width)
+        if past is None or self.context_frames == 0:
+            return nothing, after(self.forcing, start)
+        bundle, o = self.bundle, self.bundle.observation_dim
+        count = past.observations.shape[1]
+        if count % bundle.frame_stack:
+            raise UserError(
+                f"the past has {count} steps; it must be whole tokens of {bundle.frame_stack} steps (algorithm.frame_stack)"
+            )
+        mean, std = bundle.mean, bundle.std
+        seen = (past.observations[..., :o] - mean[:o]) / std[:o]
+        rest = torch.cat([past.actions[..., : bundle.action_dim], past.rewards[..., : bundle.reward_dim]], dim=-1)
+        frames = torch.cat([torch.cat([seen[:, 1:], start[:, None]], dim=1), (rest - mean[o:]) / std[o:]], dim=-1)
+        return nothing, self.forcing.remember(bundle.stack(frames), memory=after(self.forcing, seen[:, 0]))
+
+    def _guidance(self, start: Tensor, goal: Tensor, horizon: int, pull: Tensor | None) -> Guidance | None:
+        options = self.options
+        if options.guidance_scale == 0:
+            return None
+        scale = options.guidance_scale if pull is None else options.guidance_scale * pull
+        if options.use_reward:
+            returns = reward_return(
+                self.bundle, planned=horizon, scale=scale, gamma=options.gamma, present_tokens=self.present_tokens
+            )
+        else:
+            returns = position_return(self.bundle, goal, planned=horizon, scale=scale)
+        return Guidance(returns, samples=options.mcg_samples, after_row=True, begun=not options.foresees)
+
+
+def after(forcing: DiffusionForcing, start: Tensor) -> Latent:
+    """The latent at `start`: (b, o), normalised."""
+    network: Any = forcing.network
+    latent: Latent = network.starting(start)
+    return latent

@@ -1,0 +1,1 @@
+"""Robot imitation: camera images and actions predicted together, by a network with memory."""

@@ -1,0 +1,1 @@
+"""Trajectories in mazes: generated here, or read from D4RL and Minari files."""

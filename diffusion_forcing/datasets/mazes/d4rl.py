@@ -1,0 +1,152 @@
+"""Read and write D4RL's HDF5 schema for maze2d: one flat run of N steps.
+
+| key | shape | |
+|---|---|---|
+| observations | (N, 4) float32 | x, y, vx, vy in metres and m/s, D4RL's frame |
+| actions | (N, 2) float32 | pushes in [-1, 1] |
+| rewards | (N,) float32 | 1 within 0.5 m of the maze's fixed goal |
+| terminals, timeouts | (N,) bool | end of an episode; in maze2d data timeouts mark a new goal, the ball goes on |
+| infos/goal, infos/qpos, infos/qvel | (N, 2) float32 | the walker's goal of the moment; the state again |
+
+Reading checks everything a hand-placed file can have wrong and says it in one line. Writing is atomic.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_forcing.datasets.windows import RunningStatistics
+from diffusion_forcing.errors import UserError
+
+WIDTHS: dict[str, int | None] = {
+    "observations": 4,
+    "actions": 2,
+    "rewards": None,
+    "terminals": None,
+    "timeouts": None,
+    "infos/goal": 2,
+    "infos/qpos": 2,
+    "infos/qvel": 2,
+}
+"""Columns of each array of the schema; None for one value a step."""
+REQUIRED = ("observations", "actions", "rewards", "terminals")
+"""What a file must have to be read; a file without rewards or terminals is not D4RL's."""
+_FLAGS = ("terminals", "timeouts")
+_PART = 250_000
+"""Steps read at once: some 10 MB."""
+
+Steps = dict[str, NDArray[np.generic]]
+
+
+def write(
+    path: Path, parts: Iterable[Mapping[str, NDArray[Any]]], *, num_steps: int, attributes: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    """Write the first `num_steps` steps of `parts` (arrays of the schema, one after the other) to `path`, whole or not at all.
+
+    Returns their statistics, which are also stored in the file's attributes beside `attributes`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    running = RunningStatistics()
+    with h5py.File(temporary, "w") as file:
+        for key, width in WIDTHS.items():
+            shape = (num_steps,) if width is None else (num_steps, width)
+            dtype = np.bool_ if key in _FLAGS else np.float32
+            file.create_dataset(
+                key, shape=shape, dtype=dtype, chunks=True, compression="gzip", compression_opts=1, shuffle=True
+            )
+        begin = 0
+        for part in parts:
+            count = min(len(part["rewards"]), num_steps - begin)
+            for key in WIDTHS:
+                file[key][begin : begin + count] = part[key][:count]
+            running.add(part["observations"][:count], part["actions"][:count])
+            begin += count
+        assert begin == num_steps, "parts hold fewer steps than asked for"
+        statistics = running.statistics()
+        for key, value in {**attributes, **statistics}.items():
+            file.attrs[key] = value
+    os.replace(temporary, path)
+    return statistics
+
+
+def read(path: Path) -> Iterator[Steps]:
+    """The steps of the file `path`, in parts of at most 250,000: observations, actions, rewards and `ends` (its terminals).
+
+    Raises `UserError`, before the first part, for a file that is missing, empty, not HDF5, truncated, without the keys above, of other widths or
+    lengths, and while reading for damaged chunks and for numbers that are not finite.
+    """
+    with open_hdf5(path) as file:
+        length = _check_schema(file, path)
+        for begin in range(0, length, _PART):
+            rows = slice(begin, min(begin + _PART, length))
+            part = {key: _read_rows(file[key], rows, path) for key in REQUIRED}
+            for key in REQUIRED[:3]:
+                finite = np.isfinite(part[key]).reshape(len(part[key]), -1).all(axis=1)
+                if not finite.all():
+                    step = begin + int(np.argmin(finite))
+                    raise UserError(
+                        f"{path}: {key} of step {step} is not finite (NaN or infinity); the file is broken, {_REMEDY}"
+                    )
+            part["ends"] = part.pop("terminals") > 0
+            yield part
+
+
+_REMEDY = "delete it and get it again, or use dataset.source=generate"
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """`path` opened for reading; `UserError` in place of HDF5's own errors."""
+    if not path.is_file():
+        raise UserError(f"data file {path} does not exist; place it there, or use dataset.source=generate")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); {_REMEDY}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path} is not a readable HDF5 file (truncated or damaged?); {_REMEDY}") from error
+    with file:
+        yield file
+
+
+def _check_schema(file: h5py.File, path: Path) -> int:
+    """Number of steps of an open file that has D4RL's schema."""
+    missing = [key for key in REQUIRED if not isinstance(file.get(key), h5py.Dataset)]
+    if missing:
+        found = ", ".join(file) or "nothing"
+        raise UserError(
+            f"{path} has no {', '.join(missing)}; D4RL's maze2d files have {', '.join(REQUIRED)}, this one has {found}"
+        )
+    length = int(file["rewards"].shape[0]) if file["rewards"].ndim else 0
+    if length == 0:
+        raise UserError(f"{path} holds no steps; {_REMEDY}")
+    for key in REQUIRED:
+        width = WIDTHS[key]
+        shape = (length,) if width is None else (length, width)
+        if file[key].shape != shape:
+            raise UserError(
+                f"{path}: {key} has shape {file[key].shape}, expected {shape}; it is not maze2d data in D4RL's schema"
+            )
+        if file[key].dtype.kind not in "fiub":
+            raise UserError(
+                f"{path}: {key} has type {file[key].dtype}, expected numbers; it is not maze2d data in D4RL's schema"
+            )
+    return length
+
+
+def _read_rows(data: h5py.Dataset, rows: slice, path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(data[rows], dtype=np.float32)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {data.name} cannot be read from step {rows.start} on, the file is damaged; {_REMEDY}"
+        ) from error

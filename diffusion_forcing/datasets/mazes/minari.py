@@ -1,0 +1,137 @@
+"""Read a local Minari data set of gymnasium-robotics' PointMaze into D4RL's frame.
+
+Minari's HDF5 layout (`data/main_data.hdf5`, one group per episode) is read directly; for its other formats the `minari` package is needed
+(`pip install 'diffusion-forcing[minari]'`). An episode of T actions has T + 1 observations; the last one has no action and is only used to see
+whether the next episode goes on from it, as in Minari's D4RL/pointmaze sets, where reaching a goal ends an episode but not the motion.
+
+PointMaze's origin is the middle of the map, x to the right and y up, so with H rows and W columns
+`x' = H/2 - 0.7 - y`, `y' = x + W/2 - 0.7`, velocities (-vy, vx) and actions (-ay, ax): the same physics seen from D4RL's corner.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_forcing.datasets.mazes.d4rl import Steps, open_hdf5
+from diffusion_forcing.environments.mazes.layout import Maze
+from diffusion_forcing.environments.mazes.maze2d import reached
+from diffusion_forcing.errors import UserError
+
+_ORIGIN = 0.7
+"""m: from the outer corner of D4RL's map to its origin."""
+_SAME = 1e-4
+"""Two states nearer than this are one: an episode goes on in the next."""
+
+Episode = tuple[NDArray[Any], NDArray[Any]]
+"""Observations (T + 1, 4) and actions (T, 2), still in PointMaze's frame."""
+
+
+def to_d4rl(
+    observations: NDArray[Any], actions: NDArray[Any], shape: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """PointMaze's observations (..., 4) and actions (..., 2) in D4RL's frame, for a maze of `shape` (H, W)."""
+    height, width = shape
+    x, y, vx, vy = np.moveaxis(np.asarray(observations, dtype=np.float64), -1, 0)
+    ax, ay = np.moveaxis(np.asarray(actions, dtype=np.float64), -1, 0)
+    mapped = np.stack([height / 2 - _ORIGIN - y, x + width / 2 - _ORIGIN, -vy, vx], axis=-1)
+    return mapped, np.stack([-ay, ax], axis=-1)
+
+
+def find(name: str) -> Path:
+    """The folder of a Minari data set: `name` is a folder, or an id under $MINARI_DATASETS_PATH (~/.minari/datasets)."""
+    root = Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
+    for folder in (Path(name).expanduser(), root / name):
+        if (folder / "data").is_dir():
+            return folder
+    raise UserError(
+        f"no Minari data set '{name}': neither a folder nor an id under {root}; give dataset.path=<folder with data/> or run `minari download {name}`"
+    )
+
+
+def source_file(folder: Path) -> Path:
+    """The file whose change means new data: its HDF5 file, or the metadata of another format."""
+    main = folder / "data" / "main_data.hdf5"
+    return main if main.exists() else folder / "data" / "metadata.json"
+
+
+def read(folder: Path, maze: Maze) -> Iterator[Steps]:
+    """The episodes of `folder` as parts of observations, actions, rewards (towards the maze's fixed goal) and `ends`.
+
+    Raises `UserError` for a folder that is not a readable PointMaze data set.
+    """
+    main = folder / "data" / "main_data.hdf5"
+    episodes = _from_hdf5(main) if main.exists() else _from_package(folder)
+    previous: Episode | None = None
+    for episode in episodes:
+        if previous is not None:
+            continues = bool(np.allclose(previous[0][-1], episode[0][0], atol=_SAME))
+            yield _as_steps(previous, maze, ends=not continues)
+        previous = episode
+    if previous is None:
+        raise UserError(f"{folder} holds no episodes; record or download the data set again")
+    yield _as_steps(previous, maze, ends=True)
+
+
+def _as_steps(episode: Episode, maze: Maze, *, ends: bool) -> Steps:
+    observations, actions = to_d4rl(episode[0][:-1], episode[1], maze.shape)
+    last = np.zeros(len(actions), dtype=bool)
+    last[-1:] = ends
+    rewards = reached(observations[:, :2], maze.fixed_goal.astype(np.float64))
+    return {"observations": observations, "actions": actions, "rewards": rewards, "ends": last}
+
+
+def _from_hdf5(path: Path) -> Iterator[Episode]:
+    with open_hdf5(path) as file:
+        names = sorted((name for name in file if re.fullmatch(r"episode_\d+", name)), key=lambda name: int(name[8:]))
+        for name in names:
+            group = file[name]
+            observations = group.get("observations")
+            if isinstance(observations, h5py.Group):
+                observations = observations.get("observation")
+            if not isinstance(observations, h5py.Dataset) or not isinstance(group.get("actions"), h5py.Dataset):
+                raise UserError(
+                    f"{path}: {name} has no observations or actions; it is not a Minari data set of PointMaze"
+                )
+            try:
+                episode = observations[:], group["actions"][:]
+            except OSError as error:
+                raise UserError(
+                    f"{path}: {name} cannot be read, the file is damaged; get the data set again"
+                ) from error
+            yield _checked(episode, f"{path}: {name}")
+
+
+def _from_package(folder: Path) -> Iterator[Episode]:
+    try:
+        from minari import MinariDataset
+    except ImportError as error:
+        raise UserError(
+            f"{folder} is not in Minari's HDF5 format; reading it needs pip install 'diffusion-forcing[minari]'"
+        ) from error
+    try:
+        episodes = MinariDataset(folder / "data").iterate_episodes()
+        for episode in episodes:
+            observations = episode.observations
+            observations = observations["observation"] if isinstance(observations, dict) else observations
+            yield _checked((np.asarray(observations), np.asarray(episode.actions)), f"{folder}: episode {episode.id}")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is not a readable Minari data set ({error}); get it again") from error
+
+
+def _checked(episode: Episode, where: str) -> Episode:
+    observations, actions = episode
+    if observations.ndim != 2 or observations.shape[1] != 4 or actions.shape != (len(observations) - 1, 2):
+        raise UserError(
+            f"{where} has observations {observations.shape} and actions {actions.shape}, expected (T + 1, 4) and (T, 2); it is not PointMaze's"
+        )
+    if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
+        raise UserError(f"{where} has numbers that are not finite (NaN or infinity); get the data set again")
+    return episode

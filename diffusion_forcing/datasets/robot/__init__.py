@@ -1,0 +1,1 @@
+"""Demonstrations of a robot: from files, LeRobot data sets, or the simulator."""

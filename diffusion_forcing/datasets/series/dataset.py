@@ -1,0 +1,324 @@
+"""Time series as windows for forecasting: where they come from, how they are split, what they are scaled by.
+
+A window is `context_length` steps of history and `prediction_length` steps to forecast. The last `test_windows` windows are the test, as in
+GluonTS's rolling evaluation; the `validation_windows` before them validate; training windows end before those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
+from diffusion_forcing.datasets.series import table as tables
+from diffusion_forcing.datasets.series.files import read_file
+from diffusion_forcing.datasets.series.table import Table
+from diffusion_forcing.datasets.series.times import lags_of, season_of
+from diffusion_forcing.errors import UserError, did_you_mean
+
+Source = Literal["ecb", "load", "csv", "gluonts"]
+ECB = ("AUD", "GBP", "CAD", "CHF", "JPY", "NZD", "SGD", "SEK")
+RETURNS, RETURNS_OF_STD = 0.9, 0.75
+"""A series returns with its season where it changes less in one than this share of what it does in half of one, and of its deviation."""
+SMALLEST_STD = 1e-6
+"""Of the largest value: a variate that moves less is constant, and is scaled by 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesOptions:
+    """`dataset=ts_*`. prediction_length, context_length: in steps; null: the data set's own, and as long as the prediction. known_future:
+    series whose values to come are known when a forecast is made. epoch_windows: the fewest windows of an epoch; where there are fewer, all are
+    shown several times."""
+
+    source: Source
+    name: str = ""
+    path: str | None = None
+    freq: str | None = None
+    time_column: str | None = None
+    day_first: bool | None = None
+    time_zone: str | None = None
+    series_column: str | None = None
+    value_column: str | None = None
+    columns: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
+    currencies: tuple[str, ...] = ECB
+    variates: int = 2000
+    prediction_length: int | None = None
+    context_length: int | None = None
+    test_windows: int = 5
+    validation_windows: int = 5
+    lags: tuple[int, ...] | None = None
+    known_future: tuple[str, ...] = ()
+    epoch_windows: int = 3200
+
+    def __post_init__(self) -> None:
+        if self.source == "csv" and not self.path:
+            raise UserError("dataset=ts_csv needs dataset.path=<a CSV or Parquet file>")
+        if self.source == "csv" and self.prediction_length is None:
+            raise UserError("dataset=ts_csv needs dataset.prediction_length=<steps to forecast>")
+        for name in ("prediction_length", "context_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"dataset.{name} is {value}; it must be 1 step or more")
+        for name in ("test_windows", "validation_windows", "variates", "epoch_windows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"dataset.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.lags is not None and any(lag < 1 for lag in self.lags):
+            raise UserError(f"dataset.lags is {list(self.lags)}; every lag is 1 step or more")
+        if self.source == "ecb" and not self.currencies:
+            raise UserError("dataset.currencies is empty; name at least one, such as GBP")
+
+
+class TimeSeries:
+    """Windows of one table. `prepare()` first, then `training()`, `validation()`, `test()`, `spec`."""
+
+    Options = SeriesOptions
+
+    def __init__(self, options: SeriesOptions) -> None:
+        self.options = options
+        self._ready: tuple[Table, list[int], int, int] | None = None
+        self._spec: SeriesSpec | None = None
+
+    def prepare(self, progress: bool = True) -> None:
+        """Read the table. UserError where it cannot be had, or is too short."""
+        if self._ready is not None:
+            return
+        options = self.options
+        ends: list[int] | None = None
+        length = options.prediction_length
+        match options.source:
+            case "ecb":
+                table = tables.read_ecb(options.currencies)
+            case "load":
+                table = tables.read_simbench(options.variates)
+            case "csv":
+                table = read_file(
+                    options.path or "",
+                    freq=options.freq,
+                    time_column=options.time_column,
+                    series_column=options.series_column,
+                    value_column=options.value_column,
+                    columns=options.columns,
+                    leave_out=options.leave_out,
+                    day_first=options.day_first,
+                    time_zone=options.time_zone,
+                )
+            case "gluonts":
+                table, ends, own = tables.read_gluonts(options.name, options.path, options.variates)
+                length = length or own
+        if options.source != "csv":
+            table = table.without(options.leave_out)
+        assert length is not None
+        context = options.context_length or length
+        for name in options.known_future:
+            if name not in table.names:
+                raise UserError(
+                    f"dataset.known_future names '{name}', which is no series{did_you_mean(name, table.names)}; there are: "
+                    f"{', '.join(table.names[:12])}{', …' if table.variates > 12 else ''}"
+                )
+        if len(set(options.known_future)) == table.variates:
+            raise UserError("dataset.known_future names every series; leave out at least one, to be forecast")
+        self._ready = table, ends or [], length, context
+        ends = self._ready[1] or [self.end - n * length for n in reversed(range(options.test_windows))]
+        self._ready = table, ends, length, context
+        first = self.training_end
+        if first < context + length + 1:
+            raise UserError(
+                f"{options.path or options.name or options.source}: {len(table)} steps are too few: {len(ends)} test windows and "
+                f"{options.validation_windows} validation windows of {length} steps leave {max(0, first)} to train on, and a window has "
+                f"{context} + {length}; use fewer windows, a shorter dataset.prediction_length or a longer series"
+            )
+        if table.variates > options.variates:
+            raise UserError(
+                f"the table has {table.variates:,} series, dataset.variates allows {options.variates:,}; raise it, or name "
+                "some with dataset.columns"
+            )
+
+    @property
+    def table(self) -> Table:
+        """The whole table; prepares first if that was not done."""
+        self.prepare(progress=False)
+        assert self._ready is not None
+        return self._ready[0]
+
+    @property
+    def prediction_length(self) -> int:
+        """Steps to forecast."""
+        self.prepare(progress=False)
+        assert self._ready is not None
+        return self._ready[2]
+
+    @property
+    def context_length(self) -> int:
+        """Steps of history in a window."""
+        self.prepare(progress=False)
+        assert self._ready is not None
+        return self._ready[3]
+
+    @property
+    def test_ends(self) -> list[int]:
+        """Where each test window ends, in steps from the table's beginning."""
+        self.prepare(progress=False)
+        assert self._ready is not None
+        return self._ready[1]
+
+    @property
+    def validation_ends(self) -> list[int]:
+        """Where each validation window ends."""
+        last = self.test_ends[0] - self.prediction_length
+        return [last - n * self.prediction_length for n in reversed(range(self.options.validation_windows))]
+
+    @property
+    def training_end(self) -> int:
+        """One past the last step that is trained on."""
+        return self.validation_ends[0] - self.prediction_length
+
+    @property
+    def spec(self) -> SeriesSpec:
+        """What the forecaster is built from."""
+        if self._spec is None:
+            table = self.table
+            lags = lags_of(table.freq) if self.options.lags is None else self.options.lags
+            self._spec = spec_of(table, self.training_end, lags, self.context_length, self.prediction_length)
+        return self._spec
+
+    @property
+    def known_future(self) -> NDArray[np.bool_]:
+        """(V,): which series' values to come are known."""
+        return np.isin(self.table.names, self.options.known_future)
+
+    @property
+    def end(self) -> int:
+        """One past the last step of which a series that is to be forecast was observed."""
+        observed = np.flatnonzero(self.table.observed[:, ~self.known_future].any(axis=1))
+        return int(observed[-1]) + 1 if len(observed) else len(self.table)
+
+    def future(self) -> SeriesWindows:
+        """The one window that begins to forecast at `end`."""
+        return self._windows([self.end + self.prediction_length])
+
+    def training(self) -> SeriesWindows:
+        """Every window of the training part; several times where there are fewer than `epoch_windows`."""
+        ends = list(range(self.context_length + self.prediction_length, self.training_end + 1))
+        return self._windows(ends * -(-self.options.epoch_windows // len(ends)))
+
+    def validation(self) -> SeriesWindows:
+        """The validation windows."""
+        return self._windows(self.validation_ends)
+
+    def test(self) -> SeriesWindows:
+        """The test windows."""
+        return self._windows(self.test_ends)
+
+    def _windows(self, ends: list[int]) -> SeriesWindows:
+        spec = self.spec
+        return SeriesWindows(self.table, ends, spec.lags, self.context_length, self.prediction_length, spec.season)
+
+
+def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int, prediction: int) -> SeriesSpec:
+    """The specification of a table whose first `training_end` steps are trained on."""
+    part = table.values[:training_end].astype(np.float64)
+    empty = ~np.isfinite(part).any(axis=0)
+    if empty.any():
+        name = table.names[int(empty.argmax())]
+        raise UserError(
+            f"series '{name}' has no value in the {training_end} steps to train on; leave it out: dataset.leave_out=[{name}]"
+        )
+    mean, std = np.nanmean(part, axis=0), np.nanstd(part, axis=0)
+    step, change = (_change(part, apart, std) for apart in (max(1, prediction // 2), 1))
+    season = season_of(lags_of(table.freq), table.freq, training_end)
+    season_std = _season_change(part, season, std)
+    least = SMALLEST_STD * np.maximum(np.abs(mean), SMALLEST_STD)
+    std, step, change = (np.where(value > least, value, 1.0) for value in (std, step, change))
+    return SeriesSpec(
+        variates=table.variates,
+        freq=table.freq,
+        date_features=table.dates().shape[1],
+        lags=lags,
+        context_length=context,
+        prediction_length=prediction,
+        mean=mean.astype(np.float32),
+        std=std.astype(np.float32),
+        step_std=step.astype(np.float32),
+        change_std=change.astype(np.float32),
+        has_gaps=bool(~table.observed.all()),
+        names=table.names,
+        season=season,
+        season_std=season_std.astype(np.float32),
+    )
+
+
+def _season_change(part: NDArray[np.float64], season: int, std: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(V,): root mean square of what the series (T, V) change in a season; 0 for those that change as much in half of one, or nearly as
+    much as they deviate from their mean."""
+    if season < 2:
+        return np.zeros_like(std)
+    whole, half = (_change(part, apart, np.full_like(std, np.inf)) for apart in (season, season // 2))
+    return np.where((whole < RETURNS * half) & (whole < RETURNS_OF_STD * std), whole, 0.0)
+
+
+def _change(part: NDArray[np.float64], apart: int, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(V,): root mean square of what the series (T, V) change in `apart` steps; where that was never seen, `otherwise`."""
+    changes = part[apart:] - part[:-apart]
+    known = np.isfinite(changes)
+    squares = np.where(known, changes, 0.0) ** 2
+    return np.where(known.sum(axis=0) > 1, np.sqrt(squares.sum(axis=0) / known.sum(axis=0).clip(min=1)), otherwise)
+
+
+class SeriesWindows(Dataset[SeriesBatch]):
+    """Windows of `table` that end before step `ends[i]`, context + prediction steps long; what lies before the table is not observed.
+
+    A window may end behind the table: those steps are to be forecast and were not observed.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        ends: Sequence[int],
+        lags: tuple[int, ...],
+        context_length: int,
+        prediction_length: int,
+        season: int = 1,
+    ) -> None:
+        self.table = table
+        self.ends = np.asarray(ends, dtype=np.int64)
+        self.lags = np.asarray(lags, dtype=np.int64)
+        self.context_length, self.prediction_length, self.season = context_length, prediction_length, season
+        self._dates = table.dates(more=max(0, int(self.ends.max(initial=0)) - len(table)))
+        self._values = np.where(table.observed, table.values, 0).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> SeriesBatch:
+        """Window `index` as a batch of one."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> SeriesBatch:
+        """Windows `indices` as one batch."""
+        ends = self.ends[np.asarray(indices)]
+        length = self.context_length + self.prediction_length
+        steps = ends[:, None] - length + np.arange(length)
+        values, observed = self._at(steps)
+        dates = self._dates[np.clip(steps, 0, len(self._dates) - 1)]
+        before = steps[:, :, None] - self.lags
+        lagged, known = self._at(before)
+        known &= (before < (ends - self.prediction_length)[:, None, None])[..., None]
+        begin = (ends - self.prediction_length)[:, None]
+        seasons = np.where(steps < begin, 1, (steps - begin) // self.season + 1)
+        last_season = self._at(steps - seasons * self.season)
+        parts = (values, observed, dates, np.where(known, lagged, 0).astype(np.float32), known, *last_season)
+        return SeriesBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+
+    def _at(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Values (…, V) and whether they were observed, at `steps`: (…), which may lie outside of the table."""
+        inside = (steps >= 0) & (steps < len(self.table))
+        rows = np.where(inside, steps, 0)
+        observed = self.table.observed[rows] & inside[..., None]
+        return np.where(observed, self._values[rows], 0).astype(np.float32), observed

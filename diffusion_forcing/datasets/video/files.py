@@ -1,0 +1,243 @@
+"""The list of all episodes of a folder, made by itself and kept in one file: only files that are new or changed are looked into again.
+
+A file that cannot be used stays in the list with its reason, so that it is named every time and looked into once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_forcing.datasets.progress import progress_bar
+from diffusion_forcing.datasets.video.episodes import Episode, inspect
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import locked
+
+# Which files of a folder are clips, which hold their actions, and which split a clip belongs to.
+#
+# All files of one name stem in one folder are one episode: `a.mp4` with `a.npz` beside it (TECO's Minecraft), `a.npz` alone (TECO's DMLab), `a.gif`
+# with `a.csv`, and so on. Hidden folders and unfinished files (`*.tmp`, `*.part`) are not looked at. Splits are the folders training (or train),
+# validation (valid, val) and test at the top, or below the one folder that holds everything; where there are none, a hash of each clip's name
+# decides, so that a clip stays on its side however many others come and go.
+
+FILMS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif")
+"""Files that are decoded."""
+ARRAYS = (".npz", ".npy")
+"""Files of frames as they are, unless a film of the same stem is there: then they hold its actions."""
+ACTIONS = (".actions.npz", ".actions.npy", ".actions.csv", ".npz", ".npy", ".csv")
+"""Where the actions of a clip are looked for, the first that exists and is not the clip itself."""
+SPLITS = {"training": ("training", "train"), "validation": ("validation", "valid", "val"), "test": ("test",)}
+"""Split: the names of its folder."""
+_ORDER = (*FILMS, ".actions.npz", ".actions.npy", ".actions.csv", ".npz", ".npy", ".csv")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The files of one stem."""
+
+    stem: str
+    """Path below the root without ending, with forward slashes."""
+    endings: dict[str, str]
+    """Ending in small letters: as it is written."""
+    stamp: str
+    """Changes when a file of the group changes size or time, comes or goes."""
+
+    def path(self, root: Path, ending: str) -> Path:
+        """The file with `ending` (small letters)."""
+        return root / f"{self.stem}{self.endings[ending]}"
+
+
+def find_groups(root: Path) -> list[Group]:
+    """Every stem below `root` that may hold a clip, sorted. `UserError` where `root` is no folder or cannot be listed."""
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; place clips there, or give dataset.path=<folder of clips>")
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for name, size, time in _walk(root):
+        ending = next((ending for ending in _ORDER if name.lower().endswith(ending)), "")
+        if ending:
+            found.setdefault(name[: -len(ending)], []).append((name[-len(ending) :], size, time))
+    groups = []
+    for stem in sorted(found):
+        files = sorted(found[stem])
+        endings = {written.lower(): written for written, _, _ in files}
+        if any(ending in endings for ending in (*FILMS, *ARRAYS)):
+            groups.append(Group(stem, endings, hashlib.sha256(repr(files).encode()).hexdigest()[:16]))
+    return groups
+
+
+def has_clips(root: Path) -> bool:
+    """Whether anything that may be a clip lies below `root`; looks no further than the first."""
+    return root.is_dir() and any(name.lower().endswith((*FILMS, *ARRAYS)) for name, _, _ in _walk(root))
+
+
+def splits_of(stems: Sequence[str], validation_fraction: float) -> dict[str, list[int]]:
+    """Positions in `stems` of each split's clips; an empty list for a split that is not there.
+
+    TECO's folders are train and test: its test clips then are the validation clips too. Where a folder of training clips stands alone, or
+    no folder is a split's, validation is `validation_fraction` of the clips by hash, and at least one; all of them where that is 0.
+    """
+    folders = {folder: split for split, names in SPLITS.items() for folder in names}
+    parts = [stem.split("/")[:-1] for stem in stems]
+    depth = 0
+    while len({tuple(part[depth : depth + 1]) for part in parts}) == 1 and len(parts[0]) > depth:
+        if parts[0][depth].lower() in folders:
+            break
+        depth += 1
+    places: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for i, part in enumerate(parts):
+        split = folders.get(part[depth].lower()) if len(part) > depth else None
+        if split:
+            places[split].append(i)
+    if not any(places.values()):
+        places["training"] = list(range(len(stems)))
+    places["validation"] = places["validation"] or list(places["test"])
+    if not places["validation"]:
+        places["training"], places["validation"] = _by_hash(places["training"], stems, validation_fraction)
+    return places
+
+
+def place_of(stem: str) -> float:
+    """A number in [0, 1) that depends on the clip's name alone."""
+    return int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8], "big") / 2**64
+
+
+def _by_hash(clips: list[int], stems: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
+    if fraction == 0 or len(clips) < 2:
+        return clips, list(clips)
+    order = sorted(clips, key=lambda i: place_of(stems[i]))
+    count = sum(place_of(stems[i]) < fraction for i in order)
+    count = min(max(count, 1), len(order) - 1)
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
+    """(path below root with forward slashes, size, time in ns) of every plain file."""
+    folders, seen = [""], {os.path.realpath(root)}
+    while folders:
+        below = folders.pop()
+        try:
+            with os.scandir(root / below) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                        if real not in seen:  # a link to a folder above would never end
+                            seen.add(real)
+                            folders.append(f"{below}{entry.name}/")
+                    elif entry.is_file():
+                        stat = entry.stat()
+                        yield f"{below}{entry.name}", stat.st_size, stat.st_mtime_ns
+        except OSError as error:
+            raise UserError(f"cannot read the folder {root / below}: {error.strerror or error}") from error
+
+
+INDEX_VERSION = 1
+_PLAIN = ("stem", "stamp", "file", "kind", "frames", "height", "width", "offset", "action_problem", "problem", "again")
+"""Fields of an episode that are kept as text; its arrays are kept end to end, with their lengths in the text."""
+
+
+def open_index(root: Path, file: Path, *, workers: int = 1, progress: bool = True) -> list[Episode]:
+    """All episodes below `root`, sorted by stem, from the index at `file`, which is made or brought up to date first.
+
+    Raises `UserError` where `root` holds no clips or `file` cannot be written.
+    """
+    groups = find_groups(root)
+    if not groups:
+        raise UserError(
+            f"{root} holds no clips (mp4, webm, mkv, avi, mov, gif, npz or npy); place some there, or give dataset.path"
+        )
+    known = _load(file)
+    if not _is_current(known, groups):
+        with locked(file):
+            known = _load(file)
+            if not _is_current(known, groups):
+                known = _look(root, groups, known, workers=workers, progress=progress)
+                save_index(file, list(known.values()))
+    return [known[group.stem] for group in groups]
+
+
+def _is_current(known: dict[str, Episode], groups: Sequence[Group]) -> bool:
+    return len(known) == len(groups) and all(_is_known(known, group) for group in groups)
+
+
+def _is_known(known: dict[str, Episode], group: Group) -> bool:
+    episode = known.get(group.stem)
+    return episode is not None and episode.stamp == group.stamp and not episode.again
+
+
+def _look(
+    root: Path, groups: Sequence[Group], known: dict[str, Episode], *, workers: int, progress: bool
+) -> dict[str, Episode]:
+    """Episodes of `groups`, those in `known` with the same stamp taken from there."""
+    found = {group.stem: known[group.stem] for group in groups if _is_known(known, group)}
+    missing = [group for group in groups if group.stem not in found]
+    with (
+        ThreadPoolExecutor(max(workers, 1)) as pool,
+        progress_bar(f"looking into {root}", total=len(groups), done=len(found), unit="clips", show=progress) as bar,
+    ):
+        for episode in pool.map(lambda group: inspect(root, group), missing):
+            found[episode.stem] = episode
+            bar.advance(1)
+    return {group.stem: found[group.stem] for group in groups}
+
+
+def save_index(file: Path, episodes: Sequence[Episode]) -> None:
+    """Write the index, whole or not at all. `UserError` where that fails."""
+    facts: list[dict[str, Any]] = []
+    ints: list[NDArray[Any]] = [np.zeros(0, np.int64)]
+    floats: list[NDArray[Any]] = [np.zeros(0, np.float32)]
+    for episode in episodes:
+        row = {name: getattr(episode, name) for name in _PLAIN}
+        for name in ("keyframes", "times", "actions"):
+            values = getattr(episode, name)
+            if values is not None:
+                (floats if values.dtype.kind == "f" else ints).append(values.reshape(-1))
+                row[name] = [values.dtype.kind, *values.shape]
+        facts.append(row)
+    text = json.dumps({"version": INDEX_VERSION, "episodes": facts}).encode()
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            np.savez_compressed(
+                stream, facts=np.frombuffer(text, np.uint8), ints=np.concatenate(ints), floats=np.concatenate(floats)
+            )
+        os.replace(temporary, file)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the index {file}: {error.strerror or error}; make room or choose another dataset.save_dir"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(file: Path) -> dict[str, Episode]:
+    """The episodes in an index file; none where it is not there, damaged or of another version."""
+    try:
+        with np.load(file) as arrays:
+            facts = json.loads(arrays["facts"].tobytes())
+            flat = {"i": arrays["ints"], "f": arrays["floats"]}
+        if facts["version"] != INDEX_VERSION:
+            return {}
+        begins = {"i": 0, "f": 0}
+        episodes = {}
+        for row in facts["episodes"]:
+            for name in ("keyframes", "times", "actions"):
+                if name in row:
+                    kind, *shape = row[name]
+                    begin, count = begins[kind], int(np.prod(shape))
+                    row[name] = flat[kind][begin : begin + count].reshape(shape)
+                    begins[kind] = begin + count
+            episodes[row["stem"]] = Episode(**row)
+        return episodes
+    except Exception:  # whatever a damaged index raises, it is made again
+        return {}

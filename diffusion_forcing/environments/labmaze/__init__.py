@@ -1,0 +1,1 @@
+"""Random mazes of DeepMind Lab's kind, rendered by ViZDoom."""

@@ -1,0 +1,123 @@
+"""Many balls in one maze at once: the evaluation of planning runs here.
+
+One MuJoCo model is shared by `num_envs` states. Episode i of a seed has its own start and goal, drawn from (seed, i) alone, so that a hundred
+episodes give the same results in one batch of 100 or in ten of 10 (`reset(seed=s, options={"first_episode": k})`).
+Nothing terminates; all episodes are truncated together after `max_steps` and the next `reset` is the caller's (no automatic one).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from diffusion_forcing.environments.mazes.layout import Maze
+from diffusion_forcing.environments.mazes.maze2d import (
+    Goal,
+    PointMass,
+    action_space,
+    as_maze,
+    build_model,
+    check_actions,
+    check_goal_kind,
+    check_options,
+    check_point,
+    episode_start,
+    observation_space,
+    reached,
+)
+from diffusion_forcing.errors import UserError
+
+_MAX_SEED = 2**31
+
+
+class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]):
+    """`num_envs` independent balls. `max_steps` defaults to the maze's own episode length (300 / 600 / 800).
+
+    `reset(seed=s, options=...)` takes `first_episode` (int, number of the first ball's episode), `starts` (n, 2) and `goals` (n, 2) in metres.
+    Without a seed, a reset goes on with the next `num_envs` episodes of the last seed (0 at first).
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
+
+    def __init__(
+        self, maze: Maze | str, num_envs: int, *, goal: Goal = "dataset", max_steps: int | None = None
+    ) -> None:
+        self.maze = as_maze(maze)
+        self.goal_kind = check_goal_kind(goal)
+        if num_envs < 1:
+            raise UserError(f"num_envs must be at least 1, got {num_envs}")
+        self.max_steps = self.maze.max_steps if max_steps is None else max_steps
+        if self.max_steps < 1:
+            raise UserError(f"max_steps must be at least 1, got {max_steps}")
+        self.num_envs = num_envs
+        self.single_observation_space: gymnasium.Space[Any] = observation_space(self.maze)
+        self.single_action_space: gymnasium.Space[Any] = action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.goals: NDArray[np.float64] = np.zeros((num_envs, 2))
+        """(n, 2) m: where each ball should go."""
+        self.steps = 0
+        """Steps taken since the reset."""
+        self._seed = 0
+        self._next_episode = 0
+        self._model = build_model(self.maze)
+        self._balls = [PointMass(self._model) for _ in range(num_envs)]
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Start `num_envs` episodes; see the class. Returns observations (n, 4) and `{"goal": (n, 2)}`."""
+        options = check_options(options, ("first_episode", "starts", "goals"))
+        if seed is not None:
+            if not 0 <= seed < _MAX_SEED:
+                raise UserError(f"seed must be in 0..{_MAX_SEED - 1}, got {seed}")
+            self._seed, self._next_episode = seed, 0
+        first = int(options.get("first_episode", self._next_episode))
+        if first < 0:
+            raise UserError(f"first_episode must be at least 0, got {first}")
+        self._next_episode = first + self.num_envs
+        starts, goals = (self._points(options, key) for key in ("starts", "goals"))
+        for index, ball in enumerate(self._balls):
+            position, velocity, goal = episode_start(
+                self.maze, seed=self._seed, episode=first + index, goal=self.goal_kind
+            )
+            ball.reset(position if starts is None else starts[index], velocity)
+            self.goals[index] = goal if goals is None else goals[index]
+        self.steps = 0
+        return self._observations(), {"goal": self.goals.copy()}
+
+    def step(
+        self, actions: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Push with `actions` (n, 2), clipped to +-1. Returns observations (n, 4), rewards (n,) 0 or 1, terminated, truncated (n,), info."""
+        pushes = check_actions(actions, (self.num_envs, 2))
+        for ball, push in zip(self._balls, pushes.tolist(), strict=True):
+            ball.step(push)
+        self.steps += 1
+        observations = self._observations()
+        success = reached(observations[:, :2], self.goals)
+        truncated = np.full(self.num_envs, self.steps >= self.max_steps)
+        info = {"goal": self.goals.copy(), "success": success}
+        return observations, success.astype(np.float64), np.zeros(self.num_envs, dtype=bool), truncated, info
+
+    def _observations(self) -> NDArray[np.float64]:
+        out = np.empty((self.num_envs, 4))
+        for row, ball in zip(out, self._balls, strict=True):
+            row[:2] = ball.position
+            row[2:] = ball.velocity
+        return out
+
+    def _points(self, options: dict[str, Any], key: str) -> NDArray[np.float64] | None:
+        if key not in options:
+            return None
+        points = np.asarray(options[key], dtype=np.float64)
+        if points.shape != (self.num_envs, 2):
+            raise UserError(
+                f"reset option {key!r} has shape {points.shape}, expected ({self.num_envs}, 2): (x, y) for each ball"
+            )
+        return np.stack([check_point(self.maze, point, f"{key}[{index}]") for index, point in enumerate(points)])

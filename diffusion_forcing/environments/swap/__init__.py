@@ -1,0 +1,1 @@
+"""robot_swap: a Fetch arm exchanges two fruits, simulated in MuJoCo."""

@@ -1,0 +1,1 @@
+"""A voxel landscape, rendered by Minetest."""

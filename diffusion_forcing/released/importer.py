@@ -1,0 +1,206 @@
+"""The importer of released checkpoints of both lines: a Lightning `.ckpt`, read without running any of it.
+
+Upstream saved `state_dict` keys `data_mean`, `data_std`, `diffusion_model.<schedule table>` and
+`diffusion_model.model.<network>`, with `_orig_mod.` somewhere in front where the model was compiled, and beside them
+the networks of its metrics, which are left out. (Of the RNN line: `released_rnn`.)
+Here the network's keys lose that prefix and become ours; sizes are
+read off the tensors (`released_sizes`). What leaves no trace in a checkpoint must come from the configuration.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.released import sizes as released_rnn
+from diffusion_forcing.released import sizes as released_sizes
+
+# The optimiser's state of a released checkpoint, by the names of the weights it belongs to.
+#
+# Torch numbers an optimiser's parameters in the order they were given. Upstream gave it the network's, in the order of its state dict, each
+# once (a U-Net's rotary frequencies are one parameter that many layers hold), and after them what an RNN learns beside its network. It
+# forgot `embed.` of time series.
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_NETWORKS = ("diffusion_model.model.", "transition_model.model.", "transition_model.x_from_z.")
+_BESIDE = ("init_z", "init_encoder.")
+_SHARED = ".freqs"
+
+
+def trained(keys: Iterable[str]) -> list[str]:
+    """Of the `keys` of a released state dict, those of the optimiser's parameters, in its order."""
+    keys = list(keys)
+    network = [key for key in keys if key.startswith(_NETWORKS)]
+    shared = [key for key in network if key.endswith(_SHARED)][1:]
+    return [key for key in network if key not in shared] + [key for key in keys if key.startswith(_BESIDE)]
+
+
+def state_by_name(
+    content: Mapping[str, Any], state: Mapping[str, Tensor], our_name: Callable[[str], str | None]
+) -> dict[str, dict[str, Tensor]] | None:
+    """`step`, `exp_avg` and `exp_avg_sq` of each weight, by our names; None where there are none or they do not match the weights.
+
+    content: the whole checkpoint; state: its tensors by released names; our_name: ours, or None for a constant of ours.
+    """
+    try:
+        numbered = content["optimizer_states"][0]["state"]
+        names = trained(state)
+        if not all(0 <= number < len(names) for number in numbered):
+            return None
+        found = {}
+        for number, name in enumerate(names):
+            if number not in numbered and our_name(name) is None:
+                continue  # a constant has no state
+            entry = numbered[number]
+            if any(entry[moment].shape != state[name].shape for moment in MOMENTS) or entry["step"].numel() != 1:
+                return None
+            ours = our_name(name)
+            if ours is not None:
+                found[ours] = {key: entry[key] for key in ("step", *MOMENTS)}
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None
+    return found
+
+
+NETWORK_PREFIX = "diffusion_model.model."
+_COMPILED = "_orig_mod."
+_OWN = (
+    "data_mean",
+    "data_std",
+    "diffusion_model.",
+    "transition_model.",
+    "init_z",
+    "init_encoder.",
+    "embed.",
+)  # what is not a metric's
+_USE = (
+    "released checkpoints hold `diffusion_model.model.transformer.*` (v1.5 planning), `diffusion_model.model.….init_conv.*` (v1.5 video) "
+    "or `transition_model.*` (the RNN line)"
+)
+
+
+def load(path: Path) -> LoadedCheckpoint:
+    """The released checkpoint in the file `path`. UserError, one line, if it is not one of either line;
+    nothing in it is run."""
+    path = Path(path)
+    content = _read(path)
+    state = _state_dict(path, content)
+    recurrent = any(key.startswith(released_rnn.PREFIX) for key in state)
+    task = released_rnn.task(state) if recurrent else _task(path, state)
+    statistics: dict[str, Tensor] = {
+        key: state[key].to(torch.float32) for key in ("data_mean", "data_std") if key in state
+    }
+    try:
+        if recurrent:
+            weights, tables = released_rnn.weights(state), released_rnn.tables(state)
+            facts = released_rnn.facts(task, weights, tables, statistics)
+        else:
+            weights = _without(state, NETWORK_PREFIX)
+            tables = {key.removeprefix("diffusion_model."): value for key, value in state.items() if _is_table(key)}
+            sizes = released_sizes.of_video if task == "video" else released_sizes.of_planning
+            facts = sizes(weights, tables, statistics)
+            weights = released_sizes.our_names(weights) if task == "video" else weights
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path} is an incomplete {task} checkpoint ({error} is missing or misshapen); get it again"
+        ) from None
+    step = content.get("global_step", 0)
+    return LoadedCheckpoint(
+        path=path,
+        kind="released",
+        facts=facts,
+        weights=weights,
+        statistics=statistics,
+        buffers=tables,
+        step=step if isinstance(step, int) else 0,
+        optimizer=state_by_name(content, state, _renaming(recurrent, task)),
+    )
+
+
+def _renaming(recurrent: bool, task: str) -> Callable[[str], str | None]:
+    """From the released name of a network's weight to ours; to None for a constant."""
+
+    def ours(key: str) -> str | None:
+        if recurrent:
+            return key.removeprefix(released_rnn.PREFIX)
+        key = key.removeprefix(NETWORK_PREFIX)
+        return next(iter(released_sizes.our_names({key: torch.empty(0)})), None) if task == "video" else key
+
+    return ours
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The file's content through torch's restricted unpickler, which builds tensors and plain containers only."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4)
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
+    if size == 0:
+        raise UserError(f"{path} is empty; get the checkpoint again")
+    zipped = start == b"PK\x03\x04"
+    if zipped and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is truncated ({size} bytes, the end of the file is missing); get it again")
+    if not zipped and start[:1] != b"\x80":
+        raise UserError(
+            f"{path} is not a checkpoint (neither a PyTorch file nor one of our folders); pass load=<a checkpoint>"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on the pickle of a file that is refused, or fine
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it names {named[1]}" if named else "it is not made of tensors and plain values"
+        raise UserError(
+            f"{path} may run code when opened ({what}), so it was not opened; only weights are loaded"
+        ) from None
+    except Exception as error:  # a hostile file makes torch raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged or truncated ({reason}); get it again") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; pass load=<a checkpoint>")
+    return content
+
+
+def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by name, compiled prefixes removed. Also a bare state dict, as upstream's `rewrite_compiled_ckpt`
+    writes it."""
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} has a state_dict that is a {type(state).__name__}; pass load=<a checkpoint>")
+    tensors = {str(key).replace(_COMPILED, ""): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no weights; pass load=<a checkpoint>")
+    own = {key: value for key, value in tensors.items() if key.startswith(_OWN)}
+    return {key: value.detach().clone() for key, value in (own or tensors).items()}
+
+
+def _task(path: Path, state: Mapping[str, Tensor]) -> str:
+    """`planning` or `video`; UserError that says what the checkpoint is if it is neither."""
+    network = [key.removeprefix(NETWORK_PREFIX) for key in state if key.startswith(NETWORK_PREFIX)]
+    if any(key.startswith("transformer.layers.") for key in network):
+        return "planning"
+    if any("init_conv." in key or "down_blocks." in key for key in network):
+        return "video"
+    first = next(iter(state))
+    raise UserError(f"{path} is not a Diffusion Forcing checkpoint (its first weight is '{first}'); {_USE}")
+
+
+def _is_table(key: str) -> bool:
+    return key.startswith("diffusion_model.") and not key.startswith(NETWORK_PREFIX)
+
+
+def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,242 @@
+"""Options from the configuration of a released v1.5 model, so that its checkpoints and recordings can be run here.
+
+Upstream kept its configuration as one mapping, `cfg.algorithm`, dataset statistics included. This is the one place where that mapping
+becomes a `PlanningOptions` or a `VideoOptions`; what differs is written out below. To run a recording or a checkpoint of the released code:
+
+    options = planning_options_from_released(config)     # the resolved `cfg.algorithm` it was made with
+    planning = Planning(options)
+    planning.load_weights(checkpoints.load(path))        # or planning.network.load_state_dict(…)
+    planner = planning.planner(guidance_scale=released_guidance_scale(options.guidance_scale, batch))
+    frames = planner.plan_normalized(start, goal, horizon, noise=noise)
+
+Ours is batch-first; the released code was time-first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion_forcing.algorithms.base import DiffusionOptions, TransformerOptions
+from diffusion_forcing.algorithms.planning.algorithm import PlanningOptions
+from diffusion_forcing.algorithms.planning.guidance import RELEASED_BATCH
+from diffusion_forcing.algorithms.video import UNetOptions, VideoDiffusionOptions, VideoOptions
+from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
+from diffusion_forcing.diffusion import build_schedule
+from diffusion_forcing.diffusion.schedules import BETA_SCHEDULES
+from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.networks import Transformer
+from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
+from diffusion_forcing.networks.unet3d import UNet3D
+
+# The network that a released checkpoint of either line is of, from what its tensors say, and whether the checkpoint is that network.
+
+LINES = {"rnn": "the paper's RNN line", "v1.5": "the attention line (v1.5)"}
+_RESOLUTION = 256  # any that can be halved as often as a released U-Net does: its parameters do not depend on it
+
+
+def released_network(facts: Mapping[str, Any]) -> nn.Module:
+    """The network of a released checkpoint with these `facts`, without memory of its own (on torch's `meta` device).
+
+    What is trained beside the network of an RNN for time series (`embed`) is a module of that name in it.
+    """
+    with torch.device("meta"):
+        network = _attention(facts) if facts["line"] == "v1.5" else _recurrent(facts)
+        if "variates" in facts:
+            network.add_module("embed", nn.Embedding(facts["variates"], 1))
+    return network
+
+
+def check_released(checkpoint: LoadedCheckpoint) -> None:
+    """UserError with the first key in which a released `checkpoint` is not the network that its sizes say."""
+    network = released_network(checkpoint.facts)
+    what = f"the {checkpoint.facts['task']} network of {LINES[checkpoint.facts['line']]}"
+    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    for key, shape in own.items():
+        if key not in checkpoint.weights:
+            raise UserError(f"{checkpoint.path} lacks '{key}' {list(shape)} of {what}; get the checkpoint again")
+        found = tuple(checkpoint.weights[key].shape)
+        if found != shape:
+            raise UserError(
+                f"{checkpoint.path}: '{key}' is {list(found)}, in {what} it is {list(shape)}; get the checkpoint again"
+            )
+    for key in checkpoint.weights:
+        if key not in own:
+            raise UserError(f"{checkpoint.path}: '{key}' has no place in {what}; get the checkpoint again")
+
+
+def _attention(facts: Mapping[str, Any]) -> nn.Module:
+    sizes = dict(facts["architecture"])
+    if facts["task"] == "planning":  # its heads leave no trace
+        return Transformer(facts["x_dim"], external_cond_dim=facts["external_cond_dim"], **{"attn_heads": 1, **sizes})
+    if "attn_heads" not in sizes:
+        sizes |= {"attn_heads": 1, "attn_dim_head": facts["attention_width"]}
+    sizes["attn_resolutions"] = [_RESOLUTION // 2**halved for halved in facts["halvings"]]
+    return UNet3D(facts["channels"] * facts["frame_stack"], _RESOLUTION, **sizes)
+
+
+def _recurrent(facts: Mapping[str, Any]) -> nn.Module:
+    z_shape = facts["z_shape"]
+    common = {
+        key: facts[key]
+        for key in ("network_size", "num_gru_layers", "external_cond_dim", "learnable_init_z", "self_condition")
+    }
+    if "num_mlp_layers" in facts:
+        return recurrent_mlp(
+            facts["x_dim"],
+            *z_shape,
+            num_mlp_layers=facts["num_mlp_layers"],
+            start_dim=facts.get("start_dim", 0),
+            **common,
+        )
+    channels, height, width = z_shape if len(z_shape) == 3 else (*z_shape, _RESOLUTION, _RESOLUTION)
+    return recurrent_unet(facts["x_dim"], (channels, height, width), **common)
+
+
+UNREAD = ("x_shape", "data_mean", "data_std")  # upstream filled them in from the statistics
+UNREAD_IN_VIDEO = ("x_shape", "metadata")
+UNREAD_IN_DIFFUSION = ("use_snr", "use_cum_snr")  # never read: min-SNR weighting is on unless use_fused_snr
+
+
+def planning_options_from_released(config: Mapping[str, Any]) -> PlanningOptions:
+    """The options of the planner that the released `config` describes: the resolved `cfg.algorithm` of `algorithm=df_planning`.
+
+    As it stands, but for: keys the released code never reads (`use_snr`, `use_cum_snr`, `x_shape`, `data_mean`, `data_std`) are left
+    out; lists become tuples; `chunk_size` is −1, because a plan was drawn whole whatever it said; `ema_decay` is 0, because there was no
+    average; what the released planner did not have keeps the setting that reproduces it (`guidance_weights=released`, one continuation,
+    the PD law). `config` is not changed. A key that no released planner has, or a missing one, is a UserError.
+    """
+    algorithm = {key: value for key, value in config.items() if key not in UNREAD}
+    diffusion = algorithm.pop("diffusion", None)
+    architecture = diffusion.get("architecture") if isinstance(diffusion, Mapping) else None
+    if (
+        not isinstance(diffusion, Mapping)
+        or not isinstance(architecture, Mapping)
+        or "observation_mean" not in algorithm
+    ):
+        raise UserError(
+            "this is no released planning configuration (observation_mean, diffusion and diffusion.architecture are needed); "
+            "pass the resolved cfg.algorithm of algorithm=df_planning"
+        )
+    own = {key: value for key, value in diffusion.items() if key not in (*UNREAD_IN_DIFFUSION, "architecture")}
+    return PlanningOptions(
+        **_known(PlanningOptions, algorithm, "") | {"chunk_size": -1, "ema_decay": 0.0},
+        diffusion=DiffusionOptions(
+            **_known(DiffusionOptions, own, "diffusion."),
+            architecture=TransformerOptions(**_known(TransformerOptions, architecture, "diffusion.architecture.")),
+        ),
+    )
+
+
+def video_options_from_released(config: Mapping[str, Any]) -> VideoOptions:
+    """The options of the video model that the released `config` describes: the resolved `cfg.algorithm` of `algorithm=df_video`.
+
+    As it stands, but for: keys the released code never reads, or reads in the data set alone, are left out; `x_shape` is
+    `observation_shape`; what the released model did not have is set as it was (`norm=clip`, no cache, no average). `config` is not
+    changed. A key that no released video model has, or a missing one, is a UserError.
+    """
+    algorithm = {key: value for key, value in config.items() if key not in UNREAD_IN_VIDEO}
+    diffusion = algorithm.pop("diffusion", None)
+    architecture = diffusion.get("architecture") if isinstance(diffusion, Mapping) else None
+    if not isinstance(diffusion, Mapping) or not isinstance(architecture, Mapping) or "x_shape" not in config:
+        raise UserError(
+            "this is no released video configuration (x_shape, diffusion and diffusion.architecture are needed); "
+            "pass the resolved cfg.algorithm of algorithm=df_video"
+        )
+    own = {key: value for key, value in diffusion.items() if key not in (*UNREAD_IN_DIFFUSION, "architecture")}
+    sizes = {key: value for key, value in architecture.items() if key != "resolution"}
+    for name in ("data_mean", "data_std"):
+        if isinstance(algorithm.get(name), list):
+            algorithm[name] = _flat(algorithm[name])
+    return VideoOptions(
+        **_known(VideoOptions, algorithm, "") | {"norm": "clip", "cache": "none", "ema_decay": 0.0},
+        observation_shape=tuple(config["x_shape"]),
+        diffusion=VideoDiffusionOptions(
+            **_known(VideoDiffusionOptions, own, "diffusion."),
+            architecture=UNetOptions(**_known(UNetOptions, sizes, "diffusion.architecture.")),
+        ),
+    )
+
+
+def released_video_structure(facts: Mapping[str, Any], resolution: int) -> dict[str, Any]:
+    """What a released video checkpoint with these `facts` (`checkpoints.LoadedCheckpoint`) says of the configuration, as nested keys
+    under `algorithm`, for frames of `resolution` pixels a side. The released normalisation keeps no cache; there was no conditioning."""
+    architecture = dict(facts["architecture"])
+    architecture["attn_resolutions"] = sorted(resolution // 2**halved for halved in facts["halvings"])
+    diffusion: dict[str, Any] = {"architecture": architecture}
+    if "timesteps" in facts:
+        diffusion["timesteps"] = facts["timesteps"]
+    schedule = _schedule_of(facts)
+    if schedule is not None:
+        diffusion["beta_schedule"] = schedule
+    return {
+        "norm": "clip",
+        "cache": "none",
+        "external_cond_dim": 0,
+        "frame_stack": facts["frame_stack"],
+        "diffusion": diffusion,
+    }
+
+
+def released_recurrent_structure(facts: Mapping[str, Any], resolution: int | None) -> dict[str, Any]:
+    """As `released_video_structure`, for a checkpoint of the paper's RNN line: of video, or of mazes, where there is no `resolution`."""
+    sizes = ("network_size", "num_gru_layers", "num_mlp_layers", "self_condition", "timesteps")
+    diffusion = {key: facts[key] for key in sizes if key in facts}
+    schedule = _schedule_of(facts)
+    if schedule is not None:
+        diffusion["beta_schedule"] = schedule
+    if resolution is None:
+        found = {"frame_stack": facts["frame_stack"], "z_shape": facts["z_shape"], "diffusion": diffusion}
+        if facts["task"] == "prediction":  # released networks are told nothing, though they carry an embedding
+            found |= {"network": "rnn", "scaling": "global", "use_covariates": facts["external_cond_dim"] > 0}
+        return found
+    channels, *sides = facts["z_shape"]
+    structure = {
+        "frame_stack": facts["frame_stack"],
+        "z_shape": [channels, *(sides or (resolution, resolution))],
+        "learnable_init_z": facts["learnable_init_z"],
+        "diffusion": diffusion,
+    }
+    return structure if facts["external_cond_dim"] else {**structure, "external_cond_dim": 0}
+
+
+def _schedule_of(facts: Mapping[str, Any]) -> str | None:
+    """The schedule with default arguments that leaves as much signal at a quarter, half and three quarters; None: another."""
+    powers: list[float] = facts.get("signal_power", [])
+    for name in BETA_SCHEDULES if powers else ():
+        table = build_schedule(name, facts["timesteps"]).alphas_cumprod
+        ours = [table[len(table) * quarter // 4].item() for quarter in (1, 2, 3)]
+        if all(math.isclose(one, other, rel_tol=1e-4) for one, other in zip(powers, ours, strict=True)):
+            return name
+    return None
+
+
+def released_guidance_scale(guidance_scale: float, batch: int) -> float:
+    """The `guidance_scale` that gives here what the released code did with `guidance_scale` for `batch` plans at once.
+
+    The released strength per plan is divided by the batch; ours never is, and stands for the default batch of 128 (METHOD §10).
+    """
+    if batch < 1:
+        raise UserError(f"batch is {batch}; the released code planned for 1 start or more at once")
+    return guidance_scale * RELEASED_BATCH / batch
+
+
+def _flat(values: list[Any]) -> tuple[float, ...]:
+    """[[[0.4]], [[0.5]], [[0.6]]] as (0.4, 0.5, 0.6)."""
+    return tuple(number for value in values for number in (_flat(value) if isinstance(value, list) else (value,)))
+
+
+def _known(options: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of `given` as arguments of the options class, lists as tuples."""
+    allowed = {field.name for field in fields(options)}
+    for key in given:
+        if key not in allowed:
+            raise UserError(
+                f"the released configuration has '{where}{key}', which no released planner has{did_you_mean(key, allowed)}"
+            )
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
