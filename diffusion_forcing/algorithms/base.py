@@ -48,7 +48,7 @@ class TransformerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NoisingOptions:
-    """How tokens are noised, what the network predicts and how sampling walks down (METHOD §2–5)."""
+    """How tokens are noised, what the network predicts and how sampling walks down (docs/method.md §2–5)."""
 
     objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_x0"
     beta_schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
@@ -74,7 +74,7 @@ class NoisingOptions:
 
     @property
     def weighting(self) -> Weighting:
-        """How the loss weighs a token's error (METHOD §4)."""
+        """How the loss weighs a token's error (docs/method.md §4)."""
         return "fused_snr" if self.use_fused_snr else "min_snr"
 
 

@@ -1,4 +1,4 @@
-"""The forecasting task: several series as one sequence of time steps, continued by sampling (METHOD §9, §11).
+"""The forecasting task: several series as one sequence of time steps, continued by sampling (docs/method.md §9, §11).
 
 A token holds one time step of every variate, scaled. The network is told the date, lagged values that were known when the forecast was
 made, which variate is which and, where the data has gaps, what was observed. The sizes are the data's: `adapt` comes before all else.

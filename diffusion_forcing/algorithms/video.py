@@ -1,4 +1,4 @@
-"""The video task: frames as tokens, trained by Diffusion Forcing, rolled out from a context and from actions (METHOD §4–8, §12).
+"""The video task: frames as tokens, trained by Diffusion Forcing, rolled out from a context and from actions (docs/method.md §4–8, §12).
 
 A token is f consecutive frames stacked on the channels, normalised; padded frames count nothing in the loss. What is known of the actions
 that led to a token's frames is its condition; where they are unknown, or dropped in training, a flag says so. This adapter encodes a batch,
@@ -356,7 +356,7 @@ class Video(ForcingAlgorithm):
         self.log("validation/loss", loss, batch_size=self.counted_rows(len(clips.tokens)), sync_dist=True)
 
     def draw(self, clips: Clips, *, generator: torch.Generator | None = None) -> VideoDraws:
-        """The random numbers of one training batch (METHOD §4)."""
+        """The random numbers of one training batch (docs/method.md §4)."""
         options, device = self.options, self.device
         batch, time = clips.tokens.shape[:2]
         levels = self.draw_levels(batch, time, generator=generator)
@@ -598,7 +598,7 @@ class RecurrentVideoOptions(VideoOptions):
             )
 
 
-# The video task with the paper's own network: a latent carries the past, so a rollout has no window (METHOD §9).
+# The video task with the paper's own network: a latent carries the past, so a rollout has no window (docs/method.md §9).
 #
 # All but the network, and the tokens that training shows clean, is `Video`.
 

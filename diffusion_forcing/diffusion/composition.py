@@ -1,4 +1,4 @@
-"""Guidance by composition: several predictions of the same tokens, added up (METHOD §12). No classifier, no second network.
+"""Guidance by composition: several predictions of the same tokens, added up (docs/method.md §12). No classifier, no second network.
 
 Classifier-free guidance (Ho & Salimans 2022) leans on conditions: ε̂(∅) + w·(ε̂(conditions) − ε̂(∅)), ∅ being conditions all zero, as in
 training when they were dropped. History guidance (Song et al. 2025) leans on the past in the same way, and costs no dropout in training:

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what one samples with (METHOD §4, ours)."""
+"""An exponential moving average of the weights: what one samples with (docs/method.md §4, ours)."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class DiffusionForcing(nn.Module):
         return self.loss_weight(rows.flatten(0, 1)).unflatten(0, k.shape).diagonal(dim1=-2, dim2=-1)
 
     def loss_weight(self, k: Tensor) -> Tensor:
-        """Weights (b, t) of tokens at levels k: (b, t), by METHOD §4."""
+        """Weights (b, t) of tokens at levels k: (b, t), by docs/method.md §4."""
         return loss_weight(self.schedule, k, self.parameterization.name, self.weighting, decay=self.cum_snr_decay)
 
     # ------------------------------------------------------------------------------------------------ sampling: Algorithm 2
@@ -198,7 +198,7 @@ class DiffusionForcing(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Tokens and levels as the network sees them: a clean token (k = −1) is shown as √ᾱ_j·x at level j = stabilization_level − 1.
 
-        The model is told that its history is slightly noisy, so its own small errors do not compound (paper §3.3, METHOD §5). With
+        The model is told that its history is slightly noisy, so its own small errors do not compound (paper §3.3, docs/method.md §5). With
         `noisy` the noise is really there: `noise`, standard normal like x, or a draw.
         """
         clean = k < 0
@@ -275,7 +275,7 @@ class DiffusionForcing(nn.Module):
         return power_to.sqrt() * x0 + direction * eps + sigma * self._draw(x0, noise, generator)
 
     def row_constant(self, k: Tensor, k_to: Tensor, eta: float, like: Tensor) -> Tensor:
-        """(1−ᾱ) − √(1−ᾱ'−σ²)·√(1−ᾱ): how far a DDIM step carries a gradient that moved ε̂ by −√(1−ᾱ)·∇J, with ᾱ'/ᾱ taken for 1 (METHOD §10)."""
+        """(1−ᾱ) − √(1−ᾱ'−σ²)·√(1−ᾱ): how far a DDIM step carries a gradient that moved ε̂ by −√(1−ᾱ)·∇J, with ᾱ'/ᾱ taken for 1 (docs/method.md §10)."""
         power, power_to = self.schedule.at("alphas_cumprod", k, like), self.schedule.signal_power(k_to, like)
         variance = eta**2 * ((1 - power / power_to) * (1 - power_to) / (1 - power)).clamp(min=0)
         return (1 - power) - (1 - power_to - variance).clamp(min=0).sqrt() * (1 - power).sqrt()

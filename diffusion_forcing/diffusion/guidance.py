@@ -1,4 +1,4 @@
-"""Guidance by a return: samples are pulled to where J(x̂₀) is high (METHOD §5, paper §3.4).
+"""Guidance by a return: samples are pulled to where J(x̂₀) is high (docs/method.md §5, paper §3.4).
 
 J sees the clean prediction; its gradient with respect to the *noisy* tokens moves ε̂. Because tokens have their own levels, the
 gradient of the future reaches the present through the network. Monte Carlo guidance averages that gradient over several sampled

@@ -1,4 +1,4 @@
-"""How much each token's error counts, by its signal-to-noise ratio (METHOD §4).
+"""How much each token's error counts, by its signal-to-noise ratio (docs/method.md §4).
 
 min-SNR (Hang et al. 2023) looks at the token alone. Fused SNR looks at its history too: a noisy token after a clean past is nearly
 known, so the past's SNR is carried along by a running mean and fused with the token's own. The RNN line can also look at the history

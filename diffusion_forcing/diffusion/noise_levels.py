@@ -1,4 +1,4 @@
-"""Training noise levels: every token draws its own. That is the method (Algorithm 1, METHOD §4); its baselines are other draws.
+"""Training noise levels: every token draws its own. That is the method (Algorithm 1, docs/method.md §4); its baselines are other draws.
 
 | noise_level | levels of a sequence | what counts | sampled |
 |---|---|---|---|

@@ -1,4 +1,4 @@
-"""What the network predicts, and the two things everybody wants from it: the clean token x̂₀ and its noise ε̂ (METHOD §3).
+"""What the network predicts, and the two things everybody wants from it: the clean token x̂₀ and its noise ε̂ (docs/method.md §3).
 
 x_k = √ᾱ_k·x + √(1−ᾱ_k)·ε. One class a row of that section: its training target, and (x̂₀, ε̂) from the network's output.
 """

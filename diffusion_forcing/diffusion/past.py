@@ -1,4 +1,4 @@
-"""What a rollout keeps of its finished tokens (METHOD §7, §12): never more than a window, so that it may go on for ever.
+"""What a rollout keeps of its finished tokens (docs/method.md §7, §12): never more than a window, so that it may go on for ever.
 
 `none` keeps the tokens and shows them to the network in every row. `exact` keeps a causal network's memory of them too, so that a row
 costs the chunk alone. While the window is not full that is all. Then the oldest token leaves, and what was computed for the others knew

@@ -1,4 +1,4 @@
-"""One sampler for every task: walk a scheduling matrix over tokens, and roll a sequence out chunk by chunk (METHOD §6, §7).
+"""One sampler for every task: walk a scheduling matrix over tokens, and roll a sequence out chunk by chunk (docs/method.md §6, §7).
 
 `walk` is the whole of sampling: the matrix decides which task it is. `fill` walks over the unknown tokens of a sequence; `stream` appends
 chunks to a growing one for as long as it is asked to, `rollout` up to a length. With a causal network the finished past can be kept as

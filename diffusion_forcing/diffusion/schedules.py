@@ -1,6 +1,6 @@
 """Noise schedules: how much of a token is left at each training level.
 
-A schedule is K variances β_k; everything else (ᾱ, SNR, posterior) follows from them. Computed in float64, kept in float32 (METHOD §2).
+A schedule is K variances β_k; everything else (ᾱ, SNR, posterior) follows from them. Computed in float64, kept in float32 (docs/method.md §2).
 Levels are k ∈ {0 … K−1}; k = −1 is a clean token, ᾱ_{−1} = 1.
 """
 

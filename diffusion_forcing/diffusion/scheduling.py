@@ -1,4 +1,4 @@
-"""Scheduling matrices: in which order tokens lose their noise (METHOD §6, paper §3.3).
+"""Scheduling matrices: in which order tokens lose their noise (docs/method.md §6, paper §3.3).
 
 Rows are denoising steps, columns tokens, entries sampling levels s ∈ {0 … S}: S pure noise, 0 clean. All four shapes are one
 broadcast: a token starts falling after its delay and loses one level a row.

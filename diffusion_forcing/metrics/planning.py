@@ -6,7 +6,7 @@ so every episode has all T steps). From it, for each episode:
 
     episode_reward          sum of the rewards: the return as executed; leaving the goal again costs
     first_reach             steps taken until the first reward, 1 + its index; T if there is none
-    episode_reward_if_stay  T - first_reach + 1, the return had the agent stayed (METHOD §10); 0 if unreached
+    episode_reward_if_stay  T - first_reach + 1, the return had the agent stayed (docs/method.md §10); 0 if unreached
     success                 whether any step was rewarded
     normalized_score        D4RL's 100 (R - R_random) / (R_expert - R_random) of R = episode_reward (or of ..._if_stay)
 

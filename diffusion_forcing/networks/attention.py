@@ -1,4 +1,4 @@
-"""Attention inside a frame and along time (METHOD §8), on frames (b·t, c, h, w) with channels last in memory.
+"""Attention inside a frame and along time (docs/method.md §8), on frames (b·t, c, h, w) with channels last in memory.
 
 Spatial attention mixes the pixels of one frame; where there are many it is linear attention (Shen et al. 2021). Temporal attention mixes
 the frames at one pixel, causally or not. In the call along time every pair of pixel and head is a head of its own, (b, h·w·heads, t, d),

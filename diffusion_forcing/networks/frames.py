@@ -33,7 +33,7 @@ class FrameConv(nn.Conv3d):
 class FrameNorm(nn.GroupNorm):
     """Group normalisation of frames (b·t, c, h, w): over a frame (`frame`: causal), or over all frames of a clip (`clip`: as released).
 
-    With `clip` the statistics of a frame depend on the frames after it, so that nothing built on it is causal (METHOD §12).
+    With `clip` the statistics of a frame depend on the frames after it, so that nothing built on it is causal (docs/method.md §12).
     """
 
     def __init__(self, groups: int, channels: int, norm: Norm) -> None:

@@ -1,4 +1,4 @@
-"""Recurrent networks: a latent z_t that summarises x_1…x_t, stepped by a transition, read by a head (METHOD §9).
+"""Recurrent networks: a latent z_t that summarises x_1…x_t, stepped by a transition, read by a head (docs/method.md §9).
 
 The protocol is that of every network (`memory.py`): the memory is z, so it has one size however long the past is, and a rollout needs no window.
 
@@ -49,7 +49,7 @@ class Latent:
 
 
 def start_encoder(start_dim: int, z_dim: int) -> nn.Sequential:
-    """z₀ from where a sequence starts, normalised (b, start_dim) → (b, z_dim) (METHOD §10)."""
+    """z₀ from where a sequence starts, normalised (b, start_dim) → (b, z_dim) (docs/method.md §10)."""
     return nn.Sequential(
         nn.Linear(start_dim, START_HIDDEN),
         nn.ELU(),

@@ -1,4 +1,4 @@
-"""The v1.5 transformer for tokens that are vectors (METHOD §8): the planner, and any sequence of numbers.
+"""The v1.5 transformer for tokens that are vectors (docs/method.md §8): the planner, and any sequence of numbers.
 
 [x ; sinusoidal(k) ; conditions] → 2-layer ReLU MLP → + sinusoidal(t) → post-norm ReLU encoder layers → linear. Parameters are named
 and shaped as in the released checkpoints (those of `torch.nn.TransformerEncoder`); attention runs through PyTorch's fused kernel.

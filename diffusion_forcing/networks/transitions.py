@@ -1,4 +1,4 @@
-"""The RNN line's transition of images: a 2-D U-Net over [z, x] and a convolutional GRU cell (METHOD §9). One step in time.
+"""The RNN line's transition of images: a 2-D U-Net over [z, x] and a convolutional GRU cell (docs/method.md §9). One step in time.
 
 Names of the parameters are the released ones behind `transition_model.model.`. What does not depend on z (`features`: how levels and
 conditions modulate every block) is computed for all tokens together, `step` one token after the other.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.embeddings import WaveMLP
 
-# The RNN line's transition of vectors: a residual MLP, a stack of GRU cells, another MLP (METHOD §9). One step in time.
+# The RNN line's transition of vectors: a residual MLP, a stack of GRU cells, another MLP (docs/method.md §9). One step in time.
 #
 # Names of the parameters are the released ones behind `transition_model.model.`. What does not depend on z (`features`) is computed for all
 # tokens together, `step` one token after the other.

@@ -219,7 +219,7 @@ def _schedule_of(facts: Mapping[str, Any]) -> str | None:
 def released_guidance_scale(guidance_scale: float, batch: int) -> float:
     """The `guidance_scale` that gives here what the released code did with `guidance_scale` for `batch` plans at once.
 
-    The released strength per plan is divided by the batch; ours never is, and stands for the default batch of 128 (METHOD §10).
+    The released strength per plan is divided by the batch; ours never is, and stands for the default batch of 128 (docs/method.md §10).
     """
     if batch < 1:
         raise UserError(f"batch is {batch}; the released code planned for 1 start or more at once")

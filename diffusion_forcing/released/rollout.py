@@ -1,4 +1,4 @@
-"""Rolling out as the released RNN line does: the specification its recordings are held against (METHOD §9).
+"""Rolling out as the released RNN line does: the specification its recordings are held against (docs/method.md §9).
 
 `Sampler` rolls the same networks out without what this loop wastes. Here every row of a chunk steps every token, those that have not begun
 (index 0 again) and those that are finished (the last index again) too, and the latent that goes on to the next chunk is that of the last

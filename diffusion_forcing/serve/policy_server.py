@@ -1,4 +1,4 @@
-"""The robot's policy server: ZeroMQ, a request and a reply (METHOD §11).
+"""The robot's policy server: ZeroMQ, a request and a reply (docs/method.md §11).
 
 | a client sends | and gets |
 |---|---|

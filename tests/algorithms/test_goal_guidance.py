@@ -28,7 +28,7 @@ def ends(packed: Bundle) -> tuple[Tensor, Tensor]:
 def by_hand(
     packed: Bundle, x0: Tensor, start: Tensor, goal: Tensor, *, planned: int, scale: float, source: bool
 ) -> list[float]:
-    """METHOD §10, number by number, for every sample."""
+    """docs/method.md §10, number by number, for every sample."""
     o, a, found = packed.observation_dim, packed.action_dim, []
     frames = x0.double().reshape(len(x0), TOKENS * F, -1)
     for sample, begin, end in zip(frames.tolist(), start.double().tolist(), goal.double().tolist(), strict=True):

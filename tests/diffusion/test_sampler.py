@@ -123,7 +123,7 @@ def by_hand(
     conditions: Tensor | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """METHOD §7 word by word."""
+    """docs/method.md §7 word by word."""
     forcing, tokens = sampler.forcing, list(context.unbind(1))
     while len(tokens) < length:
         chunk = length - len(tokens) if chunk_size == -1 else min(chunk_size, length - len(tokens))

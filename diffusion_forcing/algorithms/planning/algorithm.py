@@ -1,4 +1,4 @@
-"""The planning task: trajectories as sequences of bundles, trained by Diffusion Forcing, planned with by guided sampling (METHOD §10).
+"""The planning task: trajectories as sequences of bundles, trained by Diffusion Forcing, planned with by guided sampling (docs/method.md §10).
 
 This adapter encodes a batch, asks `diffusion` for the loss, and hands out a `Planner`.
 """
@@ -21,7 +21,7 @@ from diffusion_forcing.diffusion.noise import integers, normal, uniform
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 
-PADDING_WEIGHT = 0.05  # what a token past the drawn end still counts in the loss (METHOD §10)
+PADDING_WEIGHT = 0.05  # what a token past the drawn end still counts in the loss (docs/method.md §10)
 NEARLY_CLEAN_SHARE = 0.5  # share of batches whose token 0 is nearly clean
 
 
@@ -178,7 +178,7 @@ class Planning(ForcingAlgorithm):
         return self.bundle.encode(batch.observations, batch.actions, batch.rewards, batch.valid[:, 1:])
 
     def draw(self, batch: int, time: int, *, generator: torch.Generator | None = None) -> Draws:
-        """The random numbers of one training batch, in the order and with the ranges of METHOD §10."""
+        """The random numbers of one training batch, in the order and with the ranges of docs/method.md §10."""
         timesteps, device = self.options.diffusion.timesteps, self.device
         end = None
         if not self.options.causal:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.errors import UserError, did_you_mean
 
 CONTROLLERS = ("pd", "pursuit")
-PD_GAIN, PD_DAMPING = 12.5, 1.2  # the released law (METHOD §10)
+PD_GAIN, PD_DAMPING = 12.5, 1.2  # the released law (docs/method.md §10)
 HOLD_GAIN, HOLD_DAMPING = 10.0, 2.0  # at a reached goal: stiff, nearly critically damped for this ball
 LOOK_AHEAD = 0.8  # metres between the ball and the point it is pulled to, about a corridor's width
 PURSUIT_GAIN, PURSUIT_DAMPING = 10.0, 1.0  # the data's own controller's gains

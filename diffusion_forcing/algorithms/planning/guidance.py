@@ -1,4 +1,4 @@
-"""Returns that planning climbs: be at the goal, as early as possible (METHOD §10)."""
+"""Returns that planning climbs: be at the goal, as early as possible (docs/method.md §10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planning as sampling: token 0 is held at the present, the future comes out of noise, guided to the goal (METHOD §10)."""
+"""Planning as sampling: token 0 is held at the present, the future comes out of noise, guided to the goal (docs/method.md §10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planning task with the paper's own network: the start makes the latent, tokens are the future alone (METHOD §9, §10).
+"""The planning task with the paper's own network: the start makes the latent, tokens are the future alone (docs/method.md §9, §10).
 
 Token n holds f bundles [next observation, action]. There is no token of the present and none is absent: a plan is as long as one likes.
 """

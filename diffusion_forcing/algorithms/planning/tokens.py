@@ -1,4 +1,4 @@
-"""Bundles: a step of a trajectory as one vector [observation, action, reward], f steps stacked as one token (METHOD §10).
+"""Bundles: a step of a trajectory as one vector [observation, action, reward], f steps stacked as one token (docs/method.md §10).
 
 Token 0 is the present: the current observation f times over (or zeros before it), its action and reward 0. Every later token holds f
 future steps. The lengths of the configured means say what is in a bundle: position; position and velocity; actions too.

@@ -1,4 +1,4 @@
-"""The robot task: video and actions predicted together, by a network that remembers (Chen et al. 2024 §4.4; METHOD §11).
+"""The robot task: video and actions predicted together, by a network that remembers (Chen et al. 2024 §4.4; docs/method.md §11).
 
 A token is what the cameras see now and the stack of actions that led here. Trained on demonstrations as any sequence, the model is a policy: shown
 what was seen and done, it samples the next token, and its actions are carried out (`policy.py`). Parts of a token, each camera and the actions, may

@@ -1,4 +1,4 @@
-"""How pictures and actions make one token: tiled, everything a picture, as released; or flat, everything a number (METHOD §11).
+"""How pictures and actions make one token: tiled, everything a picture, as released; or flat, everything a number (docs/method.md §11).
 
 A token's elements fall into parts that can be seen well or badly by themselves: one a camera, and the actions.
 """
@@ -77,7 +77,7 @@ def blocked(frames: Tensor, contrast: float) -> Tensor:
     return pictures.flatten(3).std(dim=3).mean(dim=2) < contrast
 
 
-# A robot's actions as pictures beside the cameras', or as vectors (METHOD §11).
+# A robot's actions as pictures beside the cameras', or as vectors (docs/method.md §11).
 #
 # An action is [x, y, z, qx, qy, qz, qw, grasp]. Position, rotation matrix and grasp, 13 numbers, have their own cells of a 4 × 4 grid, a plane an
 # action, as large as the pictures; read back, every number is its cells' mean and the matrix the nearest rotation.

@@ -25,7 +25,7 @@ LAGS = {
     "W": (1, 52),
     "Q": (1, 4),
 }
-"""Lags by the frequency's unit, in steps (METHOD §11; weeks and quarters are ours)."""
+"""Lags by the frequency's unit, in steps (docs/method.md §11; weeks and quarters are ours)."""
 _OLD_UNITS = {"H": "h", "T": "min", "S": "s"}
 _OLD_UNITS |= dict.fromkeys(("MS", "ME", "BM", "BME", "BMS", "CBMS", "CBME", "WOM", "LWOM"), "M")
 _QUARTERS = {"QS", "BQS"}
