@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,8 +29,10 @@ from diffusion_forcing.experiments.processes import JOB_SIGNALS, Interrupted, is
 from diffusion_forcing.files import read_json, write_atomic, write_json
 from diffusion_forcing.launch.compose import as_yaml
 from diffusion_forcing.launch.report import say
-from diffusion_forcing.launch.run import Plan
 from diffusion_forcing.tracking.run import Run
+
+if TYPE_CHECKING:
+    from diffusion_forcing.launch.run import Plan
 
 # `cluster=…`: the script a Slurm job runs, from the yaml's template.
 #
