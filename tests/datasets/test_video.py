@@ -106,7 +106,7 @@ def test_preparing_again_looks_into_nothing_again(tmp_path: Path, monkeypatch: p
     dmlab(tmp_path)
     data(tmp_path).prepare(progress=False)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr("diffusion_forcing.datasets.video.files.inspect", None)
+    monkeypatch.setattr("diffusion_forcing.datasets.video.index.inspect", None)
     again = data(tmp_path)
     again.prepare(progress=False)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -114,7 +114,7 @@ def test_preparing_again_looks_into_nothing_again(tmp_path: Path, monkeypatch: p
 
 
 def test_only_what_is_new_or_changed_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_forcing.datasets.video import files as video_index
+    from diffusion_forcing.datasets.video import index as video_index
 
     dmlab(tmp_path, packed=False)
     data(tmp_path).prepare(progress=False)

@@ -9,11 +9,12 @@ import av
 import numpy as np
 import pytest
 
+from diffusion_forcing.datasets.robot.video import film_facts
 from diffusion_forcing.datasets.video import episodes as video_film
 from diffusion_forcing.datasets.video.episodes import Episode, Unusable, film_blocks, inspect, read_film
 from diffusion_forcing.datasets.video.files import find_groups
 
-from .video_makers import decode, film, write_film
+from .video_makers import decode, film, trim, write_film
 
 FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     "h264 as TECO has it": ("a.mp4", {}),
@@ -150,7 +151,8 @@ def test_a_film_damaged_inside_says_so_and_never_gives_other_frames(tmp_path: Pa
     assert (read_film(path, episode, np.arange(52, 58)) == every[52:58]).all()  # behind the damage all is well
 
 
-def test_a_film_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_film_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path, first: int) -> None:
     path = write_film(tmp_path / "a.mp4", film(40, 32), movflags="+faststart")
     raw = path.read_bytes()
     if raw.index(b"moov") > raw.index(b"mdat"):
@@ -165,6 +167,18 @@ def test_a_film_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path) ->
                     out.mux(packet)
         path.unlink()
         path = path.with_suffix(".mov")
-        raw = path.read_bytes()
+        raw = trim(path, first=first).read_bytes()
     path.write_bytes(raw[: len(raw) * 2 // 3])
     assert "is cut off" in looked_at(tmp_path).problem
+    with pytest.raises(ValueError, match="cut off"):
+        film_facts(path)
+
+
+@pytest.mark.parametrize(("first", "last"), [(5, 0), (0, 5), (13, 20)])
+def test_frames_outside_the_edit_list_of_a_trimmed_video_do_not_count(tmp_path: Path, first: int, last: int) -> None:
+    path = trim(write_film(tmp_path / "a.mp4", film(40, 32), g="10"), first=first, last=last)
+    episode, every = looked_at(tmp_path), decode(path)
+    assert len(every) == 40 - first - last
+    assert (episode.problem, episode.frames, film_facts(path)) == ("", len(every), (len(every), 20))
+    for frames in ([0], [len(every) - 1], list(range(3, len(every), 2))):
+        assert (read_film(path, episode, np.array(frames)) == every[frames]).all()

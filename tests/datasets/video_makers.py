@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -62,4 +63,16 @@ def decode(path: Path) -> Pixels:
 def cut(path: Path, size: int) -> Path:
     """The file without its last `size` bytes."""
     path.write_bytes(path.read_bytes()[:-size])
+    return path
+
+
+def trim(path: Path, *, first: int = 0, last: int = 0) -> Path:
+    """A mp4 of `write_film` whose edit list leaves out the `first` and `last` frames; their data stay in the file."""
+    with av.open(str(path)) as container:
+        step = int(1 / (20 * container.streams.video[0].time_base))
+    raw = bytearray(path.read_bytes())
+    entry = raw.index(b"elst") + 12
+    length, start = struct.unpack(">Ii", raw[entry : entry + 8])  # in ms, in ticks
+    raw[entry : entry + 8] = struct.pack(">Ii", length - 50 * (first + last), start + step * first)
+    path.write_bytes(raw)
     return path

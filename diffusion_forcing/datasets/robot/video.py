@@ -139,12 +139,17 @@ def film_facts(path: Path) -> tuple[int, float]:
     """Frames of a film and frames a second, from its table, nothing decoded. av.FFmpegError or ValueError for a damaged one."""
     with av.open(str(path)) as container:
         stream = _video(container)
-        count = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        count = sum(not packet.is_discard for packet in packets)
         rate = stream.average_rate
         if not count or not rate:
             raise ValueError("it holds no frames")
-        if count < stream.frames:
-            raise ValueError(f"it is cut off: {count} of {stream.frames} frames are there")
+        if len(packets) < stream.frames:
+            # The edit list of a trimmed video leaves frames out; those are in the file all the same.
+            with av.open(str(path), options={"ignore_editlist": "1"}) as untrimmed:
+                stored = sum(1 for packet in untrimmed.demux(_video(untrimmed)) if packet.size)
+            if stored < stream.frames:
+                raise ValueError(f"it is cut off: {stored} of {stream.frames} frames are there")
         return count, float(rate)
 
 

@@ -26,7 +26,8 @@ from diffusion_forcing.datasets.video.archive import Part, fetch_archive, is_unf
 from diffusion_forcing.datasets.video.cache import VideoCache
 from diffusion_forcing.datasets.video.decode import Frames, too_small
 from diffusion_forcing.datasets.video.episodes import Episode, Unusable
-from diffusion_forcing.datasets.video.files import has_clips, open_index, save_index, splits_of
+from diffusion_forcing.datasets.video.files import has_clips, splits_of
+from diffusion_forcing.datasets.video.index import open_index, save_index
 from diffusion_forcing.datasets.video.options import VideoDatasetOptions, checked_actions
 from diffusion_forcing.errors import UserError
 

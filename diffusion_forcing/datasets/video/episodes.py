@@ -264,10 +264,12 @@ def inspect_film(path: Path) -> dict[str, Any]:
         height, width = _pixels(first, _Converter()).shape[:2]
     with _opened_video(path) as (container, stream):
         if path.suffix.lower() in _TABLED:
-            packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            entries = [(packet.pts, packet.is_keyframe) for packet in packets]
-            if len(entries) < stream.frames:
-                raise Unusable(f"is cut off: {len(entries)} of {stream.frames} frames are there")
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            present = len(packets) if len(packets) >= stream.frames else stored_frames(path)
+            if present < stream.frames:
+                raise Unusable(f"is cut off: {present} of {stream.frames} frames are there")
+            # Decoders discard the frames outside the edit list of a trimmed video.
+            entries = [(packet.pts, packet.is_keyframe) for packet in packets if not packet.is_discard]
         else:
             entries = [(frame.pts, frame.key_frame) for frame in _decoded(container, stream)]
     frames = len(entries)
@@ -281,6 +283,12 @@ def inspect_film(path: Path) -> dict[str, Any]:
     steps = np.diff(times)
     even = frames > 2 and bool((steps == steps[0]).all())
     return sizes | {"keyframes": keyframes, "times": np.array([times[0], steps[0]]) if even else times}
+
+
+def stored_frames(path: Path) -> int:
+    """Frames that a mp4 or mov file stores, including those that its edit list leaves out; nothing is decoded."""
+    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+        return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
 
 
 def read_film(path: Path, episode: Episode, frames: NDArray[np.int64]) -> Pixels:
