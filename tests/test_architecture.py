@@ -14,6 +14,8 @@ NAME = PACKAGE.name
 GROUND: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "pickles": set(),
+    "progress": set(),
     "diffusion": set(),
     "networks": set(),
     "metrics": set(),
@@ -30,7 +32,7 @@ GROUND: dict[str, set[str]] = {
         "checkpoints.loaded",
     },
 }
-"""Room: the rooms it may import beside itself and `errors`."""
+"""Room: the rooms it may import beside itself and the ground floor (errors, files, pickles, progress)."""
 
 HOMES = {
     "hydra": {"launch"},
@@ -78,7 +80,7 @@ def offences(where: str, source: str) -> list[str]:
         top, _, inside = name.partition(".")
         if top == NAME:
             other = inside.split(".")[0]
-            if where not in GROUND or other in (where, "errors", "files", "__version__", ""):
+            if where not in GROUND or other in (where, "errors", "files", "pickles", "progress", "__version__", ""):
                 if where not in ("launch", "serve", "__main__", "__init__") and other in ("launch", "serve"):
                     found.append(f"{where} imports {name}: only the front imports launch")
                 continue

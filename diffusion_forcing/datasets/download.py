@@ -15,8 +15,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from diffusion_forcing.datasets.progress import progress_bar
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.progress import progress_bar
 
 _BLOCK = 1 << 18
 """Bytes read at once."""

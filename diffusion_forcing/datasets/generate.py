@@ -26,9 +26,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.progress import progress_bar
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import locked
+from diffusion_forcing.progress import progress_bar
 
 Episode = Mapping[str, NDArray[Any]]
 Task = tuple[str, int]

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.algorithms.robot.algorithm import Robot, RobotPolicyOptions
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
-from diffusion_forcing.datasets.progress import progress_bar
 from diffusion_forcing.environments.swap.environment import SwapBatch, SwapEnv
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import trainer as devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions
+from diffusion_forcing.progress import progress_bar
 from diffusion_forcing.tracking.charts import read_curves
 from diffusion_forcing.visualization.curves import draw_loss_curve
 from diffusion_forcing.visualization.robot import draw_looks, film_of_episode

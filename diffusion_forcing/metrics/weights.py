@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import io
 import os
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from diffusion_forcing.metrics.i3d import I3D
+from diffusion_forcing.pickles import load_arrays
 
 # A metric that cannot be had here, as a value: a report prints it in the number's place and goes on.
 
@@ -108,28 +108,6 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, strings, numbers and numpy arrays; asked for anything else, it raises UnpicklingError."""
-
-    _rebuild = np.empty(0).__reduce__()[0]  # numpy's own `_reconstruct`, whichever module it lives in
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): _rebuild,
-        ("numpy._core.multiarray", "_reconstruct"): _rebuild,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The one of `ALLOWED`."""
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which is not a numpy array")
-        return self.ALLOWED[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Refused: nothing outside the file is needed."""
-        raise pickle.UnpicklingError("the file points outside itself")
-
-
 def converted(variables: Mapping[str, Any]) -> dict[str, Tensor]:
     """Flax's two trees ("params", "batch_stats") to our flat state dict: names joined by dots, kernels output first."""
     tensors = {}
@@ -169,7 +147,7 @@ def _read_source(path: Path | None) -> dict[str, Tensor] | Unavailable:
         return Unavailable("FVD", f"{path} cannot be read ({error.strerror or error})", HOW)
     if (found := hashlib.sha256(data).hexdigest()) != SOURCE_SHA256:
         return Unavailable("FVD", f"{path} has SHA-256 {found[:12]}…, expected {SOURCE_SHA256[:12]}…", HOW)
-    return converted(ArrayUnpickler(io.BytesIO(data)).load())
+    return converted(load_arrays(data))
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -159,7 +159,8 @@ def test_pickles_are_refused_without_the_flag_and_never_executed_with_it(
     evil = released / "episode_001" / "traj.pkl"
     evil.write_bytes(pickle.dumps({**trajectory(6), "more": Evil(tmp_path / "marker")}))
     assert main(["convert-robot", str(released), str(tmp_path / "again"), "--allow-pickle"]) == 2
-    assert "refused: it asks for posix.system" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "refused" in error and "posix.system" in error
     assert not (tmp_path / "marker").exists()
     assert not (tmp_path / "again").exists()
 

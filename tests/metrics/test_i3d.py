@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from diffusion_forcing.metrics import weights as i3d_weights
 from diffusion_forcing.metrics.distances import i3d_features, i3d_input
 from diffusion_forcing.metrics.i3d import I3D, INCEPTIONS, Inception, Unit3D, max_pool_same, same_padding
-from diffusion_forcing.metrics.weights import ArrayUnpickler, Unavailable, content_digest, converted, load_i3d
+from diffusion_forcing.metrics.weights import Unavailable, content_digest, converted, load_i3d
 from tests.metrics.clips import noise, waves
 
 LOGITS = Path(__file__).parent / "data" / "i3d_logits.npy"
@@ -106,25 +105,6 @@ def test_flax_kernels_become_torch_kernels_and_names_are_joined_by_dots() -> Non
     assert tensors["a.BatchNorm_0.mean"].shape == (6,)
 
 
-class _Attack:
-    def __reduce__(self):
-        return (print, ("run from a pickle",))
-
-
-@pytest.mark.parametrize("thing", [_Attack(), OrderedDict(a=1), np.float64(3), torch.zeros(1)])
-def test_the_unpickler_builds_arrays_and_nothing_else(thing, tmp_path: Path, capsys) -> None:
-    good = {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}, "c": [1, 2.0, "x"]}
-    for protocol in (3, 4):
-        (tmp_path / "good").write_bytes(pickle.dumps(good, protocol))
-        with open(tmp_path / "good", "rb") as file:
-            read = ArrayUnpickler(file).load()
-        assert np.array_equal(read["a"]["b"], good["a"]["b"]) and read["c"] == good["c"]
-        (tmp_path / "bad").write_bytes(pickle.dumps({"a": thing}, protocol))
-        with open(tmp_path / "bad", "rb") as file, pytest.raises(pickle.UnpicklingError, match="not a numpy array"):
-            ArrayUnpickler(file).load()
-    assert capsys.readouterr().out == ""
-
-
 def test_without_weights_fvd_is_unavailable_and_says_why_and_how(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv(i3d_weights.SOURCE_VARIABLE, raising=False)
     monkeypatch.setattr(i3d_weights, "PACKAGE", "no_such_package_here")
@@ -134,6 +114,11 @@ def test_without_weights_fvd_is_unavailable_and_says_why_and_how(tmp_path: Path,
         "unavailable, because the weights of its network (I3D) are not installed, get it by `pip"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+class _Attack:
+    def __reduce__(self):
+        return (print, ("run from a pickle",))
 
 
 def test_a_pickle_of_another_content_is_never_read(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.mazes import d4rl
-from diffusion_forcing.datasets.progress import progress_bar
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import PointMass, build_model, draw_goal, draw_start, reached
 from diffusion_forcing.environments.mazes.waypoint import WaypointController
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.progress import progress_bar
 
 SHARD_STEPS = 50_000
 """Steps between two points a killed generation can go on from: about two seconds of work."""

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.progress import Bar
 from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, camera_of
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import locked
+from diffusion_forcing.progress import Bar
 
 FOLDER = ".frames"
 

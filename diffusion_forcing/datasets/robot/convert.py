@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_forcing.datasets.progress import Bar, progress_bar
 from diffusion_forcing.datasets.robot.files import NOTE, RobotFiles, film_of, put, save_arrays
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.lerobot_writer import SWAP_TASK, LeRobotOptions, write_lerobot
@@ -24,6 +23,7 @@ from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, 
 from diffusion_forcing.datasets.robot.video import write_film
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import locked
+from diffusion_forcing.progress import Bar, progress_bar
 
 LAYOUTS = ("ours", "lerobot")
 

@@ -18,13 +18,13 @@ from torch.utils.data import Dataset
 
 from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.datasets.generate import Simulator, generate
-from diffusion_forcing.datasets.progress import progress_bar
 from diffusion_forcing.datasets.robot.cache import FrameCache
 from diffusion_forcing.datasets.robot.files import RATE, Filming, RobotFiles
 from diffusion_forcing.datasets.robot.lerobot import is_lerobot
 from diffusion_forcing.datasets.robot.released import is_released
 from diffusion_forcing.datasets.robot.source import SPLITS, RobotSource
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.progress import progress_bar
 
 CAMERAS = ("front", "over")
 """Those of the simulator."""

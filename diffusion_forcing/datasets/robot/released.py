@@ -1,7 +1,7 @@
 """The released robot data: a folder for each demonstration, in it a film of every camera (mp4, in the order of their names) and one trajectory file.
 
 The trajectory is a dict of one value a frame: `ee_pos_target` (3,), `ee_quat_target` (4,) x y z w, `grasp`; where the arm was: `ee_pos`, `ee_quat`.
-The released code unpickles it; here it is npz or json, or a pickle by `array_pickle` where that is asked for. Action t follows frame t. The last one,
+The released code unpickles it; here it is npz or json, or a pickle (`pickles.py`) where that is asked for. Action t follows frame t. The last one,
 behind which nothing was seen, is left out, as there; and the first twentieth of the folders is for validation.
 """
 
@@ -17,7 +17,6 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.pickles import MOST_BYTES, Refused, read_array_pickle
 from diffusion_forcing.datasets.robot.files import stamp_of
 from diffusion_forcing.datasets.robot.source import (
     Demonstration,
@@ -28,6 +27,7 @@ from diffusion_forcing.datasets.robot.source import (
 )
 from diffusion_forcing.datasets.robot.video import film_facts, read_film
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.pickles import MAX_BYTES, Refused, read_arrays
 
 TRAJECTORIES = (".npz", ".json", ".pkl", ".pickle")
 _PICKLES = (".pkl", ".pickle")
@@ -188,13 +188,13 @@ def _trajectories(folder: Path) -> list[Path]:
 def _contents(path: Path) -> Mapping[str, Any]:
     ending = path.suffix.lower()
     if ending in _PICKLES:
-        found = read_array_pickle(path)
+        found = read_arrays(path)
     elif ending == ".npz":
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
     else:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES >> 20} MB")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES >> 20} MB")
         found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, Mapping):
         raise ValueError(f"it holds a {type(found).__name__}, a dict is needed")

@@ -23,9 +23,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from diffusion_forcing.datasets.download import download
-from diffusion_forcing.datasets.progress import Bar, progress_bar
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import locked
+from diffusion_forcing.progress import Bar, progress_bar
 
 FOLDER = ".download"
 """In the data's folder: parts on their way, and the note of how far we are. It is gone when all is there."""

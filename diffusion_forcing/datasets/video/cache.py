@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_forcing.datasets.progress import progress_bar
 from diffusion_forcing.datasets.video.decode import Pixels, blocks, fit, fits
 from diffusion_forcing.datasets.video.episodes import Episode, Unusable
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import locked
+from diffusion_forcing.progress import progress_bar
 
 _HEADER = 128
 """Bytes before the first frame: what numpy writes for any array of up to 10 digits a side."""

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.progress import progress_bar
 from diffusion_forcing.datasets.video.episodes import Episode, inspect
 from diffusion_forcing.datasets.video.files import Group, find_groups
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import locked
+from diffusion_forcing.progress import progress_bar
 
 INDEX_VERSION = 1
 _PLAIN = ("stem", "stamp", "file", "kind", "frames", "height", "width", "offset", "action_problem", "problem", "again")

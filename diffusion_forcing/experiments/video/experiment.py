@@ -21,7 +21,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from diffusion_forcing.algorithms.parallel import gathered
 from diffusion_forcing.algorithms.video import Video, VideoOptions
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.datasets.progress import Bar, progress_bar
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import trainer as devices
 from diffusion_forcing.experiments.base import BaseExperiment
@@ -32,6 +31,7 @@ from diffusion_forcing.experiments.video import report as video_report
 from diffusion_forcing.experiments.video.distances import distances_of
 from diffusion_forcing.experiments.video.report import Drawing, draw_curves
 from diffusion_forcing.experiments.video.rollouts import OPENING, Roller, Scores, frame_metrics
+from diffusion_forcing.progress import Bar, progress_bar
 from diffusion_forcing.tracking.run import NullRun
 
 # What a video experiment can be told beyond every experiment's options: the keys of `experiment/exp_video.yaml`.
