@@ -1,4 +1,8 @@
-"""One process at a time makes a file; the others wait and then find it made (several ranks or runs that start together)."""
+"""Files that are whole or absent, and a lock, so that one process makes a file while the others wait for it.
+
+A file or folder is written under a hidden name beside its place, `.<name>.<process>-<random>.tmp`, and renamed when it is complete. A
+process that is killed leaves the old version or the new one, and at worst a hidden leftover, which `remove_leftovers` deletes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,85 +20,64 @@ from typing import Any
 
 from diffusion_forcing.errors import UserError
 
-# Files that are whole or not there: what replaces one is written beside it, then renamed.
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: start one process first there
+    fcntl = None  # type: ignore[assignment]
 
-TAIL = 2**20  # bytes at a log's end looked through for its last whole line; lines are shorter than that
-KEPT = 2**20  # bytes of lines that the disk refused, kept to be written later
-_TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}")
-"""The hidden name of a file being written by `write_atomic`, with the process that writes it."""
-
-
-def new_folder(day: Path, name: str) -> Path:
-    """Make day/name, or name-2, name-3 … whichever is free: `mkdir` itself decides, so no two processes share it."""
-    day.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = day / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
+TAIL = 2**20  # bytes at the end of a log that are searched for its last complete line
+KEPT = 2**20  # bytes of lines kept in memory while the disk is full
+_IN_PROGRESS: set[Path] = set()  # temporary paths that this process is writing
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)-[0-9a-f]{8}\.(?P<kind>tmp|old)")
 
 
-def point_to(link: Path, folder: Path) -> None:
-    """Make `link` a relative symbolic link to `folder`, replacing an older one in one step."""
-    temporary = link.with_name(f".{link.name}-{secrets.token_hex(4)}")
-    os.symlink(os.path.relpath(folder.resolve(), link.parent.resolve()), temporary, target_is_directory=True)
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, to be written as a file or a folder; it replaces `path` when the block succeeds.
+
+    Where the block raises, `path` stays as it was and the temporary path is deleted. `durable` flushes to the disk, so that the new
+    version also survives a power failure.
+    """
+    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{mark}.tmp")
+    _IN_PROGRESS.add(temporary)
     try:
-        os.replace(temporary, link)
-    except OSError:
-        temporary.unlink()
-        raise
+        yield temporary
+        if durable:
+            for file in [*temporary.rglob("*"), temporary]:
+                _flush(file)
+        if _is_folder(temporary) and _is_folder(path):
+            # A folder cannot be renamed onto one that holds files: the old one steps aside first.
+            superseded = path.with_name(f".{path.name}.{mark}.old")
+            os.replace(path, superseded)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(superseded, path)
+                raise
+            _delete(superseded)
+        else:
+            os.replace(temporary, path)
+        if durable:
+            _flush(path.parent)
+    finally:
+        _delete(temporary)
+        _IN_PROGRESS.discard(temporary)
 
 
-class Log:
-    """Lines appended to a file, each at once and whole. Lines that the disk refuses (it is full) are kept, and written before the next."""
-
-    def __init__(self, path: Path) -> None:
-        """Opens `path`; a last line that a kill cut short is cut off."""
-        self._file = open_log(path)
-        self._refused = b""
-
-    def write(self, line: bytes) -> None:
-        """Append `line`, which ends in a newline. OSError if the disk refuses; the file then ends as it did."""
-        wanted, done = self._refused + line, 0
-        try:
-            while done < len(wanted):  # a disk that fills up takes a part first
-                done += self._file.write(wanted[done:]) or 0
-        except OSError:
-            self._refused = wanted[-KEPT:].partition(b"\n")[2] if len(wanted) > KEPT else wanted
-            with contextlib.suppress(OSError):
-                descriptor = self._file.fileno()
-                os.truncate(descriptor, os.fstat(descriptor).st_size - done)
-            raise
-        self._refused = b""
-
-    def close(self) -> None:
-        """Close the file, once what was refused is tried a last time."""
-        if self._refused:
-            with contextlib.suppress(OSError):
-                self.write(b"")
-        self._file.close()
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace the file `path` by `content` (text is written as UTF-8)."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def open_log(path: Path) -> io.FileIO:
-    """`path` for appending, unbuffered; a last line that a kill cut short is cut off."""
-    if path.exists() and (size := path.stat().st_size):
-        with path.open("rb+") as file:
-            file.seek(max(0, size - TAIL))
-            tail = file.read()
-            if not tail.endswith(b"\n"):
-                file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
-    return open(path, "ab", buffering=0)
-
-
-def file_name(name: str) -> str:
-    """`name` with whatever is not a letter, digit, `.`, `_`, `=`, `+` or `-` made one `-`; never empty or hidden."""
-    return re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII).strip("-.")[:100] or "run"
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file `path` by `value` as JSON."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object in `path`; `default` where the file is missing or damaged."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -101,51 +85,26 @@ def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else default
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def recover(folder: Path) -> None:
+    """Restore every folder in `folder` whose replacement was interrupted between its two renames."""
+    for path, found in _leftovers(folder):
+        if found["kind"] == "old" and not path.with_name(found["name"]).exists():
+            with contextlib.suppress(OSError):
+                os.replace(path, path.with_name(found["name"]))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half written in `folder`: hidden files of `write_atomic` whose process is gone."""
-    for path in folder.glob(".*"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found and not _is_alive(int(found[1])):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _is_alive(process: int) -> bool:
-    """Whether a process of this number runs here. Another machine's are not seen: a file of theirs was left by a run that was moved."""
-    if process == os.getpid():
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: there, start one process first
-    fcntl = None  # type: ignore[assignment]
+    """After `recover`, delete what killed processes left half written in `folder`, except by processes still running here."""
+    recover(folder)
+    for path, found in _leftovers(folder):
+        process = int(found["process"])
+        if path not in _IN_PROGRESS if process == os.getpid() else not _is_alive(process):
+            _delete(path)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path` (`.<name>.lock` beside it) for the length of a `with`; the system frees it when a process is killed."""
+    """Hold the lock of `path` (`.<name>.lock` beside it) inside the block; the system releases it when a process is killed."""
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,3 +117,104 @@ def locked(path: Path) -> Iterator[None]:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def point_to(link: Path, folder: Path) -> None:
+    """Make `link` a relative symbolic link to `folder`, replacing an older link in one step."""
+    with replacing(link) as temporary:
+        target = os.path.relpath(folder.resolve(), link.parent.resolve())
+        os.symlink(target, temporary, target_is_directory=True)
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Create parent/name, or name-2, name-3, … if it is taken; two processes never get the same folder."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def file_name(name: str) -> str:
+    """`name` with other characters than letters, digits, `.`, `_`, `=`, `+` and `-` replaced by `-`; never empty or hidden."""
+    return re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII).strip("-.")[:100] or "run"
+
+
+class Log:
+    """A file of lines, each appended at once and whole. Lines refused by a full disk are kept and written before the next one."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` for appending; a last line that a kill cut short is removed."""
+        self._file = _open_log(path)
+        self._refused = b""
+
+    def write(self, line: bytes) -> None:
+        """Append `line`, which ends in a newline. OSError if the disk refuses it; the file then ends as before."""
+        wanted, done = self._refused + line, 0
+        try:
+            while done < len(wanted):  # a disk that fills up accepts a part first
+                done += self._file.write(wanted[done:]) or 0
+        except OSError:
+            self._refused = wanted[-KEPT:].partition(b"\n")[2] if len(wanted) > KEPT else wanted
+            with contextlib.suppress(OSError):
+                descriptor = self._file.fileno()
+                os.truncate(descriptor, os.fstat(descriptor).st_size - done)
+            raise
+        self._refused = b""
+
+    def close(self) -> None:
+        """Close the file after a last attempt to write the refused lines."""
+        if self._refused:
+            with contextlib.suppress(OSError):
+                self.write(b"")
+        self._file.close()
+
+
+def _open_log(path: Path) -> io.FileIO:
+    if path.exists() and (size := path.stat().st_size):
+        with path.open("rb+") as file:
+            file.seek(max(0, size - TAIL))
+            tail = file.read()
+            if not tail.endswith(b"\n"):
+                file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
+    return open(path, "ab", buffering=0)
+
+
+def _leftovers(folder: Path) -> list[tuple[Path, re.Match[str]]]:
+    matches = [(path, _LEFTOVER.fullmatch(path.name)) for path in Path(folder).glob(".*")]
+    return [(path, found) for path, found in matches if found]
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _delete(path: Path) -> None:
+    if _is_folder(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

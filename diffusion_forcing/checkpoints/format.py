@@ -17,9 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
@@ -35,13 +32,13 @@ from diffusion_forcing import __version__
 from diffusion_forcing.checkpoints.codec import decode, encode
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import replacing
 from diffusion_forcing.released import importer as released
 
 FORMAT = "diffusion-forcing checkpoint"
 VERSION = 1
 FACTS, MODEL, TRAINING, TREE = "checkpoint.json", "model.safetensors", "training.safetensors", "training.json"
 CARD = "README.md"
-_NEW, _OLD = ".tmp-", ".old-"  # in the hidden names of a checkpoint being written, and of one being replaced
 _DAMAGES = (
     OSError,
     ValueError,
@@ -215,59 +212,17 @@ def _told_as_damaged(file: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
     """A new hidden folder beside `path`, renamed to `path` when the block ends well and removed when it does not."""
-    temporary = path.with_name(f".{path.name}{_NEW}{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.iterdir():
-            _flush(file)
-        _flush(temporary)
-        if path.exists():
-            superseded = path.with_name(f".{path.name}{_OLD}{secrets.token_hex(4)}")
-            os.rename(path, superseded)
-            try:
-                os.rename(temporary, path)
-            except BaseException:
-                os.rename(superseded, path)
-                raise
-            shutil.rmtree(superseded, ignore_errors=True)
-        else:
-            os.rename(temporary, path)
-        _flush(path.parent)
+        with replacing(path, durable=True) as temporary:
+            temporary.mkdir()
+            yield temporary
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"cannot save the checkpoint {path}: {reason}; older checkpoints are untouched, "
             "make room or pass outputs=<a folder you may write to>"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def recover(folder: Path) -> None:
-    """Put back a checkpoint in `folder` that a kill caught while it was being replaced (hidden, `.<name>.old-…`)."""
-    for hidden in Path(folder).glob(f".*{_OLD}*"):
-        path = hidden.with_name(hidden.name[1:].rpartition(_OLD)[0])
-        if not path.exists():
-            with contextlib.suppress(OSError):
-                os.rename(hidden, path)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """After `recover`, remove what a killed process left half written in `folder`."""
-    recover(folder)
-    for pattern in (f".*{_NEW}*", f".*{_OLD}*"):
-        for leftover in Path(folder).glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.files import recover
 
 SHIPPED = "pretrained"
 LATEST = "latest"
@@ -49,7 +50,7 @@ def latest(run_folder: Path) -> Path | None:
     folder = Path(run_folder)
     if (folder / "checkpoints").is_dir():
         folder = folder / "checkpoints"
-    native.recover(folder)
+    recover(folder)
     pointed = folder / LATEST
     if native.is_checkpoint(pointed):
         return folder / os.readlink(pointed) if pointed.is_symlink() else pointed

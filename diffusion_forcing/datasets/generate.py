@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked
+from diffusion_forcing.files import locked, replacing, write_json
 from diffusion_forcing.progress import progress_bar
 
 Episode = Mapping[str, NDArray[Any]]
@@ -90,14 +90,8 @@ def episode_file(folder: Path, split: str, index: int) -> Path:
 
 def save_episode(path: Path, episode: Episode) -> None:
     """Write one episode, whole or not at all; the bytes depend on nothing but the arrays."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            np.savez(stream, **episode)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **episode)  # type: ignore[arg-type]
 
 
 class _Team:
@@ -213,9 +207,7 @@ def _open_folder(folder: Path, recipe: Mapping[str, str | int | float], splits: 
             for rest in (folder / split).glob("*.tmp"):
                 rest.unlink()
         if not note.exists():
-            temporary = note.with_suffix(".tmp")
-            temporary.write_text(json.dumps(recipe, indent=1) + "\n")
-            os.replace(temporary, note)
+            write_json(note, recipe)
         before = dict(json.loads(note.read_text()))
     except OSError as error:
         raise UserError(

@@ -7,8 +7,6 @@ gives one window, padded with its last step and marked so in `valid`. `__getitem
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ from torch.utils.data import Dataset
 
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked
+from diffusion_forcing.files import locked, replacing, write_json
 
 # Mean, spread and range of the columns of observations and actions, over parts of a run too long to hold at once.
 
@@ -154,20 +152,16 @@ def _is_current(folder: Path, stamp: Mapping[str, Any]) -> bool:
 
 
 def _build(folder: Path, parts: Iterable[Steps], stamp: Mapping[str, Any]) -> None:
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        statistics, episodes = _write_parts(temporary, parts)
-        np.save(temporary / "episodes.npy", episodes)
-        (temporary / "cache.json").write_text(json.dumps({"source": stamp, "statistics": statistics}, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        with replacing(folder) as temporary:
+            temporary.mkdir()
+            statistics, episodes = _write_parts(temporary, parts)
+            np.save(temporary / "episodes.npy", episodes)
+            write_json(temporary / "cache.json", {"source": stamp, "statistics": statistics})
     except OSError as error:
         raise UserError(
             f"cannot write the cache {folder}: {error.strerror or error}; make room or choose another dataset.save_dir"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_parts(folder: Path, parts: Iterable[Steps]) -> tuple[dict[str, list[float]], NDArray[np.int64]]:

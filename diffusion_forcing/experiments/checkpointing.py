@@ -7,9 +7,9 @@ the weights last changed. So resuming always starts before a whole step, and one
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 import re
 import shutil
 import time
@@ -31,6 +31,7 @@ from diffusion_forcing.experiments import loader as randomness
 from diffusion_forcing.experiments.options import CheckpointingOptions
 from diffusion_forcing.experiments.parallel import whole
 from diffusion_forcing.experiments.processes import Interrupted, Interrupts
+from diffusion_forcing.files import point_to, remove_leftovers, write_json
 
 # Between an algorithm (any LightningModule) and a checkpoint: what goes in, what comes out, and whether it fits.
 
@@ -135,13 +136,8 @@ class Retention:
 
     def _point_to(self, path: Path) -> None:
         """Make `latest` a link to `path` in one step. Where links cannot be made the newest is found by its step."""
-        temporary = self._folder / f".{LATEST}-{os.getpid()}"
-        try:
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(path.name, target_is_directory=True)
-            os.replace(temporary, self._folder / LATEST)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            point_to(self._folder / LATEST, path)
 
     def _remove_old(self) -> None:
         options = self._options
@@ -174,8 +170,7 @@ class Retention:
     def _write_scores(self, scores: dict[str, float]) -> None:
         file = self._folder / _SCORES
         try:
-            file.with_name(f".{_SCORES}").write_text(json.dumps(scores, indent=2), "utf-8")
-            os.replace(file.with_name(f".{_SCORES}"), file)
+            write_json(file, scores)
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror or error}; make room there") from error
 
@@ -232,7 +227,7 @@ class Checkpoints(Callback):
         return {"seconds": self._seconds, "written": sorted(self._kept.written)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        native.remove_leftovers(self.folder)
+        remove_leftovers(self.folder)
         self._saved_step = trainer.global_step if self._resumed else -1
         self._last_time = self._tick = time.monotonic()
         self._take_boundary(trainer, random=self._restored)

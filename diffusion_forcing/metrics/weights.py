@@ -24,6 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from diffusion_forcing.files import write_atomic
 from diffusion_forcing.metrics.i3d import I3D
 from diffusion_forcing.pickles import load_arrays
 
@@ -153,14 +154,9 @@ def _read_source(path: Path | None) -> dict[str, Tensor] | Unavailable:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file of the cache at once (a sibling, then a rename). Where that fails nothing is left and nothing is
     said: the next one to look only has to make it again."""
-    sibling = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        sibling.write_bytes(data)
-        os.replace(sibling, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            sibling.unlink(missing_ok=True)
+        write_atomic(path, data)
 
 
 @dataclass(frozen=True, kw_only=True)

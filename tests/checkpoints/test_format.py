@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import latest, load, save
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import remove_leftovers
 
 WEIGHTS = {"out.weight": torch.arange(6.0).reshape(2, 3), "out.bias": torch.zeros(2)}
 FACTS = {"task": "planning", "line": "v1.5", "statistics": {"data_mean": [3.5, 1 / 3], "data_std": [1.0, 2.0]}}
@@ -113,15 +114,15 @@ def test_saving_again_replaces_the_whole_folder(saved: Path) -> None:
 def test_a_kill_at_either_rename_leaves_an_old_checkpoint_readable(saved: Path, which: int) -> None:
     def killed_while_saving() -> None:
         calls = []
-        rename = os.rename
+        replace = os.replace
 
         def kill_at(*paths: Any) -> None:
             calls.append(paths)
             if len(calls) == which:
                 os.kill(os.getpid(), signal.SIGKILL)
-            rename(*paths)
+            replace(*paths)
 
-        os.rename = kill_at  # type: ignore[assignment]
+        os.replace = kill_at  # type: ignore[assignment]
         save(saved, None, facts={}, model={"w": torch.ones(1)}, step=41)
 
     status, _ = in_a_child(killed_while_saving)
@@ -130,19 +131,19 @@ def test_a_kill_at_either_rename_leaves_an_old_checkpoint_readable(saved: Path, 
     found = latest(saved.parent)
     assert found == saved
     assert load(saved, training=True).step == 40
-    native.remove_leftovers(saved.parent)
+    remove_leftovers(saved.parent)
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_kill_before_the_first_checkpoint_is_whole_leaves_none(tmp_path: Path) -> None:
     def killed_while_saving() -> None:
-        os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
         save(tmp_path / "step-1", None, facts={}, model=WEIGHTS)
 
     in_a_child(killed_while_saving)
     assert not (tmp_path / "step-1").exists()
     assert list(tmp_path.iterdir()) != []
-    native.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

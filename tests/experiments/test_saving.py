@@ -189,7 +189,7 @@ def test_a_disk_that_fills_up_stops_training_in_one_line_and_the_older_checkpoin
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     trained(tmp_path, max_steps=4)
-    leftover = tmp_path / "checkpoints" / ".step-00000008.tmp-0123abcd"
+    leftover = tmp_path / "checkpoints" / ".step-00000008.999999999-0123abcd.tmp"
     leftover.mkdir()
     toy.experiment(tmp_path, resume=tmp_path).run_task("training")
     assert not leftover.exists()

@@ -13,7 +13,6 @@ Reading checks everything a hand-placed file can have wrong and says it in one l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.windows import RunningStatistics
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import remove_leftovers, replacing
 
 WIDTHS: dict[str, int | None] = {
     "observations": 4,
@@ -54,9 +54,9 @@ def write(
     Returns their statistics, which are also stored in the file's attributes beside `attributes`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    remove_leftovers(path.parent)
     running = RunningStatistics()
-    with h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         for key, width in WIDTHS.items():
             shape = (num_steps,) if width is None else (num_steps, width)
             dtype = np.bool_ if key in _FLAGS else np.float32
@@ -74,7 +74,6 @@ def write(
         statistics = running.statistics()
         for key, value in {**attributes, **statistics}.items():
             file.attrs[key] = value
-    os.replace(temporary, path)
     return statistics
 
 

@@ -12,7 +12,6 @@ killed; and the first n steps are the same however many are asked for.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import PointMass, build_model, draw_goal, draw_start, reached
 from diffusion_forcing.environments.mazes.waypoint import WaypointController
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import replacing, write_atomic
 from diffusion_forcing.progress import progress_bar
 
 SHARD_STEPS = 50_000
@@ -201,16 +201,12 @@ def _open_partial(partial: Path, recipe: Recipe) -> None:
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     if not note.exists():
-        temporary = note.with_suffix(".tmp")
-        temporary.write_text(facts)
-        os.replace(temporary, note)
+        write_atomic(note, facts)
 
 
 def _save_shard(file: Path, arrays: Steps) -> None:
-    temporary = file.with_suffix(".tmp")
-    with open(temporary, "wb") as stream:
+    with replacing(file) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, file)
 
 
 def _load_steps(file: Path) -> Steps:

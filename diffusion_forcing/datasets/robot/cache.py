@@ -7,9 +7,7 @@ Where nothing can be written, pictures are kept in memory, and a line says so.
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, camera_of
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked
+from diffusion_forcing.files import locked, replacing
 from diffusion_forcing.progress import Bar
 
 FOLDER = ".frames"
@@ -68,17 +66,14 @@ class FrameCache:
         return kept
 
     def _write(self, file: Path, pictures: NDArray[np.uint8]) -> None:
-        temporary = file.with_name(f"{file.name}.tmp")
         try:
-            with open(temporary, "wb") as stream:
-                np.save(stream, pictures)
-            for old in file.parent.glob(f"{glob.escape(file.name[:-13])}.????????.npy"):
-                old.unlink(missing_ok=True)
-            os.replace(temporary, file)
+            with replacing(file) as temporary:
+                with open(temporary, "wb") as stream:
+                    np.save(stream, pictures)
+                for old in file.parent.glob(f"{glob.escape(file.name[:-13])}.????????.npy"):
+                    old.unlink(missing_ok=True)
         except OSError as error:
             self._give_up(error)
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def _writable(self) -> bool:
         try:

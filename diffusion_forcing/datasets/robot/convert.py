@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_forcing.datasets.robot.files import NOTE, RobotFiles, film_of, put, save_arrays
+from diffusion_forcing.datasets.robot.files import NOTE, RobotFiles, film_of, save_arrays
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.lerobot_writer import SWAP_TASK, LeRobotOptions, write_lerobot
 from diffusion_forcing.datasets.robot.released import ReleasedFolders
 from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, camera_of
 from diffusion_forcing.datasets.robot.video import write_film
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked
+from diffusion_forcing.files import locked, replacing, write_atomic
 from diffusion_forcing.progress import Bar, progress_bar
 
 LAYOUTS = ("ours", "lerobot")
@@ -150,7 +150,7 @@ def _begin(partial: Path, note: Mapping[str, object]) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     for rest in partial.rglob("*.tmp"):
         rest.unlink()
-    put(file, lambda temporary: temporary.write_text(text))
+    write_atomic(file, text)
 
 
 def _write_one(
@@ -166,10 +166,12 @@ def _write_one(
     for camera in cameras:
         film = film_of(path, camera)
         if isinstance(source, ReleasedFolders) and resolution is None:
-            put(film, lambda temporary, camera=camera: shutil.copyfile(source.film(split, index, camera), temporary))  # type: ignore[misc]
+            with replacing(film) as temporary:
+                shutil.copyfile(source.film(split, index, camera), temporary)
             continue
         pictures = source.pictures(split, index, camera, resolution)
-        put(film, lambda temporary, pictures=pictures: write_film(temporary, pictures, fps))  # type: ignore[misc]
+        with replacing(film) as temporary:
+            write_film(temporary, pictures, fps)
         arrays.pop(f"frames.{camera}", None)
     needed = len(arrays["actions"]) + 1
     kept = {

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from diffusion_forcing.datasets.generate import Simulator
 from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, check_actions
 from diffusion_forcing.datasets.robot.video import TooSmall, read_film, write_film
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import replacing
 
 RATE = 10
 """Frames and actions a second of what is made here."""
@@ -35,18 +35,15 @@ def save_demonstration(path: Path, episode: Mapping[str, NDArray[Any]], fps: flo
     """Write arrays as `path` (.npz), pictures (n, h, w, 3) uint8 among them as films beside it; the npz last."""
     pictures = {name: array for name, array in episode.items() if array.ndim == 4 and array.dtype == np.uint8}
     for name, frames in pictures.items():
-        put(film_of(path, name), lambda temporary, frames=frames: write_film(temporary, frames, fps))  # type: ignore[misc]
+        with replacing(film_of(path, name)) as temporary:
+            write_film(temporary, frames, fps)
     save_arrays(path, {name: array for name, array in episode.items() if name not in pictures})
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write `path` (.npz), whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-
-    put(path, write)
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
 def film_of(path: Path, camera: str) -> Path:
@@ -156,17 +153,6 @@ def stamp_of(*files: Path, facts: str = "") -> str:
             raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
         stats.append((file.name, found.st_size, found.st_mtime_ns))
     return hashlib.sha256(repr((stats, facts)).encode()).hexdigest()[:8]
-
-
-def put(path: Path, write: Callable[[Path], object]) -> None:
-    """`write(temporary)`, then the file is there, whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _read_arrays(path: Path) -> Demonstration:

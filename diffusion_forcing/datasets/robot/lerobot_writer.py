@@ -8,8 +8,6 @@ reads drops the last row's action, which leads to nothing that was seen, and has
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from diffusion_forcing.datasets.robot.lerobot import DATA, VIDEOS, file_places, 
 from diffusion_forcing.datasets.robot.source import ACTION, Demonstration, check_actions
 from diffusion_forcing.datasets.robot.video import CODECS, FilmWriter
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import replacing
 
 # Statistics as LeRobot keeps them for each episode and the whole set: min, max, mean, std, count and five quantiles of every feature.
 #
@@ -273,19 +272,15 @@ def write_lerobot(
     options = options or LeRobotOptions()
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} exists; choose a new folder")
-    temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        _Set(temporary, options).write(demonstrations)
-        if root.exists():
-            root.rmdir()
-        os.replace(temporary, root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(root) as temporary:
+            temporary.mkdir()
+            _Set(temporary, options).write(demonstrations)
     except (OSError, av.FFmpegError) as error:
         raise UserError(
             f"cannot write {root}: {error.strerror or error}; make room or choose another folder"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return root
 
 

@@ -24,7 +24,7 @@ from typing import IO, cast
 
 from diffusion_forcing.datasets.download import download
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked
+from diffusion_forcing.files import locked, replacing, write_json
 from diffusion_forcing.progress import Bar, progress_bar
 
 FOLDER = ".download"
@@ -127,9 +127,7 @@ class _Stream:
     def keep(self, position: int) -> None:
         """Note that the next file begins at `position` of this stream, and delete fetched parts that end before."""
         number = max(part for part, begin in self._begins.items() if begin <= position)
-        temporary = self._note.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"part": number, "byte": position - self._begins[number]}))
-        os.replace(temporary, self._note)
+        write_json(self._note, {"part": number, "byte": position - self._begins[number]})
         for part in self._parts[:number]:
             (self._folder / FOLDER / part.name).unlink(missing_ok=True)
 
@@ -225,18 +223,14 @@ def _target(member: tarfile.TarInfo, folder: Path) -> Path | None:
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
     source = archive.extractfile(member)
     assert source is not None, "plain files can be read"
-    try:
+    with replacing(target) as temporary:
         with open(temporary, "wb") as file:
             shutil.copyfileobj(source, file, _COPY)
             size = file.tell()
         if size != member.size:
             raise tarfile.ReadError("unexpected end of data")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_room(folder: Path, gigabytes: float) -> None:

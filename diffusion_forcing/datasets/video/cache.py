@@ -7,11 +7,10 @@ source is decoded again. What is plain already, and of the right size, gets no c
 from __future__ import annotations
 
 import glob
-import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -22,7 +21,7 @@ import numpy as np
 from diffusion_forcing.datasets.video.decode import Pixels, blocks, fit, fits
 from diffusion_forcing.datasets.video.episodes import Episode, Unusable
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked
+from diffusion_forcing.files import locked, replacing
 from diffusion_forcing.progress import progress_bar
 
 _HEADER = 128
@@ -114,23 +113,17 @@ class VideoCache:
     def _write(self, episode: Episode, stop: threading.Event) -> None:
         """Decode one episode into its file."""
         file = self._file(episode)
-        temporary = file.with_name(file.name + ".tmp")
-        try:
-            with _writing(self._folder):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(self._header(episode))
-            for frames in self._read(episode):
-                if stop.is_set():
-                    return
-                small = fit(frames, self._resolution)
-                with _writing(self._folder), open(temporary, "ab") as stream:
-                    stream.write(small.reshape(-1).data)
-            with _writing(self._folder):
+        with _writing(self._folder):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as temporary:
+                with open(temporary, "wb") as stream:
+                    stream.write(self._header(episode))
+                    for frames in self._read(episode):
+                        if stop.is_set():
+                            raise CancelledError
+                        stream.write(fit(frames, self._resolution).reshape(-1).data)
                 for old in file.parent.glob(f"{glob.escape(file.name[:-13])}.????????.npy"):
                     old.unlink(missing_ok=True)
-                os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _read(self, episode: Episode) -> Iterator[Pixels]:
         try:

@@ -6,7 +6,6 @@ A file that cannot be used stays in the list with its reason, so that it is name
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.datasets.video.episodes import Episode, inspect
 from diffusion_forcing.datasets.video.files import Group, find_groups
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked
+from diffusion_forcing.files import locked, replacing
 from diffusion_forcing.progress import progress_bar
 
 INDEX_VERSION = 1
@@ -85,19 +84,15 @@ def save_index(file: Path, episodes: Sequence[Episode]) -> None:
                 row[name] = [values.dtype.kind, *values.shape]
         facts.append(row)
     text = json.dumps({"version": INDEX_VERSION, "episodes": facts}).encode()
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with replacing(file) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(
                 stream, facts=np.frombuffer(text, np.uint8), ints=np.concatenate(ints), floats=np.concatenate(floats)
             )
-        os.replace(temporary, file)
     except OSError as error:
         raise UserError(
             f"cannot write the index {file}: {error.strerror or error}; make room or choose another dataset.save_dir"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(file: Path) -> dict[str, Episode]:

@@ -8,7 +8,6 @@ leaves nothing half-written.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from diffusion_forcing.experiments.video.rollouts import (
     mean_and_interval,
     mean_of,
 )
+from diffusion_forcing.files import replacing
 from diffusion_forcing.visualization.curves import Panel, draw_horizon
 from diffusion_forcing.visualization.video import SideBySide, draw_sheet, sheet_frames
 
@@ -352,30 +352,23 @@ def writing(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[int, Pixel
 
     Plain writes instead of a memory map, so that a full disk is an error and not a crash. Raises UserError where it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     frame = int(np.prod(shape[2:]))
-    try:
-        with contextlib.ExitStack() as stack:
-            with _naming(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open(temporary, "wb"))
-                npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-                begin = file.tell()
-
-            def write(start: int, pieces: Pixels) -> None:
-                with _naming(path):
-                    for clip, piece in enumerate(pieces):
-                        file.seek(begin + (clip * shape[1] + start) * frame)
-                        file.write(piece.tobytes())
-
-            yield write
-            with _naming(path):
-                file.flush()
+    with contextlib.ExitStack() as stack:
         with _naming(path):
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(stack.enter_context(replacing(path)), "wb"))
+            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            begin = file.tell()
+
+        def write(start: int, pieces: Pixels) -> None:
+            with _naming(path):
+                for clip, piece in enumerate(pieces):
+                    file.seek(begin + (clip * shape[1] + start) * frame)
+                    file.write(piece.tobytes())
+
+        yield write
+        with _naming(path):
+            file.flush()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_forcing.files import Log, file_name, open_log, point_to, remove_leftovers, write_atomic
+from diffusion_forcing.files import Log, file_name, point_to, remove_leftovers, replacing, write_atomic
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_beside_it(
@@ -37,8 +38,9 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_beside_it(
 )
 def test_a_log_opened_again_loses_only_a_line_that_was_cut_short(tmp_path: Path, before: bytes, after: bytes) -> None:
     (tmp_path / "log").write_bytes(before)
-    with open_log(tmp_path / "log") as log:
-        log.write(b"next\n")
+    log = Log(tmp_path / "log")
+    log.write(b"next\n")
+    log.close()
     assert (tmp_path / "log").read_bytes() == after + b"next\n"
 
 
@@ -91,14 +93,40 @@ def test_what_a_full_disk_refused_is_tried_again_at_the_end_and_never_more_than_
     assert 10 < len(lines) < 40
 
 
-def test_what_killed_processes_left_half_written_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    for name in (f".a.json.{gone.pid}-0123abcd", f".b.json.{os.getpid()}-0123abcd", ".mine", "a.json"):
+    dead, alive = f"{gone.pid}-0123abcd.tmp", f"{os.getppid()}-0123abcd.tmp"
+    reused = f"{os.getpid()}-0123abcd.tmp"  # this process has the number of one that was killed, as in a container
+    for name in (f".a.json.{dead}", f".b.json.{alive}", f".c.json.{reused}", ".mine", "a.json"):
         (tmp_path / name).write_text("{")
-    remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".b.json.{os.getpid()}-0123abcd", ".mine", "a.json"]
+    (tmp_path / f".folder.{dead}").mkdir()
+    with replacing(tmp_path / "d.json") as temporary:
+        temporary.write_text("{}")
+        remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".b.json.{alive}", ".mine", "a.json", "d.json"]
     remove_leftovers(tmp_path / "nowhere")
+
+
+def test_a_folder_replaces_an_older_one_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for text in ("old", "new"):
+        with replacing(path, durable=True) as temporary:
+            temporary.mkdir()
+            (temporary / text).write_text(text)
+    assert [file.name for file in path.iterdir()] == ["new"]
+    with contextlib.suppress(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.mkdir()
+        raise KeyboardInterrupt
+    assert [file.name for file in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_whose_replacement_was_interrupted_is_restored(tmp_path: Path) -> None:
+    old = tmp_path / ".folder.999999999-0123abcd.old"
+    old.mkdir()
+    remove_leftovers(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_link_is_replaced_and_a_real_folder_of_its_name_is_left_alone(tmp_path: Path) -> None:
