@@ -1,8 +1,7 @@
-"""Simulators and controllers. Importing this package registers maze2d-{umaze,medium,large}-v1 and robot_swap with Gymnasium; MuJoCo loads on
-first use.
+"""Simulators and controllers. Importing this package registers maze2d-{umaze,medium,large}-v1 and robot_swap with Gymnasium.
 
-`gymnasium.make("maze2d-custom-v1", maze="#####\\\\#OOG#\\\\#####")` makes an environment of any map, with no time limit unless
-`max_episode_steps` says one.
+`gymnasium.make("maze2d-custom-v1", maze="#####\\\\#OOG#\\\\#####")` makes an environment of any map, without a time limit unless
+`max_episode_steps` sets one. MuJoCo is imported when the first environment is made.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 import diffusion_forcing.environments  # noqa: F401  registers the ids
 from diffusion_forcing.environments.mazes.layout import MAZES, Maze
-from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv, episode_start, picture
+from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv, episode_start, top_view
 from diffusion_forcing.errors import UserError
 
 CUSTOM = r"######\#OOOG#\#O##O#\#OOOO#\######"
@@ -117,9 +117,9 @@ def test_an_action_that_is_not_finite_is_refused() -> None:
         env.step(np.zeros(3))
 
 
-def test_the_picture_shows_walls_goal_and_ball_in_their_places() -> None:
+def test_the_image_shows_walls_goal_and_ball_in_their_places() -> None:
     maze = Maze.from_ascii(CUSTOM)
-    image = picture(maze, np.array([0.8, 0.8]), np.array([0.8, 3.8]), pixels_per_metre=20)
+    image = top_view(maze, np.array([0.8, 0.8]), np.array([0.8, 3.8]), pixels_per_metre=20)
     assert image.shape == (100, 120, 3)
     centre = {
         name: tuple(image[int((i + 0.5) * 20), int((j + 0.5) * 20)])

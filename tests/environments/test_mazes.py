@@ -82,7 +82,7 @@ def test_starts_are_the_marked_cells_or_all_free_ones() -> None:
         (r"###\###\###", "no free cell"),
         (r"#####\#OOO \#####", "not closed: the border cell in row 1, column 4"),
         (r"#####\#OOO#\##O##", "not closed: the border cell in row 2, column 2"),
-        (r"#####\#O#O#\#####", "not connected: no way from cell (1, 1) to cell (1, 3)"),
+        (r"#####\#O#O#\#####", "not connected: no path from cell (1, 1) to cell (1, 3)"),
         ("\n".join("#" * 101 for _ in range(100)), "too big"),
     ],
 )

@@ -22,8 +22,7 @@ from diffusion_forcing.datasets.download import download
 from diffusion_forcing.datasets.mazes import d4rl, minari
 from diffusion_forcing.datasets.mazes.generate import generate
 from diffusion_forcing.datasets.windows import Steps, Store, Windows, open_store
-from diffusion_forcing.environments.mazes.layout import MAZES, Maze
-from diffusion_forcing.environments.mazes.maze2d import as_maze
+from diffusion_forcing.environments.mazes.layout import MAZES, Maze, as_maze
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.files import locked
 

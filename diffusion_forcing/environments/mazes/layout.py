@@ -1,12 +1,10 @@
-"""A maze is a text: `#` is wall, `O`, `0`, `.` and a blank are free, `G` is the goal (free), `S` a start (free).
+"""Maps of mazes, written as text: `#` wall; `O`, `0`, `.` and blank free; `G` the goal and `S` a start, both free.
 
-Cell (i, j) is row i, column j of the text, and position (x, y) of an agent follows it: x runs along the rows (i), y along the columns
-(j), as in D4RL. Two points of a cell matter. The *nominal* centre is the integer (i, j) itself: starts, goals and waypoints of D4RL's
-data are drawn around it. The *true* centre, in the middle between the walls, is (i - 0.2, j - 0.2), since the particle starts 1.2 m from
-the corner of a maze whose walls are placed at i + 1. Both facts are kept, or the public data would not fit these mazes.
+Cell (i, j) is row i and column j of the text. Positions (x, y) are in metres, x along the rows (i) and y along the columns (j), as in D4RL.
+A cell has two centres. Its *nominal* centre is the integer (i, j): D4RL draws starts, goals and waypoints around it. Its *true* centre, midway
+between the walls, is (i - 0.2, j - 0.2), because D4RL's particle starts at world (1.2, 1.2) while walls stand at integers + 1.
 
-A maze must be closed (the agent could leave it otherwise) and connected (some goals could never be reached otherwise). This module knows
-neither physics nor learning: it answers where walls are and which way is short.
+A maze must be closed, so that the agent cannot leave it, and connected, so that every goal can be reached.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, did_you_mean
 
 WALL = "#"
 GOAL = "G"
@@ -29,34 +27,32 @@ FREE = "O0. "
 CENTRE_OFFSET = -0.2
 """Metres from a cell's nominal centre (its integer index) to its true centre, on both axes."""
 NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0))
-"""Steps (di, dj) in the order in which D4RL's argmax prefers them among equally short paths."""
+"""Moves (di, dj), in the order in which D4RL prefers them among equally short paths."""
 MAX_CELLS = 10_000
-"""Largest map: a wall cell is one geometry of the simulator, and past this its model no longer builds in seconds."""
-
+"""Largest map. Each wall is one geometry of the simulator, and larger models take too long to build."""
 _MAX_FIELDS = 1000
-"""Distance fields kept at once: 40 MB for the largest map."""
+"""Distance fields kept in memory: 40 MB for the largest map."""
 
 Cell = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Maze:
-    """A closed and connected maze of `rows` of equal length; build it with `Maze.from_ascii`."""
+    """A closed and connected maze, `rows` of text of equal length; build it with `Maze.from_ascii`."""
 
     rows: tuple[str, ...]
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        _check_shape(self.rows)
-        _check_characters(self.rows)
+        _check_text(self.rows)
         _check_closed(self.walls)
-        _check_connected(self)
+        _check_connected(self.walls)
 
     @classmethod
     def from_ascii(cls, text: str, *, name: str = "custom") -> Maze:
-        r"""Read a maze from rows separated by newlines or `\`. Blank lines around it are ignored.
+        r"""Read a maze from rows separated by newlines or `\`; blank lines and a common indentation are ignored.
 
-        Raises `UserError` for a map that is empty, ragged, too big, not closed, not connected, or has an unknown character or two goals.
+        Raises `UserError` for a map that is empty, ragged, too large, not closed, not connected, or has an unknown character or two goals.
         """
         rows = [row for row in re.split(r"[\\\r\n]+", text) if row.strip()]
         indent = min((len(row) - len(row.lstrip()) for row in rows), default=0)
@@ -79,12 +75,12 @@ class Maze:
 
     @cached_property
     def free_cells(self) -> NDArray[np.int64]:
-        """(n, 2) indices (i, j) of all cells without a wall, row by row."""
+        """(n, 2) cells (i, j) without a wall, row by row."""
         return _frozen(np.argwhere(~self.walls))
 
     @cached_property
     def start_cells(self) -> NDArray[np.int64]:
-        """(n, 2) cells an episode may start in: those marked `S`, or all free cells where none is."""
+        """(n, 2) cells in which an episode may start: those marked `S`, or all free cells if none is."""
         marked = self._cells_of(START)
         return marked if len(marked) else self.free_cells
 
@@ -96,20 +92,20 @@ class Maze:
 
     @property
     def fixed_goal(self) -> NDArray[np.int64]:
-        """(2,) D4RL's fixed goal: the cell marked `G`, or the first free cell where none is."""
+        """(2,) D4RL's fixed goal: the cell marked `G`, or the first free cell if none is."""
         return self.free_cells[0] if self.goal is None else self.goal
 
     @cached_property
     def longest_path(self) -> int:
-        """Steps to the farthest cell from a cell that is itself farthest from the first: the longest shortest path of a maze
-        without loops, and close to it with them."""
-        first = self.distances(_cell(self.free_cells[0]))
-        end = np.unravel_index(int(first.argmax()), self.shape)
+        """Length of the longest shortest path, in cells: exact in a maze without loops, close to it otherwise."""
+        # The cell farthest from any cell is one end of the longest path; the cell farthest from that end is the other.
+        from_first = self.distances(_cell(self.free_cells[0]))
+        end = np.unravel_index(int(from_first.argmax()), self.shape)
         return int(self.distances((int(end[0]), int(end[1]))).max())
 
     @property
     def max_steps(self) -> int:
-        """Length of an episode in steps of 0.01 s: D4RL's own for its mazes, else 50 per cell of the longest path, at least 300."""
+        """Length of an episode in steps of 0.01 s: D4RL's for its mazes, otherwise 50 per cell of the longest path, at least 300."""
         return D4RL_MAX_STEPS.get(self.rows, max(300, 50 * self.longest_path))
 
     def is_free(self, cell: Cell) -> bool:
@@ -118,7 +114,7 @@ class Maze:
         return 0 <= i < self.shape[0] and 0 <= j < self.shape[1] and not bool(self.walls[i, j])
 
     def cell_at(self, position: NDArray[np.floating] | tuple[float, float]) -> Cell:
-        """The cell whose walls surround `position` (x, y) in metres: it spans 0.5 m to each side of the true centre."""
+        """The cell that contains `position` (x, y) in metres; it spans 0.5 m to each side of its true centre."""
         half = 0.5 - CENTRE_OFFSET
         return int(np.floor(position[0] + half)), int(np.floor(position[1] + half))
 
@@ -130,21 +126,19 @@ class Maze:
         return np.asarray(inside & ~self.walls[i, j])
 
     def distances(self, goal: Cell) -> NDArray[np.int32]:
-        """(H, W) steps from every cell to `goal` along free cells; -1 for walls."""
+        """(H, W) number of moves from every cell to `goal`; -1 for walls. `UserError` if `goal` is a wall."""
         fields = self._distance_fields
         if goal not in fields:
-            if not self.is_free(goal):
-                raise UserError(f"cell {goal} of maze '{self.name}' is not free; choose one of Maze.free_cells")
+            self._check_free(goal)
             if len(fields) >= _MAX_FIELDS:
                 fields.clear()
             fields[goal] = _frozen(_breadth_first(self.walls, goal))
         return fields[goal]
 
     def shortest_path(self, start: Cell, goal: Cell) -> list[Cell]:
-        """Cells of a shortest path, `start` and `goal` included; of equally short ones the one D4RL's controller takes."""
+        """Cells of a shortest path from `start` to `goal`, both included; of equally short ones the one D4RL's controller takes."""
         distances = self.distances(goal)
-        if not self.is_free(start):
-            raise UserError(f"cell {start} of maze '{self.name}' is not free; choose one of Maze.free_cells")
+        self._check_free(start)
         path = [start]
         while path[-1] != goal:
             i, j = path[-1]
@@ -156,13 +150,17 @@ class Maze:
     def _distance_fields(self) -> dict[Cell, NDArray[np.int32]]:
         return {}
 
+    def _check_free(self, cell: Cell) -> None:
+        if not self.is_free(cell):
+            raise UserError(f"cell {cell} of maze '{self.name}' is not free; choose one of Maze.free_cells")
+
     def _cells_of(self, char: str) -> NDArray[np.int64]:
         found = [(i, j) for i, row in enumerate(self.rows) for j, c in enumerate(row) if c == char]
         return _frozen(np.array(found, dtype=np.int64).reshape(-1, 2))
 
 
 def _breadth_first(walls: NDArray[np.bool_], goal: Cell) -> NDArray[np.int32]:
-    """(H, W) distance to `goal`, -1 where it cannot be reached. The border of `walls` must be closed."""
+    """(H, W) number of moves to `goal`, -1 where there is no path. The border of `walls` must be closed."""
     distances = np.full(walls.shape, -1, dtype=np.int32)
     distances[goal] = 0
     queue = deque([goal])
@@ -176,32 +174,26 @@ def _breadth_first(walls: NDArray[np.bool_], goal: Cell) -> NDArray[np.int32]:
     return distances
 
 
-def _check_shape(rows: tuple[str, ...]) -> None:
+def _check_text(rows: tuple[str, ...]) -> None:
+    """Size and characters of a map."""
     if len(rows) < 3 or len(rows[0]) < 3:
         raise UserError(
             f"maze map is too small: {len(rows)} rows of {len(rows[0]) if rows else 0}, at least 3x3 with walls around; "
-            r"write rows separated by '\', like '#####\#OOG#\#####'"
+            r"separate rows by '\', like '#####\#OOG#\#####'"
         )
-    for index, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            raise UserError(
-                f"maze map is ragged: row {index} has {len(row)} characters, row 0 has {len(rows[0])}; give all rows one length"
-            )
-    if len(rows) * len(rows[0]) > MAX_CELLS:
-        raise UserError(f"maze map is too big: {len(rows)}x{len(rows[0])} cells, at most {MAX_CELLS} in all")
-
-
-def _check_characters(rows: tuple[str, ...]) -> None:
-    allowed = WALL + GOAL + START + FREE
     for i, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise UserError(f"maze map is ragged: row {i} has {len(row)} characters, row 0 has {len(rows[0])}")
         for j, char in enumerate(row):
-            if char not in allowed:
+            if char not in WALL + GOAL + START + FREE:
                 raise UserError(
                     f"maze map has {char!r} in row {i}, column {j}; allowed: # wall, O 0 . or blank free, G goal, S start"
                 )
-    goals = sum(row.count(GOAL) for row in rows)
+    if len(rows) * len(rows[0]) > MAX_CELLS:
+        raise UserError(f"maze map is too big: {len(rows)}x{len(rows[0])} cells, at most {MAX_CELLS} in all")
+    goals = "".join(rows).count(GOAL)
     if goals > 1:
-        raise UserError(f"maze map has {goals} goals (G), at most one; mark the others O")
+        raise UserError(f"maze map has {goals} goals (G), at most one is allowed; mark the others O")
 
 
 def _check_closed(walls: NDArray[np.bool_]) -> None:
@@ -212,16 +204,14 @@ def _check_closed(walls: NDArray[np.bool_]) -> None:
         raise UserError(f"maze map is not closed: the border cell in row {i}, column {j} is free; put # there")
 
 
-def _check_connected(maze: Maze) -> None:
-    if len(maze.free_cells) == 0:
+def _check_connected(walls: NDArray[np.bool_]) -> None:
+    free = np.argwhere(~walls)
+    if len(free) == 0:
         raise UserError("maze map has no free cell; mark at least one O")
-    lost = (_breadth_first(maze.walls, _cell(maze.free_cells[0])) < 0) & ~maze.walls
-    if lost.any():
-        i, j = np.argwhere(lost)[0]
-        first = _cell(maze.free_cells[0])
-        raise UserError(
-            f"maze map is not connected: no way from cell {first} to cell ({i}, {j}); open a wall between them"
-        )
+    unreachable = np.argwhere((_breadth_first(walls, _cell(free[0])) < 0) & ~walls)
+    if len(unreachable):
+        start, end = _cell(free[0]), _cell(unreachable[0])
+        raise UserError(f"maze map is not connected: no path from cell {start} to cell {end}; open a wall between them")
 
 
 def _cell(index: NDArray[np.integer]) -> Cell:
@@ -252,3 +242,17 @@ MAZES: dict[str, Maze] = {
     "large": Maze.from_ascii(_LARGE, name="large"),
 }
 """D4RL's three mazes by name."""
+
+
+def as_maze(maze: Maze | str) -> Maze:
+    """`maze` itself, or the one of a name in `MAZES`, an id like maze2d-medium-v1, or an ASCII map. `UserError` for anything else."""
+    if isinstance(maze, Maze):
+        return maze
+    if WALL in maze:
+        return Maze.from_ascii(maze)
+    name = maze.removeprefix("maze2d-").removesuffix("-v1")
+    if name not in MAZES:
+        raise UserError(
+            f"unknown maze {maze!r}; choose one of {', '.join(MAZES)} or give an ASCII map{did_you_mean(name, MAZES)}"
+        )
+    return MAZES[name]

@@ -1,8 +1,8 @@
-"""Many balls in one maze at once: the evaluation of planning runs here.
+"""Many balls in one maze, stepped together: planning is evaluated here.
 
-One MuJoCo model is shared by `num_envs` states. Episode i of a seed has its own start and goal, drawn from (seed, i) alone, so that a hundred
-episodes give the same results in one batch of 100 or in ten of 10 (`reset(seed=s, options={"first_episode": k})`).
-Nothing terminates; all episodes are truncated together after `max_steps` and the next `reset` is the caller's (no automatic one).
+All balls share one MuJoCo model. Episode i of a seed has its own start and goal, drawn from (seed, i) alone, so a hundred episodes give the same
+results in one batch of 100 and in ten of 10 (`reset(seed=s, options={"first_episode": k})`). No episode terminates; all are truncated together
+after `max_steps`, and the caller resets.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from diffusion_forcing.environments.mazes.layout import Maze
+from diffusion_forcing.environments.mazes.layout import Maze, as_maze
 from diffusion_forcing.environments.mazes.maze2d import (
     Goal,
     PointMass,
     action_space,
-    as_maze,
     build_model,
     check_actions,
     check_goal_kind,
@@ -36,10 +35,10 @@ _MAX_SEED = 2**31
 
 
 class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]):
-    """`num_envs` independent balls. `max_steps` defaults to the maze's own episode length (300 / 600 / 800).
+    """`num_envs` independent balls. `max_steps` defaults to the maze's episode length (300 / 600 / 800 for D4RL's).
 
-    `reset(seed=s, options=...)` takes `first_episode` (int, number of the first ball's episode), `starts` (n, 2) and `goals` (n, 2) in metres.
-    Without a seed, a reset goes on with the next `num_envs` episodes of the last seed (0 at first).
+    `reset(seed=s, options=...)` takes `first_episode` (int, the episode of the first ball), `starts` (n, 2) and `goals` (n, 2) in metres.
+    Without a seed, a reset continues with the next `num_envs` episodes of the last seed (initially 0).
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
@@ -60,9 +59,9 @@ class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[A
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.goals: NDArray[np.float64] = np.zeros((num_envs, 2))
-        """(n, 2) m: where each ball should go."""
+        """(n, 2) m: the goal of each ball."""
         self.steps = 0
-        """Steps taken since the reset."""
+        """Steps since the reset."""
         self._seed = 0
         self._next_episode = 0
         self._model = build_model(self.maze)
@@ -94,7 +93,7 @@ class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[A
     def step(
         self, actions: NDArray[np.floating]
     ) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Push with `actions` (n, 2), clipped to +-1. Returns observations (n, 4), rewards (n,) 0 or 1, terminated, truncated (n,), info."""
+        """Push with `actions` (n, 2), clipped to ±1. Returns observations (n, 4), rewards (n,) 0 or 1, terminated, truncated (n,), info."""
         pushes = check_actions(actions, (self.num_envs, 2))
         for ball, push in zip(self._balls, pushes.tolist(), strict=True):
             ball.step(push)
@@ -103,7 +102,8 @@ class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[A
         success = reached(observations[:, :2], self.goals)
         truncated = np.full(self.num_envs, self.steps >= self.max_steps)
         info = {"goal": self.goals.copy(), "success": success}
-        return observations, success.astype(np.float64), np.zeros(self.num_envs, dtype=bool), truncated, info
+        terminated = np.zeros(self.num_envs, dtype=bool)
+        return observations, success.astype(np.float64), terminated, truncated, info
 
     def _observations(self) -> NDArray[np.float64]:
         out = np.empty((self.num_envs, 4))

@@ -1,15 +1,15 @@
-"""The controller that made D4RL's maze2d data: walk a shortest path cell by cell with a PD law. It knows the map.
+"""The controller that collected D4RL's maze2d data: a PD controller that follows a shortest path cell by cell. It knows the map.
 
-A path of cells becomes a path of waypoints: every cell but the goal's is moved by -U(0, 0.2) m on both axes (towards the true centre of the
-cell). The action is `10 (waypoint - position) - velocity`, clipped to +-1; a waypoint is passed when nearer than 0.1 m. At the goal cell the
-controller holds its nominal centre, so a rollout that never changes the goal is the *oracle*: what an agent gets that knows the maze.
-
-The same class with `noise` collects data (`datasets/mazes/generate.py`); without, it is the yardstick of `planning/oracle_ratio`.
+Every cell of the path except the goal's becomes a waypoint, moved by -U(0, 0.2) m on both axes, towards the cell's true centre. The action is
+`10 (waypoint - position) - velocity`, clipped to ±1; the next waypoint follows when the agent is within 0.1 m. At the goal the controller holds
+the nominal centre of the cell. With a fixed goal it is the *oracle*: the return of an agent that knows the maze, which `planning/oracle_ratio`
+divides by. With noise on its actions it collects data (`datasets/mazes/generate.py`).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +21,17 @@ from diffusion_forcing.environments.mazes.vector import VectorMaze2d
 P_GAIN = 10.0
 D_GAIN = -1.0
 SOLVE_DISTANCE = 0.1
-"""m: a waypoint, or the goal, is reached when nearer than this."""
+"""m: a waypoint or the goal is reached within this distance."""
 SOLVE_STEP = 0.1
-"""m: and when the last step was shorter than this. No real step is longer than 0.053, so it only delays the first step after a new goal."""
+"""m: and only if the last step was shorter than this. No real step exceeds 0.053 m, so this only delays the first step after a new goal."""
 JITTER = 0.2
-"""m: waypoints lie up to this far below the integer cell index."""
+"""m: waypoints lie up to this far below the cell's integer index."""
 _JITTER_STREAM = 2
 """Third number of an oracle episode's seed, after (seed, episode); 0 and 1 draw its start and goal."""
 
 
 class WaypointController:
-    """Walks one agent to changing goals. `rng` draws the jitter of the waypoints, as in D4RL once per new goal."""
+    """Moves one agent to changing goals. `rng` draws the jitter of the waypoints once for each new goal, as in D4RL."""
 
     def __init__(self, maze: Maze, *, rng: np.random.Generator) -> None:
         self.maze = maze
@@ -42,10 +42,10 @@ class WaypointController:
         self._last: tuple[float, float] = (0.0, 0.0)
 
     def act(self, x: float, y: float, vx: float, vy: float, goal: tuple[float, float]) -> tuple[float, float, bool]:
-        """Action (ax, ay) in [-1, 1] for an agent at (x, y) m with velocity (vx, vy) m/s, and whether it stands on the goal's cell centre.
+        """Action (ax, ay) in [-1, 1] at (x, y) m with velocity (vx, vy) m/s, and whether the goal's cell centre is reached.
 
-        `goal` (x, y) in metres is rounded to its cell, as D4RL does; a path is only planned when that cell changes. Plain floats, no arrays:
-        one call takes about a microsecond.
+        `goal` (x, y) in metres is rounded to its cell, as in D4RL; a new path is planned only when that cell changes. Plain floats instead of
+        arrays: a call takes about a microsecond.
         """
         cell = (round(goal[0]), round(goal[1]))
         if cell != self._target:
@@ -54,26 +54,27 @@ class WaypointController:
         target = waypoints[-1]
         slow = math.hypot(self._last[0] - x, self._last[1] - y) < SOLVE_STEP
         solved = slow and math.hypot(target[0] - x, target[1] - y) < SOLVE_DISTANCE
+        # PD control towards the current waypoint.
         aim = target if solved else waypoints[self._index]
         dx, dy = aim[0] - x, aim[1] - y
         ax = min(1.0, max(-1.0, P_GAIN * dx + D_GAIN * vx))
         ay = min(1.0, max(-1.0, P_GAIN * dy + D_GAIN * vy))
+        # Next waypoint.
         if slow and not solved and self._index < len(waypoints) - 1 and math.hypot(dx, dy) < SOLVE_DISTANCE:
             self._index += 1
         self._last = (x, y)
         return ax, ay, solved
 
-    def state(self) -> dict[str, object]:
-        """JSON-able state (without the generator) from which `set_state` continues exactly."""
+    def state(self) -> dict[str, Any]:
+        """State as JSON values, without the random generator; `set_state` continues from it exactly."""
         return {"target": self._target, "waypoints": self._waypoints, "index": self._index, "last": self._last}
 
-    def set_state(self, state: dict[str, object]) -> None:
-        """Continue from an earlier `state`, also after a trip through JSON."""
-        target, waypoints, index, last = (state[key] for key in ("target", "waypoints", "index", "last"))
-        assert isinstance(waypoints, list) and isinstance(index, int) and isinstance(last, list | tuple)
-        self._target = (int(target[0]), int(target[1])) if isinstance(target, list | tuple) else None
-        self._waypoints = [(float(x), float(y)) for x, y in waypoints]
-        self._index = index
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from an earlier `state`, also one that went through JSON."""
+        target, last = state["target"], state["last"]
+        self._target = None if target is None else (int(target[0]), int(target[1]))
+        self._waypoints = [(float(x), float(y)) for x, y in state["waypoints"]]
+        self._index = int(state["index"])
         self._last = (float(last[0]), float(last[1]))
 
     def _new_target(self, position: tuple[float, float], target: Cell) -> None:
@@ -83,8 +84,8 @@ class WaypointController:
         cells = self.maze.shortest_path(start, target)[1:] or [target]
         waypoints = []
         for i, j in cells[:-1]:
-            ux, uy = self.rng.random(2)
-            waypoints.append((i - float(ux) * JITTER, j - float(uy) * JITTER))
+            ux, uy = self.rng.random(2).tolist()
+            waypoints.append((i - ux * JITTER, j - uy * JITTER))
         waypoints.append((float(target[0]), float(target[1])))
         self._target, self._waypoints, self._index = target, waypoints, 0
         self._last = (float(start[0]), float(start[1]))
@@ -99,9 +100,9 @@ def oracle_rewards(
     first_episode: int = 0,
     max_steps: int | None = None,
 ) -> NDArray[np.float64]:
-    """(episodes, max_steps) rewards of the oracle on episodes first_episode.. of `seed`: the same starts and goals as `VectorMaze2d`'s.
+    """(episodes, max_steps) rewards of the oracle on episodes first_episode … of `seed`, with the starts and goals of `VectorMaze2d`.
 
-    `rewards.sum(1)` is D4RL's return of each episode; `(rewards > 0).argmax(1)` its first step at the goal, where one is reached.
+    `rewards.sum(1)` is D4RL's return of each episode; `(rewards > 0).argmax(1)` the first step at the goal, if it is reached.
     """
     env = VectorMaze2d(maze, episodes, goal=goal, max_steps=max_steps)
     observations, _ = env.reset(seed=seed, options={"first_episode": first_episode})
