@@ -1,15 +1,15 @@
-"""Our checkpoint: a folder of tensors (safetensors) and facts (json), written whole or not at all, read without running
-anything.
+"""Our checkpoint: a folder, written whole or not at all, and read without running anything that is in it.
 
     step-00010000/
-        checkpoint.json       format and version, step, what it is for (the algorithm's facts), libraries, size and
-        sha256 of each file model.safetensors     the network one samples with (averaged weights where the run keeps an
-        average) training.safetensors  for resuming: raw weights, average, optimiser, random states … training.json
-        … and the tree that names them (see codec)
+    ├── checkpoint.json      format and version, step, metadata (what the weights are for), library versions,
+    │                        size and sha256 of the files below
+    ├── model.safetensors    weights to sample with: averaged ones where the run keeps an average
+    ├── training.pt          what resuming needs: raw weights, average, optimiser, data position, random states
+    └── README.md            a shipped checkpoint's card
 
-A shipped checkpoint is the same folder with the first two files and a card, README.md. Everything is written into a
-hidden sibling folder, flushed to the disk and renamed; a kill leaves the old checkpoint or the new one. Reading checks
-sizes and sha256 first.
+A shipped checkpoint has no training.pt. The folder is written under a hidden name beside its place, flushed to the disk
+and renamed; a kill leaves the old checkpoint or the new one. Reading compares sizes and sha256 first. training.pt is
+read with `torch.load(weights_only=True)`: tensors, plain Python values and numpy arrays, nothing else.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import pickle
+import re
+import struct
 from collections.abc import Iterator, Mapping
-from datetime import datetime
-from importlib import metadata
+from datetime import datetime, timedelta
+from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_forcing import __version__
-from diffusion_forcing.checkpoints.codec import decode, encode
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import replacing
@@ -37,18 +40,21 @@ from diffusion_forcing.released import importer as released
 
 FORMAT = "diffusion-forcing checkpoint"
 VERSION = 1
-FACTS, MODEL, TRAINING, TREE = "checkpoint.json", "model.safetensors", "training.safetensors", "training.json"
-CARD = "README.md"
-_DAMAGES = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RuntimeError,  # torch's, of what no device or size can be; RecursionError is one
-)
+FACTS, MODEL, TRAINING, CARD = "checkpoint.json", "model.safetensors", "training.pt", "README.md"
+_FORMER_TRAINING = "training.safetensors"
 _LIBRARIES = ("torch", "lightning", "numpy", "safetensors")
+_DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RuntimeError),
+    *(struct.error, pickle.UnpicklingError, SafetensorError),
+)
+"""What readers raise for damaged files; RecursionError is a RuntimeError."""
+_NUMPY: Any = getattr(np, "_core", None) or np.core  # NumPy 2 and 1
+_PLAIN: list[Any] = [
+    *(np.ndarray, np.dtype, _NUMPY.multiarray._reconstruct, _NUMPY.multiarray.scalar),
+    *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"},
+    *(timedelta, type(Path())),
+]
+"""Besides what PyTorch allows: kinds of plain values that schedulers and callbacks keep."""
 
 
 def save(
@@ -60,43 +66,49 @@ def save(
     step: int | None = None,
     card: str | None = None,
 ) -> Path:
-    """Write a checkpoint folder at `path`, replacing one that is there; UserError, the old one untouched, if the disk
-    refuses.
+    """Write a checkpoint folder at `path`, replacing an existing one.
 
-    `lightning_checkpoint`: all that resuming needs, or None for a checkpoint to sample with. `facts`: JSON-able, the
-    algorithm's `describe()`. `model`: the network's tensors. `step`: optimiser steps; read from the Lightning
-    checkpoint by default. `card`: text of a README.md beside them.
+    `lightning_checkpoint`: all that resuming needs, or None for weights only. `facts`: JSON-able, the algorithm's
+    `describe()`. `model`: the network's tensors. `step`: optimiser steps; read from the Lightning checkpoint by
+    default. `card`: text of a README.md beside them. UserError, the old checkpoint untouched, if the disk refuses;
+    TypeError if `lightning_checkpoint` holds objects that could not be read back.
     """
     path = Path(path)
     if step is None:
         step = int((lightning_checkpoint or {}).get("global_step", 0))
-    own = {key: value.detach().cpu().contiguous().clone() for key, value in model.items()}  # none shares memory
-    with _written_whole(path) as folder:
-        save_file(own, folder / MODEL)
-        if lightning_checkpoint is not None:
-            tree, state = encode(dict(lightning_checkpoint))
-            save_file(state, folder / TRAINING)
-            (folder / TREE).write_text(json.dumps(tree), "utf-8")
-        header = {
-            "format": FORMAT,
-            "version": VERSION,
-            "step": step,
-            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "facts": dict(facts),
-            "libraries": _libraries(),
-            "files": {file.name: _fingerprint(file) for file in sorted(folder.iterdir()) if file.name != CARD},
-        }
-        if card is not None:
-            (folder / CARD).write_text(card, "utf-8")
-        (folder / FACTS).write_text(json.dumps(header, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    # safetensors refuses tensors that share memory
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, durable=True) as folder:
+            folder.mkdir()
+            save_file(weights, folder / MODEL)
+            if lightning_checkpoint is not None:
+                _write_training(dict(lightning_checkpoint), folder / TRAINING)
+            header = {
+                "format": FORMAT,
+                "version": VERSION,
+                "step": step,
+                "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+                "facts": dict(facts),
+                "libraries": _libraries(),
+                "files": {file.name: fingerprint(file) for file in sorted(folder.iterdir())},
+            }
+            if card is not None:
+                (folder / CARD).write_text(card, "utf-8")
+            (folder / FACTS).write_text(json.dumps(header, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot save the checkpoint {path}: {getattr(error, 'strerror', None) or error}; older checkpoints are "
+            "untouched, make room or pass outputs=<another folder>"
+        ) from error
     return path
 
 
 def load(path: Path, *, training: bool = False) -> LoadedCheckpoint:
     """Read a checkpoint: one of our folders, or a released `.ckpt` file. With `training`, also what resuming needs.
 
-    UserError, one line, for anything else: missing, truncated, changed, of another format or version, of a task that is
-    not ours.
+    UserError, one line, for anything else: missing, truncated, changed, of another format or version, of another task.
     """
     path = Path(path)
     if path.is_file():
@@ -106,18 +118,13 @@ def load(path: Path, *, training: bool = False) -> LoadedCheckpoint:
             )
         return released.load(path)
     header = read_header(path)
-    weights = _tensors(path, header, MODEL)
-    state = None
-    if training:
-        if TRAINING not in header["files"] or TREE not in header["files"]:
-            raise UserError(f"cannot resume from {path}: it keeps weights only; load={path} starts a new run from them")
-        tensors = _tensors(path, header, TRAINING)
-        _check(path, header, TREE)
-        with _told_as_damaged(path / TREE):
-            state = decode(json.loads((path / TREE).read_text("utf-8")), tensors)
+    with _checked(path, header, MODEL) as file:
+        weights = load_file(file)
+    state = _load_training(path, header) if training else None
     facts = dict(header["facts"])
-    with _told_as_damaged(path / FACTS):
-        statistics = {name: torch.tensor(values, dtype=torch.float32) for name, values in _statistics(facts).items()}
+    numbers = facts.get("statistics") or {key: facts[key] for key in ("data_mean", "data_std") if key in facts}
+    with _damage_reported(path / FACTS):
+        statistics = {name: torch.tensor(values, dtype=torch.float32) for name, values in dict(numbers).items()}
     return LoadedCheckpoint(
         path=path,
         kind="native",
@@ -133,16 +140,17 @@ def verify(path: Path) -> None:
     """UserError, one line, unless `path` is a checkpoint folder of ours with every file as it was written."""
     header = read_header(path)
     for name in header["files"]:
-        _check(Path(path), header, name)
+        with _checked(Path(path), header, name):
+            pass
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is a folder with our facts file in it."""
+    """Whether `path` is a checkpoint folder of ours."""
     return (Path(path) / FACTS).is_file()
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """checkpoint.json of the checkpoint folder `path`; UserError if it is not ours or a later version's."""
+    """checkpoint.json of the checkpoint folder `path`; UserError if it is not ours or of another format version."""
     file = Path(path) / FACTS
     try:
         header = json.loads(file.read_text("utf-8"))
@@ -151,81 +159,26 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint: it has no {FACTS}; pass a checkpoint folder or a .ckpt file"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as a checkpoint's facts ({error}); take another checkpoint") from None
+        raise UserError(f"{file} cannot be read ({error}); take another checkpoint") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise UserError(f'{file} was not written by this project (no "format": "{FORMAT}"); take another checkpoint')
     if header.get("version") != VERSION:
         raise UserError(
             f"{path} has checkpoint format version {header.get('version')!r}, this program reads {VERSION}; "
-            "use the version of diffusion-forcing that wrote it "
-            f"({_writer(header)})"
+            f"use the version of diffusion-forcing that wrote it ({_writer(header)})"
         )
     files, facts, step = header.get("files"), header.get("facts"), header.get("step")
-    whole = isinstance(files, dict) and MODEL in files and isinstance(facts, dict)
-    if not whole or not isinstance(step, int) or not 0 <= step < 2**63:
+    complete = isinstance(files, dict) and MODEL in files and isinstance(facts, dict)
+    if not complete or not isinstance(step, int) or not 0 <= step < 2**63:
         raise UserError(f"{file} is incomplete (needs step, facts and files with {MODEL}); take another checkpoint")
     for key in ("task", "line"):
         if not isinstance(facts.get(key, ""), str):  # type: ignore[union-attr]
-            raise UserError(f"{file} is damaged (facts.{key} is no word); take another checkpoint")
+            raise UserError(f"{file} is damaged (facts.{key} is not a string); take another checkpoint")
     return header
 
 
-def _writer(header: Mapping[str, Any]) -> str:
-    libraries = header.get("libraries")
-    return str(libraries.get("diffusion-forcing", "unknown")) if isinstance(libraries, dict) else "unknown"
-
-
-def _statistics(facts: Mapping[str, Any]) -> dict[str, Any]:
-    found = facts.get("statistics") or {key: facts[key] for key in ("data_mean", "data_std") if key in facts}
-    return dict(found)
-
-
-def _tensors(path: Path, header: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    _check(path, header, name)
-    with _told_as_damaged(path / name):
-        return load_file(path / name)
-
-
-def _check(path: Path, header: Mapping[str, Any], name: str) -> None:
-    """The file is the one that was written: its size first, then its sha256."""
-    with _told_as_damaged(path / name):
-        expected = header["files"][name]
-        found = {"bytes": (path / name).stat().st_size}
-        if found["bytes"] != expected["bytes"]:
-            raise ValueError(f"{found['bytes']} bytes, {expected['bytes']} were written")
-        if _fingerprint(path / name)["sha256"] != expected["sha256"]:
-            raise ValueError("its sha256 is not the one that was written")
-
-
-@contextlib.contextmanager
-def _told_as_damaged(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(
-            f"checkpoint {file.parent} is incomplete: {file.name} is missing; copy the whole folder"
-        ) from None
-    except (*_DAMAGES, SafetensorError) as error:
-        raise UserError(f"{file} is damaged ({error}); copy it again or take another checkpoint") from None
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A new hidden folder beside `path`, renamed to `path` when the block ends well and removed when it does not."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, durable=True) as temporary:
-            temporary.mkdir()
-            yield temporary
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"cannot save the checkpoint {path}: {reason}; older checkpoints are untouched, "
-            "make room or pass outputs=<a folder you may write to>"
-        ) from error
-
-
-def _fingerprint(file: Path) -> dict[str, Any]:
+def fingerprint(file: Path) -> dict[str, Any]:
+    """Size in bytes and sha256 of `file`."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -233,9 +186,79 @@ def _fingerprint(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
 
 
+def _write_training(state: dict[str, Any], file: Path) -> None:
+    """`state` as `file`. Nothing is kept that `_read_training` would refuse: that shows now, not when resuming."""
+    try:
+        with file.open("wb") as stream:
+            torch.save(state, stream)
+        _read_training(file, mmap=True)  # reads no tensor
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        raise TypeError(
+            f"a callback, scheduler or module keeps more than tensors and plain values in its state_dict(): {error}"
+        ) from error
+    except RuntimeError as error:
+        # PyTorch hides the disk's error behind one of its own.
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+def _read_training(file: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """What `_write_training` wrote, its tensors on the CPU. UnpicklingError for any other kind of object."""
+    try:
+        with torch.serialization.safe_globals(_PLAIN):
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        kind = re.search(r"GLOBAL (\S+)", str(error))  # the rest is advice to load it anyway
+        raise pickle.UnpicklingError(f"it holds a {kind[1]}" if kind else "it is no PyTorch file") from None
+    return state
+
+
+def _load_training(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    if _FORMER_TRAINING in header["files"]:
+        raise UserError(
+            f"cannot resume from {path}: diffusion-forcing {_writer(header)} kept its training state in another format; "
+            f"resume with that version, or load={path} starts a new run from its weights"
+        )
+    if TRAINING not in header["files"]:
+        raise UserError(f"cannot resume from {path}: it keeps weights only; load={path} starts a new run from them")
+    with _checked(path, header, TRAINING) as file:
+        return _read_training(file)
+
+
+def _writer(header: Mapping[str, Any]) -> str:
+    libraries = header.get("libraries")
+    return str(libraries.get("diffusion-forcing", "unknown")) if isinstance(libraries, dict) else "unknown"
+
+
+@contextlib.contextmanager
+def _checked(path: Path, header: Mapping[str, Any], name: str) -> Iterator[Path]:
+    """The file `name` of a checkpoint, to be read inside the block, once its size and then its sha256 are right."""
+    file = path / name
+    with _damage_reported(file):
+        expected, size = header["files"][name], file.stat().st_size
+        if size != expected["bytes"]:
+            raise ValueError(f"{size} bytes, {expected['bytes']} were written")
+        if fingerprint(file)["sha256"] != expected["sha256"]:
+            raise ValueError("its sha256 is not the one that was written")
+        yield file
+
+
+@contextlib.contextmanager
+def _damage_reported(file: Path) -> Iterator[None]:
+    """Errors of whatever reads `file` become one UserError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(
+            f"checkpoint {file.parent} is incomplete: {file.name} is missing; copy the whole folder"
+        ) from None
+    except _DAMAGE as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{file} is damaged ({reason}); copy it again or take another checkpoint") from None
+
+
 def _libraries() -> dict[str, str]:
     found = {"diffusion-forcing": __version__}
     for name in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+        with contextlib.suppress(installed.PackageNotFoundError):
+            found[name] = installed.version(name)
     return found

@@ -67,7 +67,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
             for key, kind in _NEEDED.items():
                 if not isinstance(state, dict) or not isinstance(state.get(key), kind):
                     raise UserError(
-                        f"cannot resume from {path}: its {native.TREE} has no {key}; take another checkpoint"
+                        f"cannot resume from {path}: its {native.TRAINING} has no {key}; take another checkpoint"
                     )
             assert state is not None
             self._preloaded = {path: state}

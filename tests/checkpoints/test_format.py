@@ -147,10 +147,12 @@ def test_a_kill_before_the_first_checkpoint_is_whole_leaves_none(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_full_is_one_line_and_leaves_the_old_checkpoint(saved: Path) -> None:
+@pytest.mark.parametrize("in_training_state", [False, True])
+def test_a_disk_that_is_full_is_one_line_and_leaves_the_old_checkpoint(saved: Path, in_training_state: bool) -> None:
     def with_little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        save(saved, None, facts={}, model={"w": torch.ones(10000)}, step=41)
+        large = {"w": torch.ones(10000)}
+        save(saved, large if in_training_state else None, facts={}, model={} if in_training_state else large, step=41)
 
     _, message = in_a_child(with_little_room)
     assert message.startswith(f"cannot save the checkpoint {saved}: ")
@@ -183,23 +185,24 @@ def test_weights_of_the_right_size_and_the_wrong_content_are_named(saved: Path) 
 
 def test_garbage_whose_sha256_was_recorded_is_named_too(saved: Path) -> None:
     (saved / native.MODEL).write_bytes(b"x" * 100)
-    edit(saved, files={native.MODEL: native._fingerprint(saved / native.MODEL)})
+    edit(saved, files={native.MODEL: native.fingerprint(saved / native.MODEL)})
     assert "model.safetensors is damaged" in message_of(saved)
 
 
 def test_verify_reads_every_file_though_nothing_is_loaded(saved: Path) -> None:
     native.verify(saved)
-    tree = saved / native.TREE
-    tree.write_bytes(tree.read_bytes()[:-1] + b" ")  # of the same size
-    with pytest.raises(UserError, match=r"training\.json is damaged \(its sha256"):
+    state = saved / native.TRAINING
+    state.write_bytes(state.read_bytes()[:-1] + b"x")  # of the same size
+    with pytest.raises(UserError, match=r"training\.pt is damaged \(its sha256"):
         native.verify(saved)
 
 
-def test_a_damaged_training_tree_is_named(saved: Path) -> None:
-    (saved / native.TREE).write_text('{"a": {"$": "tensor", "v": "nowhere"}}')
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02junk", b"x" * 1000])
+def test_a_damaged_training_state_whose_sha256_was_recorded_is_named(saved: Path, content: bytes) -> None:
+    (saved / native.TRAINING).write_bytes(content)
     header = json.loads((saved / native.FACTS).read_text())
-    edit(saved, files=header["files"] | {native.TREE: native._fingerprint(saved / native.TREE)})
-    assert "training.json is damaged" in message_of(saved, training=True)
+    edit(saved, files=header["files"] | {native.TRAINING: native.fingerprint(saved / native.TRAINING)})
+    assert "training.pt is damaged" in message_of(saved, training=True)
 
 
 @pytest.mark.parametrize(

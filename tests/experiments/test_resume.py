@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_refused_before_the_log_is_cut(tmp_path: Path) -
     losses_in_one_go(tmp_path, save_top_k=-1)
     lines = toy.ToyRun(tmp_path).lines()
     damaged = tmp_path / "checkpoints" / "step-00000004"
-    (damaged / "training.safetensors").write_bytes(b"")
+    (damaged / "training.pt").write_bytes(b"")
     with pytest.raises(UserError, match="is damaged"):
         toy.experiment(tmp_path, resume=damaged).run_task("training")
     assert toy.ToyRun(tmp_path).lines() == lines

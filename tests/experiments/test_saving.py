@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import latest, load
 from diffusion_forcing.errors import UserError
 from tests.experiments import toy
@@ -171,14 +170,14 @@ def test_failing_training_is_saved_at_its_last_step_where_that_is_asked_for(tmp_
 def test_a_disk_that_fills_up_stops_training_in_one_line_and_the_older_checkpoints_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_file = native.save_file
+    torch_save = torch.save
 
-    def full(tensors: Any, path: Path) -> None:
-        if "step-00000008" in str(path) and path.name == native.TRAINING:
+    def full(state: Any, file: Any) -> None:
+        if state["global_step"] == 8:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save_file(tensors, path)
+        torch_save(state, file)
 
-    monkeypatch.setattr(native, "save_file", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match=r"cannot save the checkpoint .*step-00000008: No space left on device; older"):
         trained(tmp_path)
     assert kept(tmp_path) == ["step-00000004"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -304,7 +306,7 @@ def _with_model(whole: Path, content: bytes) -> Make:
         _copy(whole, bad)
         (bad / native.MODEL).write_bytes(content)
         header = json.loads((bad / native.FACTS).read_text())
-        header["files"][native.MODEL] = native._fingerprint(bad / native.MODEL)
+        header["files"][native.MODEL] = native.fingerprint(bad / native.MODEL)
         (bad / native.FACTS).write_text(json.dumps(header))
         return _load("bad")
 
@@ -353,16 +355,14 @@ def run_cases(run: Path) -> Iterator[tuple[str, Make]]:
         "config.yaml has choices that are a word": {"config.yaml": b"seed: 1\nchoices: word\n"},
         "config.yaml is not utf-8": {"config.yaml": b"name: caf\xe9\n"},
         "config.yaml has unknown keys": {"config.yaml": b"sed: 1\nchoices: {}\n"},
-        "training.json is cut short": {f"{step}/training.json": b'{"$": "di'},
-        "training.json is of unknown kinds": {f"{step}/training.json": b'{"$": "evil", "v": 1}'},
-        "training.safetensors is empty": {f"{step}/training.safetensors": b""},
-        "training.safetensors is missing": {f"{step}/training.safetensors": None},
+        "training.pt is empty": {f"{step}/training.pt": b""},
+        "training.pt is missing": {f"{step}/training.pt": None},
         "checkpoint.json is junk": {f"{step}/checkpoint.json": b"\xff\x00"},
     }
     for name, files in texts.items():
         yield f"resume: {name}", _with_files(run, files)
-    for name, tree in TREES.items():
-        yield f"resume: training.json {name}", _with_tree(run, step, tree)
+    for name, content in STATES.items():
+        yield f"resume: training.pt {name}", _with_state(run, step, content)
     yield "resume: no checkpoint", _with_files(run, {f"{step}/checkpoint.json": None})
     yield "resume: nothing of that name", lambda here: ["resume=nowhere"]
     yield "resume: a path that goes up", lambda here: ["resume=../../../etc"]
@@ -371,31 +371,44 @@ def run_cases(run: Path) -> Iterator[tuple[str, Make]]:
     yield "resume: a null byte", lambda here: ["resume=a\x00b"]
 
 
-TREES: dict[str, Any] = {
-    "is a list": [],
-    "is a number": 3,
-    "has no state": {"global_step": 2},
-    "names a tensor that is not there": {"state_dict": {"$": "tensor", "v": "nowhere"}},
-    "has an array of lies": {"state_dict": {"$": "ndarray", "v": {"dtype": "O", "shape": [9], "bytes": "a"}}},
-    "has a dtype that is a module": {"state_dict": {"$": "dtype", "v": "os"}},
-    "has a device that is none": {"state_dict": {"$": "device", "v": "moon"}},
-    "has keys that cannot be": {"$": "dict", "v": [[[], 1]]},
-    "has pairs that are none": {"$": "dict", "v": [1, 2]},
-    "has a duration beyond all": {"$": "timedelta", "v": [10**30, 0, 0]},
-    "has bytes that are none": {"$": "bytes", "v": 3},
-    "has a size of words": {"$": "size", "v": ["a"]},
-    "has a state of another kind": {"state_dict": [], "global_step": 2, "loops": {}, "optimizer_states": []},
+def _saved(state: Any, protocol: int = 2) -> bytes:
+    """`state` as torch.save writes it."""
+    content = io.BytesIO()
+    torch.save(state, content, pickle_protocol=protocol)
+    return content.getvalue()
+
+
+class Lying:
+    """Read back, a tensor of 2⁴⁰ numbers in a storage of one."""
+
+    def __reduce__(self) -> Any:
+        storage = torch.zeros(1)._typed_storage()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, (2**40,), (1,), False, OrderedDict())
+
+
+STATES: dict[str, bytes] = {
+    "is cut short": _saved({"global_step": 2})[:200],
+    "is a pickle that runs something": pickle.dumps(Evil()),
+    "has a pickle that runs something": _saved({"state_dict": Evil()}),
+    "has a function": _saved({"state_dict": len}),
+    "has objects in an array": _saved({"state_dict": np.array([Evil()])}, 5),
+    "has a tensor larger than its file": _saved({"state_dict": Lying()}),
+    "is a list": _saved([]),
+    "is a number": _saved(3),
+    "has no state": _saved({"global_step": 2}),
+    "has a state of another kind": _saved({"state_dict": [], "global_step": 2, "loops": {}, "optimizer_states": []}),
+    "is deep": pickle.PROTO + b"\x02" + pickle.EMPTY_LIST * DEEP + pickle.APPEND * (DEEP - 1) + pickle.STOP,
 }
 
 
-def _with_tree(run: Path, step: str, tree: Any) -> Make:
-    """With `tree` as training.json, and a header that says that this is right."""
+def _with_state(run: Path, step: str, content: bytes) -> Make:
+    """With `content` as training.pt, and a header that says that this is right."""
 
     def make(here: Path) -> list[str]:
-        words = _with_files(run, {f"{step}/training.json": json.dumps(tree).encode()})(here)
+        words = _with_files(run, {f"{step}/training.pt": content})(here)
         folder = next(here.glob(f"outputs/*/*/{step}"))
         header = json.loads((folder / native.FACTS).read_text())
-        header["files"][native.TREE] = native._fingerprint(folder / native.TREE)
+        header["files"][native.TRAINING] = native.fingerprint(folder / native.TRAINING)
         (folder / native.FACTS).write_text(json.dumps(header))
         return words
 

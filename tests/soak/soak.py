@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from diffusion_forcing.checkpoints import format as native  # noqa: E402
+from tests.checkpoints.same import same  # noqa: E402
 from tests.datasets.video_makers import film, write_npz  # noqa: E402
 from tests.soak.disks import small_disk  # noqa: E402
 from tests.soak.processes import Command, Fork, ended  # noqa: E402
@@ -256,17 +258,27 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 def differences(run: Path, reference: Path) -> list[str]:
-    """In what the ends of two runs differ: bytes of weights, optimiser and random state; losses."""
+    """In what the ends of two runs differ: weights, optimiser and random state, bit for bit; losses."""
     found = []
     ours, theirs = ((folder / "checkpoints" / "latest").resolve() for folder in (run, reference))
     if ours.name != theirs.name:
         found.append(f"{ours.name} is not {theirs.name}")
-    for name in ("model.safetensors", "training.safetensors"):
-        if (ours / name).read_bytes() != (theirs / name).read_bytes():
-            found.append(f"{name} differs")
+    if (ours / native.MODEL).read_bytes() != (theirs / native.MODEL).read_bytes():
+        found.append(f"{native.MODEL} differs")
+    states = [native.load(folder, training=True).training for folder in (ours, theirs)]
+    if not same(*(without_history(state) for state in states)):
+        found.append(f"{native.TRAINING} differs")
     if losses(run) != losses(reference):
         found.append("losses differ")
     return found
+
+
+def without_history(state: Any) -> dict[str, Any]:
+    """`state` without what a kill may change: seconds of training, and names of checkpoints written on the way."""
+    callbacks = {name: dict(kept) for name, kept in state["callbacks"].items()}
+    for key in ("seconds", "written"):
+        callbacks["Checkpoints"].pop(key)
+    return {**state, "callbacks": callbacks}
 
 
 def soak(folder: Path, *, kills: int, seed: int, steps: int, fork: bool, mount: bool = True) -> dict[str, Any]:

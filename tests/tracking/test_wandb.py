@@ -86,7 +86,7 @@ def test_a_run_is_on_wandb_with_config_curves_pictures_results_and_its_newest_ch
     assert (newest["aliases"], json.loads(newest["metadata"])["step"]) == (["latest"], 20)
     assert newest["ttl"] < 0  # none
     assert (older["aliases"], older["ttl"]) == ([], 5 * 24 * 3600)
-    assert set(newest["files"]) >= {"checkpoint.json", "model.safetensors", "training.safetensors", "run/config.yaml"}
+    assert set(newest["files"]) >= {"checkpoint.json", "model.safetensors", "training.pt", "run/config.yaml"}
     assert server.unknown == []
     assert capfd.readouterr().err.startswith(f"W&B: {server.url}/somebody/diffusion-forcing/runs/{run.id}\n")
     assert not (run.folder / "wandb" / "staged").exists()
@@ -209,7 +209,7 @@ def test_an_offline_run_is_wandbs_own_and_wandb_sync_takes_it_up(
     subprocess.run([sys.executable, "-m", "wandb", "sync", str(offline)], check=True, capture_output=True, cwd=tmp_path)
     assert curve(server, run) == expected(0, 10)
     (version,) = server.versions(f"model-{run.id}")
-    assert version["in"] == ("somebody", "mazes") and "training.safetensors" in version["files"]
+    assert version["in"] == ("somebody", "mazes") and "training.pt" in version["files"]
 
 
 def read_back(offline: Path) -> dict[str, Any]:
