@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -74,7 +75,7 @@ class Bar:
 
     def update(self, completed: int | None = None, *, description: str | None = None, note: str | None = None) -> None:
         """Set the units that are done, the description, or a note that is shown behind them ("loss 0.123")."""
-        fields = {} if note is None else {"note": note}
+        fields: dict[str, Any] = {} if note is None else {"note": note}
         self._progress.update(self._task.id, completed=completed, description=description, **fields)
         is_last = self._task.total is not None and self._task.completed >= self._task.total
         if self._prints_lines and completed is not None and (is_last or time.monotonic() >= self._next_line):
