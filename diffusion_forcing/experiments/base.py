@@ -191,12 +191,12 @@ class BaseExperiment:
             return []
         from diffusion_forcing.experiments.debug import FiniteLayers, Histograms
 
-        every, split = self.options.training.log_every_n_steps, self.options.training.strategy == "fsdp"
-        if split:
-            self._say(
-                "debug=True: no histograms with experiment.training.strategy=fsdp, where no process has whole weights; ddp has them"
-            )
-        return [FiniteLayers()] + ([] if self.rehearsing or split else [Histograms(self.run, every_n_steps=every)])
+        if self.rehearsing:
+            return [FiniteLayers()]
+        if self.options.training.strategy == "fsdp":
+            self._say("debug=True: no histograms with experiment.training.strategy=fsdp, which splits weights; use ddp")
+            return [FiniteLayers()]
+        return [FiniteLayers(), Histograms(self.run.folder)]
 
     def _prepare(self, *, weights: bool = True, data: bool = True) -> None:
         """Make sure the data is there, and put the weights of `load` or `resume` into the algorithm; each once."""

@@ -1,4 +1,4 @@
-"""debug=True: every task on one batch first, without a trace; layers that give nan named; histograms; shapes."""
+"""debug=True: every task on one batch first, without a trace; layers that give nan are named; histograms; shapes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from diffusion_forcing.checkpoints import load
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import debug as histograms
-from diffusion_forcing.experiments import debug as shapes
-from diffusion_forcing.experiments.debug import FiniteLayers, Head, first_batches
+from diffusion_forcing.experiments.debug import (
+    FirstSamples,
+    check_finite,
+    described,
+    first_batches,
+    print_shapes,
+    sizes,
+)
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.new_project import write_project
-from diffusion_forcing.visualization.curves import draw_histograms
 from tests.checkpoints.same import same
 from tests.experiments import toy
 
@@ -106,16 +110,13 @@ def test_the_numbers_with_debug_are_those_without_and_the_rehearsal_leaves_no_tr
     assert said.count("trained to step") == 1, "the rehearsal says nothing of its own"
 
 
-def test_histograms_of_weights_and_gradients_are_in_the_runs_folder_and_on_its_page(project: Path) -> None:
+def test_histograms_of_weights_and_gradients_are_in_the_runs_folder(project: Path) -> None:
     folder = run(project, "debug=True", "experiment.tasks=[training]")
     with np.load(folder / "debug" / "histograms.npz") as kept:
-        assert kept["steps"].tolist() == [1, 2, 3, 4, 5, 6]
-        names, sizes = kept["names"].tolist(), kept["parameters"].sum(axis=-1)
-        assert kept["gradients"].shape == kept["parameters"].shape == (6, len(names), len(kept["edges"]) + 1)
-        assert "forcing.network.out.weight" in names
-        assert (sizes == sizes[0]).all() and sizes[0][names.index("forcing.network.out.weight")] == 32 * 8
-    page = (folder / "index.html").read_text()
-    assert "gradients at step 6" in page and "parameters at step 6" in page
+        assert kept["steps"].tolist() == [1, 2, 4]
+        names, counts = kept["names"].tolist(), kept["weights"]
+        assert kept["gradients"].shape == counts.shape == (3, len(names), len(kept["edges"]) - 1)
+        assert counts[0, names.index("forcing.network.out.weight")].sum() == 32 * 8
 
 
 def test_a_task_that_cannot_work_is_found_before_anything_is_trained(
@@ -148,13 +149,13 @@ def test_the_first_samples_of_a_dataset_are_a_dataset_with_its_other_attributes(
     small = first_batches(toy.ToyData(22), toy.options(batch_size=4))
     head = small.training()
     assert isinstance(small, toy.ToyData)
-    assert isinstance(head, Head)
+    assert isinstance(head, FirstSamples)
     assert (len(head), len(small.validation())) == (4, 3)
     assert head.data.shape == (22, 4)
     assert not hasattr(small, "test")
     whole = toy.Samples(6, whole_batches=True)
-    assert torch.is_tensor(Head(whole, 2).__getitems__([0, 1]))
-    assert len(Head(whole, 100)) == 6
+    assert torch.is_tensor(FirstSamples(whole, 2).__getitems__([0, 1]))
+    assert len(FirstSamples(whole, 100)) == 6
 
 
 class Bad(toy.Toy):
@@ -184,7 +185,7 @@ class Inverse(nn.Module):
 @pytest.mark.parametrize(
     ("weight", "line"),
     [
-        (False, r"layer network\.1 \(Inverse\) gave a nan or inf at step 3; what it was given is finite"),
+        (False, r"layer network\.1 \(Inverse\) gave a nan or inf at step 3; its input is finite"),
         (True, r"layer network\.0 \(Linear\) gave a nan or inf at step 3; its weight weight is not finite"),
     ],
 )
@@ -197,48 +198,42 @@ def test_the_layer_that_gives_nan_is_named(tmp_path: Path, weight: bool, line: s
 
 
 def test_layers_are_looked_at_in_training_only() -> None:
-    looking = FiniteLayers()
-    looking._look("a", nn.Linear(1, 1).eval(), (), {}, torch.tensor(torch.nan))
+    layer, arguments = nn.Linear(1, 1), (torch.ones(1, 1),)
+    with pytest.raises(UserError, match=r"layer out \(Linear\) gave a nan or inf at step 7; its input is finite"):
+        check_finite("out", lambda: 7, layer, arguments, {}, torch.tensor(torch.nan))
+    check_finite("out", lambda: 7, layer.eval(), arguments, {}, torch.tensor(torch.nan))
 
 
-def test_counts_are_by_size_with_zeros_and_infinities_beside() -> None:
-    found = histograms.counts(torch.tensor([0.0, 1.0, -1.0, 1e-30, 1e30, torch.inf, torch.nan]))
-    sizes, (zeros, strange) = found[: histograms.BINS], found[histograms.BINS :]
-    assert (zeros, strange) == (1, 2)
-    assert (sizes[0], sizes[-1], sizes.sum()) == (1, 1, 4)
-    assert sizes[np.searchsorted(histograms.EDGES, 0.0)] == 2
-    assert histograms.counts(None).sum() == 0
-    assert np.array_equal(histograms.counts(torch.tensor([8.0]), scale=8.0), histograms.counts(torch.tensor([1.0])))
+def test_outputs_of_any_nesting_are_looked_at() -> None:
+    layer = nn.Linear(1, 1)
+    check_finite("out", lambda: 1, layer, (), {}, {"a": [torch.ones(1), None, torch.tensor([1])]})
+    with pytest.raises(UserError):
+        check_finite("out", lambda: 1, layer, (), {}, {"a": [torch.ones(1), (torch.tensor(torch.inf),)]})
 
 
-def test_many_histograms_are_drawn_in_a_picture_that_can_be_shown() -> None:
-    counts = np.random.default_rng(0).integers(0, 9, (300, 72))
-    names = [f"network.layers.{number}.weight" for number in range(300)]
-    pixels = draw_histograms(counts, names=names, edges=histograms.EDGES, title="gradients")
-    assert pixels.dtype == np.uint8 and pixels.shape[1] == 1000 and pixels.shape[0] < 3000
-    assert draw_histograms(counts[:1], names=names[:1], edges=histograms.EDGES, title="one").ndim == 3
+def test_sizes_count_finite_values_by_their_logarithm() -> None:
+    counts = sizes(torch.tensor([0.0, 1.0, -1.0, 1e-30, 1e30, torch.inf, torch.nan]))
+    assert (counts[0], counts[48], counts[-1], counts.sum()) == (1, 2, 1, 4)  # 1e-12 and less, 1, 1e6 and more
+    assert sizes(None).sum() == 0
+    assert np.array_equal(sizes(torch.tensor([8.0]), scale=8.0), sizes(torch.tensor([1.0])))
 
 
 def test_a_batch_is_described_by_its_names() -> None:
     batch = SequenceBatch(torch.zeros(2, 3, 4), torch.ones(2, 3, 2), torch.zeros(2, 3), torch.ones(2, 3).bool())
-    assert shapes.described(batch) == (
+    assert described(batch) == (
         "observations (2, 3, 4) float32 in [0, 0], actions (2, 3, 2) float32 in [1, 1], rewards (2, 3) float32 in [0, 0], "
         "valid (2, 3) bool"
     )
-    assert shapes.described({"x": torch.tensor(2.5), "name": "a"}) == "x () float32 = 2.5"
-    assert shapes.described([[torch.zeros(0)], 3]) == "(0,) float32"
-    assert shapes.described(None) == "NoneType"
-    assert shapes.described([torch.zeros(2)] * 10).endswith("and 2 more")
+    assert described({"x": torch.tensor(2.5), "name": "a"}) == "x () float32 = 2.5"
+    assert described([[torch.zeros(0)], 3]) == "(0,) float32"
+    assert described(None) == "NoneType without tensors"
+    assert described([torch.zeros(2)] * 10).endswith("and 2 more")
 
 
-def test_shapes_are_written_down_once_and_nothing_stays_behind() -> None:
-    module = toy.Toy()
-    before = dict(module.__dict__)
-    watching = shapes.Shapes(module)
-    with watching:
-        module.network(torch.zeros(2, 4))
-        module.network(torch.zeros(3, 4))
-    assert [line.split()[0] for line in watching.lines()] == ["debug:", "network"]
-    assert watching.lines() == []
-    assert module.__dict__ == before
-    assert not module.network._forward_hooks
+def test_shapes_are_printed_once() -> None:
+    module, lines = toy.Toy(), []
+    print_shapes(module, lines.append)
+    for rows in (2, 3):
+        module.network(torch.zeros(rows, 4))
+    assert [line.split()[0] for line in lines] == ["debug:", "network"]
+    assert "input (2, 4) float32" in lines[1] and "Sequential, 76 parameters" in lines[1]
