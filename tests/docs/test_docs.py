@@ -22,10 +22,10 @@ from diffusion_forcing.launch import serve_command
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.wandb_download import is_run_id
-from tests.datasets.robot_makers import save_ours, save_released
+from tests.datasets.robot.makers import save_ours, save_released
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, runnable, shown_files
 
-THEIRS = ROOT / "tests" / "datasets" / "data" / "lerobot_images"
+THEIRS = ROOT / "tests" / "datasets" / "robot" / "data" / "lerobot_images"
 SHIPPED = {f"maze2d_{maze}_x" for maze in ("umaze", "medium", "large")}
 EXTENDING = [page for page in PAGES if page.name.startswith("extend")]
 """Pages whose files are one project."""

@@ -1,7 +1,9 @@
-"""Pictures of demonstrations decoded once: `<set>/.frames/<size>/<split>-NNNNNN.<camera>.<stamp>.npy`, mapped into memory afterwards.
+"""Decoded images of demonstrations: `<set>/.frames/<size>/<split>-NNNNNN.<camera>.<stamp>.npy`, memory-mapped once
+written.
 
-A file is written whole or not at all, and its name holds the stamp of what was decoded: a changed film is decoded again, a killed run goes on.
-Where nothing can be written, pictures are kept in memory, and a line says so.
+The stamp in the name changes with the source's files, so that changed videos are decoded again. Where nothing can be
+written, images stay in memory and a line says so. `datasets.video.cache`, in contrast, decodes a whole data set ahead
+of training and serves ranges of bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, camera_of
+from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, check_camera
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import locked, replacing
 from diffusion_forcing.progress import Bar
@@ -23,75 +25,65 @@ FOLDER = ".frames"
 
 
 class FrameCache:
-    """Pictures of `source`, `size` pixels a side. keep=False: nothing is written or looked for."""
+    """Images of `source`, `size` pixels a side. write=False keeps them in memory only."""
 
-    def __init__(self, source: RobotSource, size: int, *, keep: bool = True) -> None:
-        self._source, self._size, self._keep = source, size, keep
+    def __init__(self, source: RobotSource, size: int, *, write: bool = True) -> None:
+        self._source, self._size, self._write = source, size, write
         self._folder = source.root / FOLDER / str(size)
 
-    def read(self, split: str, cameras: Sequence[str], bar: Bar, *, most: float) -> list[Demonstration]:
-        """All demonstrations of a split, pictures (N + 1, size, size, 3) among their arrays. `UserError` for a damaged one, or for more than `most`
-        bytes of pictures."""
+    def read(self, split: str, cameras: Sequence[str], bar: Bar, *, max_bytes: float) -> list[Demonstration]:
+        """All demonstrations of a split, with images (N + 1, size, size, 3). `UserError` where one is damaged, or
+        images exceed `max_bytes`."""
         for camera in cameras:
-            camera_of(self._source, camera)
-        found, size = [], 0
+            check_camera(self._source, camera)
+        demonstrations, size = [], 0
         for index in range(self._source.counts.get(split, 0)):
             episode = self._source.arrays(split, index)
-            size += len(cameras) * (len(episode["actions"]) + 1) * 3 * self._size**2
-            if size > most:
+            shape = (len(episode["actions"]) + 1, self._size, self._size, 3)
+            size += len(cameras) * int(np.prod(shape))
+            if size > max_bytes:
                 raise UserError(
-                    f"the pictures of {self._source.root} at resolution {self._size} take more than {most / 1e9:.0f} GB; lower dataset.resolution"
+                    f"the images of {self._source.root} at resolution {self._size} exceed {max_bytes / 1e9:.0f} GB; "
+                    "lower dataset.resolution"
                 )
             for camera in cameras:
-                episode[camera] = self._pictures(split, index, camera, len(episode["actions"]) + 1)
-            found.append(episode)
+                episode[camera] = self._images(split, index, camera, shape)
+            demonstrations.append(episode)
             bar.advance(1)
-        return found
+        return demonstrations
 
-    def _pictures(self, split: str, index: int, camera: str, count: int) -> NDArray[np.uint8]:
-        if not self._keep:
-            return self._source.pictures(split, index, camera, self._size)
-        file = self._folder / f"{split}-{index:06d}.{camera}.{self._source.stamp(split, index, camera)}.npy"
-        shape = (count, self._size, self._size, 3)
-        kept = _mapped(file, shape)
-        if kept is not None or not self._writable():
-            return self._source.pictures(split, index, camera, self._size) if kept is None else kept
-        with locked(self._folder):  # several processes that start together decode it once
-            kept = _mapped(file, shape)
-            if kept is None:
-                kept = self._source.pictures(split, index, camera, self._size)
-                self._write(file, kept)
-                kept = _mapped(file, shape) if self._keep else kept
-        assert kept is not None, f"{file} was written, but not as it is read"
-        return kept
+    def _images(self, split: str, index: int, camera: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        if self._write:
+            file = self._folder / f"{split}-{index:06d}.{camera}.{self._source.stamp(split, index, camera)}.npy"
+            cached = _map(file, shape)
+            if cached is not None:
+                return cached
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._folder.with_name(f".{self._folder.name}.lock").touch()  # OSError here, where `locked` has none
+                with locked(self._folder):  # processes that start together decode it once
+                    if _map(file, shape) is None:
+                        self._save(file, self._source.images(split, index, camera, self._size))
+                cached = _map(file, shape)
+                assert cached is not None, f"{file} was written, but has another shape"
+                return cached
+            except OSError as error:
+                print(f"decoded images are kept in memory only: cannot write {self._folder}: {error.strerror or error}")
+                self._write = False
+        return self._source.images(split, index, camera, self._size)
 
-    def _write(self, file: Path, pictures: NDArray[np.uint8]) -> None:
-        try:
-            with replacing(file) as temporary:
-                with open(temporary, "wb") as stream:
-                    np.save(stream, pictures)
-                for old in file.parent.glob(f"{glob.escape(file.name[:-13])}.????????.npy"):
-                    old.unlink(missing_ok=True)
-        except OSError as error:
-            self._give_up(error)
-
-    def _writable(self) -> bool:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._folder.with_name(f".{self._folder.name}.lock").touch()
-        except OSError as error:
-            self._give_up(error)
-        return self._keep
-
-    def _give_up(self, error: OSError) -> None:
-        print(f"decoded pictures are kept in memory only, {self._folder} cannot be written: {error.strerror or error}")
-        self._keep = False
+    def _save(self, file: Path, images: NDArray[np.uint8]) -> None:
+        with replacing(file) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, images)
+        for old in file.parent.glob(f"{glob.escape(file.name[:-13])}.????????.npy"):
+            if old != file:
+                old.unlink(missing_ok=True)
 
 
-def _mapped(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The array in `file`, not read yet; None where it is not there or not it."""
+def _map(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """The array in `file`, memory-mapped; None where it is missing or damaged."""
     try:
-        kept: Any = np.load(file, mmap_mode="r")
+        array: Any = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return np.asarray(kept) if kept.shape == shape and kept.dtype == np.uint8 else None
+    return np.asarray(array) if array.shape == shape and array.dtype == np.uint8 else None

@@ -1,13 +1,20 @@
-"""A LeRobot set v3.0 as demonstrations: any whose action is ours (x y z qx qy qz qw grasp), of any fps, any cameras, in any number of files.
+"""Reading LeRobot data sets v3.0 whose action is ours (x y z qx qy qz qw grasp), at any fps, with any cameras, in any
+number of files.
 
-A row is what is seen and the action taken then. The last row's action leads to nothing that was seen; it is left out, and the last frame ends the
-demonstration (see lerobot_writer). Pictures are films or, of the dtype "image", files in the rows.
+A set is meta/info.json (fps, features, templates of file names), meta/episodes (per episode: its files and its range
+there), data (one row per frame) and videos (the episodes of a camera end to end). Images are videos or, of dtype
+"image", files inside the rows. A row holds an observation and the action taken then. The action of the last row leads
+to nothing observed; it is dropped, and the last frame ends the demonstration (see `lerobot_writer`). Read with pyarrow
+and PyAV; the package lerobot is not needed.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,22 +24,17 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.robot.files import stamp_of
 from diffusion_forcing.datasets.robot.source import (
     ACTION,
     Demonstration,
-    camera_of,
     check_actions,
-    check_turns,
-    validation_first,
+    check_camera,
+    check_quaternions,
+    default_splits,
+    stamp_of,
 )
-from diffusion_forcing.datasets.robot.video import read_picture, read_stretch, squeeze
+from diffusion_forcing.datasets.robot.video import read_image, read_segment, squeeze
 from diffusion_forcing.errors import UserError
-
-# LeRobot's data-set layout v3.0: the names of its files, what meta/info.json says, and where each episode lies.
-#
-# A set is meta/info.json (fps, features, templates of file names), meta/episodes (a row an episode: its file, its stretch
-# there), data (a row a frame) and videos (a camera's episodes end to end). Written here with pyarrow and PyAV; the package lerobot is not needed.
 
 VERSION = "v3.0"
 INFO = "meta/info.json"
@@ -43,44 +45,32 @@ EPISODES = f"meta/episodes/{CHUNK_FILE}.parquet"
 DATA = f"data/{CHUNK_FILE}.parquet"
 VIDEOS = f"videos/{{video_key}}/{CHUNK_FILE}.mp4"
 IMAGES = "observation.images."
-"""Before a camera's name."""
+"""Prefix of a camera's feature."""
 STATE = "observation.state"
 _VALIDATION = ("validation", "val", "valid", "test")
-"""Names of a split that is for validation, the first that is there."""
+"""Names of the split used for validation; the first that exists."""
 _CONVERTER = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
 
 
 def is_lerobot(root: Path) -> bool:
-    """Whether a folder is a LeRobot set, of whatever version."""
+    """Whether a folder is a LeRobot set, of any version."""
     return (root / INFO).exists() or (root / "meta" / "episodes.jsonl").exists()
 
 
 def import_pyarrow() -> Any:
-    """pyarrow with its parquet; UserError where it is not installed."""
+    """pyarrow and pyarrow.parquet; UserError where it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as missing:
-        raise UserError("LeRobot's data sets need pyarrow: pip install -c constraints.txt -e '.[robot]'") from missing
+        raise UserError("LeRobot data sets need pyarrow: pip install -c constraints.txt -e '.[robot]'") from missing
     return pyarrow
 
 
 @dataclass(frozen=True)
-class Camera:
-    """A feature of pictures: its key, and whether they are films or files in the rows."""
-
-    key: str
-    film: bool
-
-    @property
-    def name(self) -> str:
-        """The key without what all cameras' begin with."""
-        return self.key.removeprefix(IMAGES)
-
-
-@dataclass(frozen=True)
 class Info:
-    """What of meta/info.json is needed to read a set."""
+    """The content of meta/info.json that is needed to read a set. splits: episodes of "training", "validation" and
+    others."""
 
     root: Path
     fps: float
@@ -88,270 +78,308 @@ class Info:
     data_path: str
     video_path: str
     splits: Mapping[str, range]
-    """Episodes of "training", "validation" and others."""
 
     @property
-    def cameras(self) -> list[Camera]:
-        """All features of pictures."""
-        kinds = {key: feature.get("dtype") for key, feature in self.features.items()}
-        return [Camera(key, kind == "video") for key, kind in kinds.items() if kind in ("video", "image")]
+    def cameras(self) -> dict[str, str]:
+        """Feature of every camera by its name, which is the feature without `observation.images.`."""
+        keys = [key for key, feature in self.features.items() if feature.get("dtype") in ("video", "image")]
+        return {key.removeprefix(IMAGES): key for key in keys}
 
-    def data_file(self, chunk: int, file: int) -> Path:
-        """Where rows lie."""
-        return self._file(self.data_path, chunk_index=chunk, file_index=file)
-
-    def video_file(self, key: str, chunk: int, file: int) -> Path:
-        """Where a camera's film lies."""
-        return self._file(self.video_path, video_key=key, chunk_index=chunk, file_index=file)
-
-    def _file(self, template: str, **parts: Any) -> Path:
+    def file(self, template: str, **parts: Any) -> Path:
+        """The file that `data_path` or `video_path` names."""
         try:
             name = Path(template.format(**parts))
         except (KeyError, ValueError, IndexError, AttributeError) as error:
-            raise UserError(f"{self.root / INFO}: {template!r} is no template of a file's name ({error})") from error
+            raise UserError(f"{self.root / INFO}: {template!r} is not a template of file names ({error})") from error
         if name.is_absolute() or ".." in name.parts:
-            raise UserError(f"{self.root / INFO}: {template!r} leads out of {self.root}")
+            raise UserError(f"{self.root / INFO}: {template!r} points outside {self.root}")
         return self.root / name
 
 
 def read_info(root: Path) -> Info:
-    """meta/info.json of the set in `root`. UserError for one that is missing, damaged, or of another version."""
+    """meta/info.json of the set in `root`. UserError where it is missing, damaged, or of another version."""
     path = root / INFO
+    if not path.exists():
+        older = (root / "meta" / "episodes.jsonl").exists()
+        hint = f"; it looks like an older version: convert it with LeRobot's own {_CONVERTER}" if older else ""
+        raise UserError(f"{root} is not a LeRobot set of version {VERSION}: {INFO} is missing{hint}")
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        version = str(facts["codebase_version"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = str(content["codebase_version"])
         if not version.startswith("v3."):
             raise UserError(
-                f"{root} is a LeRobot set of version {version}; this reads {VERSION}: convert it with LeRobot's own {_CONVERTER}"
+                f"{root} is a LeRobot set of version {version}, expected {VERSION}: convert it with LeRobot's own "
+                f"{_CONVERTER}"
             )
-        total = int(facts["total_episodes"])
         info = Info(
             root=root,
-            fps=float(facts["fps"]),
-            features={str(key): dict(feature) for key, feature in facts["features"].items()},
-            data_path=str(facts.get("data_path") or DATA),
-            video_path=str(facts.get("video_path") or VIDEOS),
-            splits=_splits(facts.get("splits") or {}, total),
+            fps=float(content["fps"]),
+            features={str(key): dict(feature) for key, feature in content["features"].items()},
+            data_path=str(content.get("data_path") or DATA),
+            video_path=str(content.get("video_path") or VIDEOS),
+            splits=_splits(content.get("splits") or {}, int(content["total_episodes"])),
         )
-    except FileNotFoundError as error:
-        older = (root / "meta" / "episodes.jsonl").exists()
-        raise UserError(
-            f"{root} is no LeRobot set of version {VERSION}: there is no {INFO}"
-            + (f"; it looks like an older one: convert it with LeRobot's own {_CONVERTER}" if older else "")
-        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        said = f"there is no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{path} cannot be read: {said}") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} cannot be read: {reason}") from error
     if not 0 < info.fps < 1e4:
-        raise UserError(f"{path}: fps is {info.fps}, frames a second are needed")
+        raise UserError(f"{path}: fps is {info.fps}, expected frames per second")
     return info
 
 
-def file_places(chunks_size: int) -> Iterator[tuple[int, int]]:
-    """(chunk, file) of one file after the other."""
-    chunk, file = 0, 0
-    while True:
-        yield chunk, file
-        file += 1
-        if file == chunks_size:
-            chunk, file = chunk + 1, 0
-
-
 def _splits(splits: Mapping[str, Any], total: int) -> dict[str, range]:
-    """`{"train": "0:150", …}` with our names; where nothing is for validation the first episodes are."""
-    found: dict[str, range] = {}
-    for name, stretch in splits.items():
-        begin, _, end = str(stretch).partition(":")
-        found[name] = range(int(begin), min(int(end), total))
-    training = found.pop("train", None) or found.pop("training", None) or range(total)
-    kept_back = next((found[name] for name in _VALIDATION if found.get(name)), None)
-    if kept_back is None:
-        places = validation_first(len(training))
-        return {split: training[place.start : place.stop] for split, place in places.items()}
-    return {"training": training, "validation": kept_back}
-
-
-_ALIASES = {"gripper": "grasp"}
+    """`{"train": "0:150", …}` under our names; without a validation split, the first episodes."""
+    ranges: dict[str, range] = {}
+    for name, text in splits.items():
+        begin, _, end = str(text).partition(":")
+        ranges[name] = range(int(begin), min(int(end), total))
+    training = ranges.get("train") or ranges.get("training") or range(total)
+    validation = next((ranges[name] for name in _VALIDATION if ranges.get(name)), None)
+    if validation is None:
+        return {split: training[part.start : part.stop] for split, part in default_splits(len(training)).items()}
+    return {"training": training, "validation": validation}
 
 
 class LeRobotSet:
-    """The LeRobot set in `root` as a `RobotSource`. UserError for one that cannot be read, or whose robot does not act as ours."""
+    """The LeRobot set in `root` as a `RobotSource`. UserError where it cannot be read, or its robot does not act as
+    ours."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.info = root, read_info(root)
         self.fps = self.info.fps
-        self._arrow = import_pyarrow()
-        self._order = self._check_action()
+        import_pyarrow()
+        self._orders = {"action": self._action_order(), STATE: _order(_names(self.info.features.get(STATE, {})))}
         self._episodes = self._read_episodes()
         self._rows = lru_cache(1)(self._read_rows)
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Demonstrations of every split."""
+        """Number of demonstrations in every split."""
         return {split: len(numbers) for split, numbers in self.info.splits.items()}
 
     def cameras(self) -> list[str]:
         """Names of all cameras, without `observation.images.`."""
-        return [camera.name for camera in self.info.cameras]
+        return list(self.info.cameras)
 
     def arrays(self, split: str, index: int) -> Demonstration:
-        """All of a demonstration but its pictures."""
+        """See `RobotSource`."""
         episode = self._episode(split, index)
-        path = self._data_file(episode)
+        number, path = episode["episode_index"], self._data_file(episode)
         rows = self._rows(path)
-        mine = np.flatnonzero(rows["episode_index"] == episode["episode_index"])
-        if len(mine) != episode["length"] or len(mine) < 2:
+        own = np.flatnonzero(rows["episode_index"] == number)
+        if len(own) != episode["length"] or len(own) < 2:
             raise UserError(
-                f"{path} has {len(mine)} rows of episode {episode['episode_index']}, meta/episodes says {episode['length']}; 2 or more are needed"
+                f"{path} has {len(own)} rows of episode {number}, meta/episodes says {episode['length']}; at least 2 "
+                "are needed"
             )
+        if "frame_index" in rows:
+            own = own[np.argsort(rows["frame_index"][own], kind="stable")]
         try:
-            actions = check_actions(rows["action"][mine])[:, self._order]
-            check_turns(actions)
+            actions = check_actions(rows["action"][own])[:, self._orders["action"]]
+            check_quaternions(actions)
         except ValueError as error:
-            raise UserError(f"episode {episode['episode_index']} of {self.root}: {error}") from error
-        found: Demonstration = {"actions": np.ascontiguousarray(actions[:-1])}
+            raise UserError(f"episode {number} of {self.root}: {error}") from error
+        demonstration: Demonstration = {"actions": np.ascontiguousarray(actions[:-1])}
         for key, values in rows.items():
             if key == STATE:
-                found["states"] = values[mine]
+                order = self._orders[STATE]
+                demonstration["states"] = values[own] if order is None else np.ascontiguousarray(values[own][:, order])
             elif key.startswith("frame."):
-                found[key.removeprefix("frame.")] = values[mine]
+                demonstration[key.removeprefix("frame.")] = values[own]
             elif key.startswith("episode."):
-                found[key.removeprefix("episode.")] = values[mine[0]].reshape(-1)
-        return found
+                demonstration[key.removeprefix("episode.")] = values[own[0]].reshape(-1)
+        return demonstration
 
-    def pictures(self, split: str, index: int, camera: str, size: int | None = None) -> NDArray[np.uint8]:
-        """(length, h, w, 3)."""
-        found, episode = self._camera(camera), self._episode(split, index)
-        path = self._pictures_file(found, episode)
+    def images(self, split: str, index: int, camera: str, size: int | None = None) -> NDArray[np.uint8]:
+        """See `RobotSource`."""
+        key, episode = self.info.cameras[check_camera(self, camera)], self._episode(split, index)
+        path = self._images_file(key, episode)
         try:
-            if found.film:
-                begin = float(episode[f"videos/{found.key}/from_timestamp"])
-                return read_stretch(path, begin, episode["length"], self.fps, size)
-            pictures = [read_picture(data) for data in self._files(path, found.key, episode)]
-            if len({picture.shape for picture in pictures}) != 1:
-                raise ValueError("its pictures are of several sizes")
-            frames = np.stack(pictures)
-            return frames if size is None else squeeze(frames, size)
+            if self.info.features[key]["dtype"] == "video":
+                start = self._number(episode, f"videos/{key}/from_timestamp")
+                return read_segment(path, start, episode["length"], self.fps, size)
+            images = [read_image(data) for data in self._image_files(path, key, episode)]
+            if len({image.shape for image in images}) != 1:
+                raise ValueError("its images differ in size")
+            return np.stack(images) if size is None else squeeze(np.stack(images), size)
         except (OSError, ValueError, av.FFmpegError) as error:
-            said = "it does not exist" if isinstance(error, FileNotFoundError) else error
-            raise UserError(
-                f"{path} cannot be read at episode {episode['episode_index']}: {said}; get the set again"
-            ) from error
+            raise _unreadable(path, error, f" at episode {episode['episode_index']}") from error
 
     def stamp(self, split: str, index: int, camera: str) -> str:
-        """Of the picture's file and of what says where in it they are."""
-        file = self._pictures_file(self._camera(camera), self._episode(split, index))
-        return stamp_of(file, facts=self._meta_stamp)
-
-    # ------------------------------------------------------------------------------------------------ how
+        """See `RobotSource`. The metadata count too: they say where in a file the images are."""
+        key = self.info.cameras[check_camera(self, camera)]
+        return stamp_of(self._images_file(key, self._episode(split, index)), extra=self._metadata_stamp)
 
     @cached_property
-    def _meta_stamp(self) -> str:
+    def _metadata_stamp(self) -> str:
         return stamp_of(self.root / INFO, *sorted((self.root / "meta" / "episodes").rglob("*.parquet")))
 
-    def _camera(self, name: str) -> Camera:
-        camera_of(self, name)
-        return next(camera for camera in self.info.cameras if camera.name == name)
-
-    def _episode(self, split: str, index: int) -> dict[str, Any]:
-        number = self.info.splits[split][index]
-        if number not in self._episodes:
-            raise UserError(f"{self.root}: episode {number} is not in meta/episodes; get the set again")
-        return self._episodes[number]
-
-    def _data_file(self, episode: Mapping[str, Any]) -> Path:
-        return self.info.data_file(episode["data/chunk_index"], episode["data/file_index"])
-
-    def _pictures_file(self, camera: Camera, episode: Mapping[str, Any]) -> Path:
-        if not camera.film:
-            return self._data_file(episode)
-        at = f"videos/{camera.key}"
-        if f"{at}/chunk_index" not in episode:
-            raise UserError(f"{self.root}: meta/episodes does not say where the films of {camera.name} are")
-        return self.info.video_file(camera.key, episode[f"{at}/chunk_index"], episode[f"{at}/file_index"])
-
-    def _check_action(self) -> list[int]:
-        """Where each of our action's numbers is in theirs."""
+    def _action_order(self) -> list[int]:
+        """The place of each number of our action in theirs."""
         feature = self.info.features.get("action")
         if feature is None:
             raise UserError(f"{self.root} has no feature 'action'; a demonstration needs one")
         shape = list(feature.get("shape") or [])
         if shape != [len(ACTION)]:
             raise UserError(
-                f"{self.root}: its action has shape {shape}, this robot's has 8 numbers: {' '.join(ACTION)}; bring it into that form first"
+                f"{self.root}: its action has shape {shape}, expected 8 numbers: {' '.join(ACTION)}; convert it first"
             )
-        given = feature.get("names")
-        if isinstance(given, Mapping):
-            given = next(iter(given.values()), None)
-        said = [_ALIASES.get(str(name), str(name)) for name in given] if isinstance(given, list) else []
-        return [said.index(name) for name in ACTION] if sorted(said) == sorted(ACTION) else list(range(len(ACTION)))
+        names = _names(feature)
+        order = _order(names)
+        if order is not None:
+            return order
+        if any(_meaning(name) for name in names):
+            raise UserError(
+                f"{self.root}: the names of its action, {' '.join(names)}, are not {' '.join(ACTION)} in some order; "
+                f"correct features.action.names in {INFO}"
+            )
+        print(f"{self.root}: its action has no names that are understood; it is taken as {' '.join(ACTION)}")
+        return list(range(len(ACTION)))
 
     def _read_episodes(self) -> dict[int, dict[str, Any]]:
         folder = self.root / "meta" / "episodes"
         files = sorted(folder.rglob("*.parquet"))
         if not files:
             raise UserError(
-                f"{folder} holds no parquet file; a LeRobot set of version {VERSION} has its episodes there"
+                f"{folder} has no parquet file; a LeRobot set of version {VERSION} lists its episodes there"
             )
-        found = {}
+        episodes = {}
         for file in files:
-            with _reading(file, self._arrow):
-                parquet = self._arrow.parquet.ParquetFile(file)
-                wanted = [name for name in parquet.schema_arrow.names if not name.startswith("stats/")]
-                rows = parquet.read(columns=wanted).to_pylist()
-                for row in rows:
-                    row["length"] = int(row["length"])
-                    found[int(row["episode_index"])] = row
-        return found
+            with _open_parquet(file) as parquet:
+                columns = [name for name in parquet.schema_arrow.names if not name.startswith("stats/")]
+                rows = parquet.read(columns=columns).to_pylist()
+            for row in rows:
+                for column in ("episode_index", "length"):
+                    row[column] = self._index(row, column)
+                episodes[row["episode_index"]] = row
+        return episodes
+
+    def _episode(self, split: str, index: int) -> dict[str, Any]:
+        number = self.info.splits[split][index]
+        if number not in self._episodes:
+            raise UserError(f"{self.root}: episode {number} is not in meta/episodes; download the set again")
+        return self._episodes[number]
+
+    def _number(self, episode: Mapping[str, Any], column: str) -> float:
+        """A finite number of meta/episodes."""
+        value = episode.get(column)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(
+                f"{self.root}: {column} of episode {episode.get('episode_index')} in meta/episodes is {value}, "
+                "expected a number; "
+                "download the set again"
+            )
+        return value
+
+    def _index(self, episode: Mapping[str, Any], column: str) -> int:
+        """A whole number of meta/episodes, which pandas may have stored as a float."""
+        value = self._number(episode, column)
+        if value != int(value) or value < 0:
+            raise UserError(
+                f"{self.root}: {column} in meta/episodes is {value}, expected a whole number; download the set again"
+            )
+        return int(value)
+
+    def _data_file(self, episode: Mapping[str, Any]) -> Path:
+        chunk, file = (self._index(episode, f"data/{name}") for name in ("chunk_index", "file_index"))
+        return self.info.file(self.info.data_path, chunk_index=chunk, file_index=file)
+
+    def _images_file(self, key: str, episode: Mapping[str, Any]) -> Path:
+        if self.info.features[key]["dtype"] == "image":
+            return self._data_file(episode)
+        chunk, file = (self._index(episode, f"videos/{key}/{name}") for name in ("chunk_index", "file_index"))
+        return self.info.file(self.info.video_path, video_key=key, chunk_index=chunk, file_index=file)
 
     def _read_rows(self, path: Path) -> dict[str, NDArray[Any]]:
-        """The columns of a file that are needed, as arrays of a row a frame."""
-        with _reading(path, self._arrow):
-            parquet = self._arrow.parquet.ParquetFile(path)
-            there = parquet.schema_arrow.names
-            wanted = [
-                name
-                for name in there
-                if name in ("action", "episode_index", STATE) or name.startswith(("frame.", "episode."))
-            ]
-            table = parquet.read(columns=wanted)
+        """The needed columns of a data file as arrays, one row per frame."""
+        with _open_parquet(path) as parquet:
+            names = parquet.schema_arrow.names
             for needed in ("action", "episode_index"):
-                if needed not in there:
-                    raise ValueError(f"it has no column {needed!r}")
-            return {name: _array(table.column(name)) for name in wanted}
+                if needed not in names:
+                    raise ValueError(f"column {needed!r} is missing")
+            wanted = ("action", "episode_index", "frame_index", STATE)
+            columns = [name for name in names if name in wanted or name.startswith(("frame.", "episode."))]
+            table = parquet.read(columns=columns)
+            return {name: _array(table.column(name)) for name in columns}
 
-    def _files(self, path: Path, key: str, episode: Mapping[str, Any]) -> list[bytes]:
-        """The pictures of a feature of the dtype "image", each as its file's bytes."""
-        only = [("episode_index", "=", episode["episode_index"])]
-        with _reading(path, self._arrow):
-            cells = self._arrow.parquet.read_table(path, columns=[key], filters=only).column(key).to_pylist()
-        every = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
-        data = [one for one in every if isinstance(one, bytes)]
+    def _image_files(self, path: Path, key: str, episode: Mapping[str, Any]) -> list[bytes]:
+        """The images of a feature of dtype "image", each as the bytes of a file."""
+        with _open_parquet(path) as parquet:
+            sorting = [name for name in ("frame_index",) if name in parquet.schema_arrow.names]
+            own = [("episode_index", "=", episode["episode_index"])]
+            table = import_pyarrow().parquet.read_table(path, columns=[key, *sorting], filters=own)
+            cells = (table.sort_by("frame_index") if sorting else table).column(key).to_pylist()
+        contents = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
+        data = [content for content in contents if isinstance(content, bytes)]
         if len(data) != episode["length"]:
-            raise ValueError(f"{key} has {len(data)} pictures of {episode['length']}")
+            raise ValueError(f"{key} has {len(data)} images, expected {episode['length']}")
         return data
 
 
-class _reading:
-    """Errors in here are of a damaged parquet file."""
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Any]:
+    """A parquet file; errors inside the block become `UserError`s about it."""
+    arrow = import_pyarrow()
+    try:
+        with arrow.parquet.ParquetFile(path) as parquet:
+            yield parquet
+    except (OSError, ValueError, KeyError, TypeError, arrow.ArrowException) as error:
+        raise _unreadable(path, error) from error
 
-    def __init__(self, path: Path, arrow: Any) -> None:
-        self._path, self._kinds = path, (OSError, ValueError, KeyError, TypeError, arrow.ArrowException)
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: Any) -> None:
-        if isinstance(error, self._kinds):
-            said = "it does not exist" if isinstance(error, FileNotFoundError) else error
-            raise UserError(f"{self._path} cannot be read: {said}; get the set again") from error
+def _unreadable(path: Path, error: Exception, where: str = "") -> UserError:
+    reason = "it does not exist" if isinstance(error, FileNotFoundError) else error
+    return UserError(f"{path} cannot be read{where}: {reason}; download the set again")
 
 
 def _array(column: Any) -> NDArray[Any]:
-    """A parquet column of numbers, or of equally long lists of them, as an array (n,) or (n, k)."""
+    """A parquet column of numbers (n,), or of lists of equal length (n, k)."""
     column = column.combine_chunks()
     if not hasattr(column.type, "value_type"):
         return np.asarray(column.to_numpy(zero_copy_only=False))
     flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False))
     if len(column) == 0 or len(flat) % len(column):
-        raise ValueError("a column's lists are not equally long")
+        raise ValueError("the lists of a column differ in length")
     return flat.reshape(len(column), -1)
+
+
+def _names(feature: Mapping[str, Any]) -> list[str]:
+    """The names of a feature's numbers, where they lie in nested lists or dicts with the keys before them:
+    `orientation.w`."""
+
+    def flatten(names: Any, prefix: str = "") -> Iterator[str]:
+        if isinstance(names, Mapping):
+            for key, inner in names.items():
+                yield from flatten(inner, f"{prefix}{key}.")
+        elif isinstance(names, list):
+            for inner in names:
+                yield from flatten(inner, prefix)
+        elif names is not None:
+            yield f"{prefix}{names}"
+
+    return list(flatten(feature.get("names")))
+
+
+def _order(names: list[str]) -> list[int] | None:
+    """The place of each of `ACTION` among `names`; None where they are not the same eight."""
+    meanings = [_meaning(name) for name in names]
+    return [meanings.index(name) for name in ACTION] if sorted(map(str, meanings)) == sorted(ACTION) else None
+
+
+_COORDINATE = re.compile(r"(?P<kind>q|quat|quaternion|rot|p|pos)?(?P<axis>[xyzw])")
+_ROTATION = {"q", "quat", "quaternion", "rot", "rotation", "ori", "orientation"}
+_GRASP = {"grasp", "grip", "gripper"}
+_NOT_GRASP = {"open", "opened", "opening", "width", "vel", "velocity", "force", "effort", "torque"}
+"""With one of these, a number of the gripper is not 0 open … 1 closed."""
+
+
+def _meaning(name: str) -> str | None:
+    """Which of `ACTION` a name like `qw`, `ee.qw`, `EE_QUAT_W`, `orientation.w` or `gripper.pos` means, if any."""
+    *before, last = re.findall(r"[a-z]+", name.lower()) or [""]
+    coordinate = _COORDINATE.fullmatch(last)
+    if coordinate:
+        axis = coordinate["axis"]
+        turns = axis == "w" or bool({*before, str(coordinate["kind"])} & _ROTATION)
+        return f"q{axis}" if turns else axis
+    words = {*before, last}
+    return "grasp" if words & _GRASP and not words & _NOT_GRASP else None

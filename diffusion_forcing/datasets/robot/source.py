@@ -1,11 +1,14 @@
-"""What every set of demonstrations answers, however it lies on disk: our files, a LeRobot set, the authors' released layout.
+"""The interface of a set of demonstrations, whatever its layout on disk: our files, a LeRobot set, or the authors'
+released layout.
 
-A *demonstration* is a dict of arrays: `actions` (N, 8) float32 [x, y, z, qx, qy, qz, qw, grasp], by a camera's name (N + 1, h, w, 3) uint8, before
-every action and behind the last, and what else is known: `states` (N + 1, s), `blocked` (N + 1, cameras), `slots` (2,).
+A *demonstration* is a dict of arrays: `actions` (N, 8) float32 [x, y, z, qx, qy, qz, qw, grasp]; under each camera's
+name N + 1 images (N + 1, h, w, 3) uint8, one before every action and one after the last; and optionally `states` (N +
+1, s), `blocked` (N + 1, cameras) bool and `slots` (2,).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,58 +21,60 @@ from diffusion_forcing.errors import UserError
 ACTION = ("x", "y", "z", "qx", "qy", "qz", "qw", "grasp")
 SPLITS = ("training", "validation")
 VALIDATION_SHARE = 0.05
-"""Of a set that does not say what is for validation: its first demonstrations, as the released code takes them."""
+"""Of a set without a validation split: its first demonstrations, as in the released code."""
 _UNIT = 0.02
-"""How far a quaternion's length may be from 1."""
+"""How far the norm of a quaternion may be from 1."""
+_DECODER = 2
+"""Raised when the same files would be decoded to other images, so that cached images are decoded again."""
 
 Demonstration = dict[str, NDArray[Any]]
 
 
 class RobotSource(Protocol):
-    """A set of demonstrations, each with its split ("training", "validation", …) and its number there."""
+    """A set of demonstrations, addressed by split ("training", "validation", …) and index."""
 
     root: Path
     fps: float
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Demonstrations of every split."""
+        """Number of demonstrations in every split."""
 
     def cameras(self) -> list[str]:
         """Names of all cameras."""
 
     def arrays(self, split: str, index: int) -> Demonstration:
-        """All of a demonstration but its pictures. `UserError` for what is missing or damaged."""
+        """A demonstration without its images. `UserError` for missing or damaged files."""
 
-    def pictures(self, split: str, index: int, camera: str, size: int | None = None) -> NDArray[np.uint8]:
-        """(N + 1, h, w, 3), or (N + 1, size, size, 3). `UserError` for what is missing or damaged."""
+    def images(self, split: str, index: int, camera: str, size: int | None = None) -> NDArray[np.uint8]:
+        """(N + 1, h, w, 3), or (N + 1, size, size, 3). `UserError` for missing or damaged files."""
 
     def stamp(self, split: str, index: int, camera: str) -> str:
-        """Changes when the pictures of `pictures` may have changed. `UserError` where their file is missing."""
+        """Eight hex digits that change when the files behind `images` change. `UserError` where one is missing."""
 
 
 def check_actions(actions: NDArray[Any]) -> NDArray[np.float32]:
-    """Actions (n, 8) as float32; ValueError where they are not ours."""
+    """Actions (n, 8) as float32; ValueError for another shape or values that are not finite."""
     if actions.ndim != 2 or actions.shape[1] != len(ACTION) or not len(actions) or not np.isfinite(actions).all():
-        raise ValueError(
-            f"its actions have shape {actions.shape}, (n, 8) finite numbers are needed: {' '.join(ACTION)}"
-        )
+        raise ValueError(f"actions have shape {actions.shape}; expected (n, 8) finite numbers: {' '.join(ACTION)}")
     return np.ascontiguousarray(actions, np.float32)
 
 
-def check_turns(actions: NDArray[Any]) -> None:
-    """ValueError where the quaternions of actions (n, 8) are none: another robot's eight numbers look like actions, too."""
-    lengths = np.linalg.norm(actions[:, 3:7].astype(np.float64), axis=1)
-    if (worst := float(np.abs(lengths - 1).max())) > _UNIT:
+def check_quaternions(actions: NDArray[Any]) -> None:
+    """ValueError unless numbers 3 to 6 of actions (n, 8) are unit quaternions: eight joint angles have the same
+    shape."""
+    norms = np.linalg.norm(actions[:, 3:7].astype(np.float64), axis=1)
+    worst = norms[np.abs(norms - 1).argmax()]
+    if abs(worst - 1) > _UNIT:
         raise ValueError(
-            f"numbers 3 to 6 of its actions are not a quaternion (length {1 + worst:.3g} or {1 - worst:.3g}, not 1); "
-            f"an action is {' '.join(ACTION)}"
+            f"numbers 3 to 6 of its actions are not a unit quaternion (norm {worst:.3g}); expected {' '.join(ACTION)}"
         )
 
 
-def camera_of(source: RobotSource, name: str) -> str:
+def check_camera(source: RobotSource, name: str) -> str:
     """`name`, if `source` has such a camera; `UserError` otherwise."""
-    if name not in (names := source.cameras()):
+    names = source.cameras()
+    if name not in names:
         few = names[:8]
         raise UserError(
             f"{source.root} has no camera {name!r}; it has {', '.join(names) or 'none'}: "
@@ -78,15 +83,28 @@ def camera_of(source: RobotSource, name: str) -> str:
     return name
 
 
-def validation_first(count: int) -> dict[str, range]:
-    """The demonstrations of each split where a set does not say: the first twentieth, at least one, is for validation."""
+def default_splits(count: int) -> dict[str, range]:
+    """The splits of a set that defines none: the first twentieth, at least one, is for validation."""
     first = max(1, int(count * VALIDATION_SHARE)) if count > 1 else 0
     return {"training": range(first, count), "validation": range(first)}
 
 
-def read_demonstration_of(
+def stamp_of(*files: Path, extra: str = "") -> str:
+    """Eight hex digits from the names, sizes and modification times of `files`, and from `extra`. `UserError` where
+    a file is missing."""
+    stats: list[tuple[str, int, int]] = []
+    for file in files:
+        try:
+            found = file.stat()
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+        stats.append((file.name, found.st_size, found.st_mtime_ns))
+    return hashlib.sha256(repr((_DECODER, stats, extra)).encode()).hexdigest()[:8]
+
+
+def read_demonstration(
     source: RobotSource, split: str, index: int, cameras: Sequence[str], size: int | None = None
 ) -> Demonstration:
-    """A whole demonstration."""
-    episode = source.arrays(split, index)
-    return {**episode, **{camera: source.pictures(split, index, camera, size) for camera in cameras}}
+    """A demonstration with the images of `cameras`."""
+    images = {camera: source.images(split, index, camera, size) for camera in cameras}
+    return {**source.arrays(split, index), **images}

@@ -1,17 +1,18 @@
-"""Films of a robot's cameras through PyAV: written without loss or with a common codec, read whole or a stretch of them, made smaller on the way.
+"""Camera videos and images: written losslessly or with a common codec, read whole or in part, and squeezed to a square.
 
-Pictures are squeezed to a square, as the released code does it: what lies at a picture's edge may be what matters to an arm. They are never made
-larger.
+Images are squeezed, not cropped, as in the released code: what lies at an edge may matter to an arm. They are never
+enlarged for training. Rotations and mirrorings that a file asks for (the display matrix of a video, the EXIF
+orientation of a photo) are applied.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
@@ -20,15 +21,15 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 _BLOCK = 64
-"""Frames that are held in their own size at once."""
+"""Frames held in memory at their original size at once."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How films are written: ffmpeg's encoder, its pixels and options."""
+    """An encoder of ffmpeg, its pixel format and options."""
 
     encoder: str
-    pixels: str
+    pixel_format: str
     options: tuple[tuple[str, str], ...]
 
 
@@ -37,54 +38,44 @@ CODECS = {
     "h264": Codec("libx264", "yuv420p", (("crf", "10"), ("preset", "veryfast"))),
     "av1": Codec("libsvtav1", "yuv420p", (("crf", "30"), ("preset", "8"), ("svtav1-params", "lp=1"))),
 }
-"""lossless: h264 in RGB, every bit as it was; ffmpeg plays it, browsers do not. h264, av1: every player's, with colours at half the resolution."""
+"""lossless: h264 in RGB, bit-exact; ffmpeg plays it, browsers do not. h264, av1: any player, but colours at half the
+resolution."""
 
 
 class TooSmall(ValueError):
-    """Pictures that would have to be made larger."""
+    """Images smaller than the resolution asked for."""
 
 
-class FilmWriter:
-    """A film at `path`, filled clip by clip; each clip begins with a key frame, one follows every `key_every` s. Close it, or leave its `with`."""
+class VideoWriter:
+    """A video at `path`, written clip by clip. Every clip starts with a key frame, and `key_every` seconds later
+    there is another."""
 
     def __init__(
         self, path: Path, size: tuple[int, int], fps: float, codec: str = "lossless", *, key_every: float = 1.0
     ) -> None:
-        how, rate = CODECS[codec], Fraction(fps).limit_denominator(1001)
-        self.frames = 0
+        chosen, rate = CODECS[codec], Fraction(fps).limit_denominator(1001)
+        self.frames = self.bytes = 0
+        self._time_base = 1 / rate
         self._container = av.open(str(path), "w", format="mp4")
-        stream: Any = self._container.add_stream(how.encoder, rate=rate, options=dict(how.options))
+        stream: Any = self._container.add_stream(chosen.encoder, rate=rate, options=dict(chosen.options))
         stream.height, stream.width = size
-        stream.pix_fmt = how.pixels
+        stream.pix_fmt = chosen.pixel_format
         stream.codec_context.gop_size = max(1, round(fps * key_every))
         self._stream = stream
-        self._base = 1 / rate
-        self.bytes = 0
 
-    def add(self, pictures: Pixels) -> None:
-        """A clip (n, h, w, 3)."""
-        for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = self.frames, self._base
+    def add(self, images: Pixels) -> None:
+        """Append a clip (n, h, w, 3)."""
+        for number, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts, frame.time_base = self.frames, self._time_base
             frame.pict_type = av.video.frame.PictureType.I if number == 0 else av.video.frame.PictureType.NONE
             self._mux(self._stream.encode(frame))
             self.frames += 1
 
     def close(self) -> None:
-        """Write what is still held, and the film's table."""
+        """Write the frames still in the encoder, and the index."""
         self._mux(self._stream.encode())
         self._container.close()
-
-    def __enter__(self) -> FilmWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._container.close()
 
     def _mux(self, packets: Iterable[Any]) -> None:
         for packet in packets:
@@ -92,108 +83,131 @@ class FilmWriter:
             self._container.mux(packet)
 
 
-def write_film(path: Path, pictures: Pixels, fps: float, codec: str = "lossless") -> None:
-    """One clip (n, h, w, 3) as a film, which is always read from its start."""
-    with FilmWriter(path, (pictures.shape[1], pictures.shape[2]), fps, codec, key_every=25.0) as film:
-        film.add(pictures)
+def write_video(path: Path, images: Pixels, fps: float, codec: str = "lossless") -> None:
+    """Write one clip (n, h, w, 3) with few key frames: it will be read from its beginning."""
+    with closing(VideoWriter(path, (images.shape[1], images.shape[2]), fps, codec, key_every=25.0)) as video:
+        video.add(images)
 
 
-def read_film(path: Path, size: int | None = None) -> Pixels:
-    """(n, h, w, 3) every frame of a film, (n, size, size, 3) with `size`. av.FFmpegError or ValueError for a damaged one."""
+def read_video(path: Path, size: int | None = None) -> Pixels:
+    """All frames (n, h, w, 3), or (n, size, size, 3). av.FFmpegError or ValueError for a damaged file."""
     with av.open(str(path)) as container:
-        stream = _video(container)
-        return _gathered(container.decode(stream), size)
+        return _stack(container.decode(_video_stream(container)), size)
 
 
-def read_stretch(path: Path, start: float, count: int, fps: float, size: int | None = None) -> Pixels:
-    """(count, …): the frames of a film shown at `start`, `start` + 1 / `fps`, … in s. ValueError where one is not there."""
+def read_segment(path: Path, start: float, count: int, fps: float, size: int | None = None) -> Pixels:
+    """The `count` frames shown at `start`, `start` + 1 / `fps`, … seconds. ValueError where one is missing."""
     half = 0.5 / fps
-    with av.open(str(path)) as container:
-        stream = _video(container)
+
+    def frames(container: Any, stream: Any) -> Iterator[Any]:
         if start > half:
             container.seek(int((start - half) / stream.time_base), stream=stream)
+        number = 0
+        for frame in container.decode(stream):
+            if frame.time is None or frame.time < start - half:
+                continue  # between the key frame and the start
+            if abs(frame.time - start - number / fps) > half:
+                raise ValueError(f"no frame at {start + number / fps:.3f} s")
+            yield frame
+            number += 1
+            if number == count:
+                return
+        raise ValueError(f"it ends after {number} of {count} frames from {start:.3f} s")
 
-        def shown() -> Iterator[Any]:
-            number = 0
-            for frame in container.decode(stream):
-                if frame.time is None or frame.time < start - half:
-                    continue
-                if abs(frame.time - start - number / fps) > half:
-                    raise ValueError(f"it shows nothing at {start + number / fps:.3f} s")
-                yield frame
-                number += 1
-                if number == count:
-                    return
-            raise ValueError(f"it ends after {number} of {count} frames from {start:.3f} s on")
-
-        return _gathered(shown(), size)
-
-
-def read_picture(data: bytes) -> Pixels:
-    """(h, w, 3): a picture that is a file by itself (png, jpeg)."""
-    with av.open(io.BytesIO(data)) as container:
-        return next(iter(container.decode(_video(container)))).to_ndarray(format="rgb24")
-
-
-def film_facts(path: Path) -> tuple[int, float]:
-    """Frames of a film and frames a second, from its table, nothing decoded. av.FFmpegError or ValueError for a damaged one."""
     with av.open(str(path)) as container:
-        stream = _video(container)
+        return _stack(frames(container, _video_stream(container)), size)
+
+
+def video_metadata(path: Path) -> tuple[int, float]:
+    """Number of frames and frames per second, without decoding. av.FFmpegError or ValueError for a damaged file."""
+    with av.open(str(path)) as container:
+        stream = _video_stream(container)
         packets = [packet for packet in container.demux(stream) if packet.size]
         count = sum(not packet.is_discard for packet in packets)
-        rate = stream.average_rate
-        if not count or not rate:
-            raise ValueError("it holds no frames")
+        if not count or not stream.average_rate:
+            raise ValueError("it has no frames")
         if len(packets) < stream.frames:
-            # The edit list of a trimmed video leaves frames out; those are in the file all the same.
+            # The edit list of a trimmed video hides frames that the file still holds.
             with av.open(str(path), options={"ignore_editlist": "1"}) as untrimmed:
-                stored = sum(1 for packet in untrimmed.demux(_video(untrimmed)) if packet.size)
+                stored = sum(1 for packet in untrimmed.demux(_video_stream(untrimmed)) if packet.size)
             if stored < stream.frames:
-                raise ValueError(f"it is cut off: {stored} of {stream.frames} frames are there")
-        return count, float(rate)
+                raise ValueError(f"it is cut off: {stored} of {stream.frames} frames")
+        return count, float(stream.average_rate)
 
 
-def squeeze(pictures: Pixels, size: int) -> Pixels:
-    """(n, h, w, 3) to (n, size, size, 3), filtered (antialiased bilinear). `TooSmall` where they would become larger."""
-    height, width = pictures.shape[1:3]
-    if height == width == size:
-        return pictures
+def read_image(data: bytes) -> Pixels:
+    """(h, w, 3) of a png or jpeg file's bytes. ValueError or OSError for a damaged one."""
+    from PIL import Image, ImageOps
+
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
+            grey = (np.asarray(image) // 256).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=-1)
+        return np.array(image.convert("RGB"))
+    except (SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+
+
+def squeeze(images: Pixels, size: int) -> Pixels:
+    """(n, h, w, 3) → (n, size, size, 3). `TooSmall` where they would be enlarged."""
+    height, width = images.shape[1:3]
     if min(height, width) < size:
-        raise TooSmall(f"it has pictures of {height} x {width}; they are not made larger, to {size} x {size}")
+        raise TooSmall(f"its images are {height} x {width}, smaller than {size} x {size}; images are not enlarged")
+    return resize(images, size)
+
+
+def resize(images: Pixels, size: int) -> Pixels:
+    """(n, h, w, 3) → (n, size, size, 3), bilinear with antialiasing; the aspect ratio is not kept."""
+    if images.shape[1:3] == (size, size):
+        return images
     import torch
     from torch.nn import functional as F
 
-    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
-    small = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return small.permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resized.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _video(container: Any) -> Any:
+def _video_stream(container: Any) -> Any:
     if not container.streams.video:
-        raise ValueError("it holds no video")
+        raise ValueError("it has no video stream")
     stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1  # small pictures: handing them over costs more than decoding
+    stream.codec_context.thread_count = 1  # frames are small: threads would cost more than they save
     return stream
 
 
-def _gathered(frames: Iterable[Any], size: int | None) -> Pixels:
-    """The frames as pictures, a block at a time in their own size."""
-    done: list[Pixels] = []
+def _stack(frames: Iterable[Any], size: int | None) -> Pixels:
+    """All frames as one array, resized block by block."""
+    blocks: list[Pixels] = []
     block: list[Pixels] = []
+
+    def finish() -> None:
+        if len({image.shape for image in block}) > 1:
+            raise ValueError("its frames differ in size")
+        images = np.stack(block)
+        blocks.append(images if size is None else squeeze(images, size))
+        block.clear()
+
     for frame in frames:
-        block.append(frame.to_ndarray(format="rgb24"))
+        block.append(_upright(frame))
         if len(block) == _BLOCK:
-            done.append(_small(block, size))
-            block = []
+            finish()
     if block:
-        done.append(_small(block, size))
-    if not done:
-        raise ValueError("it holds no frames")
-    return np.concatenate(done) if len(done) > 1 else done[0]
+        finish()
+    if not blocks:
+        raise ValueError("it has no frames")
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def _small(block: list[Pixels], size: int | None) -> Pixels:
-    if len({picture.shape for picture in block}) > 1:
-        raise ValueError("its pictures change their size on the way")
-    pictures = np.stack(block)
-    return pictures if size is None else squeeze(pictures, size)
+def _upright(frame: Any) -> Pixels:
+    """The pixels (h, w, 3) of a frame, turned and mirrored as its display matrix says."""
+    pixels: Pixels = frame.to_ndarray(format="rgb24")
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return pixels
+    # The matrix maps (x, y) to (a·x + c·y, b·x + d·y), with y down.
+    a, b, _, c, d = np.frombuffer(side_data, np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

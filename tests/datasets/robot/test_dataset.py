@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.generate import generate
-from diffusion_forcing.datasets.robot import dataset as robot
 from diffusion_forcing.datasets.robot import files as robot_files
-from diffusion_forcing.datasets.robot.dataset import Demonstrations, RobotDataset, RobotOptions
-from diffusion_forcing.datasets.robot.files import Filming, film_of, read_demonstration, save_demonstration
+from diffusion_forcing.datasets.robot.dataset import Demonstrations, RobotDataset, RobotOptions, waiting_action
+from diffusion_forcing.datasets.robot.files import RobotFiles, SavedAsVideos, save_demonstration, video_file
+from diffusion_forcing.datasets.robot.source import read_demonstration
 from diffusion_forcing.errors import UserError
-from tests.datasets import robot_makers
+from tests.datasets.robot import makers
 
 CAMERAS = ("front", "over")
 STACK = 5
@@ -57,6 +58,16 @@ class Toy:
     def close(self) -> None: ...
 
 
+def generated(folder: Path) -> RobotDataset:
+    """A data set whose demonstrations `Toy` has made already."""
+    for split, count in (("training", 3), ("validation", 1)):
+        (folder / split).mkdir()
+        for index in range(count):
+            save_demonstration(folder / split / f"{index:06d}.npz", Toy().make(split, index))
+    (folder / "recipe.json").write_text(json.dumps(Toy().recipe))
+    return RobotDataset(options(folder))
+
+
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RobotDataset, "_simulator", lambda self: Toy())
@@ -69,11 +80,19 @@ def options(folder: Path, **changes: Any) -> RobotOptions:
     )
 
 
+def saved(root: Path, episode: Mapping[str, NDArray[Any]]) -> Path:
+    """A set of one demonstration; its npz."""
+    path = root / "training" / "000000.npz"
+    path.parent.mkdir()
+    save_demonstration(path, episode)
+    return path
+
+
 def test_what_is_kept_comes_back_bit_for_bit(tmp_path: Path) -> None:
     episode = demonstration()
-    save_demonstration(tmp_path / "000000.npz", episode)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.front.mp4", "000000.npz", "000000.over.mp4"]
-    read = read_demonstration(tmp_path / "000000.npz", CAMERAS)
+    folder = saved(tmp_path, episode).parent
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.front.mp4", "000000.npz", "000000.over.mp4"]
+    read = read_demonstration(RobotFiles(tmp_path), "training", 0, CAMERAS)
     assert set(read) == set(episode)
     for name, array in episode.items():
         assert np.array_equal(read[name], array)
@@ -82,28 +101,26 @@ def test_what_is_kept_comes_back_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda path: film_of(path, "over").unlink(), "No such file"),
-        (lambda path: film_of(path, "over").write_bytes(b"nonsense"), "cannot be read"),
+        (lambda path: video_file(path, "over").unlink(), "No such file"),
+        (lambda path: video_file(path, "over").write_bytes(b"nonsense"), "cannot be read"),
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "cannot be read"),
         (lambda path: np.savez(path, actions=np.zeros((3, 8))), "13 frames for 3 actions"),
         (lambda path: np.savez(path, actions=np.zeros((12, 7))), r"\(n, 8\) finite numbers"),
         (lambda path: np.savez(path, actions=np.full((12, 8), np.nan)), "finite numbers"),
-        (lambda path: np.savez(path, action=np.zeros((12, 8))), "there is no 'actions"),
+        (lambda path: np.savez(path, action=np.zeros((12, 8))), "'actions.* is missing"),
         (lambda path: np.savez(path, actions=np.array([object()])), "allow_pickle"),
     ],
 )
 def test_what_is_damaged_is_one_line(tmp_path: Path, damage: Any, said: str) -> None:
-    path = tmp_path / "000000.npz"
-    save_demonstration(path, demonstration())
-    damage(path)
+    damage(saved(tmp_path, demonstration()))
     with pytest.raises(UserError, match=said):
-        read_demonstration(path, CAMERAS)
+        read_demonstration(RobotFiles(tmp_path), "training", 0, CAMERAS)
 
 
 @pytest.mark.parametrize("delay", range(STACK))
 def test_a_token_is_what_is_seen_and_the_actions_that_led_there(delay: int) -> None:
     episode = demonstration(12)
-    batch = Demonstrations([episode], CAMERAS, range(STACK), stack=STACK, most=40)[delay]
+    batch = Demonstrations([episode], CAMERAS, range(STACK), stack=STACK, max_tokens=40)[delay]
     count = 1 + -(-(12 + delay) // STACK) + 1
     assert batch.frames.shape == (1, count, 2, 3, 16, 16)
     assert batch.actions.shape == (1, count, STACK, 8)
@@ -122,14 +139,15 @@ def test_a_token_is_what_is_seen_and_the_actions_that_led_there(delay: int) -> N
 
 
 def test_batches_are_as_long_as_their_longest_and_say_what_is_padding() -> None:
-    every = Demonstrations([demonstration(4), demonstration(17)], CAMERAS, (0,), stack=STACK, most=40)
+    every = Demonstrations([demonstration(4), demonstration(17)], CAMERAS, (0,), stack=STACK, max_tokens=40)
     batch = every.__getitems__([0, 1])
     assert batch.valid.sum(1).tolist() == [3, 6]
     assert torch.equal(batch.frames[0, :3], every[0].frames[0])
-    short = Demonstrations([demonstration(17)], CAMERAS, (0,), stack=STACK, most=3)
+    short = Demonstrations([demonstration(17)], CAMERAS, (0,), stack=STACK, max_tokens=3)
     assert short[0].valid.tolist() == [[True] * 3]
 
 
+@pytest.mark.slow
 def test_the_data_set_makes_what_is_missing_and_reads_it(tmp_path: Path, toy: None) -> None:
     data = RobotDataset(options(tmp_path))
     data.prepare(progress=False)
@@ -144,6 +162,7 @@ def test_the_data_set_makes_what_is_missing_and_reads_it(tmp_path: Path, toy: No
     assert one.training()[0].frames.shape[2] == 1
 
 
+@pytest.mark.slow
 def test_a_demonstration_of_the_expert_follows_from_its_seed() -> None:
     pytest.importorskip("gymnasium_robotics")
     from diffusion_forcing.environments.swap.expert import SwapEpisodes
@@ -156,7 +175,7 @@ def test_a_demonstration_of_the_expert_follows_from_its_seed() -> None:
     assert episode["front"].shape == (count + 1, 16, 16, 3)
     assert episode["states"].shape == (count + 1, 8)
     assert episode["blocked"].shape == (count + 1, 2)
-    assert robot.waiting(episode)[:3] == pytest.approx(episode["actions"][-1][:3])
+    assert waiting_action(episode)[:3] == pytest.approx(episode["actions"][-1][:3])
     other = SwapEpisodes(seed=3, size=16).make("validation", 5)
     assert not np.array_equal(other["front"][0], episode["front"][0])
     with pytest.raises(UserError, match=r"failed 20 times in a row with noise 0\.5"):
@@ -166,11 +185,11 @@ def test_a_demonstration_of_the_expert_follows_from_its_seed() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"n_cameras": 3}, "robot_swap has 2: front, over"),
-        ({"resolution": 20}, "multiple of 8"),
+        ({"n_cameras": 3}, r"dataset\.n_cameras is 3"),
+        ({"resolution": 20}, r"dataset\.resolution is 20"),
         ({"observation_shape": (6, 16, 16)}, r"make \[11, 16, 16\]"),
-        ({"action_stack": 0}, "1 or more"),
-        ({"tail": -1}, "0 or more"),
+        ({"action_stack": 0}, r"dataset\.action_stack is 0"),
+        ({"tail": -1}, r"dataset\.tail is -1"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -184,8 +203,8 @@ def test_more_than_the_memory_holds_is_refused_before_it_is_made(tmp_path: Path,
 
 
 def test_pictures_of_another_size_are_one_line(tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    RobotDataset(options(tmp_path)).prepare(progress=False)
-    with pytest.raises(UserError, match=r"pictures of 16 x 16; they are not made larger.* dataset\.resolution"):
+    generated(tmp_path)
+    with pytest.raises(UserError, match=r"16 x 16.* dataset\.resolution"):
         RobotDataset(options(tmp_path, resolution=32, observation_shape=(6 + STACK, 32, 32))).prepare(progress=False)
 
 
@@ -193,14 +212,14 @@ def test_pictures_are_decoded_once_and_again_where_a_film_changed(
     tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    read = robot_files.read_film
+    read = robot_files.read_video
 
     def counting(path: Path, size: int | None = None) -> NDArray[np.uint8]:
         decoded.append(path.name)
         return read(path, size)
 
-    monkeypatch.setattr(robot_files, "read_film", counting)
-    first = RobotDataset(options(tmp_path)).training()
+    monkeypatch.setattr(robot_files, "read_video", counting)
+    first = generated(tmp_path).training()
     assert len(decoded) == 8
     again = RobotDataset(options(tmp_path)).training()
     assert len(decoded) == 8
@@ -217,7 +236,7 @@ def test_pictures_are_decoded_once_and_again_where_a_film_changed(
     damaged.write_bytes(damaged.read_bytes()[:500])
     RobotDataset(options(tmp_path)).prepare(progress=False)
     assert decoded[10:] == ["000000.front.mp4"]
-    film_of(tmp_path / "training" / "000002.npz", "over").unlink()
+    video_file(tmp_path / "training" / "000002.npz", "over").unlink()
     with pytest.raises(UserError, match="cannot be read: No such file"):
         RobotDataset(options(tmp_path)).prepare(progress=False)
 
@@ -226,6 +245,7 @@ def test_where_nothing_can_be_kept_pictures_are_read_all_the_same(
     tmp_path: Path, toy: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".frames").write_text("a file, where the folder should be")
+    generated(tmp_path)
     expected = RobotDataset(options(tmp_path, cache=False)).training()
     assert capsys.readouterr().out == ""
     found = RobotDataset(options(tmp_path)).training()
@@ -234,9 +254,10 @@ def test_where_nothing_can_be_kept_pictures_are_read_all_the_same(
     assert torch.equal(found[3].frames, expected[3].frames)
 
 
+@pytest.mark.slow
 def test_a_killed_generation_leaves_whole_demonstrations_and_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
-    script = str(Path(__file__).parent / "robot_makers.py")
+    script = str(Path(__file__).parent / "makers.py")
     process = subprocess.Popen([sys.executable, script, str(killed)], start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: len(list((killed / "training").glob("*.npz"))) >= 3)
@@ -245,18 +266,18 @@ def test_a_killed_generation_leaves_whole_demonstrations_and_goes_on_to_the_same
         process.wait()
     whole = sorted((killed / "training").glob("*.npz"))
     assert 3 <= len(whole) < 200
-    for path in whole:
-        read_demonstration(path, CAMERAS)
+    for index in range(len(whole)):
+        read_demonstration(RobotFiles(killed, {"training": len(whole)}), "training", index, CAMERAS)
     wait_until(lambda: nothing_changes(killed))  # its workers end when its pipes do
     (killed / "training" / "000150.front.mp4.tmp").write_bytes(b"half")
     counts = {"training": len(whole) + 2, "validation": 1}
-    files = generate(Filming(robot_makers.Slow()), killed, counts, workers=1, progress=False)
+    files = generate(SavedAsVideos(makers.Slow()), killed, counts, workers=1, progress=False)
     assert len(files) == len(whole) + 3
     assert not list(killed.rglob("*.tmp"))
     anew = tmp_path / "anew"
-    generate(Filming(robot_makers.Slow()), anew, counts, workers=1, progress=False)
+    generate(SavedAsVideos(makers.Slow()), anew, counts, workers=1, progress=False)
     for file in files:
-        for path in (file, film_of(file, "front"), film_of(file, "over")):
+        for path in (file, video_file(file, "front"), video_file(file, "over")):
             assert path.read_bytes() == (anew / path.relative_to(killed)).read_bytes()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
-from diffusion_forcing.datasets.robot.lerobot_writer import LeRobotOptions, joined, of_pictures, of_rows, write_lerobot
-from diffusion_forcing.datasets.robot.source import read_demonstration_of
+from diffusion_forcing.datasets.robot.lerobot_writer import (
+    LeRobotOptions,
+    image_statistics,
+    join_statistics,
+    row_statistics,
+    write_lerobot,
+)
+from diffusion_forcing.datasets.robot.source import read_demonstration
 from diffusion_forcing.errors import UserError
-from tests.datasets.robot_makers import CAMERAS, demonstration
+from tests.datasets.robot.makers import CAMERAS, demonstration
 
 THEIRS = Path(__file__).parent / "data"
 """Written by lerobot 0.4.4's own recorder: 3 episodes of 5, 7 and 6 frames at 20 fps; see `frame_of`."""
@@ -48,7 +55,7 @@ def test_what_is_written_comes_back_bit_for_bit(tmp_path: Path, changes: dict[st
     assert (back.fps, dict(back.counts)) == (changes.get("fps", 10), {"training": 3, "validation": 1})
     for split, index, seed in (("training", 0, 0), ("training", 2, 2), ("training", 1, 1), ("validation", 0, 9)):
         expected = demonstration(9 if seed == 9 else 4 + seed, seed=seed)
-        found = read_demonstration_of(back, split, index, CAMERAS)
+        found = read_demonstration(back, split, index, CAMERAS)
         assert found.keys() == expected.keys()
         for name, array in expected.items():
             assert found[name].dtype == array.dtype
@@ -96,7 +103,7 @@ def test_a_set_that_lerobot_recorded_is_read(name: str, apart: float) -> None:
     assert (found.fps, found.cameras()) == (20, ["top", "wrist"])
     assert dict(found.counts) == {"training": 2, "validation": 1}  # the first twentieth, at least one
     for split, index, episode, length in (("validation", 0, 0, 5), ("training", 0, 1, 7), ("training", 1, 2, 6)):
-        seen = read_demonstration_of(found, split, index, ["wrist", "top"])
+        seen = read_demonstration(found, split, index, ["wrist", "top"])
         assert seen["actions"].shape == (length - 1, 8)
         assert seen["states"].shape == (length, 7)
         for frame, action in enumerate(seen["actions"]):  # theirs are qw qx qy qz x y z gripper
@@ -108,7 +115,7 @@ def test_a_set_that_lerobot_recorded_is_read(name: str, apart: float) -> None:
             expected = frame_of(episode, frame).astype(int)
             assert np.abs(seen["top"][frame] - expected).mean() <= apart
             assert np.abs(seen["wrist"][frame][::-1] - expected).mean() <= apart
-    assert found.pictures("training", 0, "top", 16).shape == (7, 16, 16, 3)
+    assert found.images("training", 0, "top", 16).shape == (7, 16, 16, 3)
 
 
 def change_info(**changes: Any) -> Callable[[Path], None]:
@@ -152,22 +159,22 @@ DATA, FILM = "data/chunk-000/file-000.parquet", "videos/observation.images.front
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda root: (root / "meta" / "info.json").unlink(), r"there is no meta/info\.json"),
+        (lambda root: (root / "meta" / "info.json").unlink(), r"meta/info\.json is missing"),
         (lambda root: (root / "meta" / "info.json").write_text("{"), "cannot be read"),
-        (change_info(codebase_version="v2.1"), "of version v2.1; this reads v3.0: convert it with LeRobot's own"),
+        (change_info(codebase_version="v2.1"), "version v2.1.*convert_dataset_v21_to_v30"),
         (change_info(fps="many"), "cannot be read"),
         (change_info(fps=0), "fps is 0"),
-        (change_info(data_path="data/{nothing}"), "no template"),
-        (change_info(video_path="../{video_key}/{chunk_index}"), "leads out of"),
+        (change_info(data_path="data/{nothing}"), "data/{nothing}"),
+        (change_info(video_path="../{video_key}/{chunk_index}"), "points outside"),
         (change_info(features={}), "no feature 'action'"),
-        (change_action(shape=[7]), r"shape \[7\], this robot's has 8 numbers: x y z qx qy qz qw grasp"),
-        (lambda root: shutil.rmtree(root / "meta" / "episodes"), "holds no parquet file"),
+        (change_action(shape=[7]), r"shape \[7\].* x y z qx qy qz qw grasp"),
+        (lambda root: shutil.rmtree(root / "meta" / "episodes"), "no parquet file"),
         (cut("meta/episodes/chunk-000/file-000.parquet"), "cannot be read"),
         (cut(DATA), "cannot be read"),
         (lambda root: (root / DATA).unlink(), "it does not exist"),
         (rewrite(DATA, lambda table: table.slice(0, 3)), "has 3 rows of episode 0, meta/episodes says 5"),
-        (rewrite(DATA, lambda table: table.drop_columns(["action"])), "no column 'action'"),
-        (rewrite(DATA, no_turns), "are not a quaternion"),
+        (rewrite(DATA, lambda table: table.drop_columns(["action"])), "'action' is missing"),
+        (rewrite(DATA, no_turns), "quaternion"),
         (lambda root: (root / FILM).unlink(), "it does not exist"),
         (cut(FILM), "cannot be read"),
     ],
@@ -176,8 +183,95 @@ def test_what_is_damaged_or_not_ours_is_one_line(tmp_path: Path, damage: Any, sa
     root = write_lerobot(tmp_path / "set", [("training", demonstration(4)), ("validation", demonstration(5))])
     damage(root)
     with pytest.raises(UserError, match=said) as told:
-        read_demonstration_of(LeRobotSet(root), "training", 0, ["front"])
+        read_demonstration(LeRobotSet(root), "training", 0, ["front"])
     assert "\n" not in str(told.value)
+
+
+def reorder(order: list[int]) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        rows = [[row[at] for at in order] for row in table["action"].to_pylist()]
+        return table.set_column(table.column_names.index("action"), "action", pa.array(rows, pa.list_(pa.float32())))
+
+    return change
+
+
+W_FIRST = [0, 1, 2, 6, 3, 4, 5, 7]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x", "y", "z", "qw", "qx", "qy", "qz", "gripper"],
+        ["ee.x", "ee.y", "ee.z", "ee.qw", "ee.qx", "ee.qy", "ee.qz", "gripper.pos"],
+        ["EEF_POS_X", "EEF_POS_Y", "EEF_POS_Z", "EEF_QUAT_W", "EEF_QUAT_X", "EEF_QUAT_Y", "EEF_QUAT_Z", "GRIP"],
+        {"position": ["x", "y", "z"], "orientation": ["w", "x", "y", "z"], "gripper": ["gripper_position"]},
+        {"motors": ["posx", "posy", "posz", "quatw", "quatx", "quaty", "quatz", "grasp"]},
+    ],
+)
+def test_actions_are_ordered_by_their_names_however_they_are_spelled(tmp_path: Path, names: Any) -> None:
+    expected = demonstration(4)
+    root = write_lerobot(tmp_path / "set", [("training", expected), ("training", demonstration(4, seed=1))])
+    change_action(names=names)(root)
+    rewrite(DATA, reorder(W_FIRST))(root)
+    assert np.array_equal(LeRobotSet(root).arrays("validation", 0)["actions"], expected["actions"])
+
+
+def test_names_that_are_no_order_of_ours_are_refused_and_missing_ones_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_lerobot(tmp_path / "set", [("training", demonstration(4))])
+    for last in ("gripper_open", "rz", "qx"):  # the other way round, an angle, one twice
+        change_action(names=["x", "y", "z", "qx", "qy", "qz", "qw", last])(root)
+        with pytest.raises(UserError, match=rf"{last}.*features\.action\.names"):
+            LeRobotSet(root)
+    for names in (None, [], {"axes": None}, [f"motor_{number}" for number in range(8)]):
+        change_action(names=names)(root)
+        assert LeRobotSet(root)._orders["action"] == list(range(8))
+        assert "x y z qx qy qz qw grasp" in capsys.readouterr().out
+
+
+def test_rows_are_in_the_order_of_their_frames(tmp_path: Path) -> None:
+    expected = demonstration(4)
+    root = write_lerobot(tmp_path / "set", [("training", expected)])
+    rewrite(DATA, lambda table: table.take(pa.array([3, 0, 4, 1, 2])))(root)
+    found = LeRobotSet(root).arrays("training", 0)
+    assert np.array_equal(found["actions"], expected["actions"])
+    assert np.array_equal(found["states"], expected["states"])
+
+
+PLACES = ["data/chunk_index", "data/file_index", "videos/observation.images.front/file_index"]
+START = "videos/observation.images.front/from_timestamp"
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+
+
+def column(name: str, change: Callable[[Any], Any] | None) -> Callable[[pa.Table], pa.Table]:
+    """`name` with its values changed, or without it."""
+
+    def changed(table: pa.Table) -> pa.Table:
+        if change is None:
+            return table.drop_columns([name])
+        values = [change(value) for value in table[name].to_pylist()]
+        return table.set_column(table.column_names.index(name), name, pa.array(values, pa.float64()))
+
+    return changed
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_that_pandas_made_floats_are_read(tmp_path: Path, name: str) -> None:
+    expected = demonstration(4)
+    root = write_lerobot(tmp_path / "set", [("training", expected)])
+    rewrite(EPISODES, column(name, float))(root)
+    found = read_demonstration(LeRobotSet(root), "training", 0, ["front"])
+    assert np.array_equal(found["front"], expected["front"])
+
+
+@pytest.mark.parametrize("name", [*PLACES, START, "length", "episode_index"])
+@pytest.mark.parametrize("change", [None, lambda value: None, lambda value: float("nan")])
+def test_a_place_that_is_missing_is_one_line_that_names_it(tmp_path: Path, name: str, change: Any) -> None:
+    root = write_lerobot(tmp_path / "set", [("training", demonstration(4)), ("training", demonstration(5))])
+    rewrite(EPISODES, column(name, change))(root)
+    with pytest.raises(UserError, match=re.escape(name)):
+        read_demonstration(LeRobotSet(root), "training", 0, ["front"])
 
 
 def test_a_film_that_ends_early_and_a_camera_that_is_not_there_are_one_line(tmp_path: Path) -> None:
@@ -186,14 +280,14 @@ def test_a_film_that_ends_early_and_a_camera_that_is_not_there_are_one_line(tmp_
     shutil.copy(short / FILM, root / FILM)
     found = LeRobotSet(root)
     with pytest.raises(UserError, match="it ends after 3 of 5 frames"):
-        found.pictures("training", 0, "front")
+        found.images("training", 0, "front")
     with pytest.raises(UserError, match=r"no camera 'wrist'.* dataset\.cameras=\[front,over\] dataset\.n_cameras=2"):
-        found.pictures("training", 0, "wrist")
+        found.images("training", 0, "wrist")
 
 
 def test_nothing_is_left_of_a_set_that_could_not_be_written(tmp_path: Path) -> None:
     odd = demonstration(4, 16)
-    with pytest.raises(UserError, match=r"demonstration 1 differs from those before in observation\.images\.front"):
+    with pytest.raises(UserError, match=r"demonstration 1 .* observation\.images\.front"):
         write_lerobot(tmp_path / "set", [("training", odd), ("training", demonstration(4, 24))])
     with pytest.raises(UserError, match="has 6 rows for 5 frames"):
         write_lerobot(tmp_path / "set", [("training", {**odd, "front": np.zeros((6, 16, 16, 3), np.uint8)})])
@@ -216,20 +310,20 @@ def test_common_codecs_lose_little_of_smooth_pictures(tmp_path: Path) -> None:
         root = write_lerobot(
             tmp_path / codec, [("training", {**demonstration(4), "front": smooth})], LeRobotOptions(codec=codec)
         )
-        seen = LeRobotSet(root).pictures("training", 0, "front")
+        seen = LeRobotSet(root).images("training", 0, "front")
         assert 0 < np.abs(seen.astype(int) - smooth).mean() < 8
 
 
 def test_statistics_are_numpys_and_those_of_parts_join_to_the_whole() -> None:
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (6, 5, 4, 3), np.uint8)
-    found = of_pictures(pictures)
+    found = image_statistics(pictures)
     for name, expected in (("mean", (pictures / 255).mean((0, 1, 2))), ("std", (pictures / 255).std((0, 1, 2)))):
         assert found[name].shape == (3, 1, 1)
         assert found[name].reshape(3) == pytest.approx(expected)
     assert found["q50"].reshape(3) == pytest.approx(np.quantile(pictures / 255, 0.5, axis=(0, 1, 2)), abs=1 / 255)
     rows = random.normal(size=(30, 4))
-    whole, parts = of_rows(rows), joined([of_rows(rows[:7]), of_rows(rows[7:])])
+    whole, parts = row_statistics(rows), join_statistics([row_statistics(rows[:7]), row_statistics(rows[7:])])
     for name in ("min", "max", "mean", "std", "count"):
         assert parts[name] == pytest.approx(whole[name])
 

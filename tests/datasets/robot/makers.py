@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.generate import generate
-from diffusion_forcing.datasets.robot.files import Filming, save_demonstration
-from diffusion_forcing.datasets.robot.video import write_film
+from diffusion_forcing.datasets.robot.files import SavedAsVideos, save_demonstration
+from diffusion_forcing.datasets.robot.video import write_video
 
 CAMERAS = ("front", "over")
 
@@ -70,7 +70,7 @@ def save_released(root: Path, count: int, *, steps: int = 6, kind: str = "pkl", 
         random = np.random.default_rng(number)
         for camera in ("camera_0", "camera_1"):
             pictures = random.integers(0, 256, (frames or steps, 24, 32, 3), np.uint8)
-            write_film(folder / f"{camera}.mp4", pictures, 10)
+            write_video(folder / f"{camera}.mp4", pictures, 10)
         save_trajectory(folder / f"traj.{kind}", trajectory(steps, seed=number))
     return root
 
@@ -110,5 +110,5 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in found if not path.name.startswith(".")}
 
 
-if __name__ == "__main__":  # a generation in a process of its own: robot_makers.py FOLDER
-    generate(Filming(Slow(0.05)), Path(sys.argv[1]), {"training": 200, "validation": 2}, workers=2)
+if __name__ == "__main__":  # a generation in a process of its own: makers.py FOLDER
+    generate(SavedAsVideos(Slow(0.05)), Path(sys.argv[1]), {"training": 200, "validation": 2}, workers=2)
