@@ -19,7 +19,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.video.dataset import Clips, VideoDataset, VideoDatasetOptions
+from diffusion_forcing.datasets.video.clips import Clips
+from diffusion_forcing.datasets.video.dataset import VideoDataset, VideoDatasetOptions
 
 FRAMES = 300
 BATCH = 8

@@ -1,7 +1,7 @@
-"""Compressed clips decoded once: a file of plain uint8 frames for each episode, of the size asked for, so that a clip is a few reads by position.
+"""Compressed clips, decoded once: a file of uncompressed uint8 frames for each episode, so that reading a clip is a few reads by position.
 
-An episode's file is written whole or not at all, under a name that holds the stamp of its source: a killed run goes on where it was, a changed
-source is decoded again. What is plain already, and of the right size, gets no copy. Frames are cropped and made smaller here, once.
+Frames are cropped and resized before they are written. A file is written whole or not at all, and its name holds the stamp of its source: an
+interrupted run continues with what is missing, and a changed source is decoded again. Uncompressed episodes of the right size need no copy.
 """
 
 from __future__ import annotations
@@ -18,24 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_forcing.datasets.video.decode import Pixels, blocks, fit, fits
-from diffusion_forcing.datasets.video.episodes import Episode, Unusable
+from diffusion_forcing.datasets.video.container import Pixels
+from diffusion_forcing.datasets.video.decode import blocks, fit
+from diffusion_forcing.datasets.video.episode import Episode
+from diffusion_forcing.datasets.video.files import Unusable, reading
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import locked, replacing
 from diffusion_forcing.progress import progress_bar
 
-_HEADER = 128
-"""Bytes before the first frame: what numpy writes for any array of up to 10 digits a side."""
+_HEADER_BYTES = 128
+"""Bytes before the first frame: numpy's header of any array with sides of up to 10 digits."""
 _SHARE_OF_FREE = 0.5
-"""`cache=auto` takes at most this share of the disk's free space."""
-
-
-class _Away(Unusable):
-    """The source could not be read this time."""
+"""`cache=auto` uses at most this share of the free disk space."""
 
 
 class VideoCache:
-    """Decoded frames of `resolution` below `folder` for clips below `root`."""
+    """Decoded frames, `resolution` × `resolution`, in `folder` for the clips below `root`."""
 
     def __init__(self, root: Path, folder: Path, resolution: int) -> None:
         self._root = root
@@ -43,34 +41,38 @@ class VideoCache:
         self._resolution = resolution
 
     def place(self, episode: Episode) -> tuple[Path, int] | None:
-        """File and first byte of the plain frames of an episode; None where they were not decoded yet."""
+        """File and first byte of the decoded frames of an episode; None if it is not decoded yet."""
         if self.is_plain(episode):
             return self._root / episode.file, episode.offset
         file = self._file(episode)
         try:
-            return (file, _HEADER) if file.stat().st_size == _HEADER + self._size(episode) else None
+            return (file, _HEADER_BYTES) if file.stat().st_size == _HEADER_BYTES + self._size(episode) else None
         except OSError:
             return None
+
+    def is_plain(self, episode: Episode) -> bool:
+        """Whether the episode's own file is uncompressed and of the right size."""
+        return episode.kind == "stored" and episode.height == episode.width == self._resolution
 
     def missing(self, episodes: Iterable[Episode]) -> list[Episode]:
         """Episodes that are not decoded yet."""
         return [episode for episode in episodes if self.place(episode) is None]
 
     def has_room(self, episodes: Iterable[Episode]) -> bool:
-        """Whether decoding `episodes` would leave half of what is free now; says so in a line where not."""
+        """Whether decoding `episodes` leaves half of the free disk space; prints a line if not."""
         need, free = sum(map(self._size, episodes)), self._free()
         if need <= _SHARE_OF_FREE * free:
             return True
         print(
-            f"decoded, {self._root} would take {_gigabytes(need)} of the {_gigabytes(free)} free in {self._folder.parent}: "
-            "clips are decoded at every read (dataset.cache=memmap decodes them once all the same)"
+            f"decoding {self._root} would take {_gigabytes(need)} of the {_gigabytes(free)} free in {self._folder.parent}, so clips are "
+            "decoded at every read (dataset.cache=memmap decodes them once all the same)"
         )
         return False
 
     def build(self, episodes: Sequence[Episode], *, workers: int = 1, progress: bool = True) -> dict[str, Episode]:
-        """Decode the `episodes` that are missing; returns those that cannot be decoded, with their `problem`, by stem.
+        """Decode the missing `episodes`; returns, by stem, those that cannot be decoded, with the reason in `problem`.
 
-        Raises `UserError` where there is no room, before anything is written, or nothing can be written.
+        `UserError` before anything is written if the disk has too little space, and if nothing can be written.
         """
         if not self.missing(episodes):
             return {}
@@ -82,28 +84,27 @@ class VideoCache:
                     f"decoding the clips of {self._root} takes {_gigabytes(need)}, {_gigabytes(free)} are free in {self._folder.parent}; "
                     "make room, choose another dataset.save_dir, or dataset.cache=none"
                 )
-            for rest in self._folder.rglob("*.tmp"):
-                rest.unlink(missing_ok=True)
+            for leftover in self._folder.rglob("*.tmp"):
+                leftover.unlink(missing_ok=True)
             return self._decode(missing, workers=workers, progress=progress, done=len(episodes) - len(missing))
 
     def _decode(self, missing: Sequence[Episode], *, workers: int, progress: bool, done: int) -> dict[str, Episode]:
         damaged: dict[str, Episode] = {}
         stop = threading.Event()
+        label, total = f"decoding {self._root}", done + len(missing)
         with (
             ThreadPoolExecutor(max(workers, 1)) as pool,
-            progress_bar(
-                f"decoding {self._root}", total=done + len(missing), done=done, unit="clips", show=progress
-            ) as bar,
+            progress_bar(label, total=total, done=done, unit="clips", show=progress) as bar,
         ):
             tasks = {pool.submit(self._write, episode, stop): episode for episode in missing}
             try:
                 for task in as_completed(tasks):
-                    episode = tasks[task]
                     try:
                         task.result()
                     except Unusable as reason:
-                        damaged[episode.stem] = replace(episode, problem=str(reason), again=isinstance(reason, _Away))
-                    bar.advance(1)
+                        episode = tasks[task]
+                        damaged[episode.stem] = replace(episode, problem=str(reason), again=reason.again)
+                    bar.advance()
             except BaseException:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -122,20 +123,19 @@ class VideoCache:
                         if stop.is_set():
                             raise CancelledError
                         stream.write(fit(frames, self._resolution).reshape(-1).data)
+                # Remove the frames of an earlier version of the source.
                 for old in file.parent.glob(f"{glob.escape(file.name[:-13])}.????????.npy"):
                     old.unlink(missing_ok=True)
 
     def _read(self, episode: Episode) -> Iterator[Pixels]:
-        try:
+        with reading():
             yield from blocks(self._root, episode)
-        except OSError as error:
-            raise _Away(f"cannot be read: {error.strerror or error}") from error
 
     def _header(self, episode: Episode) -> bytes:
         header = BytesIO()
         shape = (episode.frames, self._resolution, self._resolution, 3)
         np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        assert len(header.getvalue()) == _HEADER, "numpy's header has another length"
+        assert len(header.getvalue()) == _HEADER_BYTES, "numpy's header has another length"
         return header.getvalue()
 
     def _file(self, episode: Episode) -> Path:
@@ -143,10 +143,6 @@ class VideoCache:
 
     def _size(self, episode: Episode) -> int:
         return 0 if self.is_plain(episode) else episode.frames * self._resolution**2 * 3
-
-    def is_plain(self, episode: Episode) -> bool:
-        """Whether the episode's own file is read by position."""
-        return episode.kind == "stored" and fits(episode.height, episode.width, self._resolution)
 
     def _free(self) -> int:
         folder = self._folder
@@ -157,7 +153,7 @@ class VideoCache:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Errors in here are of writing."""
+    """Turn an OSError inside the block into a `UserError`."""
     try:
         yield
     except OSError as error:

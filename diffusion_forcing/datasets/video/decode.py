@@ -1,7 +1,7 @@
-"""Pixels of a few frames of an episode, at the cost of those frames.
+"""Frames of an episode, each clip at the cost of its own frames, cropped and resized to the resolution asked for.
 
-Stored arrays and the cache are read by position: the bytes of the asked frames and no others. A packed npz is unpacked up to the last asked frame,
-a film decoded from the keyframe before the first. `Frames` joins these: it knows for each episode whether its cache, its file or a decoder answers.
+Stored arrays and decoded caches are read by position, the bytes of the wanted frames and no others. A packed npz is decompressed up to the last
+wanted frame, a video decoded from the keyframe before the first.
 """
 
 from __future__ import annotations
@@ -19,48 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from diffusion_forcing.datasets.video.episodes import Episode, Unusable
+from diffusion_forcing.datasets.video.container import Converter, Pixels, all_times, decoded, opened, read_video
+from diffusion_forcing.datasets.video.episode import Episode
+from diffusion_forcing.datasets.video.files import Unusable
 
-# Frames of any size made square: the middle square of the picture, then made smaller by area-true (antialiased) bilinear filtering.
-#
-# Frames are never made larger: pixels that are not in the data would be learnt as if they were.
-
-
-def fits(height: int, width: int, resolution: int) -> bool:
-    """Whether frames of this size need no change."""
-    return height == width == resolution
+_BLOCK_BYTES = 16 << 20
+"""Bytes of frames held at once while a whole episode is decoded."""
 
 
-def too_small(height: int, width: int, resolution: int) -> bool:
-    """Whether frames of this size would have to be made larger."""
-    return min(height, width) < resolution
-
-
-def fit(frames: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
-    """(n, h, w, 3) to (n, resolution, resolution, 3). Of an odd rest, the row or column more is cut off below or on the right."""
-    height, width = frames.shape[1:3]
-    if fits(height, width, resolution):
-        return frames
-    assert not too_small(height, width, resolution), "frames are never made larger"
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = frames[:, top : top + side, left : left + side]
-    if side == resolution:
-        return np.ascontiguousarray(square)
-    pixels = torch.from_numpy(np.ascontiguousarray(square)).permute(0, 3, 1, 2)
-    small = F.interpolate(pixels, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
-    return small.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-Pixels = NDArray[np.uint8]
-_BLOCK = 1 << 20
-"""Bytes unpacked at once."""
-_BLOCKS = 16 << 20
-"""Bytes of frames held at once when a whole episode is read."""
-
-
-class Frames:
-    """Frames of `episodes` below `root`, `resolution` pixels wide and high. `cached[i]`: the plain pixels of episode i, if there are."""
+class FrameReader:
+    """Frames of `episodes` below `root`, square with side `resolution`. cached[i]: file and offset of the decoded frames of episode i, or None."""
 
     def __init__(
         self, root: Path, episodes: Sequence[Episode], resolution: int, cached: Sequence[tuple[Path, int] | None]
@@ -71,114 +39,121 @@ class Frames:
         self._cached = cached
 
     def read(self, number: int, frames: NDArray[np.int64]) -> Pixels:
-        """(n, resolution, resolution, 3): `frames` (rising, repeats allowed) of episode `number`."""
+        """(n, resolution, resolution, 3): `frames` (rising, repeats allowed) of episode `number`. `Unusable` or OSError if unreadable."""
         cached = self._cached[number]
-        if cached is not None:
-            path, offset = cached
-            return read_stored(path, offset, (self._resolution, self._resolution), frames)
-        return fit(read_frames(self._root, self._episodes[number], frames), self._resolution)
+        if cached is None:
+            return fit(read_frames(self._root, self._episodes[number], frames), self._resolution)
+        path, offset = cached
+        return _read_by_position(path, offset, (self._resolution, self._resolution, 3), frames)
 
 
 def read_frames(root: Path, episode: Episode, frames: NDArray[np.int64]) -> Pixels:
-    """(n, h, w, 3): `frames` (rising, repeats allowed) of `episode`'s own file. `Unusable` or `OSError` if it cannot be read."""
-    path, shape = root / episode.file, (episode.height, episode.width)
+    """(n, h, w, 3): `frames` (rising, repeats allowed) of the episode's own file. `Unusable` or OSError if it cannot be read."""
+    path, shape = root / episode.file, (episode.height, episode.width, 3)
     if episode.kind == "stored":
-        return read_stored(path, episode.offset, shape, frames)
+        return _read_by_position(path, episode.offset, shape, frames)
+    wanted, places = np.unique(frames, return_inverse=True)
     if episode.kind == "packed":
-        return read_packed(path, episode.offset, shape, frames)
-    from diffusion_forcing.datasets.video.episodes import read_film
-
-    return read_film(path, episode, frames)
-
-
-def read_stored(path: Path, offset: int, shape: tuple[int, int], frames: NDArray[np.int64]) -> Pixels:
-    """`frames` of plain uint8 frames of `shape` that begin at byte `offset` of `path`. `Unusable` if it is cut off."""
-    out = np.empty((len(frames), *shape, 3), dtype=np.uint8)
-    size = shape[0] * shape[1] * 3
-    with open(path, "rb", buffering=0) as file:
-        for begin, end in _runs(frames):
-            file.seek(offset + int(frames[begin]) * size)
-            view = out[begin:end].reshape(-1).data
-            while view:
-                count = file.readinto(view)
-                if not count:
-                    raise Unusable("is cut off")
-                view = view[count:]
-    return out
-
-
-def read_packed(path: Path, offset: int, shape: tuple[int, int], frames: NDArray[np.int64]) -> Pixels:
-    """The same from the array `video` of a compressed npz, whose header is `offset` bytes long."""
-    out = np.empty((len(frames), *shape, 3), dtype=np.uint8)
-    size = shape[0] * shape[1] * 3
-    with _unpacking(path) as file:
-        place = 0
-        for begin, end in _runs(frames):
-            if begin and frames[begin] == frames[begin - 1]:
-                out[begin:end] = out[begin - 1]  # one frame again
-                continue
-            target = offset + int(frames[begin]) * size
-            while place < target:
-                place += len(_some(file, target - place))
-            place += _fill(file, out[begin:end])
-    return out
+        in_turn = itertools.islice(_array_frames(path, episode), int(wanted[-1]) + 1)
+        numbers = set(wanted.tolist())
+        found = {number: pixels for number, pixels in enumerate(in_turn) if number in numbers}
+    else:
+        found = read_video(path, wanted, all_times(episode.times, episode.frames), episode.keyframes)
+    missing = [number for number in wanted.tolist() if number not in found]
+    if missing:
+        raise Unusable(f"has {episode.frames} frames, but frame {missing[0]} cannot be decoded")
+    return np.stack([_of_shape(found[number], shape) for number in wanted.tolist()])[places]
 
 
 def blocks(root: Path, episode: Episode) -> Iterator[Pixels]:
-    """All frames of an episode in turn, some 16 MB at a time, (n, h, w, 3). `Unusable` or `OSError` where they cannot be read."""
-    path, shape = root / episode.file, (episode.height, episode.width)
-    count = max(1, _BLOCKS // (shape[0] * shape[1] * 3))
-    if episode.kind == "film":
-        from diffusion_forcing.datasets.video.episodes import film_blocks
+    """All frames of an episode in blocks (n, h, w, 3) of about 16 MB. `Unusable` or OSError if they cannot be read."""
+    path, shape = root / episode.file, (episode.height, episode.width, 3)
+    frames = _video_frames(path, episode) if episode.kind == "video" else _array_frames(path, episode)
+    count = max(1, _BLOCK_BYTES // int(np.prod(shape)))
+    while block := list(itertools.islice(frames, count)):
+        yield np.stack([_of_shape(pixels, shape) for pixels in block])
 
-        yield from film_blocks(path, episode, count)
-        return
-    begins = range(0, episode.frames, count)
-    if episode.kind == "stored":
-        for begin in begins:
-            numbers = np.arange(begin, min(begin + count, episode.frames))
-            yield read_stored(path, episode.offset, shape, numbers)
-        return
-    with _unpacking(path) as file:
-        place = 0
-        while place < episode.offset:
-            place += len(_some(file, episode.offset - place))
-        for begin in begins:
-            out = np.empty((min(count, episode.frames - begin), *shape, 3), dtype=np.uint8)
-            _fill(file, out)
-            yield out
-        file.read(1)  # its end: here the sum over all bytes is compared
+
+def fit(frames: Pixels, resolution: int) -> Pixels:
+    """(n, h, w, 3) to (n, resolution, resolution, 3): the middle square, reduced by antialiased bilinear filtering.
+
+    Frames are never enlarged: a model would learn the interpolated pixels. If the rest is odd, one more row is cut below, or column on the right.
+    """
+    height, width = frames.shape[1:3]
+    side = min(height, width)
+    assert side >= resolution, "frames are never enlarged"
+    if height == width == resolution:
+        return frames
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(frames[:, top : top + side, left : left + side])
+    if side == resolution:
+        return square
+    pixels = torch.from_numpy(square).permute(0, 3, 1, 2)
+    small = F.interpolate(pixels, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
+    return small.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _read_by_position(path: Path, offset: int, shape: tuple[int, int, int], frames: NDArray[np.int64]) -> Pixels:
+    """`frames` of uncompressed uint8 frames of `shape` that begin at byte `offset` of `path`."""
+    out = np.empty((len(frames), *shape), dtype=np.uint8)
+    size = int(np.prod(shape))
+    # Runs of consecutive frames are read in one piece.
+    borders = [0, *(np.flatnonzero(np.diff(frames) != 1) + 1).tolist(), len(frames)]
+    with open(path, "rb", buffering=0) as file:
+        for begin, end in itertools.pairwise(borders):
+            file.seek(offset + int(frames[begin]) * size)
+            _fill(file, out[begin:end])
+    return out
+
+
+def _fill(file: IO[bytes], out: Pixels) -> None:
+    """Read bytes into all of `out`."""
+    view = out.reshape(-1).data
+    while view:
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise Unusable("is cut off")
+        view = view[count:]
+
+
+def _array_frames(path: Path, episode: Episode) -> Iterator[Pixels]:
+    """The frames of a stored or packed array in turn, (h, w, 3) each."""
+    with _opened_array(path, episode) as file:
+        for _ in range(episode.frames):
+            frame = np.empty((episode.height, episode.width, 3), dtype=np.uint8)
+            _fill(file, frame)
+            yield frame
+        file.read(1)  # at its end zipfile compares the checksum
 
 
 @contextmanager
-def _unpacking(path: Path) -> Iterator[IO[bytes]]:
-    """The array `video` of a npz, its header first; `Unusable` in place of zip's errors."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("video.npy") as file:
+def _opened_array(path: Path, episode: Episode) -> Iterator[IO[bytes]]:
+    """The array's file at its first frame; `Unusable` instead of zipfile's errors."""
+    if episode.kind == "stored":
+        with open(path, "rb") as file:
+            file.seek(episode.offset)
             yield file
+        return
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("video.npy") as member:
+            member.read(episode.offset)
+            yield member
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise Unusable("is damaged or cut off") from error
 
 
-def _some(file: IO[bytes], most: int) -> bytes:
-    block = file.read(min(_BLOCK, most))
-    if not block:
-        raise Unusable("is cut off")
-    return block
+def _video_frames(path: Path, episode: Episode) -> Iterator[Pixels]:
+    """The frames of a video in turn, (h, w, 3) each."""
+    convert, count = Converter(), 0
+    with opened(path) as (container, stream):
+        for frame in itertools.islice(decoded(container, stream), episode.frames):
+            count += 1
+            yield convert(frame)
+    if count < episode.frames:
+        raise Unusable(f"is damaged: only {count} of its {episode.frames} frames can be decoded")
 
 
-def _fill(file: IO[bytes], out: Pixels) -> int:
-    """Fill `out` from `file`; the number of bytes that took."""
-    view = out.reshape(-1).data
-    place = 0
-    while place < len(view):
-        block = _some(file, len(view) - place)
-        view[place : place + len(block)] = block
-        place += len(block)
-    return place
-
-
-def _runs(frames: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Positions [begin, end) of neighbouring frame numbers, which come in one piece."""
-    borders = [0, *(np.flatnonzero(np.diff(frames) != 1) + 1).tolist(), len(frames)]
-    return list(itertools.pairwise(borders))
+def _of_shape(pixels: Pixels, shape: tuple[int, int, int]) -> Pixels:
+    if pixels.shape != shape:
+        raise Unusable("changes its frame size")
+    return pixels

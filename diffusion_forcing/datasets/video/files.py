@@ -1,9 +1,9 @@
-"""Which files of a folder are clips, which hold their actions, and which split a clip belongs to.
+"""Which files of a folder are clips, which hold their actions, and to which split a clip belongs.
 
-All files of one name stem in one folder are one episode: `a.mp4` with `a.npz` beside it (TECO's Minecraft), `a.npz` alone (TECO's DMLab), `a.gif`
-with `a.csv`, and so on. Hidden folders and unfinished files (`*.tmp`, `*.part`) are not looked at. Splits are the folders training (or train),
-validation (valid, val) and test at the top, or below the one folder that holds everything; where there are none, a hash of each clip's name
-decides, so that a clip stays on its side however many others come and go.
+All files of one stem in one folder are one episode: `a.mp4` with `a.npz` beside it (TECO's Minecraft), `a.npz` alone (TECO's DMLab), `a.gif` with
+`a.csv`, and so on. Hidden folders and unfinished files (`*.tmp`, `*.part`) are ignored. The folders training (or train), validation (valid, val)
+and test are the splits, at the top or below one folder that holds everything. Without such folders a hash of each clip's name decides, so that
+adding or removing clips never moves another clip to a different split.
 """
 
 from __future__ import annotations
@@ -11,20 +11,37 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_forcing.errors import UserError
 
-FILMS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif")
-"""Files that are decoded."""
+VIDEOS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif")
+"""Encoded videos."""
 ARRAYS = (".npz", ".npy")
-"""Files of frames as they are, unless a film of the same stem is there: then they hold its actions."""
+"""Arrays of frames; beside a video of the same stem they hold its actions."""
 ACTIONS = (".actions.npz", ".actions.npy", ".actions.csv", ".npz", ".npy", ".csv")
-"""Where the actions of a clip are looked for, the first that exists and is not the clip itself."""
+"""Where the actions of a clip are: the first that exists and is not the clip itself."""
 SPLITS = {"training": ("training", "train"), "validation": ("validation", "valid", "val"), "test": ("test",)}
-"""Split: the names of its folder."""
-_ORDER = (*FILMS, ".actions.npz", ".actions.npy", ".actions.csv", ".npz", ".npy", ".csv")
+"""Split: names of its folder."""
+
+
+class Unusable(Exception):
+    """A file cannot be used; the message says why, without the file's name. `again`: the reason may pass, as a missing permission does."""
+
+    def __init__(self, reason: str, *, again: bool = False) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn an OSError inside the block into an `Unusable` that may pass."""
+    try:
+        yield
+    except OSError as error:
+        raise Unusable(f"cannot be read: {error.strerror or error}", again=True) from error
 
 
 @dataclass(frozen=True)
@@ -32,48 +49,49 @@ class Group:
     """The files of one stem."""
 
     stem: str
-    """Path below the root without ending, with forward slashes."""
+    """Path below the root without its ending, with forward slashes."""
     endings: dict[str, str]
-    """Ending in small letters: as it is written."""
+    """Ending in lower case: the ending as it is written."""
     stamp: str
-    """Changes when a file of the group changes size or time, comes or goes."""
+    """Changes when a file of the group is changed, added or removed."""
 
     def path(self, root: Path, ending: str) -> Path:
-        """The file with `ending` (small letters)."""
+        """The file with `ending` (lower case)."""
         return root / f"{self.stem}{self.endings[ending]}"
 
 
 def find_groups(root: Path) -> list[Group]:
-    """Every stem below `root` that may hold a clip, sorted. `UserError` where `root` is no folder or cannot be listed."""
+    """Every stem below `root` that may hold a clip, sorted. `UserError` if `root` is not a folder or cannot be listed."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; place clips there, or give dataset.path=<folder of clips>")
     found: dict[str, list[tuple[str, int, int]]] = {}
     for name, size, time in _walk(root):
-        ending = next((ending for ending in _ORDER if name.lower().endswith(ending)), "")
+        ending = next((ending for ending in (*VIDEOS, *ACTIONS) if name.lower().endswith(ending)), "")
         if ending:
             found.setdefault(name[: -len(ending)], []).append((name[-len(ending) :], size, time))
     groups = []
     for stem in sorted(found):
         files = sorted(found[stem])
         endings = {written.lower(): written for written, _, _ in files}
-        if any(ending in endings for ending in (*FILMS, *ARRAYS)):
+        if any(ending in endings for ending in (*VIDEOS, *ARRAYS)):
             groups.append(Group(stem, endings, hashlib.sha256(repr(files).encode()).hexdigest()[:16]))
     return groups
 
 
 def has_clips(root: Path) -> bool:
-    """Whether anything that may be a clip lies below `root`; looks no further than the first."""
-    return root.is_dir() and any(name.lower().endswith((*FILMS, *ARRAYS)) for name, _, _ in _walk(root))
+    """Whether any file below `root` may be a clip; stops at the first."""
+    return root.is_dir() and any(name.lower().endswith((*VIDEOS, *ARRAYS)) for name, _, _ in _walk(root))
 
 
 def splits_of(stems: Sequence[str], validation_fraction: float) -> dict[str, list[int]]:
-    """Positions in `stems` of each split's clips; an empty list for a split that is not there.
+    """Positions in `stems` of the clips of each split; an empty list for a split without clips.
 
-    TECO's folders are train and test: its test clips then are the validation clips too. Where a folder of training clips stands alone, or
-    no folder is a split's, validation is `validation_fraction` of the clips by hash, and at least one; all of them where that is 0.
+    TECO has the folders train and test only: test clips are then the validation clips as well. With a training folder alone, or without split
+    folders, `validation_fraction` of the clips are for validation, by hash, and at least one; if it is 0, all clips are in both.
     """
     folders = {folder: split for split, names in SPLITS.items() for folder in names}
     parts = [stem.split("/")[:-1] for stem in stems]
+    # Descend while one folder holds everything.
     depth = 0
     while len({tuple(part[depth : depth + 1]) for part in parts}) == 1 and len(parts[0]) > depth:
         if parts[0][depth].lower() in folders:
@@ -93,7 +111,7 @@ def splits_of(stems: Sequence[str], validation_fraction: float) -> dict[str, lis
 
 
 def place_of(stem: str) -> float:
-    """A number in [0, 1) that depends on the clip's name alone."""
+    """A number in [0, 1) that depends on the clip's name only."""
     return int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8], "big") / 2**64
 
 
@@ -107,7 +125,7 @@ def _by_hash(clips: list[int], stems: Sequence[str], fraction: float) -> tuple[l
 
 
 def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
-    """(path below root with forward slashes, size, time in ns) of every plain file."""
+    """(path below root with forward slashes, size, modification time in ns) of every file."""
     folders, seen = [""], {os.path.realpath(root)}
     while folders:
         below = folders.pop()
@@ -118,7 +136,7 @@ def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
                         continue
                     if entry.is_dir():
                         real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                        if real not in seen:  # a link to a folder above would never end
+                        if real not in seen:  # a link to a parent folder would never end
                             seen.add(real)
                             folders.append(f"{below}{entry.name}/")
                     elif entry.is_file():

@@ -12,8 +12,7 @@ import pytest
 from diffusion_forcing.datasets.mazes import d4rl
 from diffusion_forcing.datasets.windows import statistics
 from diffusion_forcing.errors import UserError
-
-from .makers import steps, write_file
+from tests.datasets.makers import steps, write_file
 
 
 def read_all(path: Path) -> dict[str, np.ndarray]:

@@ -1,7 +1,10 @@
-"""Frames of a film out of its middle are the frames decoding it from the first gives."""
+"""Frames out of the middle of a video are those that decoding it from the start gives."""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,11 @@ import numpy as np
 import pytest
 
 from diffusion_forcing.datasets.robot.video import film_facts
-from diffusion_forcing.datasets.video import episodes as video_film
-from diffusion_forcing.datasets.video.episodes import Episode, Unusable, film_blocks, inspect, read_film
-from diffusion_forcing.datasets.video.files import find_groups
-
-from .video_makers import decode, film, trim, write_film
+from diffusion_forcing.datasets.video import container
+from diffusion_forcing.datasets.video.decode import blocks, read_frames
+from diffusion_forcing.datasets.video.episode import Episode, inspect
+from diffusion_forcing.datasets.video.files import Unusable, find_groups
+from tests.datasets.video_makers import decode, film, trim, write_film
 
 FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     "h264 as TECO has it": ("a.mp4", {}),
@@ -37,57 +40,59 @@ def looked_at(folder: Path) -> Episode:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_frames_from_anywhere_are_those_of_decoding_everything(tmp_path: Path, name: str) -> None:
+def test_frames_from_anywhere_are_those_of_decoding_everything(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, words = FORMATS[name]
     path = write_film(tmp_path / file, film(40, 32), **words)  # type: ignore[arg-type]
     every, episode = decode(path), looked_at(tmp_path)
-    assert (episode.kind, episode.frames, episode.height, episode.width) == ("film", 40, 32, 32)
+    assert (episode.kind, episode.frames, episode.height, episode.width) == ("video", 40, 32, 32)
     for frames in ([0], [39], [20], list(range(17, 25)), list(range(5, 40, 6)), [38, 39, 39, 39]):
-        assert (read_film(path, episode, np.array(frames)) == every[frames]).all()
-    parts = list(film_blocks(path, episode, 16))
+        assert (read_frames(tmp_path, episode, np.array(frames)) == every[frames]).all()
+    monkeypatch.setattr("diffusion_forcing.datasets.video.decode._BLOCK_BYTES", 16 * 32 * 32 * 3)
+    parts = list(blocks(tmp_path, episode))
     assert [len(part) for part in parts] == [16, 16, 8] and (np.concatenate(parts) == every).all()
 
 
 def test_a_clip_decodes_only_from_the_keyframe_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_film(tmp_path / "a.mp4", film(120, 32), g="10", bf="0")
+    write_film(tmp_path / "a.mp4", film(120, 32), g="10", bf="0")
     episode = looked_at(tmp_path)
     assert episode.keyframes.tolist() == list(range(0, 120, 10)) and len(episode.times) == 2
     decoded: list[int] = []
-    opened = video_film._opened
 
-    def counting(path: Path) -> Any:
-        return _Counting(opened(path), decoded)
+    class Counting(container.Converter):
+        def __call__(self, frame: Any) -> container.Pixels:
+            decoded.append(frame.pts)
+            return super().__call__(frame)
 
-    monkeypatch.setattr(video_film, "_opened", counting)
-    read_film(path, episode, np.arange(83, 88))
-    assert sum(decoded) <= 10
+    demux = av.container.InputContainer.demux
+    packets: list[int] = []
 
+    class Counted:
+        """A container that counts the packets it reads."""
 
-class _Counting:
-    """A container whose decoded packets are counted."""
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
 
-    def __init__(self, context: Any, decoded: list[int]) -> None:
-        self._context, self._decoded = context, decoded
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
 
-    def __enter__(self) -> tuple[Any, Any]:
-        container, stream = self._context.__enter__()
-        return _Container(container, self._decoded), stream
+        def demux(self, stream: Any) -> Iterator[Any]:
+            for packet in demux(self._inner, stream):
+                packets.append(packet.size)
+                yield packet
 
-    def __exit__(self, *failure: Any) -> Any:
-        return self._context.__exit__(*failure)
+    opened = container.opened
 
+    @contextmanager
+    def counting(path: Path) -> Iterator[tuple[Any, Any]]:
+        with opened(path) as (inner, stream):
+            yield Counted(inner), stream
 
-class _Container:
-    def __init__(self, container: Any, decoded: list[int]) -> None:
-        self._container, self._decoded = container, decoded
-
-    def seek(self, *words: Any, **more: Any) -> None:
-        self._container.seek(*words, **more)
-
-    def demux(self, stream: Any) -> Any:
-        for packet in self._container.demux(stream):
-            self._decoded.append(1)
-            yield packet
+    monkeypatch.setattr(container, "Converter", Counting)
+    monkeypatch.setattr(container, "opened", counting)
+    read_frames(tmp_path, episode, np.arange(83, 88))
+    assert len(decoded) == 5 and 0 < len(packets) <= 10
 
 
 def test_uneven_times_are_kept_one_by_one(tmp_path: Path) -> None:
@@ -102,14 +107,14 @@ def test_uneven_times_are_kept_one_by_one(tmp_path: Path) -> None:
         container.mux(stream.encode())
     episode = looked_at(tmp_path)
     assert len(episode.times) == 12
-    assert (read_film(path, episode, np.array([5, 9, 11])) == decode(path)[[5, 9, 11]]).all()
+    assert (read_frames(tmp_path, episode, np.array([5, 9, 11])) == decode(path)[[5, 9, 11]]).all()
 
 
 def test_a_container_that_seeks_wrongly_is_read_from_the_start(tmp_path: Path) -> None:
     path = write_film(tmp_path / "a.mp4", film(40, 32), g="8")
     episode = looked_at(tmp_path)
     shifted = Episode(**{**vars(episode), "times": episode.times + 7})
-    assert (read_film(path, shifted, np.array([30, 31])) == decode(path)[[30, 31]]).all()
+    assert (read_frames(tmp_path, shifted, np.array([30, 31])) == decode(path)[[30, 31]]).all()
 
 
 @pytest.mark.parametrize(("frames", "size"), [(1, (16, 16)), (2, (18, 34)), (3, (16, 16))])
@@ -117,26 +122,18 @@ def test_short_films_and_odd_shapes_are_read(tmp_path: Path, frames: int, size: 
     path = write_film(tmp_path / "a.mp4", film(frames, size))
     episode = looked_at(tmp_path)
     assert (episode.frames, episode.height, episode.width) == (frames, *size)
-    assert (read_film(path, episode, np.arange(frames)) == decode(path)).all()
+    assert (read_frames(tmp_path, episode, np.arange(frames)) == decode(path)).all()
 
 
-def test_a_film_recorded_on_its_side_is_turned_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_recorded_sideways_is_turned_upright(tmp_path: Path) -> None:
     path = write_film(tmp_path / "a.mp4", film(3, (16, 32)))
-    every = decode(path)
-    pixels = video_film._pixels
-    monkeypatch.setattr(
-        video_film, "_pixels", lambda frame, converter: pixels(_Turned(frame), lambda f: converter(f.frame))
-    )
+    every, raw = decode(path), bytearray(path.read_bytes())
+    matrix = raw.index(b"tkhd") + 44
+    raw[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # clockwise by 90°
+    path.write_bytes(raw)
     episode = looked_at(tmp_path)
     assert (episode.height, episode.width) == (32, 16)
-    assert (read_film(path, episode, np.array([1]))[0] == np.rot90(every[1])).all()
-
-
-class _Turned:
-    rotation = 90
-
-    def __init__(self, frame: Any) -> None:
-        self.frame = frame
+    assert (read_frames(tmp_path, episode, np.array([1]))[0] == np.rot90(every[1], -1)).all()
 
 
 def test_a_film_damaged_inside_says_so_and_never_gives_other_frames(tmp_path: Path) -> None:
@@ -147,8 +144,8 @@ def test_a_film_damaged_inside_says_so_and_never_gives_other_frames(tmp_path: Pa
     raw[middle : middle + 600] = bytes(600)
     path.write_bytes(raw)
     with pytest.raises(Unusable):
-        list(film_blocks(path, episode, 16))
-    assert (read_film(path, episode, np.arange(52, 58)) == every[52:58]).all()  # behind the damage all is well
+        list(blocks(tmp_path, episode))
+    assert (read_frames(tmp_path, episode, np.arange(52, 58)) == every[52:58]).all()  # behind the damage all is well
 
 
 @pytest.mark.parametrize("first", [0, 5])
@@ -181,4 +178,4 @@ def test_frames_outside_the_edit_list_of_a_trimmed_video_do_not_count(tmp_path: 
     assert len(every) == 40 - first - last
     assert (episode.problem, episode.frames, film_facts(path)) == ("", len(every), (len(every), 20))
     for frames in ([0], [len(every) - 1], list(range(3, len(every), 2))):
-        assert (read_film(path, episode, np.array(frames)) == every[frames]).all()
+        assert (read_frames(tmp_path, episode, np.array(frames)) == every[frames]).all()

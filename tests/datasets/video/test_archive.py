@@ -18,8 +18,7 @@ import pytest
 from diffusion_forcing.datasets.video import archive as video_archive
 from diffusion_forcing.datasets.video.archive import FOLDER, Part, fetch_archive, is_unfinished
 from diffusion_forcing.errors import UserError
-
-from .test_video_cache import small_disk
+from tests.datasets.video.test_cache import small_disk
 
 RNG = np.random.default_rng(0)
 FILES = {

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from diffusion_forcing.datasets.video.cache import VideoCache
-from diffusion_forcing.datasets.video.decode import Frames, blocks, fit
-from diffusion_forcing.datasets.video.episodes import Episode, inspect
+from diffusion_forcing.datasets.video.decode import FrameReader, blocks, fit
+from diffusion_forcing.datasets.video.episode import Episode, inspect
 from diffusion_forcing.datasets.video.files import find_groups
 from diffusion_forcing.errors import UserError
-
-from .video_makers import decode, film, noise, write_film, write_npz
+from tests.datasets.video_makers import decode, film, noise, write_film, write_npz
 
 
 def episodes_of(root: Path) -> list[Episode]:
@@ -52,8 +51,8 @@ def test_decoded_once_a_clip_is_what_decoding_it_gives(tmp_path: Path, size: int
     episodes = some(root)
     cache = VideoCache(root, tmp_path / "cache", size)
     assert cache.build(episodes, workers=2, progress=False) == {}
-    fast = Frames(root, episodes, size, [cache.place(episode) for episode in episodes])
-    plain = Frames(root, episodes, size, [None] * 3)
+    fast = FrameReader(root, episodes, size, [cache.place(episode) for episode in episodes])
+    plain = FrameReader(root, episodes, size, [None] * 3)
     for number in range(3):
         for frames in (np.arange(4, 12), np.array([1, 3, 5, 19, 19])):
             assert (fast.read(number, frames) == plain.read(number, frames)).all()

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.datasets.video.dataset import Clips
-from diffusion_forcing.datasets.video.episodes import Episode, Unusable
+from diffusion_forcing.datasets.video.clips import Clips
+from diffusion_forcing.datasets.video.episode import Episode
+from diffusion_forcing.datasets.video.files import Unusable
 from diffusion_forcing.errors import UserError
 
 

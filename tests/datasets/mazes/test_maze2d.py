@@ -12,8 +12,7 @@ import pytest
 from diffusion_forcing.datasets.mazes.maze2d import Maze2d, Maze2dOptions
 from diffusion_forcing.environments.mazes.layout import MAZES
 from diffusion_forcing.errors import UserError
-
-from .makers import steps, write_file
+from tests.datasets.makers import steps, write_file
 
 U = "maze2d-umaze-v1"
 UMAZE_STATISTICS = {

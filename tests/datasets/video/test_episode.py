@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from diffusion_forcing.datasets.video.decode import blocks, read_frames
-from diffusion_forcing.datasets.video.episodes import Episode, inspect
-from diffusion_forcing.datasets.video.files import find_groups
-
-from .video_makers import cut, film, noise, write_film, write_npz
+from diffusion_forcing.datasets.video.episode import Episode, inspect
+from diffusion_forcing.datasets.video.files import Unusable, find_groups
+from tests.datasets.video_makers import cut, film, noise, write_film, write_npz
 
 
 def looked_at(folder: Path) -> Episode:
@@ -134,8 +133,6 @@ def test_actions_that_cannot_be_read_leave_the_pixels_usable(
 
 
 def test_a_packed_array_that_is_damaged_is_found_when_it_is_read(tmp_path: Path) -> None:
-    from diffusion_forcing.datasets.video.episodes import Unusable
-
     path = write_npz(tmp_path / "a.npz", noise(20), packed=True)
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 0xFF

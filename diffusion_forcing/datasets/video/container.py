@@ -1,0 +1,157 @@
+"""Encoded videos (mp4, webm, mkv, avi, mov, gif) through PyAV, which ships its own ffmpeg: exact access to any frame.
+
+Frames are counted in the order in which they are shown. Each has a presentation time, and `inspect_video` keeps all times and keyframes, so that a
+clip is decoded from the keyframe before it and every decoded frame is known by its time. Containers that seek unreliably are decoded from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_forcing.datasets.video.files import Unusable
+
+Pixels = NDArray[np.uint8]
+
+_WITH_FRAME_TABLE = (".mp4", ".mov")
+"""Containers that list all their frames; the frames of others are counted by decoding them once."""
+_WITH_TIMES = (*_WITH_FRAME_TABLE, ".mkv", ".webm")
+"""Containers with reliable presentation times; clips of others are decoded from the start."""
+_ONE_THREAD = {"threads": 1} if "threads" in (av.video.reformatter.VideoReformatter.reformat.__doc__ or "") else {}
+"""Converting a small frame takes less time than starting threads; older PyAV has no such option."""
+
+
+class _WrongFrame(Exception):
+    """A seek led to another frame than the times say."""
+
+
+def inspect_video(path: Path) -> dict[str, Any]:
+    """Fields of `Episode`: number and size of the frames, presentation times, keyframes. `Unusable` for a damaged file."""
+    with opened(path) as (container, stream):
+        first = next(decoded(container, stream), None)
+        if first is None:
+            raise Unusable("holds no frame that can be decoded")
+        height, width = Converter()(first).shape[:2]
+    with opened(path) as (container, stream):
+        if path.suffix.lower() in _WITH_FRAME_TABLE:
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            present = len(packets) if len(packets) >= stream.frames else stored_frames(path)
+            if present < stream.frames:
+                raise Unusable(f"is cut off: it holds {present} of {stream.frames} frames")
+            # Decoders discard the frames outside the edit list of a trimmed video.
+            entries = [(packet.pts, packet.is_keyframe) for packet in packets if not packet.is_discard]
+        else:
+            entries = [(frame.pts, frame.key_frame) for frame in decoded(container, stream)]
+    fields = {"kind": "video", "frames": len(entries), "height": height, "width": width}
+    distinct_times = {time for time, _ in entries} - {None}
+    if path.suffix.lower() not in _WITH_TIMES or len(distinct_times) < len(entries):
+        return fields
+    entries.sort()  # packets are stored in decoding order
+    times = np.array([time for time, _ in entries], dtype=np.int64)
+    keyframes = np.flatnonzero([is_keyframe for _, is_keyframe in entries])
+    # Evenly spaced times, the usual case, take two numbers.
+    steps = np.diff(times)
+    is_even = len(times) > 2 and bool((steps == steps[0]).all())
+    return {**fields, "keyframes": keyframes, "times": np.array([times[0], steps[0]]) if is_even else times}
+
+
+def all_times(times: NDArray[np.int64], frames: int) -> NDArray[np.int64]:
+    """Presentation times of all `frames`, from the `times` of `inspect_video`; empty if they are unknown."""
+    return times[0] + times[1] * np.arange(frames) if len(times) == 2 and frames > 2 else times
+
+
+def stored_frames(path: Path) -> int:
+    """Frames in a mp4 or mov file, including those that its edit list leaves out; nothing is decoded."""
+    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+        return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
+
+
+def read_video(
+    path: Path, wanted: NDArray[np.int64], times: NDArray[np.int64], keyframes: NDArray[np.int64]
+) -> dict[int, Pixels]:
+    """Frames `wanted` (sorted, distinct) by number, (h, w, 3) each. times: of all frames, or empty if unknown.
+
+    A frame is missing in the result if the video ends before it. `Unusable` for a damaged video.
+    """
+    if len(times):
+        with suppress(_WrongFrame, Unusable):
+            found = _read_from_keyframe(path, wanted, times, keyframes)
+            if len(found) == len(wanted):
+                return found
+    convert, numbers, found = Converter(), set(wanted.tolist()), {}
+    with opened(path) as (container, stream):
+        for number, frame in enumerate(decoded(container, stream)):
+            if number in numbers:
+                found[number] = convert(frame)
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _read_from_keyframe(
+    path: Path, wanted: NDArray[np.int64], times: NDArray[np.int64], keyframes: NDArray[np.int64]
+) -> dict[int, Pixels]:
+    """The same, decoding from the last keyframe before the first wanted frame. `_WrongFrame` if the seek went elsewhere."""
+    first, last = int(times[wanted[0]]), int(times[wanted[-1]])
+    number_at = {int(times[number]): number for number in wanted.tolist()}
+    keyframes = keyframes[keyframes <= wanted[0]]
+    convert, found = Converter(), {}
+    with opened(path) as (container, stream):
+        if len(keyframes) and keyframes[-1] > 0:
+            container.seek(int(times[keyframes[-1]]), stream=stream)
+        started = False
+        for packet in container.demux(stream):
+            # Before the first wanted frame, skip the frames that no other frame refers to.
+            is_before = packet.pts is not None and packet.pts < first
+            stream.codec_context.skip_frame = "NONREF" if is_before else "DEFAULT"
+            for frame in packet.decode():
+                if frame.pts is None or (not started and frame.pts > first):
+                    raise _WrongFrame
+                started = True
+                if frame.pts in number_at:
+                    found[number_at[frame.pts]] = convert(frame)
+                if frame.pts >= last:
+                    return found
+    return found
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Container and video stream of a file; inside the block ffmpeg's errors become `Unusable`."""
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise Unusable("holds no video")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # many short clips are decoded in parallel instead
+            yield container, stream
+    except FileNotFoundError:
+        raise
+    except av.error.FFmpegError as error:
+        raise Unusable(f"cannot be decoded ({error.strerror or error})") from error
+
+
+def decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """All frames of a stream. `Unusable` at a corrupt one."""
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise Unusable("is damaged")
+        yield frame
+
+
+class Converter:
+    """Decoded frames to (h, w, 3) uint8 RGB, turned upright if the video was recorded sideways."""
+
+    def __init__(self) -> None:
+        self._reformatter = av.video.reformatter.VideoReformatter()
+
+    def __call__(self, frame: Any) -> Pixels:
+        rgb = self._reformatter.reformat(frame, format="rgb24", interpolation="FAST_BILINEAR", **_ONE_THREAD)
+        quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
+        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns))

@@ -1,0 +1,217 @@
+"""What the files of one episode hold, found without decoding: size, length, where the pixels lie, keyframes, actions.
+
+| kind | files | reading a clip |
+|---|---|---|
+| stored | npz without compression, npy | its bytes, in one piece from `offset` on |
+| packed | npz with compression | decompressed from the beginning to the end of the clip |
+| video | mp4, webm, mkv, avi, mov, gif | decoded from the last keyframe before the clip |
+
+A file that cannot be used raises nothing here: its `Episode` has the reason in `problem`, since one bad file must not stop a run.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_forcing.datasets.video.container import inspect_video
+from diffusion_forcing.datasets.video.files import ACTIONS, VIDEOS, Group, Unusable, reading
+
+Array = NDArray[Any]
+
+_HEADER_BYTES = 4096
+"""More than the header of a .npy takes."""
+_DAMAGED = (ValueError, EOFError, IndexError, UnicodeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise for damaged arrays."""
+
+
+def _no_numbers() -> NDArray[np.int64]:
+    return np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recording. `problem` is empty if it can be read."""
+
+    stem: str
+    stamp: str
+    file: str = ""
+    """The clip's file below the root."""
+    kind: Literal["stored", "packed", "video"] = "stored"
+    frames: int = 0
+    height: int = 0
+    width: int = 0
+    offset: int = 0
+    """Stored and packed: bytes before the first frame."""
+    actions: Array | None = None
+    """(n,) or (n, a) numbers as on disk, or None."""
+    action_problem: str = ""
+    """Why a file of actions cannot be read."""
+    keyframes: NDArray[np.int64] = field(default_factory=_no_numbers)
+    """Video: numbers of the frames at which decoding can start."""
+    times: NDArray[np.int64] = field(default_factory=_no_numbers)
+    """Video: presentation times, see `container.all_times`."""
+    problem: str = ""
+    again: bool = False
+    """The problem may pass (missing permission, unmounted disk): inspect the file again next time."""
+
+
+def inspect(root: Path, group: Group) -> Episode:
+    """The episode of `group`. Errors in its files are in `problem`, or in `action_problem` if they concern the actions only."""
+    ending = _clip_of(root, group)
+    path = group.path(root, ending)
+    fields: dict[str, Any] = {"stem": group.stem, "stamp": group.stamp, "file": path.relative_to(root).as_posix()}
+    try:
+        with reading():
+            inspect_file = inspect_video if ending in VIDEOS else _inspect_npz if ending == ".npz" else _inspect_npy
+            fields |= inspect_file(path)
+        if fields["frames"] < 1:
+            raise Unusable("holds no frames")
+    except Unusable as reason:
+        return Episode(**fields, problem=str(reason), again=reason.again)
+    try:
+        with reading():
+            return Episode(**fields, actions=_read_actions(root, group, ending))
+    except Unusable as reason:
+        return Episode(**fields, action_problem=str(reason), again=reason.again)
+
+
+def _clip_of(root: Path, group: Group) -> str:
+    """The ending of the group's clip: a video, otherwise the npz that has `video`, otherwise the npy."""
+    for ending in VIDEOS:
+        if ending in group.endings:
+            return ending
+    if ".npz" in group.endings and ".npy" in group.endings:
+        try:
+            with zipfile.ZipFile(group.path(root, ".npz")) as archive:
+                return ".npz" if "video.npy" in archive.namelist() else ".npy"
+        except (zipfile.BadZipFile, OSError):
+            return ".npy"
+    return ".npz" if ".npz" in group.endings else ".npy"
+
+
+def _inspect_npz(path: Path) -> dict[str, Any]:
+    with _opened_npz(path) as archive:
+        try:
+            member = archive.getinfo("video.npy")
+        except KeyError:
+            names = ", ".join(name.removesuffix(".npy") for name in archive.namelist()) or "nothing"
+            raise Unusable(f"has no array 'video' (it holds {names})") from None
+        try:
+            with archive.open(member) as file:
+                fields = _read_header(file, member.file_size)
+        except _DAMAGED as error:
+            raise Unusable("is damaged at its array 'video'") from error
+    if member.compress_type != zipfile.ZIP_STORED:
+        return {**fields, "kind": "packed"}
+    return {**fields, "offset": fields["offset"] + _member_offset(path, member)}
+
+
+def _inspect_npy(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return _read_header(file, path.stat().st_size)
+
+
+def _read_header(file: IO[bytes], size: int) -> dict[str, Any]:
+    """Fields of an `Episode` from the .npy at `file`, `size` bytes long. `Unusable` unless it is uint8 (t, h, w, 3) in C order."""
+    try:
+        header = BytesIO(file.read(_HEADER_BYTES))
+        is_version_1 = np.lib.format.read_magic(header) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_version_1 else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(header)
+    except _DAMAGED as error:
+        raise Unusable("is not a readable npy array (cut off or damaged?)") from error
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or is_fortran:
+        raise Unusable(f"holds {dtype} {shape}, expected uint8 frames of shape (t, h, w, 3)")
+    if size < header.tell() + int(np.prod(shape)):
+        raise Unusable("is cut off: its array is shorter than its header says")
+    frames, height, width, _ = shape
+    return {"kind": "stored", "frames": frames, "height": height, "width": width, "offset": header.tell()}
+
+
+def _opened_npz(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise Unusable("is not a readable npz file (cut off or damaged?)") from error
+
+
+def _member_offset(path: Path, member: zipfile.ZipInfo) -> int:
+    """First byte of an uncompressed zip member: behind its local header, the only place where the length of that header is stored."""
+    with open(path, "rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise Unusable("is damaged at its array 'video'")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    return member.header_offset + 30 + int(name_length) + int(extra_length)
+
+
+def _read_actions(root: Path, group: Group, clip: str) -> Array | None:
+    """The episode's actions: from the npz that is the clip, otherwise from the first of `ACTIONS` beside it."""
+    if clip == ".npz":
+        inside = _actions_of_npz(group.path(root, clip), required=False)
+        if inside is not None:
+            return inside
+    for ending in ACTIONS:
+        if ending in group.endings and ending != clip:
+            path = group.path(root, ending)
+            return _actions_of_npz(path) if ending.endswith("npz") else _actions_of_file(path)
+    return None
+
+
+def _actions_of_npz(path: Path, *, required: bool = True) -> Array | None:
+    """The array `actions` of a npz; None if it has none and needs none."""
+    with _opened_npz(path) as archive:
+        if "actions.npy" not in archive.namelist():
+            if required:
+                raise Unusable(f"{path.name} has no array 'actions'")
+            return None
+        try:
+            with archive.open("actions.npy") as file:
+                actions = np.lib.format.read_array(file, allow_pickle=False)
+        except _DAMAGED as error:
+            raise Unusable(f"the actions in {path.name} cannot be read ({error})") from error
+    return _checked(actions, path)
+
+
+def _actions_of_file(path: Path) -> Array:
+    """Actions of a npy, or of a csv with one row for each frame, commas between columns and at most one header line."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return _checked(np.load(path, allow_pickle=False), path)
+        rows = [line.split(",") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        values = np.array(rows if _is_numeric(rows[0]) else rows[1:], dtype=np.float64)
+    except _DAMAGED as error:
+        raise Unusable(f"the actions in {path.name} cannot be read ({error})") from error
+    if (values == np.round(values)).all():
+        values = values.astype(np.int64)
+    return _checked(values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values, path)
+
+
+def _is_numeric(row: list[str]) -> bool:
+    try:
+        np.array(row, dtype=np.float64)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(actions: Array, path: Path) -> Array:
+    if actions.dtype.kind not in "iubf" or actions.ndim not in (1, 2):
+        raise Unusable(
+            f"the actions in {path.name} are {actions.dtype} {actions.shape}, expected numbers (t,) or (t, a)"
+        )
+    if actions.dtype.kind != "f":
+        return actions.astype(np.int64)
+    if not np.isfinite(actions).all():
+        raise Unusable(f"the actions in {path.name} are not finite (NaN or infinity)")
+    return actions.astype(np.float32)
