@@ -1,1 +1,1 @@
-"""Scores as pure functions of arrays: no environment, no file, no network; the inputs are never edited."""
+"""Scores as functions of arrays and tensors, which are never edited, and the networks that LPIPS, FID and FVD need."""

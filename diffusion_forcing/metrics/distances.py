@@ -1,17 +1,22 @@
-"""Fréchet video distance (Unterthiner et al. 2018, arXiv:1812.01717): the Fréchet distance between I3D's 400 logits.
+"""FVD and FID: Fréchet distances between features of real and generated video. `frechet.py` has the statistics.
 
-Each clip of t frames (at least 9; the number compared in papers is 16) is one sample. Preprocessing, as TECO and the
-released code do it: every frame is resized to 224 x 224, bilinear with half-pixel centres and without antialiasing,
-the aspect ratio not kept, then scaled from [0, 1] to [-1, 1]. (The first implementation, on TensorFlow 1, put pixel
-centres on the corners: a shift by less than a pixel.) Grey frames are repeated to three channels. Features are the
-averaged logits; covariances divide by n - 1. Values of other clip lengths, resolutions or sample counts are not
-comparable, so every report carries N and the floor at that N.
+FVD (Unterthiner et al. 2018, arXiv:1812.01717) compares the 400 logits of I3D. Each clip of t frames (at least 9; papers
+use 16) is one sample. Frames are resized to 224 x 224, bilinear with half-pixel centres and without antialiasing, the
+aspect ratio not kept, and scaled from [0, 1] to [-1, 1], as in TECO and the released code. (The first implementation, on
+TensorFlow 1, put pixel centres on the corners: a shift by less than a pixel.)
 
-`fvd_report(real, fake)` takes features, so that the real ones are computed once: `i3d_features(frames, load_i3d())`.
+FID (Heusel et al. 2017, arXiv:1706.08500) compares the 2048 features of Inception-v3 and sees single frames, no motion.
+Each frame is a sample; the interval resamples whole clips, because the frames of a clip are much alike. Papers use
+50,000 frames; at the hundreds of an evaluation here the value is far too high, as the floor beside it shows.
+
+Values at other clip lengths, resolutions or sample counts are not comparable, so every report has N and the floor at N.
+Features of real clips are computed once: `fvd_report(i3d_features(real, network), i3d_features(fake, network))`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import io
 from collections.abc import Callable
@@ -19,154 +24,84 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics.frechet import BOOTSTRAP, FrechetReport, frechet_distance, frechet_report
+from diffusion_forcing.files import write_atomic
+from diffusion_forcing.metrics.frechet import frechet_report
 from diffusion_forcing.metrics.i3d import CLASSES, I3D, MIN_FRAMES, RESOLUTION
 from diffusion_forcing.metrics.inception import Inception
-from diffusion_forcing.metrics.video import checked_frames
-from diffusion_forcing.metrics.weights import content_digest, write_whole
-
-# Fréchet inception distance (Heusel et al. 2017, arXiv:1706.08500) between single frames: no motion, only looks.
-#
-# Every frame is a sample, (n clips) x (t frames) of them; the interval draws whole clips, because the frames of a clip
-# are much alike. Papers count 50,000 frames; at the hundreds of an evaluation here the value is far too high, as the
-# floor beside it shows, so compare only at the same number of clips and frames.
-
-FID_BATCH = 16
-"""Frames at once."""
-FID_BOOTSTRAP = 60
-"""Resampled sets: fewer than of FVD, each costs singular values of a matrix of up to 2048 x 2048."""
-
-
-def inception_features(
-    frames: Tensor,
-    network: Inception,
-    *,
-    batch: int = FID_BATCH,
-    progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.float32]:
-    """`frames: (n, t, 1 or 3, h, w)` in [0, 1] to features (n, t, 2048), on the network's device.
-
-    `progress(done, n t)` is called after each batch.
-    """
-    checked = checked_frames(frames)
-    n, t, c = checked.shape[:3]
-    if c not in (1, 3):
-        raise UserError(f"FID needs frames of 1 or 3 channels, got {c}")
-    where = next(network.parameters()).device
-    found = []
-    with torch.inference_mode():
-        for part in checked.flatten(0, 1).split(batch):
-            found.append(network(part.to(where)).float().cpu())
-            if progress is not None:
-                progress(sum(map(len, found)), n * t)
-    features: NDArray[np.float32] = torch.cat(found).view(n, t, -1).numpy()
-    return features
-
-
-def fid_report(
-    real: ArrayLike, fake: ArrayLike, *, paired: bool = False, bootstrap: int = FID_BOOTSTRAP, seed: int = 0
-) -> FrechetReport:
-    """FID of `fake` features (n, t, 2048) from `real` ones, with N (clips), floor and interval: see `frechet_report`."""
-    return frechet_report(real, fake, name="FID", paired=paired, bootstrap=bootstrap, seed=seed)
-
+from diffusion_forcing.metrics.video import check_frames, full_precision
 
 FVD_BATCH = 4
-"""Clips at once: about 0.6 GB for 16 frames. On a CPU more are not faster; on a GPU 16 or 32 are."""
+"""Clips at once: about 0.6 GB for 16 frames. A CPU gains nothing from more; on a GPU use 16 or 32."""
+FID_BATCH = 16
+"""Frames at once."""
+
+fvd_report = functools.partial(frechet_report, name="FVD")
+"""`frechet_report` of features (n, 400)."""
+fid_report = functools.partial(frechet_report, name="FID", bootstrap=60)
+"""`frechet_report` of features (n, t, 2048); fewer resampled sets, because each costs the SVD of a 2048 x 2048 matrix."""
 
 
 def i3d_features(
-    frames: Tensor,
-    network: I3D,
-    *,
-    batch: int = FVD_BATCH,
-    progress: Callable[[int, int], None] | None = None,
-    cache: Path | None = None,
+    frames: Tensor, network: I3D, *, batch: int = FVD_BATCH, cache: Path | None = None
 ) -> NDArray[np.float32]:
-    """`frames: (n, t, c, h, w)` in [0, 1], c 1 or 3, t at least 9, to the logits (n, 400), on the network's device.
+    """Logits (n, 400) of clips `frames: (n, t, 1 or 3, h, w)` in [0, 1], t at least 9, on the network's device.
 
-    `progress(done, n)` is called after each batch. `cache`: a folder where the features of exactly these frames and
-    this network are kept and found again.
+    `cache`: a folder where the features of exactly these frames and this network are kept. UserError for frames that
+    `check_frames` refuses.
     """
-    checked = checked_clips(frames)
-    kept = cache / f"i3d-{_fingerprint(checked, network)}.npy" if cache is not None else None
-    if kept is not None and (found := _read_features(kept, len(checked))) is not None:
-        if progress is not None:
-            progress(len(checked), len(checked))
-        return found
-    features = []
-    device = next(network.parameters()).device
-    with torch.inference_mode():
-        for start in range(0, len(checked), batch):
-            clips = checked[start : start + batch]
-            features.append(network(i3d_input(clips.to(device))).float().cpu().numpy())
-            if progress is not None:
-                progress(start + len(clips), len(checked))
-    logits: NDArray[np.float32] = np.concatenate(features)
+    frames = check_frames(frames, metric="FVD", length=MIN_FRAMES, grey_or_colour=True)
+    kept = None if cache is None else cache / f"i3d-{_fingerprint(frames, network)}.npy"
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            features: NDArray[np.float32] = np.load(kept, allow_pickle=False)
+            if features.shape == (len(frames), CLASSES) and features.dtype == np.float32:
+                return features
+    features = _run(network, frames, batch, i3d_input)
     if kept is not None:
         buffer = io.BytesIO()
-        np.save(buffer, logits)
-        write_whole(kept, buffer.getvalue())
-    return logits
+        np.save(buffer, features)
+        with contextlib.suppress(OSError):  # then they are computed again next time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(kept, buffer.getvalue())
+    return features
+
+
+def inception_features(frames: Tensor, network: Inception, *, batch: int = FID_BATCH) -> NDArray[np.float32]:
+    """Features (n, t, 2048) of `frames: (n, t, 1 or 3, h, w)` in [0, 1], on the network's device.
+
+    UserError for frames that `check_frames` refuses.
+    """
+    frames = check_frames(frames, metric="FID", grey_or_colour=True)
+    return _run(network, frames.flatten(0, 1), batch).reshape(*frames.shape[:2], -1)
 
 
 def i3d_input(frames: Tensor) -> Tensor:
-    """(b, t, 1 or 3, h, w) in [0, 1] to the network's (b, 3, t, 224, 224) in [-1, 1]."""
+    """(b, t, 1 or 3, h, w) in [0, 1] to I3D's (b, 3, t, 224, 224) in [-1, 1]; grey is repeated to three channels."""
     b, t, c = frames.shape[:3]
     side = (RESOLUTION, RESOLUTION)
     resized = F.interpolate(frames.flatten(0, 1), side, mode="bilinear", align_corners=False)
     return (resized.clamp(0, 1) * 2 - 1).view(b, t, c, *side).transpose(1, 2).expand(b, 3, t, *side)
 
 
-def checked_clips(frames: Tensor) -> Tensor:
-    """`frames` as float32, fit for I3D: 1 or 3 channels in [0, 1], at least 9 frames; UserError otherwise."""
-    checked = checked_frames(frames)
-    t, c = checked.shape[1:3]
-    if t < MIN_FRAMES:
-        raise UserError(f"FVD needs clips of at least {MIN_FRAMES} frames, got {t}; predict more (dataset.n_frames)")
-    if c not in (1, 3):
-        raise UserError(f"FVD needs frames of 1 or 3 channels, got {c}")
-    return checked
-
-
-def fvd(real: ArrayLike, fake: ArrayLike) -> float:
-    """FVD of features (n, 400) alone; read it beside `fvd_report`'s floor."""
-    return frechet_distance(real, fake)
-
-
-def fvd_report(
-    real: ArrayLike,
-    fake: ArrayLike,
-    *,
-    floor_features: ArrayLike | None = None,
-    paired: bool = False,
-    bootstrap: int = BOOTSTRAP,
-    seed: int = 0,
-) -> FrechetReport:
-    """FVD of `fake` features (n, 400) from `real` ones, with N, floor and interval: see `frechet_report`."""
-
-    return frechet_report(
-        real, fake, name="FVD", floor_features=floor_features, paired=paired, bootstrap=bootstrap, seed=seed
-    )
+def _run(
+    network: nn.Module, inputs: Tensor, batch: int, prepare: Callable[[Tensor], Tensor] = lambda x: x
+) -> NDArray[np.float32]:
+    """`network(prepare(part))` of all parts of `batch` rows, in float32."""
+    device = next(network.parameters()).device
+    with torch.inference_mode(), full_precision(device):
+        parts = [network(prepare(part.to(device))).float().cpu() for part in inputs.split(batch)]
+    features: NDArray[np.float32] = torch.cat(parts).numpy()
+    return features
 
 
 def _fingerprint(frames: Tensor, network: I3D) -> str:
-    """Of the frames and the network's weights, in 32 hex digits."""
-    digest = hashlib.sha256(
-        content_digest({name: value.cpu() for name, value in network.state_dict().items()}).encode()
-    )
-    digest.update(str(tuple(frames.shape)).encode())
-    digest.update(frames.contiguous().cpu().numpy().tobytes())
+    """SHA-256 of the network's weights and of the frames, in 32 hex digits."""
+    digest = hashlib.sha256()
+    for name, x in (*sorted(network.state_dict().items()), ("frames", frames)):
+        digest.update(f"{name} {tuple(x.shape)}".encode())
+        digest.update(x.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def _read_features(path: Path, count: int) -> NDArray[np.float32] | None:
-    try:
-        found = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return found if found.shape == (count, CLASSES) and found.dtype == np.float32 else None

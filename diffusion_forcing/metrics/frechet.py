@@ -1,18 +1,18 @@
-"""The Fréchet distance between two sets of features, as of two Gaussians, and what can honestly be said of it.
+"""The Fréchet distance between two sets of features, each taken for a Gaussian, with its floor and interval.
 
     d(a, b) = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)),   m the means, C the covariances (n - 1)
 
 With C = X^T X / (n - 1), X the centred features, tr (C_a C_b)^(1/2) is the sum of the singular values of
 X_a X_b^T / sqrt((n_a - 1)(n_b - 1)): no square root of a matrix, no complex numbers, and exact also where there are
-fewer samples than dimensions and both covariances are singular. Everything in float64.
+fewer samples than dimensions and both covariances are singular. Everything is computed in float64.
 
-At few samples the value is far too high: two sets of 64 real clips are hundreds apart in 400 dimensions. So it means
-something only beside the same distance between two real sets of the same size (the floor), and all comparisons are at
-the same n. The interval is one for the mean of the value at this n over other samples, not for n to infinity. It is
-the bootstrap's spread moved so that its centre is the value (value + resampled - mean of the resampled): resampling
-repeats samples, which raises the distance again as a smaller n does, so percentiles as they are miss that mean always.
-Two things make a bootstrap's interval too short, and are undone: few resampled sets (the quantile of rank p (B + 1)
-instead of p (B - 1) + 1) and few samples (`_widening`). docs/metrics.md has how often intervals held what they should.
+At few samples the value is far too high: two sets of 64 real clips are hundreds apart in 400 dimensions. It means
+something only beside the same distance between two real sets of the same size (the floor), and only values at the same n
+are comparable. The interval is one for the mean of the value at this n over other samples, not for n to infinity: the
+bootstrap's spread around its own mean, moved to the value (value + resampled - mean of the resampled). Resampling repeats
+samples, which raises the distance as a smaller n does, so plain percentiles never hold that mean. Two corrections widen
+the interval: for few resampled sets (the quantile of rank p (B + 1) instead of p (B - 1) + 1) and for few samples
+(`_widening`). docs/metrics.md has the measured coverage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_forcing.errors import UserError
 
 BOOTSTRAP = 500
-"""Resampled sets: the ends of a 95 % interval then rest on a dozen of them each."""
+"""Resampled sets: each end of a 95 % interval then rests on a dozen of them."""
 LEVEL = 0.95
 SPLITS = 16
 """Random halvings of the real set whose mean is the floor where no second real set is given."""
@@ -46,7 +46,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FrechetReport:
-    """A distance between `real` and `fake` samples and what it has to be read beside."""
+    """A distance between `real` and `fake` samples (counts), its interval and its floor."""
 
     name: str
     value: float
@@ -57,10 +57,11 @@ class FrechetReport:
     floor: float
     floor_samples: int
     halves: bool
+    """The floor is between halves of the real set."""
 
-    def metrics(self, prefix: str = "") -> dict[str, float]:
-        """Flat numbers for metrics.json, keys `prefix` + name in small letters + …"""
-        key = prefix + self.name.lower()
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for metrics.json; keys begin with the name in lower case."""
+        key = self.name.lower()
         return {
             key: self.value,
             f"{key}_low": self.low,
@@ -79,18 +80,14 @@ class FrechetReport:
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """Distance between samples `a: (n, d)` and `b: (m, d)`, or (n, f, d): n clips of f frames, all frames counted."""
-    return _distance(_samples(a, "a"), _samples(b, "b"))
+    """Distance between samples `a: (n, d)` and `b: (m, d)`, or (n, f, d): n clips whose f frames are all samples.
 
-
-def gaussian_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> float:
-    """Distance between two Gaussians given by means (d,) and covariances (d, d), symmetric and not negative."""
-    roots = []
-    for covariance in (cov_a, cov_b):
-        values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-        roots.append(np.sqrt(values.clip(0))[:, None] * vectors.T)
-    shift = np.asarray(mean_a, np.float64) - np.asarray(mean_b, np.float64)
-    return _of_roots(float(shift @ shift), *roots)
+    UserError for fewer than 2 samples, ValueError for another shape or values that are not finite.
+    """
+    (mean_a, root_a), (mean_b, root_b) = _moments(_samples(a, "a")), _moments(_samples(b, "b"))
+    common = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    shift = mean_a - mean_b
+    return max(0.0, float(shift @ shift) + float((root_a**2).sum() + (root_b**2).sum() - 2 * common))
 
 
 def frechet_report(
@@ -105,21 +102,21 @@ def frechet_report(
 ) -> FrechetReport:
     """The distance of `fake: (n, d)` from `real: (m, d)`, its 95 % interval and its floor.
 
-    `floor_features: (at least n, d)`: other real samples; the floor is the distance of the first n from `real`, the
-    same sizes as the value's. Without them the real set is halved (16 times at random, the mean), which is at fewer
-    samples than the value and reads too high; the report says so. `paired`: sample i of both is of the same episode
-    (a prediction and its truth), so both are drawn together.
+    `floor_features: (at least n, d)`: other real samples; the floor is the distance of the first n from `real`, at the
+    same sizes as the value. Without them it is the mean distance between random halves of the real set, which has fewer
+    samples than the value and so is too high. `paired`: sample i of both belongs to the same episode (a prediction and
+    its truth), so both are resampled together.
     """
     a, b = _samples(real, "real"), _samples(fake, "fake")
     rng = np.random.default_rng(seed)
-    value, low, high = _interval(_distance, (a, b), tied=paired, bootstrap=bootstrap, rng=rng)
-    if floor_features is not None:
+    value, low, high = _interval(frechet_distance, (a, b), paired=paired, bootstrap=bootstrap, rng=rng)
+    if floor_features is None:
+        floor, floor_samples = _distance_of_halves(a, rng), len(a) // 2
+    else:
         other = _samples(floor_features, "floor_features")
         if len(other) < len(b):
             raise UserError(f"floor_features must hold at least as many samples as fake, got {len(other)} < {len(b)}")
-        floor, samples = _distance(a, other[: len(b)]), len(b)
-    else:
-        floor, samples = _halves(a, rng), len(a) // 2
+        floor, floor_samples = frechet_distance(a, other[: len(b)]), len(b)
     return FrechetReport(
         name=name,
         value=value,
@@ -128,7 +125,7 @@ def frechet_report(
         real=len(a),
         fake=len(b),
         floor=floor,
-        floor_samples=samples,
+        floor_samples=floor_samples,
         halves=floor_features is None,
     )
 
@@ -136,65 +133,64 @@ def frechet_report(
 def frechet_ratio(
     real: ArrayLike, fake: ArrayLike, other: ArrayLike, *, bootstrap: int = BOOTSTRAP, seed: int = 0
 ) -> Estimate:
-    """d(real, fake) / d(real, other), say a model's over copy-last-frame's, and its 95 % interval.
+    """d(real, fake) / d(real, other), such as a model's distance over copy-last-frame's, and its 95 % interval.
 
-    All three hold sample i of the same episode i, and episodes are drawn: what the two distances share (the bias of
-    n, the episodes that are hard) is in both and mostly falls out. The interval is centred as above, in the logarithm.
+    Sample i of all three belongs to the same episode, and episodes are resampled: what the two distances share (the
+    bias at n, the hard episodes) mostly cancels. The interval is centred in the logarithm.
     """
-    a, b, c = _samples(real, "real"), _samples(fake, "fake"), _samples(other, "other")
 
-    def logarithm(a: Features, b: Features, c: Features) -> float:
-        return float(np.log(max(_distance(a, b), 1e-300)) - np.log(max(_distance(a, c), 1e-300)))
+    def log_ratio(a: Features, b: Features, c: Features) -> float:
+        return float(np.log(max(frechet_distance(a, b), 1e-300)) - np.log(max(frechet_distance(a, c), 1e-300)))
 
+    sets = _samples(real, "real"), _samples(fake, "fake"), _samples(other, "other")
     rng = np.random.default_rng(seed)
-    found = _interval(logarithm, (a, b, c), tied=True, bootstrap=bootstrap, rng=rng)
-    return Estimate(*(float(np.exp(each)) for each in found))
+    estimate = _interval(log_ratio, sets, paired=True, bootstrap=bootstrap, rng=rng)
+    return Estimate(*(float(np.exp(end)) for end in estimate))
 
 
 def _interval(
     statistic: Callable[..., float],
     sets: tuple[Features, ...],
     *,
-    tied: bool,
+    paired: bool,
     bootstrap: int,
     rng: np.random.Generator,
 ) -> Estimate:
     """`statistic` of the sets, and the centred bootstrap interval around it."""
-    sizes = [len(each) for each in sets]
-    if tied and len(set(sizes)) > 1:
-        raise UserError(f"samples that are drawn together must be equally many, got {' and '.join(map(str, sizes))}")
+    sizes = [len(samples) for samples in sets]
+    if paired and len(set(sizes)) > 1:
+        raise UserError(f"paired samples must be equally many, got {' and '.join(map(str, sizes))}")
     value = statistic(*sets)
     if bootstrap < 2:
         return Estimate(value, float("nan"), float("nan"))
-    drawn = np.empty(bootstrap)
+    resampled = np.empty(bootstrap)
     for index in range(bootstrap):
         rows = rng.integers(sizes[0], size=sizes[0])
-        picks = [rows if tied or not place else rng.integers(n, size=n) for place, n in enumerate(sizes)]
-        drawn[index] = statistic(*(each[pick] for each, pick in zip(sets, picks, strict=True)))
-    ends = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="weibull") - drawn.mean()
+        picks = [rows if paired or not place else rng.integers(n, size=n) for place, n in enumerate(sizes)]
+        resampled[index] = statistic(*(samples[pick] for samples, pick in zip(sets, picks, strict=True)))
+    ends = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="weibull") - resampled.mean()
     low, high = value + ends * _widening(min(sizes))
     return Estimate(value, float(low), float(high))
 
 
 def _widening(samples: int) -> float:
-    """How much wider than the bootstrap's an interval from so few samples has to be (Hesterberg 2015, "expanded percentile"): resampled
-    spread is too small by sqrt((n - 1)/n), and Student's t stands for the normal (its quantile to the first order in 1/n)."""
+    """Factor by which an interval from few samples is wider than the bootstrap's (Hesterberg 2015, "expanded percentile").
+
+    The resampled spread is too small by sqrt((n - 1)/n), and Student's t replaces the normal (its quantile to first order
+    in 1/n).
+    """
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     return float(np.sqrt(samples / (samples - 1)) * (1 + (z**2 + 1) / (4 * (samples - 1))))
 
 
-def _halves(samples: Features, rng: np.random.Generator) -> float:
+def _distance_of_halves(samples: Features, rng: np.random.Generator) -> float:
     half = len(samples) // 2
     if half < 2:
         return float("nan")
     orders = [rng.permutation(len(samples)) for _ in range(SPLITS)]
-    return float(np.mean([_distance(samples[order[:half]], samples[order[half : 2 * half]]) for order in orders]))
-
-
-def _distance(a: Features, b: Features) -> float:
-    (mean_a, root_a), (mean_b, root_b) = _moments(a), _moments(b)
-    shift = mean_a - mean_b
-    return _of_roots(float(shift @ shift), root_a, root_b)
+    return float(
+        np.mean([frechet_distance(samples[order[:half]], samples[order[half : 2 * half]]) for order in orders])
+    )
 
 
 def _moments(samples: Features) -> tuple[Features, Features]:
@@ -207,12 +203,7 @@ def _moments(samples: Features) -> tuple[Features, Features]:
     return mean, root
 
 
-def _of_roots(shift: float, root_a: Features, root_b: Features) -> float:
-    common = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    return max(0.0, shift + float((root_a**2).sum() + (root_b**2).sum() - 2 * common))
-
-
-def _samples(values: Any, name: str) -> Features:
+def _samples(values: ArrayLike, name: str) -> Features:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim not in (2, 3) or 0 in array.shape or not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite features (n, d) or (n, f, d), got shape {array.shape}")

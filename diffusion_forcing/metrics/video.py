@@ -1,19 +1,21 @@
-"""How far predicted frames are from the true ones, frame by frame: (b, t, c, h, w) in [0, 1] to a curve (b, t) a clip.
+"""Metrics of single frames: (b, t, c, h, w) in [0, 1] to a value per frame, (b, t).
 
-    mse     mean squared difference over channels and pixels
+    mse     mean squared error over channels and pixels
     psnr    10 log10(1 / mse) dB, at most 100: a perfect frame scores 100, so that means stay finite
-    ssim    structural similarity (Wang 2004), Gaussian window of sigma 1.5, at most 1
-    uiqi    universal image quality index (Wang 2002), SSIM without its constants, same window, at most 1
+    ssim    structural similarity (Wang et al. 2004), Gaussian window with sigma 1.5, at most 1
+    uiqi    universal image quality index (Wang and Bovik 2002), SSIM without its constants, same window, at most 1
 
-All through torchmetrics, with data_range 1 because the frames are in [0, 1]; a range of 2 would give 6.02 dB too much.
-Two habits of the last two: where both frames are flat UIQI is 0 / 0, counted as 0, so a perfect prediction of a clear
-sky does not score 1; and both need frames of at least 11 by 11. Nothing here edits its input. LPIPS is in
-`lpips.py`, FID in `fid.py`, FVD in `fvd.py`.
+PSNR, SSIM and UIQI are torchmetrics', with data_range 1 because frames are in [0, 1]; a range of 2 would add 6.02 dB.
+Where both frames are flat, UIQI is 0 / 0 and counts as 0, so a perfect prediction of a clear sky does not score 1.
+Everything is computed in float32, also where the caller runs under autocast. LPIPS is in `lpips.py`, FID and FVD are in
+`distances.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,125 +27,14 @@ from torchmetrics.functional.image import (
 
 from diffusion_forcing.errors import UserError, did_you_mean
 
-# What every metric of frames asks of its input: (b, t, c, h, w), floating point, in [0, 1]. Checked once, at the door.
-
 SLACK = 1e-4
 """How far outside [0, 1] rounding may go (half precision rounds 1 to 1.0; a resize overshoots by less)."""
 CHUNK_VALUES = 1 << 18
-"""Pixel values looked at together: the libraries hold about a dozen copies, some 15 MB, and the fastest of what was tried."""
-
-
-def checked_frames(frames: Tensor, name: str = "frames") -> Tensor:
-    """`frames: (b, t, c, h, w)` as float32, the same tensor where it already is; UserError for anything else."""
-    if not isinstance(frames, Tensor) or frames.ndim != 5 or 0 in frames.shape:
-        found = f"shape {tuple(frames.shape)}" if isinstance(frames, Tensor) else type(frames).__name__
-        raise UserError(f"{name} must be a tensor (clips, frames, channels, height, width), none 0, got {found}")
-    if not frames.is_floating_point():
-        raise UserError(f"{name} must be floating point in [0, 1], got {frames.dtype}; divide by 255 first")
-    low, high = (float(value) for value in torch.aminmax(frames))
-    if not (low >= -SLACK and high <= 1 + SLACK):  # also false for NaN
-        advice = "divide by 255" if high > 2 else "use x / 2 + 1 / 2" if low < -0.5 else "clamp to [0, 1]"
-        raise UserError(f"{name} must lie in [0, 1], found {low:.4g} to {high:.4g}; {advice} first")
-    return frames.float()
-
-
-def checked_pair(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Both checked, of the same shape, on the prediction's device."""
-    prediction, truth = checked_frames(prediction, "prediction"), checked_frames(truth, "truth")
-    if prediction.shape != truth.shape:
-        raise UserError(
-            f"prediction and truth must have the same shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}"
-        )
-    return prediction, truth.to(prediction.device)
-
-
-def chunks(*clips: Tensor, values: int = CHUNK_VALUES) -> Iterator[tuple[Tensor, ...]]:
-    """Clips (b, t, c, h, w) of the same shape as frames (n, c, h, w), n such that about `values` values are in each."""
-    flat = [each.flatten(0, 1) for each in clips]
-    count = max(1, values // flat[0][0].numel())
-    yield from zip(*(each.split(count) for each in flat), strict=True)
-
-
-# Predictions that cost nothing, to stand beside a model's: the last frame again, or the mean frame.
-#
-# A model that has learnt anything beats the first while little moves and the second when everything has. Every frame is
-# a copy of its own (nothing shares memory), in the context's range, type and device.
-
-
-def copy_last(context: Tensor, length: int) -> Tensor:
-    """The last frame of `context: (b, t, c, h, w)`, `length` times: (b, length, c, h, w)."""
-    return context[:, -1:].repeat(1, length, 1, 1, 1)
-
-
-def mean_frame(context: Tensor, length: int) -> Tensor:
-    """The mean of each clip's own `context: (b, t, c, h, w)` over time, `length` times: (b, length, c, h, w)."""
-    return context.mean(dim=1, keepdim=True).repeat(1, length, 1, 1, 1)
-
-
-def dataset_mean_frame(clips: Iterable[Tensor]) -> Tensor:
-    """The mean frame (c, h, w) of a whole data set, read once: every frame of `clips`, each (b, t, c, h, w) in [0, 1]."""
-    total, count = torch.zeros(()), 0
-    for each in clips:
-        frames = checked_frames(each, "clips").flatten(0, 1)
-        total = total + frames.sum(dim=0, dtype=torch.float64).cpu()
-        count += len(frames)
-    if count == 0:
-        raise ValueError("no clip to take the mean frame of")
-    return (total / count).float()
-
-
-def repeat_frame(frame: Tensor, clips: int, length: int) -> Tensor:
-    """`frame: (c, h, w)`, a data set's mean say, as the prediction (clips, length, c, h, w)."""
-    return frame[None, None].repeat(clips, length, 1, 1, 1)
-
-
+"""Pixel values scored at once: torchmetrics holds about a dozen copies, some 15 MB; the fastest size of those measured."""
 PSNR_CAP = 100.0
-"""dB of a perfect frame, as if its mse were 1e-10. Rounding to 8 bits alone costs more: it leaves 59 dB."""
+"""PSNR in dB of a perfect frame, as if its mse were 1e-10. Rounding to 8 bits alone limits PSNR to 59 dB."""
 WINDOW = 11
-"""Pixels of a side of the window of SSIM and UIQI."""
-
-
-def mse(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error of each frame, (b, t)."""
-    return frame_curves(prediction, truth, ["mse"])["mse"]
-
-
-def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each frame in dB, at most `PSNR_CAP`, (b, t)."""
-    return frame_curves(prediction, truth, ["psnr"])["psnr"]
-
-
-def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of each frame, (b, t)."""
-    return frame_curves(prediction, truth, ["ssim"])["ssim"]
-
-
-def uiqi(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Universal image quality index of each frame, (b, t)."""
-    return frame_curves(prediction, truth, ["uiqi"])["uiqi"]
-
-
-def frame_curves(
-    prediction: Tensor, truth: Tensor, metrics: Sequence[str] = ("mse", "psnr", "ssim", "uiqi")
-) -> dict[str, Tensor]:
-    """Each of `metrics` (keys of `FRAME_METRICS`) of each frame, (b, t) float32 on the CPU.
-
-    Frames are looked at some at a time, so the memory needed beside the input does not grow with it.
-    """
-    prediction, truth = checked_pair(prediction, truth)
-    b, t, _, height, width = truth.shape
-    for name in metrics:
-        if name not in FRAME_METRICS:
-            near = did_you_mean(name, FRAME_METRICS)
-            raise UserError(f"'{name}' is not a metric of frames{near}; there are: {', '.join(FRAME_METRICS)}")
-        if name in ("ssim", "uiqi") and min(height, width) < WINDOW:
-            raise UserError(f"{name} needs frames of at least {WINDOW}x{WINDOW} pixels, got {height}x{width}")
-    found: dict[str, list[Tensor]] = {name: [] for name in metrics}
-    with torch.no_grad():
-        for one, other in chunks(prediction, truth, values=CHUNK_VALUES):
-            for name in metrics:
-                found[name].append(FRAME_METRICS[name](one, other).cpu())
-    return {name: torch.cat(values).view(b, t) for name, values in found.items()}
+"""Side of SSIM's and UIQI's window in pixels."""
 
 
 def _mse(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -157,7 +48,7 @@ def _psnr(prediction: Tensor, truth: Tensor) -> Tensor:
 
 def _ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     similarity = structural_similarity_index_measure(prediction, truth, data_range=1.0, reduction="none")
-    assert isinstance(similarity, Tensor)  # a pair only where the full image is asked for
+    assert isinstance(similarity, Tensor)  # it is a pair only if the full image is requested
     return similarity.reshape(len(prediction))
 
 
@@ -171,5 +62,95 @@ FRAME_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ssim": _ssim,
     "uiqi": _uiqi,
 }
-"""Name: frames (n, c, h, w) and the true ones to (n,)."""
-HIGHER_IS_BETTER = {"mse": False, "psnr": True, "ssim": True, "uiqi": True, "lpips": False}
+"""Functions of predicted and true frames, (n, c, h, w) each, that return (n,)."""
+
+
+def frame_curves(prediction: Tensor, truth: Tensor, metrics: Sequence[str] = tuple(FRAME_METRICS)) -> dict[str, Tensor]:
+    """`metrics` of every frame of `prediction` and `truth: (b, t, c, h, w)` in [0, 1]: (b, t) each, float32, on the CPU.
+
+    UserError for an unknown metric and for frames that `check_frames` refuses, such as ones too small for SSIM or UIQI.
+    """
+    for name in metrics:
+        if name not in FRAME_METRICS:
+            near = did_you_mean(name, FRAME_METRICS)
+            raise UserError(f"'{name}' is not a metric of frames{near}; choose from {', '.join(FRAME_METRICS)}")
+    windowed = next((name for name in metrics if name in ("ssim", "uiqi")), "")
+
+    def score(prediction: Tensor, truth: Tensor) -> Tensor:
+        return torch.stack([FRAME_METRICS[name](prediction, truth) for name in metrics])
+
+    scores = compare_frames(score, prediction, truth, metric=windowed, side=WINDOW if windowed else 1)
+    return dict(zip(metrics, scores.unbind(), strict=True))
+
+
+def compare_frames(
+    score: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, truth: Tensor, **requirements: Any
+) -> Tensor:
+    """Apply `score(prediction, truth)`, frames (n, c, h, w) to (…, n), to clips (b, t, c, h, w): (…, b, t) on the CPU.
+
+    Frames are scored in chunks, so the memory needed beside the input does not grow with it. `requirements`: of
+    `check_frames`.
+    """
+    prediction, truth = check_frames(prediction, "prediction"), check_frames(truth, "truth", **requirements)
+    if prediction.shape != truth.shape:
+        shapes = f"{tuple(prediction.shape)} and {tuple(truth.shape)}"
+        raise UserError(f"prediction and truth must have the same shape, got {shapes}")
+    truth = truth.to(prediction.device)
+    per_chunk = max(1, CHUNK_VALUES // truth[0, 0].numel())
+    chunks = zip(*(clips.flatten(0, 1).split(per_chunk) for clips in (prediction, truth)), strict=True)
+    with torch.no_grad(), full_precision(prediction.device):
+        scores = torch.cat([score(*chunk).float().cpu() for chunk in chunks], dim=-1)
+    return scores.unflatten(-1, truth.shape[:2])
+
+
+def check_frames(
+    frames: Tensor,
+    name: str = "frames",
+    *,
+    metric: str = "",
+    side: int = 1,
+    length: int = 1,
+    grey_or_colour: bool = False,
+) -> Tensor:
+    """`frames: (b, t, c, h, w)` in [0, 1] as float32.
+
+    UserError for another shape, type or range, and where `metric` requires at least `side` pixels a side, at least
+    `length` frames, or 1 or 3 channels.
+    """
+    if not isinstance(frames, Tensor) or frames.ndim != 5 or 0 in frames.shape:
+        found = f"shape {tuple(frames.shape)}" if isinstance(frames, Tensor) else type(frames).__name__
+        raise UserError(f"{name} must be a tensor (clips, frames, channels, height, width), none 0, got {found}")
+    if not frames.is_floating_point():
+        raise UserError(f"{name} must be floating point in [0, 1], got {frames.dtype}; divide by 255 first")
+    low, high = (float(value) for value in torch.aminmax(frames))
+    if not (low >= -SLACK and high <= 1 + SLACK):  # also false for NaN
+        advice = "divide by 255" if high > 2 else "use x / 2 + 1 / 2" if low < -0.5 else "clamp to [0, 1]"
+        raise UserError(f"{name} must lie in [0, 1], found {low:.4g} to {high:.4g}; {advice} first")
+    t, c, height, width = frames.shape[1:]
+    if min(height, width) < side:
+        raise UserError(f"{metric} needs frames of at least {side}x{side} pixels, got {height}x{width}")
+    if t < length:
+        raise UserError(f"{metric} needs clips of at least {length} frames, got {t}; predict more (dataset.n_frames)")
+    if grey_or_colour and c not in (1, 3):
+        raise UserError(f"{metric} needs frames of 1 or 3 channels, got {c}")
+    return frames.float()
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Disable autocast on `device`: half precision changes SSIM and UIQI in their second digit."""
+    if torch.amp.is_autocast_available(device.type):
+        with torch.autocast(device.type, enabled=False):
+            yield
+    else:
+        yield
+
+
+def copy_last(context: Tensor, length: int) -> Tensor:
+    """Baseline: the last frame of `context: (b, t, c, h, w)`, repeated: (b, length, c, h, w)."""
+    return context[:, -1:].repeat(1, length, 1, 1, 1)
+
+
+def mean_frame(context: Tensor, length: int) -> Tensor:
+    """Baseline: the mean over time of each clip's `context: (b, t, c, h, w)`, repeated: (b, length, c, h, w)."""
+    return context.mean(dim=1, keepdim=True).repeat(1, length, 1, 1, 1)

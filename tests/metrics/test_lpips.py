@@ -79,10 +79,19 @@ def test_the_linear_weights_are_version_0_1_s_and_another_file_is_refused(
 ) -> None:
     assert all((weight >= 0).all() for weight in loaded().weights), "distances are sums of what is not negative"
     (tmp_path / "alex.pth").write_bytes(b"another")
-    monkeypatch.setattr(ours, "HEADS", tmp_path / "alex.pth")
-    assert "is not of version 0.1" in str(load_lpips())
-    monkeypatch.setattr(ours, "HEADS", tmp_path / "none.pth")
-    assert "torchmetrics has no none.pth" in str(load_lpips())
+    monkeypatch.setattr(ours, "HEADS", replace(ours.HEADS, variable="DF_HEADS"))
+    monkeypatch.setenv("DF_HEADS", str(tmp_path / "alex.pth"))
+    assert "alex.pth has SHA-256" in str(load_lpips())
+    monkeypatch.setenv("DF_HEADS", str(tmp_path / "none.pth"))
+    assert "none.pth, get it by `pip install" in str(load_lpips())
+
+
+def test_lpips_is_computed_in_float32_also_under_autocast(weights: Path) -> None:
+    network, truth = loaded(), waves(2, 40)
+    prediction = (truth + 0.1 * (noise(*truth.shape) - 0.5)).clamp(0, 1)
+    expected = lpips(prediction, truth, network)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(lpips(prediction, truth, network), expected)
 
 
 def test_damaged_or_absent_weights_are_a_line(weights: Path) -> None:

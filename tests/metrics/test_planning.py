@@ -14,9 +14,9 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.metrics.planning import (
     REFERENCE_SCORES,
     episode_metrics,
+    mean_and_stderr,
     normalized_score,
     planning_report,
-    summarise,
 )
 
 REWARDS = np.array(
@@ -107,25 +107,12 @@ def test_metrics_leave_their_input_as_it_was(rewards: np.ndarray) -> None:
     assert (rewards == before).all()
 
 
-def test_reached_can_be_given_where_rewards_are_dense() -> None:
-    dense = np.full((1, 4), 0.5)
-    found = episode_metrics(dense, reached=[[False, False, True, False]])
-    assert (found.episode_reward[0], found.first_reach[0], found.episode_reward_if_stay[0]) == (2.0, 3, 2)
-
-
-def test_summarise_uses_the_sample_deviation_and_one_value_has_no_spread() -> None:
-    assert summarise([1.0, 3.0]) == (2.0, pytest.approx(1.0))
-    assert summarise([5.0]) == (5.0, 0.0)
+def test_the_standard_error_uses_the_sample_deviation_and_one_value_has_no_spread() -> None:
+    assert mean_and_stderr([1.0, 3.0]) == (2.0, pytest.approx(1.0))
+    assert mean_and_stderr([5.0]) == (5.0, 0.0)
 
 
 @pytest.mark.parametrize("rewards", [np.zeros(3), np.zeros((0, 3)), np.zeros((3, 0)), [[float("nan")]]])
 def test_rewards_that_are_not_episodes_by_steps_are_refused(rewards: object) -> None:
     with pytest.raises(ValueError, match="rewards"):
         episode_metrics(rewards)  # type: ignore[arg-type]
-
-
-def test_reached_of_another_shape_and_no_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="shape"):
-        episode_metrics(REWARDS, reached=np.zeros((4, 5)))
-    with pytest.raises(ValueError, match="no values"):
-        summarise([])

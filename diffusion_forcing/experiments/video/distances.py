@@ -17,10 +17,10 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.video.rollouts import COPY, MODEL, OPENING, TRUTH, Scores
 from diffusion_forcing.metrics.distances import fid_report, fvd_report, i3d_features, inception_features
 from diffusion_forcing.metrics.frechet import FrechetReport, frechet_ratio
-from diffusion_forcing.metrics.i3d import MIN_FRAMES
+from diffusion_forcing.metrics.i3d import MIN_FRAMES, load_i3d
 from diffusion_forcing.metrics.inception import load_inception
 from diffusion_forcing.metrics.lpips import load_lpips, lpips
-from diffusion_forcing.metrics.weights import Unavailable, cache_folder, load_i3d
+from diffusion_forcing.metrics.weights import Unavailable, cache_folder
 
 Say = Callable[[str], None]
 Features = dict[str, NDArray[np.float32]]
