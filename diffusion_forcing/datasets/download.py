@@ -1,7 +1,8 @@
-"""Download one file over a network that fails: continue where it broke, check it, and only then give it its name.
+"""Download one large file over an unreliable network: continue where it broke off, check it, and only then give it its name.
 
-Bytes go to `<path>.part`; a note beside it keeps the server's ETag, so that a download is only continued when the file there is still the same
-one. The SHA-256 is compared with the given one, or, where none is known, printed and kept in `<path>.sha256` for the next time.
+Bytes go to `<path>.part`. The server's ETag is kept beside it, and a download continues (HTTP Range with If-Range) only if the file on the server
+is still the same. The SHA-256 is compared with a known one; if none is known, it is printed and kept in `<path>.sha256`.
+`pooch` and `torch.hub` were considered: both start again after a broken connection.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from diffusion_forcing.progress import progress_bar
 _BLOCK = 1 << 18
 """Bytes read at once."""
 _ATTEMPTS = 5
-"""Tries in a row that bring no byte before giving up."""
+"""Attempts in a row that bring no byte before giving up."""
+_TEMPORARY_ERRORS = (408, 416, 429)
+"""HTTP errors below 500 after which another attempt may succeed."""
 
 
 class _Failed(Exception):
-    """This try failed; `final` where another one would fail too."""
+    """This attempt failed; `final` if another one would fail as well."""
 
     def __init__(self, reason: str, *, final: bool = False) -> None:
         super().__init__(reason)
@@ -42,11 +45,10 @@ def download(
     patience: float = 1.0,
     instead: str = "or use dataset.source=generate",
 ) -> Path:
-    """Fetch `url` to `path` and return it; nothing is fetched when it is there. `sha256` (hex) is checked when given.
-    `instead`: what else one can do, for the message when it fails.
+    """Download `url` to `path` unless it exists, and return it. `sha256` (hex) is checked if given.
 
-    `timeout` seconds without a byte, or a broken connection, is tried again after `patience`, 2 `patience`, … seconds, five times in a row.
-    Raises `UserError` that says where to place the file by hand, or that the sum differs.
+    After `timeout` seconds without a byte, or a broken connection, the next attempt follows in `patience`, 2 `patience`, … seconds, five in a row.
+    Raises `UserError` if the checksum differs or the download fails; the message says where to place the file by hand, and `instead`.
     """
     if path.exists():
         return path
@@ -67,16 +69,16 @@ def download(
             f"{url} has SHA-256 {found}, expected {sha256.lower()}; it was deleted, run again or check dataset.sha256"
         )
     if not sha256:
-        print(f"{path.name}: SHA-256 {found} (no published sum to compare with; kept in {path.name}.sha256)")
+        print(f"{path.name}: SHA-256 {found} (none is published to compare with; kept in {path.name}.sha256)")
     path.with_name(path.name + ".sha256").write_text(f"{found}  {path.name}\n")
     os.replace(part, path)
-    _note(part).unlink(missing_ok=True)
+    _tag_file(part).unlink(missing_ok=True)
     return path
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """Digest of a file in hex, by an algorithm of `hashlib`."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
@@ -84,67 +86,63 @@ def checksum(path: Path) -> str:
 
 
 def _fetch(url: str, part: Path, *, progress: bool, timeout: float, patience: float) -> None:
-    """Bring `part` to its full size, in as many tries as that needs."""
+    """Complete `part`, in as many attempts as that takes."""
     failures = 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = _size(part)
         try:
             return _attempt(url, part, progress=progress, timeout=timeout)
         except _Failed as failure:
-            grown = part.exists() and part.stat().st_size > before
-            failures = 1 if grown else failures + 1
+            failures = 1 if _size(part) > before else failures + 1
             if failure.final or failures >= _ATTEMPTS:
                 raise
             time.sleep(patience * failures)
 
 
 def _attempt(url: str, part: Path, *, progress: bool, timeout: float) -> None:
-    """One request, from where `part` ends. Raises `_Failed` when the connection ends before the file does."""
-    have = part.stat().st_size if part.exists() else 0
-    note = _note(part)
-    tag = note.read_text() if have and note.exists() else ""
-    # without a tag nobody could say whether the rest belongs to the same file: begin again
-    have = have if tag else 0
-    headers = {"User-Agent": "diffusion-forcing", **({"Range": f"bytes={have}-", "If-Range": tag} if have else {})}
+    """One request, from the end of `part` on. Raises `_Failed` if the connection ends before the file does."""
+    # Without the tag of the first attempt nobody knows whether the rest belongs to the same file: start again.
+    tag = _tag_file(part).read_text() if _size(part) and _tag_file(part).exists() else ""
+    begin = _size(part) if tag else 0
+    headers = {"User-Agent": "diffusion-forcing"}
+    if begin:
+        headers |= {"Range": f"bytes={begin}-", "If-Range": tag}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as reply:
-            begin, total = _position(reply, have)
+            begin, total = _position(reply, begin)
             tag = reply.headers.get("ETag") or reply.headers.get("Last-Modified") or ""
-            note.write_text("" if tag.startswith("W/") else tag)
-            size = _copy(reply, part, begin=begin, total=total, progress=progress)
+            _tag_file(part).write_text("" if tag.startswith("W/") else tag)  # a weak tag does not mean the same bytes
+            _copy(reply, part, begin=begin, total=total, progress=progress)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            if have and error.headers.get("Content-Range") == f"bytes */{have}":
-                return
+            if begin and error.headers.get("Content-Range") == f"bytes */{begin}":
+                return  # the part was complete already
             part.unlink(missing_ok=True)
-        raise _Failed(
-            f"HTTP {error.code} {error.reason}", final=400 <= error.code < 500 and error.code not in (408, 416, 429)
-        ) from error
+        is_final = 400 <= error.code < 500 and error.code not in _TEMPORARY_ERRORS
+        raise _Failed(f"HTTP {error.code} {error.reason}", final=is_final) from error
     except urllib.error.URLError as error:
-        if isinstance(error.reason, OSError):
-            raise _Failed(str(error.reason)) from error
-        raise _Failed(str(error.reason), final=True) from error
+        raise _Failed(str(error.reason), final=not isinstance(error.reason, OSError)) from error
     except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise _Failed(str(error) or type(error).__name__) from error
     except ValueError as error:
         raise _Failed(f"not an address: {error}", final=True) from error
-    if total is not None and size != total:
-        raise _Failed(f"connection closed after {size:,} of {total:,} bytes")
+    if total is not None and _size(part) != total:
+        raise _Failed(f"connection closed after {_size(part):,} of {total:,} bytes")
 
 
 def _position(reply: http.client.HTTPResponse, asked: int) -> tuple[int, int | None]:
-    """Where the bytes of `reply` belong, and the size of the whole file if the server says it."""
-    length = reply.headers.get("Content-Length")
+    """Where the bytes of `reply` belong in the file, and the size of the whole file if the server states it."""
     if reply.status != http.client.PARTIAL_CONTENT:
+        length = reply.headers.get("Content-Length")
         return 0, int(length) if length else None
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("Content-Range", ""))
     if match is None or int(match[1]) != asked:
-        raise _Failed("the server sent another part than asked for", final=True)
+        raise _Failed("the server sent another range than asked for", final=True)
     return asked, None if match[2] == "*" else int(match[2])
 
 
-def _copy(reply: http.client.HTTPResponse, part: Path, *, begin: int, total: int | None, progress: bool) -> int:
-    """Write the reply's bytes from position `begin` on; returns the size the file has then."""
+def _copy(reply: http.client.HTTPResponse, part: Path, *, begin: int, total: int | None, progress: bool) -> None:
+    """Write the bytes of the reply from position `begin` on; nothing stays behind them."""
     with (
         open(part, "r+b" if begin else "wb") as file,
         progress_bar(part.stem, total=total or 0, done=begin, unit="bytes", show=progress) as bar,
@@ -154,8 +152,11 @@ def _copy(reply: http.client.HTTPResponse, part: Path, *, begin: int, total: int
         while block := reply.read(_BLOCK):
             file.write(block)
             bar.advance(len(block))
-        return file.tell()
 
 
-def _note(part: Path) -> Path:
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _tag_file(part: Path) -> Path:
     return part.with_name(part.name + ".tag")

@@ -334,7 +334,7 @@ def test_a_data_set_that_cannot_be_downloaded_says_what_to_place_where(
         data(folder, urls=("http://127.0.0.1:9/download/dmlab_dataset_aa/dmlab.tar.partaa",)).prepare(progress=False)
     line = str(caught.value)
     assert "cannot download http://127.0.0.1:9" in line and "\n" not in line
-    assert f"unpack the archive yourself so that {folder} has training and validation in it" in line
+    assert f"unpack the archive yourself so that {folder} contains training and validation" in line
     assert [path for path in folder.rglob("*") if path.suffix != ".lock"] == []
 
 
