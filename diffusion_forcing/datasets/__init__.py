@@ -1,1 +1,1 @@
-"""Data sets: what yields `SequenceBatch`es of steps in a maze, and where those steps come from (generated, D4RL, Minari)."""
+"""Data sets: mazes, video, time series and robot demonstrations. Each yields batches of `batch.py` in the units of the data."""

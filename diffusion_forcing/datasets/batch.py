@@ -1,4 +1,4 @@
-"""The batch every planner sees: b windows of L consecutive steps, batch first, in the data's own units."""
+"""The batches of the four tasks, batch first and in the units of the data: nothing is normalised here."""
 
 from __future__ import annotations
 
@@ -11,51 +11,60 @@ from torch import Tensor
 
 
 class SequenceBatch(NamedTuple):
-    """b windows of L = episode_len + 1 steps of 0.01 s; nothing is normalised here."""
+    """Planning: b windows of L = episode_len + 1 maze steps of 0.01 s."""
 
     observations: Tensor
-    """(b, L, 4) float32: x, y in metres and vx, vy in m/s, D4RL's frame."""
+    """(b, L, 4) float32: x, y in metres and vx, vy in m/s, in D4RL's frame."""
     actions: Tensor
-    """(b, L, 2) float32 in [-1, 1]: the push that follows each observation."""
+    """(b, L, 2) float32 in [-1, 1]: the push after each observation."""
     rewards: Tensor
-    """(b, L) float32: 1 within 0.5 m of the maze's fixed goal, else 0."""
+    """(b, L) float32: 1 within 0.5 m of the maze's fixed goal, otherwise 0."""
     valid: Tensor
     """(b, L) bool: False for the padding of a window longer than its episode (the last step repeated)."""
 
 
-# The batch every robot policy sees: b demonstrations of T tokens, what the cameras saw and the actions that led there.
-
-
 class RobotBatch(NamedTuple):
-    """b demonstrations; nothing is normalised here."""
+    """Robot policies: b demonstrations of T tokens."""
 
     frames: Tensor
     """(b, T, cameras, 3, h, w) uint8 in [0, 255]."""
     actions: Tensor
-    """(b, T, n, 8) float32: row t holds the n actions between token t − 1 and token t, [x, y, z, qx, qy, qz, qw, grasp]; row 0 those of an arm
-    that waits."""
+    """(b, T, n, 8) float32 [x, y, z, qx, qy, qz, qw, grasp]: row t holds the n actions between tokens t − 1 and t; row 0 holds a waiting arm's."""
     valid: Tensor
-    """(b, T) bool: False behind the end of a demonstration."""
+    """(b, T) bool: False after the end of a demonstration."""
 
 
-# The batch every forecaster sees: b windows of L consecutive time steps of V variates, batch first, in the data's own units.
+class VideoBatch(NamedTuple):
+    """Video: b clips of T frames, every `frame_skip`-th frame of an episode."""
+
+    frames: Tensor
+    """(b, T, 3, h, w) uint8 in [0, 255]."""
+    actions: Tensor
+    """(b, T, A) float32: row t holds the actions between frames t − 1 and t of the clip, zeros if unknown.
+
+    Discrete: the one-hots of all `frame_skip` actions side by side, oldest first. Continuous: their sum. A is 0 for data without actions.
+    """
+    known: Tensor
+    """(b, T) bool: all actions of row t are known. False before the start of an episode, in padding, and if actions are not used."""
+    valid: Tensor
+    """(b, T) bool: False for the padding of a clip longer than its episode (the last frame repeated)."""
 
 
 class SeriesBatch(NamedTuple):
-    """b windows. The first `context_length` steps are the history, what follows is to be forecast; nothing is normalised here."""
+    """Forecasting: b windows of L time steps of V variates. The first `context_length` steps are history, the others are to be forecast."""
 
     values: Tensor
     """(b, L, V) float32; 0 where nothing was observed."""
     observed: Tensor
-    """(b, L, V) bool: False where the data has a gap, and before its beginning."""
+    """(b, L, V) bool: False in gaps and before the beginning of the data."""
     dates: Tensor
-    """(b, L, D) float32 in −1…1: cosine and sine of the time of day, of the week, of the year, …, as the frequency has them."""
+    """(b, L, D) float32 in [-1, 1]: cosine and sine of the time of day, of the week, of the year, …, depending on the frequency."""
     lagged: Tensor
-    """(b, L, n, V) float32: the values n lags before each step; 0 where they are not known."""
+    """(b, L, n, V) float32: the values n lags before each step; 0 if unknown."""
     lag_known: Tensor
-    """(b, L, n, V) bool: whether that step was observed, and lies before the forecast's beginning."""
+    """(b, L, n, V) bool: that step was observed and lies before the forecast."""
     seasonal: Tensor | None = None
-    """(b, L, V) float32: the last value of the same time of the season that lies before the step and before the forecast; 0 where unknown."""
+    """(b, L, V) float32: the last value at the same time of the season before the step and before the forecast; 0 if unknown."""
     season_known: Tensor | None = None
     """(b, L, V) bool."""
 
@@ -66,9 +75,7 @@ class SeriesBatch(NamedTuple):
 
 
 class SeriesSpec(NamedTuple):
-    """What a forecaster must know of its data. mean, std, step_std, change_std: (V,), of the training part; step_std: of the change over half a
-    prediction; change_std: from one step to the next. season: steps after which a season comes again; season_std: (V,), of the change
-    in a season, 0 for a series that does not return with it."""
+    """What a forecasting algorithm must know of its data. The arrays are (V,), measured on the training part."""
 
     variates: int
     freq: str
@@ -79,27 +86,12 @@ class SeriesSpec(NamedTuple):
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     step_std: NDArray[np.float32]
+    """Of the change over half a prediction length."""
     change_std: NDArray[np.float32]
+    """Of the change from one step to the next."""
     has_gaps: bool
     names: tuple[str, ...]
     season: int = 1
+    """Steps of a season."""
     season_std: NDArray[np.float32] = np.zeros(1, np.float32)
-
-
-# The batch every video model sees: b clips of T frames, batch first, pixels as they lie on disk, actions beside the frames they led to.
-
-
-class VideoBatch(NamedTuple):
-    """b clips of T frames, every `frame_skip`-th of an episode; nothing is normalised here."""
-
-    frames: Tensor
-    """(b, T, 3, h, w) uint8 in [0, 255]."""
-    actions: Tensor
-    """(b, T, A) float32: row t holds what was done between frame t - 1 of the clip and frame t, zeros where that is unknown.
-
-    Discrete: the one-hots of all `frame_skip` actions side by side, oldest first. Continuous: their sum. A is 0 for data without actions.
-    """
-    known: Tensor
-    """(b, T) bool: all actions of row t are known; False before an episode began, in padding, and where actions are not used."""
-    valid: Tensor
-    """(b, T) bool: False for the padding of a clip longer than its episode (the last frame repeated)."""
+    """Of the change over a season; 0 for a series without that season."""

@@ -1,7 +1,11 @@
-"""Windows of L consecutive steps out of a store, as a map-style data set.
+"""Windows of L consecutive maze steps out of memory-mapped arrays, as a map-style data set.
 
-Window i starts i steps into the data (counting only starts from which L steps follow in the same episode). An episode shorter than L
-gives one window, padded with its last step and marked so in `valid`. `__getitems__` is the fast path: a batch is one fancy index per array.
+`open_store` decodes a source file once into a folder with one .npy for each array, the borders of the episodes, and statistics; it is made again
+if the source changes. An *episode* is a stretch of uninterrupted motion: it ends at a terminal, and where the position jumps farther than a ball
+can roll.
+
+Window i starts at the i-th step from which L steps follow in the same episode. An episode shorter than L gives one window, padded with its last
+step and marked so in `valid`. `__getitems__` is the fast path: a batch is one fancy index into each array.
 """
 
 from __future__ import annotations
@@ -21,68 +25,54 @@ from torch.utils.data import Dataset
 
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked, replacing, write_json
+from diffusion_forcing.files import locked, read_json, replacing, write_json
 
-# Mean, spread and range of the columns of observations and actions, over parts of a run too long to hold at once.
+CACHE_VERSION = 1
+MAX_JUMP = 0.2
+"""m: two steps farther apart are not one motion (5.3 m/s for 0.01 s is 0.053 m)."""
+MIN_STEPS = 2
+"""Shorter episodes show no motion and are left out."""
+_WIDTHS: dict[str, tuple[int, ...]] = {"observations": (4,), "actions": (2,), "rewards": ()}
+
+Steps = Mapping[str, NDArray[Any]]
+"""Arrays of equal length: observations (n, 4), actions (n, 2), rewards (n,), and ends (n,) bool, True at the last step of an episode."""
 
 
 class RunningStatistics:
-    """Collects parts with `add`; sums in float64, so that a part's size changes nothing that is printed."""
+    """Mean, standard deviation and range of the columns of observations and actions, over parts of a run too long for memory."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[tuple[int, NDArray[np.float64]]]] = {"observation": [], "action": []}
 
     def add(self, observations: NDArray[Any], actions: NDArray[Any]) -> None:
-        """Take in (n, o) observations and (n, a) actions."""
+        """Add (n, o) observations and (n, a) actions; they are summed in float64."""
         for name, values in (("observation", observations), ("action", actions)):
             if len(values):
                 exact = values.astype(np.float64)
-                self._parts[name].append(
-                    (len(values), np.stack([exact.mean(0), exact.var(0), exact.min(0), exact.max(0)]))
-                )
+                part = np.stack([exact.mean(0), exact.var(0), exact.min(0), exact.max(0)])
+                self._parts[name].append((len(values), part))
 
     def statistics(self) -> dict[str, list[float]]:
-        """observation_mean, observation_std, observation_min, observation_max and the same of actions; one number per column."""
+        """observation_mean, observation_std, observation_min, observation_max and the same of actions; one number for each column."""
         out: dict[str, list[float]] = {}
         for name, parts in self._parts.items():
             if not parts:
                 continue
             counts = np.array([count for count, _ in parts], dtype=np.float64)
             weights = (counts / counts.sum())[:, None]
-            means, variances, least, largest = np.stack([rows for _, rows in parts], axis=1)
+            means, variances, minima, maxima = np.stack([part for _, part in parts], axis=1)
             mean = (weights * means).sum(0)
+            variance = (weights * (variances + (means - mean) ** 2)).sum(0)
             out[f"{name}_mean"] = mean.tolist()
-            out[f"{name}_std"] = np.sqrt((weights * (variances + (means - mean) ** 2)).sum(0)).tolist()
-            out[f"{name}_min"] = least.min(0).tolist()
-            out[f"{name}_max"] = largest.max(0).tolist()
+            out[f"{name}_std"] = np.sqrt(variance).tolist()
+            out[f"{name}_min"] = minima.min(0).tolist()
+            out[f"{name}_max"] = maxima.max(0).tolist()
         return out
-
-
-def statistics(observations: NDArray[Any], actions: NDArray[Any]) -> dict[str, list[float]]:
-    """`RunningStatistics` of arrays in memory: (n, o) observations and (n, a) actions."""
-    running = RunningStatistics()
-    running.add(observations, actions)
-    return running.statistics()
-
-
-# Steps on disk as memory-mapped arrays: a source file is decoded once, then every window is a copy of a few pages.
-#
-# `open_store` writes a folder with one .npy per array, the episodes' ends and statistics, and a note of the source's size and time.
-# It is made in a temporary folder and renamed, and made again when the source changed. `Store` opens it; workers of a data loader each map it anew.
-# An *episode* is a stretch that really happened in one go: it ends at a terminal, and where the position jumps farther than a ball can roll.
-
-CACHE_VERSION = 1
-_WIDTHS = {"observations": (4,), "actions": (2,), "rewards": ()}
-MAX_JUMP = 0.2
-"""m: two steps farther apart than this are not one motion (5.3 m/s for 0.01 s is 0.053 m)."""
-
-Steps = Mapping[str, NDArray[Any]]
-"""Arrays of equal length: observations (n, 4), actions (n, 2), rewards (n,), and ends (n,) bool, True on an episode's last step."""
 
 
 @dataclass
 class Store:
-    """Memory-mapped steps of a cache folder. `observations` (N, 4), `actions` (N, 2), `rewards` (N,) float32, read-only."""
+    """Memory-mapped steps of a cache folder, read-only float32. Pickled as a path: every worker of a data loader maps the files anew."""
 
     folder: Path
     _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
@@ -109,9 +99,8 @@ class Store:
 
     @property
     def statistics(self) -> dict[str, list[float]]:
-        """Mean, std, min and max of observations and actions, per column."""
-        facts = json.loads((self.folder / "cache.json").read_text())
-        return dict(facts["statistics"])
+        """Mean, std, min and max of each column of observations and actions."""
+        return dict(json.loads((self.folder / "cache.json").read_text())["statistics"])
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -126,29 +115,21 @@ class Store:
 
 
 def open_store(source: Path, folder: Path, read: Callable[[], Iterable[Steps]], *, settings: str = "") -> Store:
-    """The store in `folder`, built from the parts `read()` yields unless it is there and `source` is unchanged since.
+    """The store in `folder`, built from the parts that `read()` yields unless it exists and `source` is unchanged since.
 
-    `settings` are what the reading depends on besides the file. Raises `UserError` where nothing can be written, or from `read`.
+    settings: what the result depends on besides the file. Raises `UserError` if nothing can be written, and what `read` raises.
     """
-    stamp = _stamp(source, settings)
-    if not _is_current(folder, stamp):
+    stat = source.stat()
+    stamp = {"version": CACHE_VERSION, "size": stat.st_size, "time": stat.st_mtime_ns, "settings": settings}
+
+    def is_current() -> bool:
+        return read_json(folder / "cache.json", {}).get("source") == stamp
+
+    if not is_current():
         with locked(folder):
-            if not _is_current(folder, stamp):
+            if not is_current():  # another process may have built it
                 _build(folder, read(), stamp)
     return Store(folder)
-
-
-def _stamp(source: Path, settings: str) -> dict[str, Any]:
-    stat = source.stat()
-    return {"version": CACHE_VERSION, "size": stat.st_size, "time": stat.st_mtime_ns, "settings": settings}
-
-
-def _is_current(folder: Path, stamp: Mapping[str, Any]) -> bool:
-    try:
-        facts = json.loads((folder / "cache.json").read_text())
-        return bool(facts["source"] == stamp)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _build(folder: Path, parts: Iterable[Steps], stamp: Mapping[str, Any]) -> None:
@@ -165,9 +146,8 @@ def _build(folder: Path, parts: Iterable[Steps], stamp: Mapping[str, Any]) -> No
 
 
 def _write_parts(folder: Path, parts: Iterable[Steps]) -> tuple[dict[str, list[float]], NDArray[np.int64]]:
-    """Append all parts to one file per array; returns statistics and episodes."""
-    running, begin = RunningStatistics(), 0
-    ends: list[int] = []
+    """Append all parts to one file for each array; returns the statistics and the episodes (E, 2)."""
+    running, borders, count = RunningStatistics(), {0}, 0
     last: NDArray[Any] | None = None
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / f"{name}.raw", "wb")) for name in _WIDTHS}
@@ -175,20 +155,21 @@ def _write_parts(folder: Path, parts: Iterable[Steps]) -> tuple[dict[str, list[f
             for name, file in files.items():
                 file.write(np.ascontiguousarray(part[name], dtype=np.float32).data)
             running.add(part["observations"], part["actions"])
+            # An episode ends before a jump, also one between two parts, and after a terminal step.
             positions = part["observations"][:, :2]
             before = positions[:1] if last is None else last
-            jumps = np.linalg.norm(np.diff(np.concatenate([before, positions]), axis=0), axis=1) > MAX_JUMP
-            ends += [begin + int(step) for step in np.flatnonzero(jumps)]
-            ends += [begin + int(step) + 1 for step in np.flatnonzero(part["ends"])]
-            begin, last = begin + len(positions), positions[-1:]
+            distances = np.linalg.norm(np.diff(np.concatenate([before, positions]), axis=0), axis=1)
+            borders.update((count + np.flatnonzero(distances > MAX_JUMP)).tolist())
+            borders.update((count + np.flatnonzero(part["ends"]) + 1).tolist())
+            count, last = count + len(positions), positions[-1:]
     for name, width in _WIDTHS.items():
         _to_npy(folder / f"{name}.raw", width)
-    borders = np.array(sorted({0, begin, *ends}), dtype=np.int64)
-    return running.statistics(), np.stack([borders[:-1], borders[1:]], axis=1)
+    edges = np.array(sorted(borders | {count}), dtype=np.int64)
+    return running.statistics(), np.stack([edges[:-1], edges[1:]], axis=1)
 
 
 def _to_npy(raw: Path, width: tuple[int, ...]) -> None:
-    """Turn a file of bare float32 numbers into a .npy of rows of `width`, a part at a time; its length is only known at the end."""
+    """Turn a file of float32 numbers into a .npy of rows of `width`; the length is known only at the end of reading."""
     values = np.memmap(raw, dtype=np.float32, mode="r").reshape(-1, *width)
     out = np.lib.format.open_memmap(raw.with_suffix(".npy"), mode="w+", dtype=np.float32, shape=values.shape)
     out[:] = values
@@ -196,22 +177,19 @@ def _to_npy(raw: Path, width: tuple[int, ...]) -> None:
     raw.unlink()
 
 
-MIN_STEPS = 2
-"""A window of one step shows no motion; shorter episodes are left out."""
-
-
 class Windows(Dataset[SequenceBatch]):
-    """Windows of `length` steps among steps `begin` to `end` of `store`. Raises `UserError` when no window fits."""
+    """Windows of `length` steps among steps `begin` to `end` of `store`. `UserError` if there is none."""
 
     def __init__(self, store: Store, length: int, *, begin: int = 0, end: int | None = None) -> None:
         self.store = store
         self.length = length
-        episodes = np.clip(store.episodes, begin, len(store) if end is None else end)
+        end = len(store) if end is None else end
+        episodes = np.clip(store.episodes, begin, end)
         episodes = episodes[episodes[:, 1] - episodes[:, 0] >= MIN_STEPS]
         if len(episodes) == 0:
             raise UserError(
-                f"no window fits: {store.folder.stem} has no episode of {MIN_STEPS} steps between step {begin} and "
-                f"{len(store) if end is None else end}; use more data or a smaller dataset.validation_fraction"
+                f"no window fits: {store.folder.stem} has no episode of {MIN_STEPS} steps between steps {begin} and {end}; "
+                "use more data or a smaller dataset.validation_fraction"
             )
         self._episodes = episodes
         counts = np.maximum(episodes[:, 1] - episodes[:, 0] - length + 1, 1)
@@ -226,17 +204,16 @@ class Windows(Dataset[SequenceBatch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> SequenceBatch:
-        """Windows `indices` as one batch; `IndexError` for one out of range."""
+        """Windows `indices` as one batch; IndexError for one out of range."""
         starts, ends = self.spans(np.asarray(indices, dtype=np.int64))
-        whole = bool((ends - starts >= self.length).all())
-        valid = starts[:, None] + np.arange(self.length) < ends[:, None]
-        # a padded window reads its last step again, which a sliding view cannot
-        rows = starts if whole else np.minimum(starts[:, None] + np.arange(self.length), ends[:, None] - 1)
-        store = self.store
-        observations, actions, rewards = (
-            torch.from_numpy(_sliding(array, self.length)[rows] if whole else array[rows])
-            for array in (store.observations, store.actions, store.rewards)
-        )
+        steps = starts[:, None] + np.arange(self.length)  # (b, L)
+        valid = steps < ends[:, None]
+        arrays = (self.store.observations, self.store.actions, self.store.rewards)
+        if valid.all():
+            parts = [_sliding(array, self.length)[starts] for array in arrays]
+        else:  # a padded window repeats the last step of its episode
+            parts = [array[np.minimum(steps, ends[:, None] - 1)] for array in arrays]
+        observations, actions, rewards = map(torch.from_numpy, parts)
         return SequenceBatch(observations, actions, rewards, torch.from_numpy(valid))
 
     def spans(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 
 from diffusion_forcing.datasets.mazes import d4rl
-from diffusion_forcing.datasets.windows import statistics
+from diffusion_forcing.datasets.windows import RunningStatistics
 from diffusion_forcing.errors import UserError
 from tests.datasets.makers import steps, write_file
+
+
+def statistics(observations: np.ndarray, actions: np.ndarray) -> dict[str, list[float]]:
+    running = RunningStatistics()
+    running.add(observations, actions)
+    return running.statistics()
 
 
 def read_all(path: Path) -> dict[str, np.ndarray]:
