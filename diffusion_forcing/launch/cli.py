@@ -69,7 +69,7 @@ usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing convert-robot SRC DST [--to ours|lerobot] [--allow-pickle] [--cameras A,B] [--resolution N]
                                                         a robot's demonstrations: ours, LeRobot's v3.0, the authors' released ones
        diffusion-forcing runs [ID …]                    a page of all runs, curves and films of some side by side
-       diffusion-forcing runs ls | show ID | best METRIC [lowest|highest] | rm ID … [--yes]   [outputs=DIR]
+       diffusion-forcing runs ls | show ID | best METRIC lowest|highest | rm ID … [--yes]   [outputs=DIR]
        diffusion-forcing runs sync ID … [--follow] [wandb.KEY=VALUE]   send W&B what it lacks of a run
        diffusion-forcing serve-policy load=NAME [address=tcp://127.0.0.1:5555 cameras=sim|folder|v4l2|realsense]
        … --cfg [--resolve]                              print the composed configuration, run nothing

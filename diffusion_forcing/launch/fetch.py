@@ -1,82 +1,104 @@
-"""`load=` and `resume=` of a run that is not on this machine: its newest checkpoint is on W&B, where a run tracked there has put it.
+"""Find the run that `load=` or `resume=` names on W&B, where it is not on this machine, and download its newest checkpoint.
 
-Here first: only what no path, no run in outputs/ and no shipped checkpoint is called is looked for there, and only where W&B is switched on
-(tracking=wandb, wandb.mode=online) or this machine is logged in. What comes is checked file by file before anything uses it.
+Paths, runs in outputs/ and shipped checkpoints come first. W&B is asked only for what can be a run's id, and only if it is switched on
+(tracking=wandb, wandb.mode=online) or this machine is logged in. Every file is checked before it is used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import file_name, new_folder, point_to, read_json, write_json
+from diffusion_forcing.files import file_name, new_folder, point_to, read_json, replacing, write_json
 from diffusion_forcing.launch.report import say
-from diffusion_forcing.tracking.wandb import WandbOptions, installed
-from diffusion_forcing.tracking.wandb_download import fetch, is_run_id, logged_in
+from diffusion_forcing.tracking.run import ID_LENGTH
+from diffusion_forcing.tracking.wandb import EXTRA, WandbOptions, installed, logged_in
 
 DOWNLOADS = "downloads"
-"""Folder in outputs/ for what came from W&B, <run id>-<version> each."""
-_RUN = "run"  # in an artifact: the run's own files, beside the checkpoint's
+"""Folder in outputs/ of checkpoints from W&B, named <run id>-<version>."""
+_SPEC = re.compile(rf"(?:(?P<entity>\w[\w.-]*)/(?P<project>\w[\w.-]*)/)?(?P<id>[a-z0-9]{{{ID_LENGTH}}})")
+_RUN = "run"  # folder in the artifact for the files of the run
+
+
+def is_run_id(spec: str) -> bool:
+    """Whether `spec` can be a run on W&B: `abcd1234`, or `entity/project/abcd1234`."""
+    return _SPEC.fullmatch(spec) is not None
 
 
 def asks_wandb(spec: str, options: WandbOptions, *, tracked: bool) -> bool:
-    """Whether `spec` is to be looked for on W&B. `tracked`: tracking=wandb is chosen."""
+    """Whether to look for `spec` on W&B. `tracked`: tracking=wandb is chosen."""
     if not is_run_id(spec) or options.mode in ("disabled", "offline"):
         return False
     return tracked or options.mode == "online" or (installed() and logged_in())
 
 
 def fetch_checkpoint(spec: str, outputs: Path, options: WandbOptions) -> Path:
-    """The checkpoint of the run `spec` from W&B, for load=: a folder of ours, or a released .ckpt file."""
-    say(f"{spec} is not here; looking for it on W&B")
-    folder = fetch(spec, outputs / DOWNLOADS, entity=options.entity, project=options.project, check=_check)
-    return _checkpoint_in(folder)
+    """The newest checkpoint of the run `spec` on W&B, for load=: one of our folders, or a .ckpt file of the released code.
+
+    It is downloaded into outputs/downloads, whole or not at all; a version that is there already is not downloaded again. UserError
+    without wandb, a network, a login or such a run, and for a checkpoint that is damaged.
+    """
+    say(f"{spec} is not on this machine; looking for it on W&B")
+    if not installed():
+        raise UserError(f"wandb is not installed: {EXTRA}")
+    if not logged_in():
+        raise UserError("there is no W&B login on this machine; run wandb login or set WANDB_API_KEY")
+    from diffusion_forcing.tracking.wandb_upload import download, newest_checkpoint
+
+    found = _SPEC.fullmatch(spec)
+    assert found is not None
+    folder = outputs / DOWNLOADS
+    with newest_checkpoint(
+        found["id"], found["project"] or options.project, found["entity"] or options.entity
+    ) as artifact:
+        place = folder / f"{found['id']}-{artifact.version}"
+        if not place.is_dir():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with replacing(place) as temporary:
+                    download(artifact, temporary)
+                    _check(temporary)
+            except OSError as error:
+                raise UserError(f"cannot write the run from W&B into {folder}: {error.strerror or error}") from error
+    return _checkpoint_in(place)
 
 
 def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:
-    """The run `spec` from W&B as a run's folder in `outputs`, for resume=: with its id, configuration, log and newest checkpoint."""
+    """The run `spec` on W&B as a folder in `outputs`, for resume=: same id, configuration and log, and the newest checkpoint."""
     source = fetch_checkpoint(spec, outputs, options)
-    facts = read_json(source / _RUN / "run.json", {}) if source.is_dir() else {}
-    started = str(facts.get("started", ""))
-    if not (isinstance(facts.get("id"), str) and started and (source / _RUN / "config.yaml").is_file()):
+    metadata = read_json(source / _RUN / "run.json", {}) if source.is_dir() else {}
+    started = str(metadata.get("started", ""))
+    if metadata.get("id") != spec.rpartition("/")[2] or not started or not (source / _RUN / "config.yaml").is_file():
         raise UserError(
-            f"run {spec} on W&B has weights and nothing to go on with; load={spec} starts a new run from them"
+            f"run {spec} on W&B cannot be resumed, it has weights only; load={spec} starts a new run from them"
         )
-    if facts["id"] != spec.rpartition("/")[2]:
-        raise UserError(f"run {spec} on W&B is not what it says: its run.json is that of {facts['id']!r}")
-    step = json.loads((source / "checkpoint.json").read_text("utf-8"))["step"]
+    day, name = outputs / started[:10], f"{started[11:19].replace(':', '-')}-{file_name(str(metadata['name']))}"
     try:
-        folder = _whole_run(source, outputs / started[:10], started[11:19].replace(":", "-"), facts, f"step-{step:08d}")
-    except OSError as failure:
-        raise UserError(f"cannot write the run from W&B into {outputs}: {failure.strerror or failure}") from failure
-    with contextlib.suppress(OSError):  # where there are no links
+        folder = new_folder(day, name)
+        with replacing(folder) as temporary:
+            _write_run(temporary, source, metadata)
+    except OSError as error:
+        raise UserError(f"cannot write the run from W&B into {outputs}: {error.strerror or error}") from error
+    with contextlib.suppress(OSError):  # a file system without links
         point_to(outputs / "latest-run", folder)
-    say(f"run {facts['id']} came from W&B: {folder}")
+    say(f"run {metadata['id']} was downloaded from W&B: {folder}")
     return folder
 
 
-def _whole_run(source: Path, day: Path, second: str, facts: dict[str, Any], checkpoint: str) -> Path:
-    """A run's folder made of `source`, which takes its place by one rename."""
-    temporary = new_folder(day, f".{facts['id']}.tmp")
-    try:
-        (temporary / "pictures").mkdir()
-        (temporary / "checkpoints").mkdir()
-        kept = shutil.ignore_patterns(_RUN)
-        shutil.copytree(source, temporary / "checkpoints" / checkpoint, ignore=kept, copy_function=_link)
-        (temporary / "checkpoints" / "latest").symlink_to(checkpoint, target_is_directory=True)
-        for file in (source / _RUN).iterdir():
-            shutil.copyfile(file, temporary / file.name)
-        write_json(temporary / "run.json", facts | {"status": "interrupted"})
-        folder = new_folder(day, f"{second}-{file_name(str(facts['name']))}")
-        os.replace(temporary, folder)  # an empty folder gives way
-        return folder
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _write_run(folder: Path, source: Path, metadata: dict[str, Any]) -> None:
+    """Write a run's folder from its downloaded checkpoint."""
+    checkpoints, name = folder / "checkpoints", f"step-{read_json(source / 'checkpoint.json', {})['step']:08d}"
+    (folder / "pictures").mkdir(parents=True)
+    shutil.copytree(source, checkpoints / name, ignore=shutil.ignore_patterns(_RUN), copy_function=_link)
+    (checkpoints / "latest").symlink_to(name, target_is_directory=True)
+    for file in (source / _RUN).iterdir():
+        shutil.copyfile(file, folder / file.name)
+    write_json(folder / "run.json", metadata | {"status": "interrupted"})
 
 
 def _link(source: str, target: str) -> None:
@@ -87,7 +109,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _check(folder: Path) -> None:
-    """Raises UserError unless the whole checkpoint in `folder` can be read."""
+    """UserError unless the whole checkpoint in `folder` can be read."""
     from diffusion_forcing.checkpoints import format as native
 
     found = _checkpoint_in(folder)
@@ -102,7 +124,5 @@ def _checkpoint_in(folder: Path) -> Path:
         return folder
     files = sorted(folder.glob("*.ckpt"))
     if len(files) != 1:
-        raise UserError(
-            "what W&B has of that run is no checkpoint of this project, nor one .ckpt file of the released code"
-        )
+        raise UserError("the run's artifact on W&B is neither a checkpoint of this project nor one .ckpt file")
     return files[0]

@@ -1,5 +1,4 @@
-"""`diffusion-forcing runs`: the page of all runs, and `runs ls | show | best | rm | sync` at the terminal. Reads `outputs/`, wherever it
-was made."""
+"""`diffusion-forcing runs`: the page that compares runs, and `runs ls | show | best | rm | sync`. It reads the folders in `outputs/`."""
 
 from __future__ import annotations
 
@@ -18,11 +17,11 @@ from diffusion_forcing.launch.report import say
 from diffusion_forcing.tracking.comparison import COMPARED, headlines, render
 from diffusion_forcing.tracking.records import RunRecord, rank, read_runs, remove
 
-_WORDS = ("ls", "show", "best", "rm", "sync")
+_COMMANDS = ("ls", "show", "best", "rm", "sync")
 
 
 def runs(words: Sequence[str]) -> None:
-    """The command behind `runs`; `words` is what follows it."""
+    """Run the command `runs`; `words` are the ones after it."""
     outputs, flags, rest = Path("outputs"), set(), []
     for word in words:
         if word.startswith("outputs="):
@@ -30,104 +29,91 @@ def runs(words: Sequence[str]) -> None:
         elif word in ("--yes", "--follow"):
             flags.add(word)
         elif word.startswith("-"):
-            raise UserError(f"runs has no option '{word}'; it has --yes, for rm, and --follow, for sync")
+            raise UserError(f"runs has no option '{word}'; allowed: --yes (with rm) and --follow (with sync)")
         else:
             rest.append(word)
     if not outputs.is_dir():
-        raise UserError(f"there is no folder {outputs}; runs lie where they were started, or give outputs=DIR")
-    command, *rest = rest if rest and rest[0] in _WORDS else ["", *rest]
-    match command:
-        case "ls":
-            _no_more("ls", rest)
-            ls(outputs)
-        case "show":
-            show(outputs, rest)
-        case "best":
-            best(outputs, rest)
-        case "rm":
-            rm(outputs, rest, yes="--yes" in flags)
-        case "sync":
-            from diffusion_forcing.launch.sync import sync
-
-            words = [word for word in rest if "=" in word]
-            ids = [word for word in rest if "=" not in word]
-            sync([_one(read_runs(outputs), outputs, name) for name in ids], words, follow="--follow" in flags)
-        case _:
-            page(outputs, rest)
-
-
-def page(outputs: Path, ids: Sequence[str]) -> Path:
-    """Write and open outputs/index.html. Returns its path."""
+        raise UserError(f"there is no folder {outputs}; run this where the runs were started, or pass outputs=DIR")
+    command = rest.pop(0) if rest and rest[0] in _COMMANDS else "page"
     every = read_runs(outputs)
-    compared = [_one(every, outputs, name) for name in dict.fromkeys(ids)]
+    ids = [word for word in dict.fromkeys(rest) if "=" not in word]
+    if command == "ls":
+        if rest:
+            raise UserError(f"runs ls takes no further words, got '{rest[0]}'")
+        ls(every)
+    elif command == "best":
+        best(every, rest)
+    else:
+        chosen = [_find(every, outputs, name) for name in (ids if command == "sync" else dict.fromkeys(rest))]
+        if command == "page":
+            page(outputs, every, chosen)
+        elif not chosen or (command == "show" and len(chosen) != 1):
+            raise UserError(f"runs {command} takes the id of a run, got {len(chosen)}; runs ls lists them")
+        elif command == "show":
+            show(chosen[0])
+        elif command == "rm":
+            rm(outputs, chosen, yes="--yes" in flags)
+        else:
+            sync(chosen, [word for word in rest if "=" in word], follow="--follow" in flags)
+
+
+def page(outputs: Path, every: Sequence[RunRecord], compared: Sequence[RunRecord]) -> None:
+    """Write and open outputs/index.html, with `compared` (else the newest) side by side."""
     if len(compared) > COMPARED:
-        raise UserError(f"{len(compared)} runs are more than can be told apart; name at most {COMPARED}")
+        raise UserError(f"at most {COMPARED} runs can be compared, got {len(compared)}")
     path = outputs / "index.html"
     try:
-        write_atomic(path, render(outputs, every, compared or every[:COMPARED]).encode())
+        write_atomic(path, render(outputs, every, compared or every[:COMPARED]))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     say(f"{len(every)} runs: {path}")
     if sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")):
         webbrowser.open(path.resolve().as_uri())
-    return path
 
 
-def ls(outputs: Path) -> None:
-    """A line a run."""
+def ls(every: Sequence[RunRecord]) -> None:
+    """Print one line for each run."""
     table = Table("id", "name", "status", "started", "step", "results", box=None, pad_edge=False)
-    for run in read_runs(outputs):
+    for run in every:
         step = "" if run.step is None else f"{run.step:,}"
         table.add_row(run.id, run.name, run.status, run.started, step, headlines(run, 2))
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+    _print(table)
 
 
-def show(outputs: Path, ids: Sequence[str]) -> None:
-    """Everything about one run."""
-    if len(ids) != 1:
-        raise UserError(f"runs show takes one run's id, got {len(ids)}; runs ls lists them")
-    run = _one(read_runs(outputs), outputs, ids[0])
-    say(
-        f"{run.name} ({run.id}): {run.status}, started {run.started}, step {'none' if run.step is None else f'{run.step:,}'}"
-    )
+def show(run: RunRecord) -> None:
+    """Print everything about one run."""
+    step = "none" if run.step is None else f"{run.step:,}"
+    say(f"{run.name} ({run.id}): {run.status}, started {run.started}, step {step}")
     say(f"  folder     {run.folder}")
-    say(f"  command    {' '.join(str(word) for word in run.facts.get('command', []))}")
+    say(f"  command    {' '.join(str(word) for word in run.metadata.get('command', []))}")
     for name, value in run.metrics.items():
         say(f"  {name}  {value:.6g}" if isinstance(value, float) else f"  {name}  {value}")
     for file in sorted((run.folder / "checkpoints").glob("*/checkpoint.json")):
         say(f"  checkpoint {file.parent}")
 
 
-def best(outputs: Path, words: Sequence[str]) -> None:
-    """The runs by a metric, best first."""
-    if not 1 <= len(words) <= 2 or (len(words) == 2 and words[1] not in ("lowest", "highest")):
-        raise UserError("runs best takes a metric and perhaps lowest or highest, as in: runs best training/loss lowest")
-    highest = None if len(words) == 1 else words[1] == "highest"
+def best(every: Sequence[RunRecord], words: Sequence[str]) -> None:
+    """Print the runs that have a metric, the best first."""
+    if len(words) != 2 or words[1] not in ("lowest", "highest"):
+        raise UserError("runs best takes a metric and lowest or highest, as in: runs best training/loss lowest")
     table = Table(words[0], "at step", "id", "name", "status", box=None, pad_edge=False)
-    for entry in rank(read_runs(outputs), words[0], highest=highest):
+    for entry in rank(every, words[0], highest=words[1] == "highest"):
         step = "result" if entry.step is None else f"{entry.step:,}"
         table.add_row(f"{entry.value:.6g}", step, entry.run.id, entry.run.name, entry.run.status)
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+    _print(table)
 
 
-def rm(outputs: Path, ids: Sequence[str], *, yes: bool = False) -> None:
-    """Delete runs: all that are named, or none where one of them cannot be."""
-    if not ids:
-        raise UserError("runs rm takes the ids of runs; runs ls lists them")
-    every = read_runs(outputs)
-    chosen = [_one(every, outputs, name) for name in dict.fromkeys(ids)]
+def rm(outputs: Path, chosen: Sequence[RunRecord], *, yes: bool = False) -> None:
+    """Delete the chosen runs, after a question unless `yes`: all of them, or none if one is running."""
     running = [run.id for run in chosen if run.status == "running"]
     if running:
         raise UserError(f"run {running[0]} is running: stop it first; nothing was removed")
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError("runs rm asks before it deletes, and nobody can answer here; add --yes")
+            raise UserError("runs rm asks before it deletes, which needs a terminal; pass --yes")
         for run in chosen:
             say(f"  {run.id}  {run.name}  {run.started}  {run.folder}")
-        if input(f"delete {len(chosen)} run{'s' * (len(chosen) != 1)}, checkpoints and all? [y/N] ").lower() not in (
-            "y",
-            "yes",
-        ):
+        if input(f"delete {len(chosen)} run(s) with their checkpoints? [y/N] ").lower() not in ("y", "yes"):
             say("nothing was removed")
             return
     for run in chosen:
@@ -135,17 +121,50 @@ def rm(outputs: Path, ids: Sequence[str], *, yes: bool = False) -> None:
         say(f"removed {run.id} {run.name}")
 
 
-def _one(every: Sequence[RunRecord], outputs: Path, name: str) -> RunRecord:
+def sync(chosen: Sequence[RunRecord], words: Sequence[str], *, follow: bool = False) -> None:
+    """Upload to W&B what it lacks of each run, one after the other; any run, also one that was tracked locally.
+
+    `words`: wandb.KEY=VALUE. `follow`: a run that another machine is training, until it ends. UserError unless W&B then has all of each.
+    """
+    # Hydra and omegaconf take time to import, and no other runs command needs them.
+    from omegaconf import OmegaConf
+
+    from diffusion_forcing.launch.compose import compose_on, resolved
+    from diffusion_forcing.launch.options import build_options
+    from diffusion_forcing.tracking.wandb import EXTRA, LOG, WandbOptions, installed, start_upload
+
+    for word in words:
+        if not word.startswith("wandb."):
+            raise UserError(f"runs sync takes wandb.KEY=VALUE besides the ids, got '{word}'")
+    if not installed():
+        raise UserError(f"runs sync needs wandb: {EXTRA}")
+    for run in chosen:
+        if run.status == "running" and not follow:
+            raise UserError(f"run {run.id} is running; wait until it has ended, or pass --follow on another machine")
+        saved = run.folder / "config.yaml"
+        if not saved.is_file():
+            raise UserError(f"run {run.id} has no config.yaml, so it cannot be uploaded")
+        # The mode comes last: however the run was tracked, it is uploaded now.
+        config = compose_on(saved.read_text("utf-8"), ["tracking=[wandb]", *words, "wandb.mode=online"])
+        options = build_options(WandbOptions, OmegaConf.to_container(config["wandb"]), "wandb")
+        process = start_upload(run.folder, options, resolved(config), *(["--follow"] if follow else []))
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+        if code:
+            log = run.folder / "wandb" / LOG
+            raise UserError(f"W&B does not have all of run {run.id}; the lines above and {log} say why")
+
+
+def _find(every: Sequence[RunRecord], outputs: Path, name: str) -> RunRecord:
     for run in every:
         if run.id == name or run.folder == Path(name):
             return run
-    ids = [run.id for run in every]
-    near = did_you_mean(name, [*ids, *_WORDS])
-    raise UserError(
-        f"no run '{name}' in {str(outputs)!r}{near}; {len(ids)} run{'s' * (len(ids) != 1)} there, runs ls lists them"
-    )
+    near = did_you_mean(name, [*(run.id for run in every), *_COMMANDS])
+    raise UserError(f"no run '{name}' among the {len(every)} runs in {str(outputs)!r}{near}; runs ls lists them")
 
 
-def _no_more(command: str, words: Sequence[str]) -> None:
-    if words:
-        raise UserError(f"runs {command} takes nothing more, got '{words[0]}'")
+def _print(table: Table) -> None:
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)

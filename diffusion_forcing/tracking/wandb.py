@@ -1,12 +1,19 @@
-"""Weights & Biases beside the run's folder, by `tracking=wandb` or `wandb.mode=online|offline`.
+"""Weights & Biases, added to a run by `tracking=wandb` or `wandb.mode=online|offline`.
 
-The training never talks to W&B. A process of its own, the mirror (`wandb_mirror`), reads the run's folder as it grows and passes it on; so
-a slow network, a lost one, an expired login or a crash in W&B's code costs the training nothing, and a training that is killed is marked
-so. Here is the training's side: start the mirror, repeat its lines at the terminal, wait a while for it at the end.
+The training never calls wandb. A second process (`wandb_upload`) reads the run's folder as it grows and logs it with W&B's own client;
+so a slow or lost network, a missing login or a crash in W&B's code cannot stop or delay a training step. This module is the training's
+side: start that process, repeat its messages at the terminal, and wait for it at the end, for a limited time.
+
+    python -m diffusion_forcing.tracking.wandb FOLDER [--parent=PID | --follow]
+
+uploads the run in FOLDER. With `--parent` it ends when the run or that process ends; with `--follow` it follows a run of another machine
+until run.json says that it has ended; with neither it uploads what W&B lacks and ends. Exit code 0 means that W&B has everything.
 """
 
 from __future__ import annotations
 
+import contextlib
+import netrc
 import os
 import subprocess
 import sys
@@ -16,17 +23,18 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import write_json
+from diffusion_forcing.files import locked, write_json
 from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.tracker import Tracker, tell
 
 FOLDER = "wandb"
-"""In the run's folder: W&B's own files and the mirror's."""
-SETTINGS, SENT, LOG, LOCK = "settings.json", "sent.json", "mirror.log", "mirror.lock"
-QUIET_SECONDS = 3.0  # a wait as short as this is not talked about
-HURRY_SECONDS = 5.0  # whoever interrupts a run does not want to wait
+"""In the run's folder: W&B's own files, and the two below."""
+SETTINGS, LOG = "settings.json", "upload.log"
+QUIET_SECONDS = 3.0  # a shorter wait at the end is not announced
+INTERRUPTED_SECONDS = 5.0  # the longest wait for a run that was interrupted
 EXTRA = "pip install 'diffusion-forcing[wandb]'"
 Mode = Literal["online", "offline", "disabled"]
 
@@ -36,78 +44,67 @@ class WandbOptions:
     """The keys of `wandb.*`."""
 
     entity: str | None = None
-    """Whose project; null: the default of who is logged in."""
+    """User or team; null: the default of the login."""
     project: str = "diffusion-forcing"
     mode: Mode | None = None
-    """null: off, unless tracking=wandb is chosen, which means online."""
+    """null: off, or online with tracking=wandb."""
     checkpoints: bool = True
     """Upload the newest checkpoint as the artifact model-<run id>."""
     expire_days: float | None = 5
-    """Once a newer checkpoint is there, an older one is deleted by W&B this long after it was made; null: kept."""
+    """W&B deletes an older checkpoint this many days after it was made; null: never."""
     retry_seconds: float = 60
-    """How often to look whether W&B is back."""
+    """How often to try again while W&B is not available."""
     finish_seconds: float = 60
-    """How long the end of a run waits for uploads, at most; what is left goes on behind its back."""
+    """The longest that the end of a run waits for uploads; the rest continues in the background."""
 
     def __post_init__(self) -> None:
         if not self.project or self.entity == "":
-            raise UserError("wandb.project is the name of a project, and wandb.entity a user's or a team's, or null")
+            raise UserError("wandb.project must be the name of a project, and wandb.entity a user, a team or null")
         if self.expire_days is not None and self.expire_days <= 0:
-            raise UserError(f"wandb.expire_days is above 0, or null to keep old checkpoints; got {self.expire_days}")
+            raise UserError(f"wandb.expire_days must be above 0, or null to keep all; got {self.expire_days}")
         if self.retry_seconds <= 0 or self.finish_seconds < 0:
-            raise UserError("wandb.retry_seconds is above 0 and wandb.finish_seconds is not below 0")
+            raise UserError("wandb.retry_seconds must be above 0 and wandb.finish_seconds at least 0")
 
 
 class Wandb(Tracker):
-    """A mirror of the run on W&B. Everything it needs to know lies in the run's folder."""
+    """Uploads the run to W&B from a process of its own."""
 
     Options = WandbOptions
     options: WandbOptions
 
     def __init__(self, options: WandbOptions) -> None:
         super().__init__(options)
-        self._relay: threading.Thread | None = None
+        self._messages: threading.Thread | None = None
+        self._id = ""
 
     def start(self, run: Run, config: Mapping[str, Any]) -> None:
         if not installed():
-            tell(f"warning: wandb is not installed, so nothing goes to W&B; the run's folder has everything; {EXTRA}")
+            tell(f"warning: wandb is not installed, nothing is uploaded; the run's folder has everything; {EXTRA}")
             return
-        prepare(run.folder, self.options, config)
-        with (run.folder / FOLDER / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                [*mirror_command(run.folder), f"--parent={os.getpid()}"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=mirror_environment(),
-                start_new_session=True,  # a Ctrl-C is for the training, which ends its run; the mirror follows
-            )
-        self._relay = threading.Thread(target=_repeat, args=(process,), daemon=True, name="wandb")
-        self._relay.start()
+        self._id = run.id
+        process = start_upload(run.folder, self.options, config, f"--parent={os.getpid()}", stdout=subprocess.PIPE)
+        self._messages = threading.Thread(target=_repeat, args=(process,), daemon=True, name="wandb")
+        self._messages.start()
 
     def finish(self, status: str) -> None:
-        """Wait for the mirror to pass on the rest, no longer than `finish_seconds`, and only a moment for a run that was interrupted."""
-        if self._relay is None:
+        """Wait until the rest is uploaded, at most `finish_seconds`, and at most 5 s for an interrupted run."""
+        if self._messages is None:
             return
-        relay, self._relay = self._relay, None
-        most = (
-            min(self.options.finish_seconds, HURRY_SECONDS) if status == "interrupted" else self.options.finish_seconds
-        )
-        try:
-            relay.join(min(most, QUIET_SECONDS))
-            if relay.is_alive() and most > QUIET_SECONDS:
-                tell(
-                    f"W&B receives the rest; waiting for {most:.0f} s at most, Ctrl-C leaves it to a process in the background"
-                )
-                relay.join(most - QUIET_SECONDS)
-        except KeyboardInterrupt:
-            pass
-        if relay.is_alive():
-            tell("W&B is still receiving; a process in the background goes on with it")
+        messages, self._messages = self._messages, None
+        longest = self.options.finish_seconds
+        if status == "interrupted":
+            longest = min(longest, INTERRUPTED_SECONDS)
+        with contextlib.suppress(KeyboardInterrupt):
+            messages.join(min(longest, QUIET_SECONDS))
+            if messages.is_alive() and longest > QUIET_SECONDS:
+                tell(f"uploading the rest to W&B, at most {longest:.0f} s; Ctrl-C leaves it to the background")
+                messages.join(longest - QUIET_SECONDS)
+        if messages.is_alive():
+            tell(f"the upload to W&B continues in the background; runs sync {self._id} sends what W&B lacks")
 
 
 def installed() -> bool:
-    """Whether the package wandb is there; a folder of that name, which W&B leaves in projects, is not it."""
+    """Whether the package wandb can be found (not only a folder `wandb`, which W&B leaves in projects)."""
     try:
         spec = find_spec("wandb")
     except (ImportError, ValueError):
@@ -115,31 +112,73 @@ def installed() -> bool:
     return spec is not None and spec.origin is not None
 
 
-def prepare(folder: Path, options: WandbOptions, config: Mapping[str, Any]) -> None:
-    """Write what the mirror of the run in `folder` is to do."""
+def logged_in() -> bool:
+    """Whether this machine has a W&B login, as far as can be told without the network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    configured = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
+    return any("wandb" in host or host == configured for host in hosts)
+
+
+def start_upload(
+    folder: Path, options: WandbOptions, config: Mapping[str, Any], *flags: str, stdout: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the process that uploads the run in `folder`. `config`: the run's whole configuration; `flags` as in the module's docstring."""
     (folder / FOLDER).mkdir(exist_ok=True)
     settings = asdict(options) | {"mode": options.mode or "online", "config": dict(config)}
     write_json(folder / FOLDER / SETTINGS, settings)
-
-
-def mirror_command(folder: Path) -> list[str]:
-    """The words that start a mirror of the run in `folder`."""
-    return [sys.executable, "-m", "diffusion_forcing.tracking.wandb_process", str(folder.resolve())]
-
-
-def mirror_environment() -> dict[str, str]:
-    """The environment with this package found from anywhere, and without a W&B session of somebody else's."""
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
-    kept = {
-        key: value for key, value in os.environ.items() if key not in ("WANDB_SERVICE", "WANDB_MODE", "WANDB_RUN_ID")
-    }
-    return {**kept, "PYTHONPATH": path}
+    # The package is found from any working directory, and variables of another W&B session do not apply.
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))))
+    foreign = ("WANDB_SERVICE", "WANDB_MODE", "WANDB_RUN_ID")
+    environment = {key: value for key, value in os.environ.items() if key not in foreign} | {"PYTHONPATH": path}
+    with (folder / FOLDER / LOG).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "diffusion_forcing.tracking.wandb", str(folder.resolve()), *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the training alone
+        )
 
 
 def _repeat(process: subprocess.Popen[bytes]) -> None:
-    """Say the mirror's lines until it closes its output: there is nothing left to wait for."""
+    """Print the messages of `process` until it closes its output, when there is nothing left to wait for."""
     assert process.stdout is not None
     for line in process.stdout:
         tell(line.decode(errors="replace").rstrip())
     process.poll()
+
+
+def main(words: list[str]) -> int:
+    folder = Path(words[0])
+    parents = [int(word.removeprefix("--parent=")) for word in words if word.startswith("--parent=")]
+    # Standard output is for our messages only; wandb and its processes write into the log.
+    terminal = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=terminal, flush=True)
+
+    with locked(folder / FOLDER):  # the upload of an earlier session may not have ended yet
+        try:
+            from diffusion_forcing.tracking.wandb_upload import Upload
+
+            upload = Upload(folder, say=say, hang_up=terminal.close, parent=next(iter(parents), None))
+            return 0 if upload.run(follow="--follow" in words) else 1
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0]
+            say(
+                f"warning: the upload to W&B failed ({type(error).__name__}: {reason}); the run's folder has everything"
+            )
+            raise
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -20,8 +20,8 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch import run as launch_run
 from diffusion_forcing.launch import serve_command
 from diffusion_forcing.launch.cli import main
+from diffusion_forcing.launch.fetch import is_run_id
 from diffusion_forcing.tracking.run import Run
-from diffusion_forcing.tracking.wandb_download import is_run_id
 from tests.datasets.robot.makers import save_ours, save_released
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, runnable, shown_files
 
