@@ -68,17 +68,17 @@ def play(
 
     def watch(number: int, env: SwapEnv) -> None:
         if number < len(filmed):
-            filmed[number].scene.append(np.stack([env.scene.look(camera, FILM_PIXELS) for camera in batch.cameras]))
-            filmed[number].covered.append(env.covered[: len(batch.cameras)])
+            filmed[number].scene.append(np.stack([env.scene.render(camera, FILM_PIXELS) for camera in batch.cameras]))
+            filmed[number].covered.append(env.blocked[: len(batch.cameras)])
 
     for number in range(len(filmed)):
         watch(number, batch.envs[number])
-    while not batch.over.all():
+    while not batch.finished.all():
         if on_look is not None:
-            on_look(int((~batch.over).sum()))
-        pictures, states = batch.look()
+            on_look(int((~batch.finished).sum()))
+        pictures, states = batch.observe()
         for number, one in enumerate(filmed):
-            if not batch.over[number]:
+            if not batch.finished[number]:
                 one.looks.append(int(batch.actions[number]))
                 one.seen.append(pictures[number].transpose(0, 2, 3, 1))
                 one.expected.append(None if expected is None else expected[number])

@@ -1,50 +1,95 @@
-"""Where a policy's pictures come from: the simulator, a folder, Video4Linux or RealSense cameras. One protocol for all.
+"""The camera images of a policy server: from the simulator, a folder, Video4Linux or RealSense cameras.
 
-A camera that gives no picture in time is a picture of nothing: the policy finds it blocked, and goes on with the others.
+A camera that gives no image in time gives a grey one; the policy detects it as blocked and goes on with the others.
+Images are resized exactly as those of the training data.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from diffusion_forcing.datasets.robot.video import read_image, resize
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.serve.policy_server import ServeOptions
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 Actions = NDArray[np.float32]
+
+HOME = (1.18, 0.75, 0.7, 0.0, 0.70710678, 0.0, 0.70710678, 0.0)
+"""Where the arm of robot_swap waits, open and pointing down, as an action."""
 _GREY = 40
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CameraOptions:
+    """cameras: the source of the images.
+
+    folder: for cameras=folder; a camera sees the newest image in <folder>/<camera>/. devices: one per camera, for v4l2
+    (/dev/video0, …) or realsense (serial numbers); the first ones found where empty. seed, distractors, blocking: of
+    the simulator. home: (8,) where a real arm waits, as an action; that of robot_swap where empty. camera_timeout:
+    seconds after which a camera without a new image counts as blocked.
+    """
+
+    cameras: Literal["sim", "realsense", "v4l2", "folder"] = "sim"
+    folder: str | None = None
+    devices: tuple[str, ...] = ()
+    seed: int = 0
+    distractors: int = 0
+    blocking: float = 0.0
+    home: tuple[float, ...] = ()
+    camera_timeout: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.cameras == "folder" and not self.folder:
+            raise UserError("cameras=folder needs folder=DIR with a folder of images for each camera")
+        if self.home and len(self.home) != 8:
+            raise UserError(f"home has {len(self.home)} numbers; an action has 8: x y z, qx qy qz qw, grasp")
+        if not self.camera_timeout > 0:
+            raise UserError(f"camera_timeout is {self.camera_timeout}; it must be above 0 s")
+        if not 0 <= self.blocking <= 1:
+            raise UserError(f"blocking is {self.blocking}; it is a probability from 0 to 1")
+        if self.seed < 0 or self.distractors < 0:
+            raise UserError(f"seed is {self.seed}, distractors {self.distractors}; both must be at least 0")
+
+
 class Cameras(Protocol):
-    """What a session looks through."""
+    """The cameras of one session, and where its gripper is."""
 
     names: tuple[str, ...]
 
-    def look(self, done: Actions | None) -> tuple[Picture, NDArray[np.float32]]:
-        """Pictures (cameras, 3, size, size) uint8 and where the gripper is (8,), after the actions `done` (n, 8), which were answered last; None:
-        none were. UserError where no camera sees anything."""
+    def observe(self, executed: Actions | None) -> tuple[Image, NDArray[np.float32]]:
+        """Images (cameras, 3, size, size) and the gripper's state (8,) after the last answer `executed` (n, 8), if any.
+
+        UserError where no camera gives an image.
+        """
 
     def reset(self) -> None:
-        """A new episode begins."""
+        """Start a new episode."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release the devices."""
+
+
+def open_cameras(options: CameraOptions, *, names: tuple[str, ...], size: int, number: int) -> Cameras:
+    """The cameras of session `number`. UserError where they cannot be opened."""
+    if options.cameras == "sim":
+        return Simulated(options, cameras=len(names), size=size, number=number)
+    kinds: dict[str, Callable[..., Cameras]] = {"folder": Folder, "v4l2": Video4Linux, "realsense": RealSense}
+    return kinds[options.cameras](options, names=names, size=size)
 
 
 class Simulated:
-    """robot_swap: the actions that were answered are carried out when the next are asked for."""
+    """robot_swap. The actions of an answer are executed when the next one is asked for."""
 
-    def __init__(self, options: ServeOptions, *, cameras: int, size: int, number: int) -> None:
+    def __init__(self, options: CameraOptions, *, cameras: int, size: int, number: int) -> None:
         from diffusion_forcing.environments.swap.environment import SwapBatch
 
         self._make = lambda seed: SwapBatch(
@@ -54,145 +99,140 @@ class Simulated:
         self._batch = self._make(self._seed)
         self.names = self._batch.cameras
 
-    def look(self, done: Actions | None) -> tuple[Picture, NDArray[np.float32]]:
-        """See `Cameras`. An episode that is over stays as it is until `reset`."""
-        if done is not None:
-            self._batch.move(done[None])
-        pictures, states = self._batch.look()
-        return pictures[0], states[0]
-
-    @property
-    def success(self) -> bool:
-        """Whether both fruits are swapped."""
-        return bool(self._batch.success[0])
+    def observe(self, executed: Actions | None) -> tuple[Image, NDArray[np.float32]]:
+        """See `Cameras`. A finished episode stands still until `reset`."""
+        if executed is not None:
+            self._batch.move(executed[None])
+        images, states = self._batch.observe()
+        return images[0], states[0]
 
     def reset(self) -> None:
-        """The next seed."""
+        """Go on to the next seed."""
         self._seed += 1
         self._batch.close()
         self._batch = self._make(self._seed)
 
     def close(self) -> None:
-        """Give the renderers back."""
+        """See `Cameras`."""
         self._batch.close()
 
 
-class _Real(ABC):
-    """Cameras that somebody else moves. Subclasses give `_read(camera)`: (h, w, 3) uint8, or raise OSError."""
+class _RealCameras(ABC):
+    """Cameras of a robot that the client moves. `_read(index)` returns (h, w, 3) uint8 or raises OSError or
+    ValueError."""
 
-    names: tuple[str, ...]
-
-    def __init__(self, options: ServeOptions, *, names: Sequence[str], size: int) -> None:
-        self.names, self._size, self._options = tuple(names), size, options
+    def __init__(self, options: CameraOptions, *, names: tuple[str, ...], size: int) -> None:
+        self.names, self._size, self._options = names, size, options
         self._home = np.array(options.home or HOME, np.float32)
-        self._last: NDArray[np.float32] | None = None
+        self._state = self._home
+        self._open()
 
-    def look(self, done: Actions | None) -> tuple[Picture, NDArray[np.float32]]:
-        """See `Cameras`. The gripper is where it was last sent."""
-        pictures, failures = [], []
+    def observe(self, executed: Actions | None) -> tuple[Image, NDArray[np.float32]]:
+        """See `Cameras`. The gripper is assumed to be where it was last sent."""
+        images, failures = [], []
         for index, name in enumerate(self.names):
             try:
-                pictures.append(squared(self._read(index), self._size))
+                images.append(squared(self._read(index), self._size))
             except (OSError, ValueError) as failure:
                 failures.append(f"{name}: {failure}")
-                pictures.append(np.full((3, self._size, self._size), _GREY, np.uint8))
+                images.append(np.full((3, self._size, self._size), _GREY, np.uint8))
         if len(failures) == len(self.names):
-            raise UserError(f"no camera shows anything ({'; '.join(failures)})")
-        if done is not None:
-            self._last = done[-1]
-        return np.stack(pictures), self._home if self._last is None else self._last
+            raise UserError(f"no camera gives an image ({'; '.join(failures)})")
+        if executed is not None:
+            self._state = executed[-1]
+        return np.stack(images), self._state
 
     def reset(self) -> None:
-        self._last = None
+        """See `Cameras`."""
+        self._state = self._home
 
-    def close(self) -> None:  # noqa: B027 (a folder has nothing to close)
-        """Give everything back."""
+    def close(self) -> None:  # noqa: B027 (a folder has nothing to release)
+        """See `Cameras`."""
 
     @abstractmethod
-    def _read(self, index: int) -> Picture:
-        """What camera `index` sees."""
+    def _open(self) -> None:
+        """UserError where a camera is missing."""
+
+    @abstractmethod
+    def _read(self, index: int) -> Image:
+        """The image of camera `index`."""
 
 
-class Folder(_Real):
-    """The newest picture of <folder>/<camera>/, put there whole (written elsewhere, then renamed) by whoever has the cameras."""
+class Folder(_RealCameras):
+    """The newest image in <folder>/<camera>/, which another program puts there (writes elsewhere, then renames)."""
 
-    def __init__(self, options: ServeOptions, *, names: Sequence[str], size: int) -> None:
-        super().__init__(options, names=names, size=size)
-        self._root = Path(options.folder or "").expanduser()
+    def _open(self) -> None:
+        self._root = Path(self._options.folder or "").expanduser()
         if not self._root.is_dir():
             raise UserError(
-                f"folder={self._root} does not exist; make it, with a folder for each of {', '.join(names)}"
+                f"folder={self._root} does not exist; it needs a folder for each of {', '.join(self.names)}"
             )
 
-    def _read(self, index: int) -> Picture:
-        from PIL import Image, UnidentifiedImageError
-
+    def _read(self, index: int) -> Image:
         folder = self._root / self.names[index]
-        found = [path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES]
-        for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)[:3]:
+        files = [path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES]
+        files.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        for path in files[:3]:
             if time.time() - path.stat().st_mtime > self._options.camera_timeout:
-                raise OSError(f"its newest picture is older than {self._options.camera_timeout:g} s")
+                raise OSError(f"its newest image is older than {self._options.camera_timeout:g} s")
             try:
-                with Image.open(path) as image:
-                    return np.array(image.convert("RGB"))
-            except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
-                continue  # not whole yet: the one before
-        raise OSError(f"no picture in {folder}")
+                return read_image(path.read_bytes())
+            except (OSError, ValueError):
+                continue  # still being written: take the one before
+        raise OSError(f"no image in {folder}")
 
 
-class Video4Linux(_Real):
+class Video4Linux(_RealCameras):
     """/dev/video… through FFmpeg."""
 
-    def __init__(self, options: ServeOptions, *, names: Sequence[str], size: int) -> None:
-        super().__init__(options, names=names, size=size)
+    def _open(self) -> None:
         import av
 
-        devices = options.devices or tuple(str(path) for path in sorted(Path("/dev").glob("video*")))
-        if len(devices) < len(names):
+        self._containers: list[Any] = []
+        devices = self._options.devices or tuple(str(path) for path in sorted(Path("/dev").glob("video*")))
+        if len(devices) < len(self.names):
             raise UserError(
-                f"{len(names)} cameras are needed and {len(devices)} are there ({', '.join(devices) or 'none'}); connect them, or give "
-                "devices=[/dev/video0,…]"
+                f"{len(self.names)} cameras are needed, {len(devices)} found ({', '.join(devices) or 'none'}); connect "
+                "them or "
+                "give devices=[/dev/video0,…]"
             )
-        self._open: list[Any] = []
-        for device in devices[: len(names)]:
+        for device in devices[: len(self.names)]:
             try:
-                self._open.append(av.open(device, format="v4l2", timeout=options.camera_timeout))
+                self._containers.append(av.open(device, format="v4l2", timeout=self._options.camera_timeout))
             except (OSError, av.FFmpegError, ValueError) as failure:
                 self.close()
-                raise UserError(
-                    f"camera {device} cannot be opened: {failure}; choose others with devices=[…]"
-                ) from failure
+                raise UserError(f"cannot open camera {device}: {failure}; choose others by devices=[…]") from failure
 
-    def _read(self, index: int) -> Picture:
+    def _read(self, index: int) -> Image:
         import av
 
         try:
-            frame = next(self._open[index].decode(video=0))
+            frame = next(self._containers[index].decode(video=0))
         except (av.FFmpegError, StopIteration) as failure:
-            raise OSError(str(failure) or "it gives no frame") from failure
+            raise OSError(str(failure) or "no frame") from failure
         return np.asarray(frame.to_ndarray(format="rgb24"))
 
     def close(self) -> None:
-        for container in self._open:
+        """See `Cameras`."""
+        for container in self._containers:
             container.close()
 
 
-class RealSense(_Real):
-    """Intel RealSense cameras through pyrealsense2, which is imported only here."""
+class RealSense(_RealCameras):
+    """Intel RealSense cameras through pyrealsense2, which is only imported here."""
 
-    def __init__(self, options: ServeOptions, *, names: Sequence[str], size: int) -> None:
-        super().__init__(options, names=names, size=size)
+    def _open(self) -> None:
         try:
             import pyrealsense2 as rs
         except ImportError as missing:
             raise UserError("cameras=realsense needs pyrealsense2: pip install pyrealsense2") from missing
-        serials = options.devices or tuple(
+        self._pipelines: list[Any] = []
+        serials = self._options.devices or tuple(
             device.get_info(rs.camera_info.serial_number) for device in rs.context().query_devices()
         )
-        if len(serials) < len(names):
-            raise UserError(f"{len(names)} RealSense cameras are needed and {len(serials)} are connected")
-        self._pipelines = []
-        for serial in serials[: len(names)]:
+        if len(serials) < len(self.names):
+            raise UserError(f"{len(self.names)} RealSense cameras are needed, {len(serials)} are connected")
+        for serial in serials[: len(self.names)]:
             pipeline, config = rs.pipeline(), rs.config()
             config.enable_device(serial)
             config.enable_stream(rs.stream.color, rs.format.rgb8, 30)
@@ -203,7 +243,7 @@ class RealSense(_Real):
                 raise UserError(f"RealSense {serial} cannot be started: {failure}") from failure
             self._pipelines.append(pipeline)
 
-    def _read(self, index: int) -> Picture:
+    def _read(self, index: int) -> Image:
         try:
             frames = self._pipelines[index].wait_for_frames(int(1000 * self._options.camera_timeout))
         except RuntimeError as failure:
@@ -211,35 +251,13 @@ class RealSense(_Real):
         return np.asarray(frames.get_color_frame().get_data(), np.uint8)
 
     def close(self) -> None:
+        """See `Cameras`."""
         for pipeline in self._pipelines:
             pipeline.stop()
 
 
-HOME = (1.18, 0.75, 0.7, 0.0, 0.70710678, 0.0, 0.70710678, 0.0)
-"""Where robot_swap's arm waits, open and looking down."""
-
-
-def open_cameras(options: ServeOptions, *, names: Sequence[str], size: int, number: int) -> Cameras:
-    """The cameras of session `number`. UserError where they cannot be opened."""
-    match options.cameras:
-        case "sim":
-            return Simulated(options, cameras=len(names), size=size, number=number)
-        case "folder":
-            return Folder(options, names=names, size=size)
-        case "v4l2":
-            return Video4Linux(options, names=names, size=size)
-        case "realsense":
-            return RealSense(options, names=names, size=size)
-
-
-def squared(picture: Picture, size: int) -> Picture:
-    """(h, w, 3) → (3, size, size) uint8: the middle square, averaged down."""
-    if picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < 8:
-        raise ValueError(f"a picture of shape {picture.shape}; (height, width, 3), 8 pixels or more, is needed")
-    side = min(picture.shape[:2])
-    top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
-    middle = torch.from_numpy(np.array(picture[top : top + side, left : left + side])).permute(2, 0, 1)
-    if side == size:
-        return middle.numpy()
-    found = F.interpolate(middle[None].float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return found[0].round().clamp(0, 255).to(torch.uint8).numpy()
+def squared(image: Image, size: int) -> Image:
+    """(h, w, 3) → (3, size, size), squeezed as the training data's images are."""
+    if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 8:
+        raise ValueError(f"image of shape {image.shape}, expected (height, width, 3) with at least 8 pixels a side")
+    return np.ascontiguousarray(resize(image[None], size)[0].transpose(2, 0, 1))

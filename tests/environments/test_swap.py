@@ -18,6 +18,8 @@ from diffusion_forcing.environments.swap.expert import expert, moves
 from diffusion_forcing.environments.swap.scene import CAMERAS, DOWN, HOME, OBJECTS, SLOT_X, SLOTS_Y
 from diffusion_forcing.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = list(permutations(range(3), 2))
 
 
@@ -73,7 +75,9 @@ def test_the_same_picture_asks_for_different_moves() -> None:
     for _ in range(5):
         observation, _, _, _, _ = env.step(np.r_[HOME, DOWN, 0.0].astype(np.float32))
     layout = [env.scene.slot_of(name) for name in OBJECTS]
-    jitter = [env.scene.place(name)[:2] - (SLOT_X, SLOTS_Y[slot]) for name, slot in zip(OBJECTS, layout, strict=True)]
+    jitter = [
+        env.scene.position(name)[:2] - (SLOT_X, SLOTS_Y[slot]) for name, slot in zip(OBJECTS, layout, strict=True)
+    ]
     other = SwapEnv(size=64)
     start, _ = other.reset(seed=5, options={"slots": layout, "jitter": jitter})
     for camera in CAMERAS:

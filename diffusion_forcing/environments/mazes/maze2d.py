@@ -84,9 +84,19 @@ class PointMass:
     def __init__(self, model: mujoco.MjModel) -> None:
         self.model = model
         self.data = mujoco.MjData(model)
+        self._bind()
+
+    def _bind(self) -> None:
         self.position: NDArray[np.float64] = self.data.qpos
         self.velocity: NDArray[np.float64] = self.data.qvel
         self._ctrl = self.data.ctrl
+
+    def __getstate__(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        return self.model, self.data
+
+    def __setstate__(self, state: tuple[mujoco.MjModel, mujoco.MjData]) -> None:
+        self.model, self.data = state
+        self._bind()  # the views of a copy belong to its own state
 
     def reset(self, position: NDArray[np.floating], velocity: NDArray[np.floating]) -> None:
         """Put the ball at `position` (m) with `velocity` (m/s) and forget everything before."""

@@ -1,4 +1,8 @@
-"""Demonstrations of robot_swap: the expert at work, an episode from (seed, split, index) alone."""
+"""The scripted expert of robot_swap, and demonstrations by it; each follows from (seed, split, index) alone.
+
+The expert knows where everything is. It moves the apple to the empty slot, the orange to the apple's slot, and the
+apple to the orange's, and returns home after every move.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,20 @@ from diffusion_forcing.environments.swap.environment import SwapEnv
 from diffusion_forcing.environments.swap.scene import CAMERAS, DOWN, HOME, OBJECTS, SLOT_X, SLOTS_Y, TABLE
 from diffusion_forcing.errors import UserError
 
-# The scripted expert of robot_swap: it knows where everything is, moves three fruits' ways, and comes home after each.
-#
-# The fruit that moves first goes to the empty slot, the other to its place, the first on to the other's. `first` is the apple.
-
 SPEED = 0.06
-"""m an action, at most."""
+"""Maximum distance of one action, m."""
 ABOVE, GRASP_AT, RELEASE_AT = TABLE + 0.14, TABLE + 0.03, TABLE + 0.036
+"""Heights."""
 CLOSE_STEPS, OPEN_STEPS = 4, 3
-_MOST = 30
-"""Actions towards one point, at most."""
+_MAX_STEPS = 30
+"""Actions towards one point."""
+
+VERSION = 1
+"""Raised whenever the same seed would give other bytes."""
+SPLITS = ("training", "validation", "test")
+_ATTEMPTS = 20
+
+Point = tuple[float, ...]
 
 
 def moves(slots: NDArray[np.int64]) -> list[tuple[str, int]]:
@@ -34,41 +42,45 @@ def moves(slots: NDArray[np.int64]) -> list[tuple[str, int]]:
 
 
 def expert(env: SwapEnv, *, noise: float = 0.0) -> Iterator[NDArray[np.float32]]:
-    """The actions (8,) of an episode just reset, one after the other; whoever takes one steps `env` with it before the next.
+    """The actions (8,) of an episode just reset; the caller steps `env` with each before asking for the next.
 
-    noise: m, standard deviation of what an action is off on the way (not where a fruit is grasped or let go), drawn from the environment's
-    random numbers, so that demonstrations show how to come back.
+    noise: standard deviation (m) of the actions' error while moving (not while grasping or releasing), drawn from the
+    environment's random numbers, so that demonstrations show how to recover.
     """
     for name, slot in moves(env.slots):
-        x, y, _ = env.scene.place(name)
-        yield from _go(env, (x, y, ABOVE), False, noise)
-        yield from _go(env, (x, y, GRASP_AT), False, 0.0, near=0.006)
-        yield from _stay(env, (x, y, GRASP_AT), True, CLOSE_STEPS)
-        yield from _go(env, (x, y, ABOVE), True, noise)
-        there = (SLOT_X, SLOTS_Y[slot])
-        yield from _go(env, (*there, ABOVE), True, noise)
-        yield from _go(env, (*there, RELEASE_AT), True, 0.0, near=0.006)
-        yield from _stay(env, (*there, RELEASE_AT), False, OPEN_STEPS)
-        yield from _go(env, (*there, ABOVE), False, noise)
-        yield from _go(env, tuple(HOME), False, noise)
-        yield from _stay(env, tuple(HOME), False, 2)
+        # Grasp the fruit.
+        x, y, _ = env.scene.position(name)
+        yield from _go(env, (x, y, ABOVE), closed=False, noise=noise)
+        yield from _go(env, (x, y, GRASP_AT), closed=False, near=0.006)
+        yield from _stay((x, y, GRASP_AT), closed=True, steps=CLOSE_STEPS)
+        yield from _go(env, (x, y, ABOVE), closed=True, noise=noise)
+        # Release it in its slot.
+        x, y = SLOT_X, SLOTS_Y[slot]
+        yield from _go(env, (x, y, ABOVE), closed=True, noise=noise)
+        yield from _go(env, (x, y, RELEASE_AT), closed=True, near=0.006)
+        yield from _stay((x, y, RELEASE_AT), closed=False, steps=OPEN_STEPS)
+        yield from _go(env, (x, y, ABOVE), closed=False, noise=noise)
+        # Return home.
+        yield from _go(env, tuple(HOME), closed=False, noise=noise)
+        yield from _stay(tuple(HOME), closed=False, steps=2)
 
 
 def _go(
-    env: SwapEnv, point: tuple[float, ...], closed: bool, noise: float, near: float = 0.015
+    env: SwapEnv, point: Point, *, closed: bool, noise: float = 0.0, near: float = 0.015
 ) -> Iterator[NDArray[np.float32]]:
-    for _ in range(_MOST):
-        left = np.array(point) - env.scene.target
+    """Actions towards `point` until the gripper is `near` it."""
+    for _ in range(_MAX_STEPS):
         if np.linalg.norm(np.array(point) - env.scene.grip) < near:
             return
-        distance = float(np.linalg.norm(left))
-        target = env.scene.target + left * min(1.0, SPEED / max(distance, 1e-9))
+        way = np.array(point) - env.scene.target
+        distance = float(np.linalg.norm(way))
+        position = env.scene.target + way * min(1.0, SPEED / max(distance, 1e-9))
         if noise and distance > SPEED:
-            target = target + env.np_random.normal(0, noise, 3)
-        yield _action(target, closed)
+            position = position + env.np_random.normal(0, noise, 3)
+        yield _action(position, closed)
 
 
-def _stay(env: SwapEnv, point: tuple[float, ...], closed: bool, steps: int) -> Iterator[NDArray[np.float32]]:
+def _stay(point: Point, *, closed: bool, steps: int) -> Iterator[NDArray[np.float32]]:
     for _ in range(steps):
         yield _action(np.array(point), closed)
 
@@ -77,15 +89,12 @@ def _action(position: NDArray[np.float64], closed: bool) -> NDArray[np.float32]:
     return np.r_[position, DOWN, float(closed)].astype(np.float32)
 
 
-VERSION = 1
-"""Raised whenever the same seed would give other bytes."""
-SPLITS = ("training", "validation", "test")
-_ATTEMPTS = 20
-
-
 @dataclass(frozen=True, kw_only=True)
 class SwapEpisodes:
-    """Episodes of pictures of `size` × `size`. noise: m, how much the expert's hand shakes on the way. Attempts that fail are not kept."""
+    """A simulator for `datasets.generate`: the expert's successful episodes, with images of `size` × `size` pixels.
+
+    noise: see `expert`; distractors, blocking: see `SwapEnv`.
+    """
 
     seed: int = 0
     size: int = 32
@@ -97,23 +106,23 @@ class SwapEpisodes:
         if self.seed < 0:
             raise UserError(f"generate_seed must be at least 0, got {self.seed}")
         if self.noise < 0:
-            raise UserError(f"noise is {self.noise}; it is a length in m, 0 or more")
+            raise UserError(f"noise is {self.noise}; it is a length in m, at least 0")
 
     @property
     def frames(self) -> int:
-        """Frames of an episode, about: for the progress bar."""
+        """Approximate frames of an episode, for the progress bar."""
         return 102
 
     @property
     def recipe(self) -> dict[str, str | int | float]:
-        """All that decides the bytes."""
+        """All that determines the bytes of an episode."""
         return {"simulator": "robot_swap", "version": VERSION, **asdict(self)}
 
     def make(self, split: str, index: int) -> dict[str, NDArray[Any]]:
         """Episode `index` of `split`.
 
-        front, over: (N + 1, size, size, 3) uint8, before each of N actions and behind the last; actions: (N, 8) float32; states: (N + 1, 8)
-        float32; blocked: (N + 1, 2) bool; slots: (2,).
+        front, over: (N + 1, size, size, 3) uint8, before each of N actions and after the last; actions: (N, 8) float32;
+        states: (N + 1, 8) float32; blocked: (N + 1, 2) bool; slots: (2,).
         """
         env = gymnasium.make("robot_swap", size=self.size, distractors=self.distractors, blocking=self.blocking)
         seeds = np.random.SeedSequence([self.seed, SPLITS.index(split), index]).generate_state(_ATTEMPTS)
@@ -131,21 +140,20 @@ class SwapEpisodes:
 
     def _attempt(self, env: gymnasium.Env[Any, Any], seed: int) -> dict[str, NDArray[Any]] | None:
         observation, info = env.reset(seed=seed)
-        seen, blocked, actions = [observation], [info["blocked"]], []
+        observations, blocked, actions = [observation], [info["blocked"]], []
         for action in expert(env.unwrapped, noise=self.noise):  # type: ignore[arg-type]
-            observation, _, done, late, info = env.step(action)
-            seen.append(observation)
+            observation, _, terminated, truncated, info = env.step(action)
+            observations.append(observation)
             blocked.append(info["blocked"])
             actions.append(action)
-            if done or late:
+            if terminated or truncated:
                 break
         if not info["success"]:
             return None
-        films = {camera: np.stack([one[camera] for one in seen]) for camera in CAMERAS}
         return {
-            **films,
+            **{camera: np.stack([one[camera] for one in observations]) for camera in CAMERAS},
             "actions": np.stack(actions),
-            "states": np.stack([one["state"] for one in seen]),
+            "states": np.stack([one["state"] for one in observations]),
             "blocked": np.stack(blocked),
             "slots": info["slots"],
         }

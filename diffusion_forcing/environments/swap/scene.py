@@ -1,7 +1,8 @@
-"""The scene of robot_swap in MuJoCo: the Fetch arm of Gymnasium-Robotics' assets before a table with three slots, an apple and an orange.
+"""The MuJoCo scene of robot_swap: the Fetch arm of Gymnasium-Robotics at a table with three slots, an apple and an
+orange.
 
-Lengths in m. The robot stands at x ~ 0.4 and looks along +x; y runs to its left. The gripper hangs from a mocap body by a weld, as in
-Gymnasium-Robotics' Fetch tasks, and always looks down unless an action turns it.
+Lengths are in metres. The robot stands at x ≈ 0.4 facing +x, with y to its left. As in the Fetch tasks of
+Gymnasium-Robotics, a weld attaches the gripper to a mocap body, which drags it along.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -23,15 +25,15 @@ OBJECTS = ("apple", "orange")
 SLOT_X, SLOTS_Y = 1.32, (0.57, 0.75, 0.93)
 """Centres of the three slots on the table."""
 TABLE = 0.4
-"""Height of the table."""
+"""Height of the table top."""
 CAMERAS = ("front", "over")
 HOME = np.array([1.18, 0.75, TABLE + 0.3])
-"""Where the gripper waits, beside the slots, so that it shows nothing of what was done."""
+"""Where the gripper waits: away from the slots, so that its position does not show what has been done."""
 DOWN = np.array([0.0, np.sqrt(0.5), 0.0, np.sqrt(0.5)])
 """The gripper looking down, as a quaternion (x, y, z, w)."""
 DISTRACTORS = 2
 OFF_TABLE = (0.3, 3.0, 0.1)
-"""Where distractors lie that are not asked for; no camera sees it."""
+"""Where unused distractors lie, out of sight."""
 _BASE = {"robot0:slide0": 0.4049, "robot0:slide1": 0.48, "robot0:slide2": 0.0}
 
 _MJCF = """<mujoco model="robot_swap">
@@ -68,10 +70,7 @@ def build_model() -> mujoco.MjModel:
     """The compiled scene. UserError where the assets are not installed."""
     found = importlib.util.find_spec("gymnasium_robotics")
     if found is None or found.origin is None:
-        raise UserError(
-            "robot_swap needs the Fetch arm of gymnasium-robotics: pip install 'diffusion-forcing[robot]' "
-            "(or: pip install 'mujoco==3.11.0' gymnasium-robotics==1.4.2)"
-        )
+        raise UserError("robot_swap needs the Fetch arm of gymnasium-robotics: pip install 'diffusion-forcing[robot]'")
     assets = Path(found.origin).parent / "envs" / "assets"
     colours = dict(zip(OBJECTS, (".85 .08 .08 1", "1 .6 .05 1"), strict=True))
     model = mujoco.MjModel.from_xml_string(
@@ -87,25 +86,27 @@ def build_model() -> mujoco.MjModel:
             ),
         )
     )
+    # Weld the gripper to the middle of the mocap body, without an offset.
     for weld in np.flatnonzero(model.eq_type == mujoco.mjtEq.mjEQ_WELD):
         model.eq_data[weld, :3] = model.eq_data[weld, 3:6] = 0
         model.eq_data[weld, 6:10] = [1, 0, 0, 0]
     hand = model.body("robot0:mocap").id
-    model.geom_rgba[model.geom_bodyid == hand, 3] = 0  # the cross that marks it in Gymnasium-Robotics' pictures
+    model.geom_rgba[model.geom_bodyid == hand, 3] = 0  # hide the cross that marks the mocap body
     return model
 
 
 class SwapScene:
-    """The simulation: reset to a layout, pull the gripper, look. `grip` is where the fingers meet."""
+    """The simulation: reset to a layout, move the gripper, render."""
 
     SUBSTEPS = 50
-    """Of 2 ms: 10 control steps a second."""
+    """Simulation steps of 2 ms per control step: 10 control steps per second."""
 
     def __init__(self) -> None:
         self.model = build_model()
         self.data = mujoco.MjData(self.model)
         self._renderers: dict[int, mujoco.Renderer] = {}
         data, model = self.data, self.model
+        # Place the robot's base, then let the arm settle at home.
         for name, value in _BASE.items():
             data.joint(name).qpos[0] = value
         mujoco.mj_forward(model, data)
@@ -116,76 +117,81 @@ class SwapScene:
         data.ctrl[:] = 0.05
         mujoco.mj_step(model, data, 1500)
         self.offset = self.grip - data.mocap_pos[self._hand]
-        for _ in range(2):  # the gripper's own place is asked for, not the mocap body's
+        for _ in range(2):  # twice: `offset` is the gripper's distance from the mocap body
             data.mocap_pos[self._hand] = HOME - self.offset
             mujoco.mj_step(model, data, 1000)
         self._home = (data.qpos.copy(), data.mocap_pos.copy(), data.mocap_quat.copy())
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_renderers": {}}  # a copy opens its own
+
     @property
     def grip(self) -> NDArray[np.float64]:
-        """(3,) where the fingers meet."""
+        """(3,) position between the fingertips."""
         return np.array(self.data.site("robot0:grip").xpos)
 
     @property
-    def turn(self) -> NDArray[np.float64]:
-        """(4,) how the gripper is turned, a quaternion (x, y, z, w)."""
+    def orientation(self) -> NDArray[np.float64]:
+        """(4,) orientation of the gripper, a quaternion (x, y, z, w)."""
         quaternion = np.zeros(4)
         mujoco.mju_mat2Quat(quaternion, self.data.site("robot0:grip").xmat)
         return quaternion[[1, 2, 3, 0]]
 
     @property
     def opening(self) -> float:
-        """m between finger and middle: 0 closed, 0.05 open."""
+        """Distance of a finger from the middle: 0 closed, 0.05 open."""
         return float(self.data.joint("robot0:r_gripper_finger_joint").qpos[0])
 
     def reset(self, slots: NDArray[np.int64], jitter: NDArray[np.float64], distractors: NDArray[np.float64]) -> None:
-        """The arm at home, object i in slots[i], moved by jitter[i]: (2,), distractors: (n ≤ 2, 2) on the table."""
-        data, mujoco_model = self.data, self.model
-        mujoco.mj_resetData(mujoco_model, data)
+        """Put the arm at home and object i at slots[i] + jitter[i]: (2,), with distractors at (n ≤ 2, 2) on the
+        table."""
+        data, model = self.data, self.model
+        mujoco.mj_resetData(model, data)
         data.qpos[:], data.mocap_pos[:], data.mocap_quat[:] = self._home
         data.ctrl[:] = 0.05
         for name, slot, (dx, dy) in zip(OBJECTS, slots, jitter, strict=True):
             data.joint(name).qpos[:] = [SLOT_X + dx, SLOTS_Y[slot] + dy, TABLE + 0.034, 1, 0, 0, 0]
         for number in range(DISTRACTORS):
-            where = (*distractors[number], TABLE + 0.022) if number < len(distractors) else OFF_TABLE
-            data.mocap_pos[int(mujoco_model.body(f"distractor{number}").mocapid[0])] = where
-        mujoco.mj_step(mujoco_model, data, 100)
+            position = (*distractors[number], TABLE + 0.022) if number < len(distractors) else OFF_TABLE
+            data.mocap_pos[int(model.body(f"distractor{number}").mocapid[0])] = position
+        mujoco.mj_step(model, data, 100)
 
-    def pull(self, position: NDArray[np.float64], turn: NDArray[np.float64], closed: bool) -> None:
-        """0.1 s in which the gripper is drawn evenly to `position` (3,) and `turn` (4,) (x, y, z, w), open or closed."""
+    def move_gripper(self, position: NDArray[np.float64], orientation: NDArray[np.float64], closed: bool) -> None:
+        """Spend 0.1 s moving the gripper evenly to `position` (3,) and `orientation` (4,) (x, y, z, w)."""
         data, hand = self.data, self._hand
-        begin, end = data.mocap_pos[hand].copy(), position - self.offset
-        data.mocap_quat[hand] = _wxyz(turn)
+        start, end = data.mocap_pos[hand].copy(), position - self.offset
+        data.mocap_quat[hand] = _wxyz(orientation)
         data.ctrl[:] = 0.0 if closed else 0.05
         parts = 5
         for part in range(1, parts + 1):
-            data.mocap_pos[hand] = begin + (end - begin) * part / parts
+            data.mocap_pos[hand] = start + (end - start) * part / parts
             mujoco.mj_step(self.model, data, self.SUBSTEPS // parts)
 
     @property
     def target(self) -> NDArray[np.float64]:
-        """(3,) where the gripper was last drawn to."""
+        """(3,) position the gripper was last moved to."""
         return np.array(self.data.mocap_pos[self._hand] + self.offset)
 
-    def place(self, name: str) -> NDArray[np.float64]:
-        """(3,) where an object is."""
+    def position(self, name: str) -> NDArray[np.float64]:
+        """(3,) position of an object."""
         return np.array(self.data.joint(name).qpos[:3])
 
     def slot_of(self, name: str) -> int:
-        """The slot that an object lies in, −1 for none."""
-        x, y, z = self.place(name)
-        away = np.hypot(x - SLOT_X, y - np.array(SLOTS_Y))
-        return int(away.argmin()) if away.min() < 0.05 and z < TABLE + 0.06 else -1
+        """The slot in which an object lies, or −1."""
+        x, y, z = self.position(name)
+        distance = np.hypot(x - SLOT_X, y - np.array(SLOTS_Y))
+        return int(distance.argmin()) if distance.min() < 0.05 and z < TABLE + 0.06 else -1
 
-    def look(self, camera: str, size: int) -> NDArray[np.uint8]:
-        """(size, size, 3) what a camera sees. UserError where nothing can be rendered."""
+    def render(self, camera: str, size: int) -> NDArray[np.uint8]:
+        """(size, size, 3) image of a camera. UserError where rendering is not possible."""
         if size not in self._renderers:
-            _without_a_screen()
+            _use_egl_without_display()
             try:
                 self._renderers[size] = mujoco.Renderer(self.model, size, size)
             except Exception as failure:
                 raise UserError(
-                    f"MuJoCo cannot render here ({failure}); install a software OpenGL (Debian: apt-get install libegl1 libosmesa6) "
+                    f"MuJoCo cannot render here ({failure}); install a software OpenGL (Debian: apt-get install "
+                    "libegl1 libosmesa6) "
                     "and set MUJOCO_GL=egl or osmesa"
                 ) from failure
         renderer = self._renderers[size]
@@ -195,18 +201,18 @@ class SwapScene:
         return np.array(renderer.render(), np.uint8)
 
     def close(self) -> None:
-        """Give the renderers back."""
+        """Free the renderers."""
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()
 
 
-def _without_a_screen() -> None:
-    """Where there is no display, MuJoCo renders by EGL, also if it was imported before anybody said so."""
+def _use_egl_without_display() -> None:
+    """Let MuJoCo render with EGL where there is no display; it chose at import, so its module is loaded again."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = "egl"
         importlib.reload(gl_context)
 
 
-def _wxyz(turn: NDArray[np.float64]) -> NDArray[np.float64]:
-    return turn[[3, 0, 1, 2]]
+def _wxyz(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
+    return quaternion[[3, 0, 1, 2]]
