@@ -223,7 +223,7 @@ class ForecastingExperiment(BaseExperiment):
         self, task: str, history: np.ndarray, samples: np.ndarray, target: np.ndarray, names: Sequence[str]
     ) -> None:
         shown = min(MOST_DRAWN, len(names))
-        self.run.picture(
+        self.run.image(
             f"{task}_fans",
             draw_fans(history[:, :shown], samples[..., :shown], target[..., :shown], names=names[:shown]),
             caption=f"The last {task} window: what was known, 50, 80 and 90 % of the paths, and what came",
@@ -237,12 +237,12 @@ class ForecastingExperiment(BaseExperiment):
         history = self._history(int(windows.ends[last]) - windows.prediction_length, windows)[:, free]
         self._draw_fans(task, history, samples[last], target[last], names)
         summed = samples[last].sum(-1, keepdims=True), target[last].sum(-1, keepdims=True)
-        self.run.picture(
+        self.run.image(
             f"{task}_sum",
             draw_fans(history.sum(-1, keepdims=True), *summed, names=["sum of all series"]),
             caption="The same of the sum, which CRPS_sum scores",
         )
-        self.run.picture(
+        self.run.image(
             f"{task}_calibration",
             draw_calibration(QUANTILES, calibration(samples, target)),
             caption="Share of values below each quantile; on the diagonal the paths are calibrated",

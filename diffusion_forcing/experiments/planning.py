@@ -239,7 +239,7 @@ class PlanningExperiment(BaseExperiment):
         curves = read_curves(self.run.folder / "metrics.jsonl")
         if "training/loss" in curves:
             loss = curves["training/loss"].points()
-            self.run.picture(
+            self.run.image(
                 "loss_curve",
                 draw_loss_curve([point.last for point in loss], [point.mean for point in loss]),
                 caption="Training loss",
@@ -337,7 +337,7 @@ class PlanningExperiment(BaseExperiment):
         shown = min(MOST_DRAWN, len(first.rewards))
         first_plans = first.plans[0][1]
         marks = settings.plot_start_goal
-        self.run.picture(
+        self.run.image(
             f"{task}_plans",
             draw_plans(
                 walls,
@@ -352,7 +352,7 @@ class PlanningExperiment(BaseExperiment):
         # the film shows an episode whose way is long
         longest = int(np.linalg.norm(first.goals - first.trajectories[:, 0, :2], axis=1)[:shown].argmax())
         rows, levels = self._rows_of_plan(planner, first, longest, device, settings.episode_len, maze.max_steps)
-        self.run.film(
+        self.run.video(
             f"{task}_plan_from_noise",
             film_of_plan(
                 walls,
@@ -367,7 +367,7 @@ class PlanningExperiment(BaseExperiment):
         end = _end(first.rewards[longest])
         followed = [plan[longest] for step, plan in first.plans if step < end]
         horizon = len(followed[0])
-        self.run.film(
+        self.run.video(
             f"{task}_episode",
             film_of_execution(
                 walls,

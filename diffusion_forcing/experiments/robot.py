@@ -152,7 +152,7 @@ class RobotExperiment(BaseExperiment):
         curves = read_curves(self.run.folder / "metrics.jsonl")
         if "training/loss" in curves:
             loss = curves["training/loss"].points()
-            self.run.picture(
+            self.run.image(
                 "loss_curve",
                 draw_loss_curve([point.last for point in loss], [point.mean for point in loss]),
                 caption="Training loss",
@@ -239,13 +239,13 @@ class RobotExperiment(BaseExperiment):
             f"seed {seed + number}: {'swapped' if played.success[number] else 'not done'} after {played.actions[number]} actions"
             for number in range(len(played.films))
         ]
-        self.run.picture(
+        self.run.image(
             "test_looks",
             draw_looks([film.seen for film in played.films], [film.expected for film in played.films], words),
             caption=f"What the policy saw ({cameras[0]}), and what it had expected to see then",
         )
         for number, film in enumerate(played.films):
-            self.run.film(
+            self.run.video(
                 f"test_{seed + number}",
                 film_of_episode(
                     film.scene,

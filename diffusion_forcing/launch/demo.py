@@ -52,11 +52,11 @@ class Section:
         self.results |= metrics
         self.run.summary({f"{self.name}/{key}": value for key, value in metrics.items()})
 
-    def picture(self, name: str, figure_or_path_or_array: Any, caption: str = "") -> None:
-        self.run.picture(f"{self.name}_{name}", figure_or_path_or_array, caption=f"{self.name}: {caption}")
+    def image(self, name: str, figure_or_path_or_array: Any, caption: str = "") -> None:
+        self.run.image(f"{self.name}_{name}", figure_or_path_or_array, caption=f"{self.name}: {caption}")
 
-    def film(self, name: str, frames: Any, fps: float = 20, caption: str = "") -> None:
-        self.run.film(f"{self.name}_{name}", frames, fps=fps, caption=f"{self.name}: {caption}")
+    def video(self, name: str, frames: Any, fps: float = 20, caption: str = "") -> None:
+        self.run.video(f"{self.name}_{name}", frames, fps=fps, caption=f"{self.name}: {caption}")
 
     def table(self, name: str, rows: Any, caption: str = "") -> None:
         self.run.table(f"{self.name}_{name}", rows, caption=f"{self.name}: {caption}")

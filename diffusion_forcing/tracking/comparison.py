@@ -104,7 +104,7 @@ def _media(outputs: Path, runs: Sequence[RunRecord], colours: Mapping[str, str])
     named: dict[str, list[tuple[RunRecord, dict[str, Any]]]] = {}
     for run in runs:
         for entry in run.media:
-            if entry["kind"] in ("picture", "film") and (run.folder / "pictures" / str(entry["file"])).is_file():
+            if entry["kind"] in ("image", "video") and (run.folder / "pictures" / str(entry["file"])).is_file():
                 named.setdefault(str(entry["name"]), []).append((run, entry))
     groups = []
     for name in sorted(named, key=lambda name: -len(named[name]))[:SIDE_BY_SIDE]:
@@ -113,7 +113,7 @@ def _media(outputs: Path, runs: Sequence[RunRecord], colours: Mapping[str, str])
             source = escape(_link(outputs, run.folder / "pictures" / str(shown["file"])))
             what = (
                 f'<video controls loop muted playsinline preload="metadata" src="{source}"></video>'
-                if shown["kind"] == "film"
+                if shown["kind"] == "video"
                 else f'<a href="{source}"><img loading="lazy" alt="{escape(name)}" src="{source}"></a>'
             )
             caption = f'<span class="key {colours[run.id]}"></span>{escape(run.name)} <code>{escape(run.id)}</code>'

@@ -176,17 +176,17 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 def _pictures(folder: Path, media: Sequence[Mapping[str, Any]]) -> str:
     figures, left = [], PAGE_BYTES
     for entry in media:
-        if entry["kind"] not in ("picture", "film"):
+        if entry["kind"] not in ("image", "video"):
             continue
         path = folder / "pictures" / entry["file"]
         if not path.is_file():
             continue
         size = path.stat().st_size
-        inside = size <= left and (entry["kind"] == "picture" or size <= FILM_BYTES)
+        inside = size <= left and (entry["kind"] == "image" or size <= FILM_BYTES)
         left -= size if inside else 0
         link = f"pictures/{entry['file']}"
         source = escape(data_uri(path) if inside else link)
-        if entry["kind"] == "picture":
+        if entry["kind"] == "image":
             wide = ' class="wide"' if _png_width(path) > WIDE else ""
             alt = escape(entry["caption"] or entry["name"])
             shown = f'<a href="{escape(link)}"><img loading="lazy" alt="{alt}" src="{source}"></a>'

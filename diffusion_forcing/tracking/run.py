@@ -255,7 +255,7 @@ class Run:
             write_json(self.folder / "metrics.json", self._metrics)
         self._refresh()
 
-    def picture(self, name: str, figure_or_path_or_array: Any, caption: str = "") -> None:
+    def image(self, name: str, figure_or_path_or_array: Any, caption: str = "") -> None:
         """Keep a picture as pictures/<name>: a matplotlib figure, the path of an image file, or uint8 (h, w[, 3 or 4]).
 
         The same name again replaces it.
@@ -274,15 +274,15 @@ class Run:
             else:
                 data, suffix = png_bytes(source), ".png"
             write_atomic(self.pictures / (stem + suffix), data)
-            self._show(name, {"kind": "picture", "file": stem + suffix, "caption": caption})
+            self._show(name, {"kind": "image", "file": stem + suffix, "caption": caption})
 
-    def film(self, name: str, frames: NDArray[Any], fps: float = 20, caption: str = "") -> None:
+    def video(self, name: str, frames: NDArray[Any], fps: float = 20, caption: str = "") -> None:
         """Keep `frames: (t, h, w, 3)` uint8 as pictures/<name>.mp4 with its last frame as poster, <name>-poster.png."""
-        with self.filming(name, fps, caption) as add:
+        with self.video_writer(name, fps, caption) as add:
             add(frames)
 
     @contextlib.contextmanager
-    def filming(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:
+    def video_writer(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:
         """The same for a film that comes in pieces: `add(frames)` for each, (t, h, w, 3). It is kept when the block ends well."""
         stem = file_name(name)
         temporary = self.pictures / f".{stem}.{self.id}.mp4"
@@ -303,7 +303,7 @@ class Run:
                     film.close()
                     os.replace(temporary, self.pictures / f"{stem}.mp4")
                     write_atomic(self.pictures / f"{stem}-poster.png", png_bytes(film.last))
-                    entry = {"kind": "film", "file": f"{stem}.mp4", "poster": f"{stem}-poster.png", "caption": caption}
+                    entry = {"kind": "video", "file": f"{stem}.mp4", "poster": f"{stem}-poster.png", "caption": caption}
                     self._show(name, entry)
         finally:
             with contextlib.suppress(Exception):  # of a film that is given up
@@ -413,12 +413,12 @@ class NullRun:
 
     def summary(self, metrics: Mapping[str, Any]) -> None: ...
 
-    def picture(self, name: str, figure_or_path_or_array: Any, caption: str = "") -> None: ...
+    def image(self, name: str, figure_or_path_or_array: Any, caption: str = "") -> None: ...
 
-    def film(self, name: str, frames: NDArray[Any], fps: float = 20, caption: str = "") -> None: ...
+    def video(self, name: str, frames: NDArray[Any], fps: float = 20, caption: str = "") -> None: ...
 
     @contextlib.contextmanager
-    def filming(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:
+    def video_writer(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:
         yield lambda frames: None
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None: ...

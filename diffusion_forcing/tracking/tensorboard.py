@@ -74,7 +74,7 @@ class Tensorboard(Tracker):
             writer.add_text(name, markdown(rows), step)
             return
         path = self._folder / "pictures" / entry["file"]
-        data = gif(path, self.options) if entry["kind"] == "film" else path.read_bytes()
+        data = gif(path, self.options) if entry["kind"] == "video" else path.read_bytes()
         if path.suffix != ".svg":  # TensorBoard shows none
             writer.file_writer.add_summary(_image(name, data), step)
 

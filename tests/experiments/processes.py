@@ -104,7 +104,7 @@ def forecaster() -> LightningModule:
 class Drawn(toy.ToyRun):
     """A run that also lists its pictures."""
 
-    def picture(self, name: str, *rest: Any, **more: Any) -> None:
+    def image(self, name: str, *rest: Any, **more: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "pictures.txt").open("a") as file:
             file.write(f"{name}\n")

@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Run:
     made.config("a: 1\n")
     made.log(1, {"loss": 0.5})
     made.summary({"loss": 0.5})
-    made.picture("grey", np.zeros((4, 4), np.uint8))
+    made.image("grey", np.zeros((4, 4), np.uint8))
     made.table("numbers", [{"a": 1}])
     write_film(made.pictures / "film.mp4", film(6, 16))
     native.save(made.checkpoints / "step-00000001", {"global_step": 1}, facts={}, model={"w": torch.zeros(3)}, step=1)

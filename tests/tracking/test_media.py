@@ -47,7 +47,7 @@ def test_a_film_has_its_frames_size_rate_and_colours(tmp_path: Path, height: int
 def test_a_run_keeps_a_film_with_its_last_frame_as_poster(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "film")
     frames = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    run.film("the plan", frames, fps=10, caption="row by row")
+    run.video("the plan", frames, fps=10, caption="row by row")
     assert (decoded(str(run.pictures / "the-plan-poster.png"))[0] == frames[-1]).all()
     assert len(decoded(str(run.pictures / "the-plan.mp4"))) == 4
     assert sorted(path.name for path in run.pictures.iterdir()) == ["media.json", "the-plan-poster.png", "the-plan.mp4"]
@@ -69,8 +69,8 @@ def test_films_of_another_kind_are_refused(tmp_path: Path) -> None:
 def test_a_film_that_comes_in_pieces_is_the_film_that_comes_at_once(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "film")
     frames = np.random.default_rng(0).integers(0, 256, (7, 18, 24, 3), dtype=np.uint8)
-    run.film("whole", frames, fps=10)
-    with run.filming("pieces", fps=10) as add:
+    run.video("whole", frames, fps=10)
+    with run.video_writer("pieces", fps=10) as add:
         for start in range(0, 7, 3):
             add(frames[start : start + 3])
     whole, pieces = (decoded(str(run.pictures / f"{name}.mp4")) for name in ("whole", "pieces"))
@@ -88,7 +88,7 @@ def test_a_film_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "film")
 
     def interrupted() -> None:
-        with run.filming("half") as add:
+        with run.video_writer("half") as add:
             add(np.zeros((2, 16, 16, 3), np.uint8))
             raise KeyboardInterrupt
 

@@ -54,8 +54,8 @@ def full_run(outputs: Path, name: str = "maze2d_medium_x") -> Run:
     run.summary(
         {"planning/success_rate": 0.98, "planning/success_rate_stderr": 0.014, "planning/episodes": 100, name: name}
     )
-    run.picture(name, np.zeros((4, 4, 3), np.uint8), caption=name)
-    run.film(name, np.zeros((3, 16, 16, 3), np.uint8), fps=5, caption=name)
+    run.image(name, np.zeros((4, 4, 3), np.uint8), caption=name)
+    run.video(name, np.zeros((3, 16, 16, 3), np.uint8), fps=5, caption=name)
     run.table(name, [{name: name, "reward": 1.23456789}], caption=name)
     run.finish(name if name == HOSTILE else "finished")
     return run

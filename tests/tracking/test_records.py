@@ -26,8 +26,8 @@ def make(outputs: Path, name: str, *, loss: float, score: float | None = None, s
         run.log(10 * step, {"training/loss": loss + (20 - step) ** 2 / 100, f"only/{len(name)}": step})
     if score is not None:
         run.summary({"planning/success_rate": score, "data/steps": 5})
-    run.picture("plans", np.zeros((4, 4, 3), np.uint8), caption=name)
-    run.film("episode", np.zeros((3, 16, 16, 3), np.uint8), fps=5)
+    run.image("plans", np.zeros((4, 4, 3), np.uint8), caption=name)
+    run.video("episode", np.zeros((3, 16, 16, 3), np.uint8), fps=5)
     if status != "running":
         run.finish(status)
     return run

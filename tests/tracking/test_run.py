@@ -109,7 +109,7 @@ def test_a_reopened_run_goes_on_in_the_same_files(tmp_path: Path) -> None:
     first = Run.create(tmp_path, "resume")
     first.log(1, {"loss": 1.0})
     first.summary({"a": 1.0})
-    first.picture("p", PICTURE, "a caption")
+    first.image("p", PICTURE, "a caption")
     first.finish("interrupted")
     with (first.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "los')  # killed in the middle of a line
@@ -153,14 +153,14 @@ def _disk_full(*_: object, **__: object) -> None:
 def test_what_fails_later_warns_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(tmp_path, "full")
     with pytest.warns(RuntimeWarning, match="picture 'p'.*going on"):
-        run.picture("p", np.zeros((2, 2, 7)))
+        run.image("p", np.zeros((2, 2, 7)))
     monkeypatch.setattr(run_module, "write_json", _disk_full)
     monkeypatch.setattr(run_module, "write_atomic", _disk_full)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
-            run.picture("p", np.zeros((2, 2, 7)))
-            run.film("f", np.zeros((3, 8, 8, 3), np.uint8))
+            run.image("p", np.zeros((2, 2, 7)))
+            run.video("f", np.zeros((3, 8, 8, 3), np.uint8))
             run.table("t", [{"a": 1}])
             run.config("a: 1")
             run.summary({"a": 1.0})
@@ -172,18 +172,18 @@ def test_what_fails_later_warns_once_and_goes_on(tmp_path: Path, monkeypatch: py
 
 def test_pictures_come_from_arrays_files_and_figures(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "pictures")
-    run.picture("array", PICTURE)
-    run.picture("from/file", run.pictures / "array.png", "a copy")
+    run.image("array", PICTURE)
+    run.image("from/file", run.pictures / "array.png", "a copy")
 
     class Figure:
         def savefig(self, target, format):
             target.write(b"\x89PNG figure")
 
-    run.picture("figure", Figure())
+    run.image("figure", Figure())
     assert (run.pictures / "from-file.png").read_bytes() == (run.pictures / "array.png").read_bytes()
     assert (run.pictures / "figure.png").read_bytes() == b"\x89PNG figure"
     media = json.loads((run.pictures / "media.json").read_text())
-    assert media["picture:from/file"]["caption"] == "a copy"
+    assert media["image:from/file"]["caption"] == "a copy"
 
 
 def test_tables_are_csv(tmp_path: Path) -> None:
@@ -235,8 +235,8 @@ def test_null_run_has_the_attributes_of_run_and_writes_nothing(tmp_path: Path) -
     assert {key for key in vars(real) if not key.startswith("_")} <= set(vars(null))
     null.log(1, {"a": 1.0})
     null.summary({"a": 1.0})
-    null.picture("p", PICTURE)
-    null.film("f", np.zeros((2, 4, 4, 3), np.uint8), 5)
+    null.image("p", PICTURE)
+    null.video("f", np.zeros((2, 4, 4, 3), np.uint8), 5)
     null.table("t", [{"a": 1}])
     null.config("a: 1")
     null.finish("finished")
@@ -249,7 +249,7 @@ def test_the_page_is_not_written_more_often_than_it_should(tmp_path: Path, monke
     monkeypatch.setattr(run_module.page, "render", lambda *_, **__: pages.append(1) or "page")
     for step in range(200):
         run.log(step, {"loss": 1.0})
-    run.picture("p", PICTURE)
+    run.image("p", PICTURE)
     assert pages == []
     run._next_page = 0.0  # thirty seconds later
     run.log(200, {"loss": 1.0})

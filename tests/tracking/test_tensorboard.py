@@ -39,8 +39,8 @@ def test_curves_pictures_films_tables_and_results_are_in_its_event_files(tmp_pat
     run = start(TrackedRun.create(tmp_path, "toy"), film_frames=4, film_width=16)
     run.log(10, {"training/loss": 0.5, "training/lr": float("nan")})
     run.log(20, {"training/loss": 0.25})
-    run.picture("plan", np.full((6, 8, 3), 7, np.uint8))
-    run.film("episode", np.arange(9, dtype=np.uint8).repeat(32 * 32 * 3).reshape(9, 32, 32, 3) * 25, fps=5)
+    run.image("plan", np.full((6, 8, 3), 7, np.uint8))
+    run.video("episode", np.arange(9, dtype=np.uint8).repeat(32 * 32 * 3).reshape(9, 32, 32, 3) * 25, fps=5)
     run.table("scores", [{"maze": "large", "score": 1.5}])
     run.summary({"planning/success_rate": 0.5})
     run.finish()
@@ -48,7 +48,7 @@ def test_curves_pictures_films_tables_and_results_are_in_its_event_files(tmp_pat
     found = read(run)
     assert scalars(run, "training/loss") == [(10, 0.5), (20, 0.25)]
     assert set(found.Tags()["scalars"]) == {"training/loss"}
-    (plan,), (episode,) = found.Images("pictures/plan"), found.Images("films/episode")
+    (plan,), (episode,) = found.Images("images/plan"), found.Images("videos/episode")
     assert (plan.width, plan.height, plan.step) == (8, 6, 20)
     film = Image.open(io.BytesIO(episode.encoded_image_string))
     assert (film.format, film.n_frames, film.size) == ("GIF", 3, (16, 16))  # every third of nine
@@ -75,7 +75,7 @@ def test_without_tensorboard_there_is_one_warning_and_the_run(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run = start(TrackedRun.create(tmp_path, "toy"))
     run.log(1, {"loss": 1.0})
-    run.picture("plan", np.zeros((6, 8, 3), np.uint8))
+    run.image("plan", np.zeros((6, 8, 3), np.uint8))
     run.finish()
     assert capsys.readouterr().err.splitlines() == [
         "warning: tensorboard is not installed, so it gets nothing; the run's folder has everything; "

@@ -264,7 +264,7 @@ class Drawing:
             return
         frames, given = self._layout
         many = f"{len(self._truths)} clips" if len(self._truths) > 1 else "one clip"
-        self.run.picture(
+        self.run.image(
             f"{self.task}_sheet",
             draw_sheet(self._truths, self._shown, frames, given),
             caption=caption or f"Truth and prediction of {many}; amber: what the model was given",
@@ -282,7 +282,7 @@ class Drawing:
             columns=self._columns,
         )
         add = stack.enter_context(
-            self.run.filming(f"{self.task}_clip_{number}", FPS, f"Clip {number}: prediction and truth")
+            self.run.video_writer(f"{self.task}_clip_{number}", FPS, f"Clip {number}: prediction and truth")
         )
 
         def receive(now: int, guess: Pixels, real: Pixels) -> None:
@@ -327,12 +327,12 @@ def draw_curves(run: Any, task: str, scores: Scores) -> None:
     if not scores.clips:
         return
     over = f"{scores.clips} clips, {task}"
-    run.picture(
+    run.image(
         f"{task}_curves",
         draw_horizon(metric_panels(scores)),
         caption=f"Each predicted frame compared with the truth: mean of {over}",
     )
-    run.picture(
+    run.image(
         f"{task}_pixels",
         draw_horizon(pixel_panels(scores)),
         caption=f"Mean and variance of the pixels in [0, 1] beside the real video's: {over}",

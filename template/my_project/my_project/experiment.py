@@ -57,7 +57,7 @@ class MyExperiment(BaseExperiment):
             }
         )
         rows = [row.flatten(1)[: self.options.shown] for row in (truth, forecast)]
-        self.run.picture("my_task", picture(*(row.numpy() for row in rows)), caption="Pairs of rows: truth, forecast")
+        self.run.image("my_task", picture(*(row.numpy() for row in rows)), caption="Pairs of rows: truth, forecast")
         self._say(f"my_task: {len(truth)} forecasts in {seconds:.1f} s")
 
 
