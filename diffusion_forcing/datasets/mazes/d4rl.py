@@ -1,14 +1,12 @@
-"""Read and write D4RL's HDF5 schema for maze2d: one flat run of N steps.
+"""Read and write D4RL's HDF5 schema for maze2d: one run of N steps.
 
 | key | shape | |
 |---|---|---|
-| observations | (N, 4) float32 | x, y, vx, vy in metres and m/s, D4RL's frame |
+| observations | (N, 4) float32 | x, y, vx, vy in metres and m/s, in D4RL's frame |
 | actions | (N, 2) float32 | pushes in [-1, 1] |
 | rewards | (N,) float32 | 1 within 0.5 m of the maze's fixed goal |
-| terminals, timeouts | (N,) bool | end of an episode; in maze2d data timeouts mark a new goal, the ball goes on |
-| infos/goal, infos/qpos, infos/qvel | (N, 2) float32 | the walker's goal of the moment; the state again |
-
-Reading checks everything a hand-placed file can have wrong and says it in one line. Writing is atomic.
+| terminals, timeouts | (N,) bool | end of an episode; in maze2d data timeouts mark a new goal, and the ball rolls on |
+| infos/goal, infos/qpos, infos/qvel | (N, 2) float32 | the controller's goal at that step; the state again |
 """
 
 from __future__ import annotations
@@ -36,12 +34,13 @@ WIDTHS: dict[str, int | None] = {
     "infos/qpos": 2,
     "infos/qvel": 2,
 }
-"""Columns of each array of the schema; None for one value a step."""
+"""Columns of each array of the schema; None for one value at each step."""
 REQUIRED = ("observations", "actions", "rewards", "terminals")
-"""What a file must have to be read; a file without rewards or terminals is not D4RL's."""
+"""Arrays that a file must have to be read."""
 _FLAGS = ("terminals", "timeouts")
-_PART = 250_000
+_PART_STEPS = 250_000
 """Steps read at once: some 10 MB."""
+_REMEDY = "delete it and get it again, or use dataset.source=generate"
 
 Steps = dict[str, NDArray[np.generic]]
 
@@ -51,19 +50,16 @@ def write(
 ) -> dict[str, list[float]]:
     """Write the first `num_steps` steps of `parts` (arrays of the schema, one after the other) to `path`, whole or not at all.
 
-    Returns their statistics, which are also stored in the file's attributes beside `attributes`.
+    Returns their statistics, which are stored in the file's attributes beside `attributes`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    running = RunningStatistics()
+    running, begin = RunningStatistics(), 0
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         for key, width in WIDTHS.items():
-            shape = (num_steps,) if width is None else (num_steps, width)
             dtype = np.bool_ if key in _FLAGS else np.float32
-            file.create_dataset(
-                key, shape=shape, dtype=dtype, chunks=True, compression="gzip", compression_opts=1, shuffle=True
-            )
-        begin = 0
+            packing: dict[str, Any] = {"chunks": True, "compression": "gzip", "compression_opts": 1, "shuffle": True}
+            file.create_dataset(key, shape=_shape(num_steps, width), dtype=dtype, **packing)
         for part in parts:
             count = min(len(part["rewards"]), num_steps - begin)
             for key in WIDTHS:
@@ -78,33 +74,28 @@ def write(
 
 
 def read(path: Path) -> Iterator[Steps]:
-    """The steps of the file `path`, in parts of at most 250,000: observations, actions, rewards and `ends` (its terminals).
+    """The steps of a file in parts of at most 250,000: observations, actions, rewards and `ends` (its terminals).
 
-    Raises `UserError`, before the first part, for a file that is missing, empty, not HDF5, truncated, without the keys above, of other widths or
-    lengths, and while reading for damaged chunks and for numbers that are not finite.
+    Raises `UserError` before the first part for a file that is missing, empty, truncated, not HDF5, without the required arrays, or with other
+    widths or lengths; and while reading for damaged chunks and values that are not finite.
     """
     with open_hdf5(path) as file:
         length = _check_schema(file, path)
-        for begin in range(0, length, _PART):
-            rows = slice(begin, min(begin + _PART, length))
+        for begin in range(0, length, _PART_STEPS):
+            rows = slice(begin, min(begin + _PART_STEPS, length))
             part = {key: _read_rows(file[key], rows, path) for key in REQUIRED}
-            for key in REQUIRED[:3]:
+            for key in ("observations", "actions", "rewards"):
                 finite = np.isfinite(part[key]).reshape(len(part[key]), -1).all(axis=1)
                 if not finite.all():
                     step = begin + int(np.argmin(finite))
-                    raise UserError(
-                        f"{path}: {key} of step {step} is not finite (NaN or infinity); the file is broken, {_REMEDY}"
-                    )
+                    raise UserError(f"{path}: {key} of step {step} is not finite (NaN or infinity); {_REMEDY}")
             part["ends"] = part.pop("terminals") > 0
             yield part
 
 
-_REMEDY = "delete it and get it again, or use dataset.source=generate"
-
-
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """`path` opened for reading; `UserError` in place of HDF5's own errors."""
+    """`path` opened for reading; `UserError` instead of HDF5's errors."""
     if not path.is_file():
         raise UserError(f"data file {path} does not exist; place it there, or use dataset.source=generate")
     if path.stat().st_size == 0:
@@ -118,7 +109,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def _check_schema(file: h5py.File, path: Path) -> int:
-    """Number of steps of an open file that has D4RL's schema."""
+    """Number of steps of an open file, if it has D4RL's schema."""
     missing = [key for key in REQUIRED if not isinstance(file.get(key), h5py.Dataset)]
     if missing:
         found = ", ".join(file) or "nothing"
@@ -129,17 +120,16 @@ def _check_schema(file: h5py.File, path: Path) -> int:
     if length == 0:
         raise UserError(f"{path} holds no steps; {_REMEDY}")
     for key in REQUIRED:
-        width = WIDTHS[key]
-        shape = (length,) if width is None else (length, width)
-        if file[key].shape != shape:
+        shape, expected, dtype = file[key].shape, _shape(length, WIDTHS[key]), file[key].dtype
+        if shape != expected or dtype.kind not in "fiub":
             raise UserError(
-                f"{path}: {key} has shape {file[key].shape}, expected {shape}; it is not maze2d data in D4RL's schema"
-            )
-        if file[key].dtype.kind not in "fiub":
-            raise UserError(
-                f"{path}: {key} has type {file[key].dtype}, expected numbers; it is not maze2d data in D4RL's schema"
+                f"{path}: {key} has shape {shape} and type {dtype}, expected {expected} numbers; it is not maze2d data in D4RL's schema"
             )
     return length
+
+
+def _shape(length: int, width: int | None) -> tuple[int, ...]:
+    return (length,) if width is None else (length, width)
 
 
 def _read_rows(data: h5py.Dataset, rows: slice, path: Path) -> NDArray[Any]:

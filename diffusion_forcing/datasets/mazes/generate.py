@@ -1,12 +1,12 @@
-"""Make data like D4RL's maze2d: one long walk of the waypoint controller from random goal to random goal, with noise on its actions.
+"""Generate data like D4RL's maze2d: one long run of the waypoint controller to random goals, with noise on its actions.
 
-There are no resets: when the goal's cell centre is reached, or after one episode length without, a new random goal is set and the ball goes on
-from where it is (`timeouts` marks these steps). Action noise N(0, 0.5) is what makes the statistics equal the published data's; without it the
-ball never touches a wall. Rewards are those of D4RL's "sparse" files: 1 within 0.5 m of the maze's fixed goal.
+The ball is never reset: when it reaches the centre of the goal's cell, or after one episode length without, a new random goal is set (`timeouts`
+marks these steps). Action noise N(0, 0.5) gives the statistics of the published data; without it the ball never touches a wall. Rewards are those
+of D4RL's "sparse" files: 1 within 0.5 m of the maze's fixed goal.
 
-The walk is cut into shards of 50,000 steps. Each shard is written whole or not at all, draws from its own seed (seed, shard) and carries the
-state of simulator and controller at its end, so a killed generation goes on at its last shard and gives the same bytes as one that was never
-killed; and the first n steps are the same however many are asked for.
+The run is cut into shards of 50,000 steps. A shard is written whole or not at all, draws from its own seed (seed, shard), and contains the state of
+simulator and controller at its end. So an interrupted generation continues at its last shard and gives the same bytes as an uninterrupted one, and
+the first n steps do not depend on how many are asked for.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from diffusion_forcing.files import replacing, write_atomic
 from diffusion_forcing.progress import progress_bar
 
 SHARD_STEPS = 50_000
-"""Steps between two points a killed generation can go on from: about two seconds of work."""
+"""Steps of a shard: about two seconds of work."""
 _ALGORITHM = 1
-"""Raised whenever the same options would give other data, so that partial files of an older version are not continued."""
-_STATE_KEYS = ("state/ball", "state/json")
+"""Raised whenever the same options give other data, so that shards of an older version are not continued."""
 
 Steps = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides the data, except how many steps of it are asked for."""
+    """Everything that determines the data, except the number of steps."""
 
     maze: str
     action_noise: float = 0.5
@@ -61,27 +60,20 @@ def generate(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, list[float]]:
-    """Write exactly `num_steps` steps in `maze` to the HDF5 file `path` and return their statistics (`statistics.py`).
+    """Write exactly `num_steps` steps in `maze` to the HDF5 file `path` and return their statistics.
 
-    Goes on from `<path>.partial/` if an earlier call with the same options was killed, and removes it when the file is complete.
+    Continues from `<path>.partial/` if an earlier call with the same options was interrupted, and removes it when the file is complete.
     Raises `UserError` for options out of range or a folder that cannot be written.
     """
     if num_steps < 1:
         raise UserError(f"num_steps must be at least 1, got {num_steps}")
     recipe = Recipe(maze=maze.text, action_noise=action_noise, seed=seed)
+    attributes = {"maze": maze.text, "action_noise": action_noise, "seed": seed, "generator": f"waypoint {_ALGORITHM}"}
     partial = path.with_name(path.name + ".partial")
     try:
         _open_partial(partial, recipe)
-        shards = _collect(maze, partial, recipe, num_steps=num_steps, progress=progress, label=maze.name)
-        attributes = {
-            "maze": recipe.maze,
-            "action_noise": action_noise,
-            "seed": seed,
-            "generator": f"waypoint {_ALGORITHM}",
-        }
-        statistics = d4rl.write(
-            path, (_load_steps(file) for file in shards), num_steps=num_steps, attributes=attributes
-        )
+        shards = _collect(maze, partial, recipe, num_steps=num_steps, progress=progress)
+        statistics = d4rl.write(path, map(_load_steps, shards), num_steps=num_steps, attributes=attributes)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another dataset.save_dir") from error
     shutil.rmtree(partial)
@@ -89,7 +81,7 @@ def generate(
 
 
 class Collector:
-    """The walk itself: `collect(shard)` makes the next 50,000 steps; `state` / `set_state` carry it over a restart."""
+    """The run itself: `collect(shard)` makes the next 50,000 steps; `state` and `set_state` carry it over a restart."""
 
     def __init__(self, maze: Maze, recipe: Recipe) -> None:
         self.maze = maze
@@ -101,45 +93,41 @@ class Collector:
 
     def state(self) -> Steps:
         """Simulator and controller as arrays."""
-        facts = {"controller": self._controller.state(), "goal": self._goal, "steps_to_goal": self._steps_to_goal}
-        return {"state/ball": self._ball.state(), "state/json": np.array(json.dumps(facts))}
+        state = {"controller": self._controller.state(), "goal": self._goal, "steps_to_goal": self._steps_to_goal}
+        return {"state/ball": self._ball.state(), "state/json": np.array(json.dumps(state))}
 
-    def set_state(self, state: Steps) -> None:
+    def set_state(self, arrays: Steps) -> None:
         """Continue from an earlier `state`."""
-        facts = json.loads(str(state["state/json"]))
-        self._ball.set_state(np.asarray(state["state/ball"], dtype=np.float64))
-        self._controller.set_state(facts["controller"])
-        self._goal = (facts["goal"][0], facts["goal"][1])
-        self._steps_to_goal = facts["steps_to_goal"]
+        state = json.loads(str(arrays["state/json"]))
+        self._ball.set_state(np.asarray(arrays["state/ball"], dtype=np.float64))
+        self._controller.set_state(state["controller"])
+        self._goal = (state["goal"][0], state["goal"][1])
+        self._steps_to_goal = state["steps_to_goal"]
 
     def collect(self, shard: int, *, num_steps: int = SHARD_STEPS) -> Steps:
-        """Steps shard * 50,000 .. of the walk as D4RL's arrays; call it for shard 0, 1, 2, … in turn. At most 50,000 `num_steps`."""
+        """Steps of a shard as D4RL's arrays, at most 50,000; call it for shard 0, 1, 2, … in turn."""
         rng = np.random.default_rng([self.recipe.seed, shard])
+        # The noise of a whole shard is drawn, so that its first steps do not depend on num_steps.
         noise = (self.recipe.action_noise * rng.standard_normal((SHARD_STEPS, 2))).tolist()
-        self._controller.rng = rng
+        ball, controller, longest = self._ball, self._controller, self.maze.max_steps
+        controller.rng = rng
         if shard == 0:
-            self._ball.reset(*draw_start(self.maze, rng))
+            ball.reset(*draw_start(self.maze, rng))
             self._goal = self._new_goal(rng)
         assert self._goal is not None, "shards are collected in turn from 0"
+        goal, since = self._goal, self._steps_to_goal
         rows: list[tuple[float, ...]] = []
-        ball, controller, goal, since, longest = (
-            self._ball,
-            self._controller,
-            self._goal,
-            self._steps_to_goal,
-            self.maze.max_steps,
-        )
-        for push_x, push_y in noise[:num_steps]:
+        for noise_x, noise_y in noise[:num_steps]:
             x, y = ball.position.tolist()
             vx, vy = ball.velocity.tolist()
             ax, ay, done = controller.act(x, y, vx, vy, goal)
-            ax = min(1.0, max(-1.0, ax + push_x))
-            ay = min(1.0, max(-1.0, ay + push_y))
-            switch = done or since >= longest
-            rows.append((x, y, vx, vy, ax, ay, goal[0], goal[1], switch))
+            ax = min(1.0, max(-1.0, ax + noise_x))
+            ay = min(1.0, max(-1.0, ay + noise_y))
+            is_timeout = done or since >= longest
+            rows.append((x, y, vx, vy, ax, ay, goal[0], goal[1], is_timeout))
             ball.step((ax, ay))
             since += 1
-            if switch:
+            if is_timeout:
                 goal, since = self._new_goal(rng), 0
         self._goal, self._steps_to_goal = goal, since
         return self._as_steps(np.array(rows))
@@ -162,53 +150,47 @@ class Collector:
         }
 
 
-def _collect(maze: Maze, partial: Path, recipe: Recipe, *, num_steps: int, progress: bool, label: str) -> list[Path]:
-    """Make the shards that are missing in `partial`; return the files of all, in order."""
+def _collect(maze: Maze, partial: Path, recipe: Recipe, *, num_steps: int, progress: bool) -> list[Path]:
+    """Make the missing shards in `partial`; return the files of all, in order."""
     count = -(-num_steps // SHARD_STEPS)
     files = [partial / f"shard-{shard:05d}.npz" for shard in range(count)]
     sizes = [min(SHARD_STEPS, num_steps - shard * SHARD_STEPS) for shard in range(count)]
     ready = 0
-    while ready < count and _is_complete(files[ready], sizes[ready], last=ready == count - 1):
+    while ready < count and _is_complete(files[ready], sizes[ready], is_last=ready == count - 1):
         ready += 1
     collector = Collector(maze, recipe)
     if 0 < ready < count:
         with np.load(files[ready - 1]) as previous:
-            collector.set_state({key: previous[key] for key in _STATE_KEYS})
-    with progress_bar(
-        f"generating {label}", total=num_steps, done=sum(sizes[:ready]), unit="steps", show=progress
-    ) as bar:
+            collector.set_state({key: previous[key] for key in previous.files if key.startswith("state/")})
+    done = sum(sizes[:ready])
+    with progress_bar(f"generating {maze.name}", total=num_steps, done=done, unit="steps", show=progress) as bar:
         for shard in range(ready, count):
             steps = collector.collect(shard, num_steps=sizes[shard])
-            _save_shard(files[shard], {**steps, **collector.state()})
+            with replacing(files[shard]) as temporary, open(temporary, "wb") as stream:
+                np.savez(stream, **steps, **collector.state())  # type: ignore[arg-type]
             bar.advance(sizes[shard])
     return files
 
 
-def _is_complete(file: Path, size: int, *, last: bool) -> bool:
-    """Whether a shard is there with enough steps; one that others continue must have all of them."""
+def _is_complete(file: Path, size: int, *, is_last: bool) -> bool:
+    """Whether a shard exists with enough steps; one that others continue must have all of them."""
     if not file.exists():
         return False
     with np.load(file) as shard:
         length = len(shard["rewards"])
-    return length >= size if last else length == SHARD_STEPS
+    return length >= size if is_last else length == SHARD_STEPS
 
 
 def _open_partial(partial: Path, recipe: Recipe) -> None:
-    """Make the folder of shards, or empty it when another recipe left it."""
-    facts = json.dumps(asdict(recipe) | {"shard_steps": SHARD_STEPS}, indent=1)
-    note = partial / "recipe.json"
-    if partial.exists() and not (note.exists() and note.read_text() == facts):
+    """Make the folder of shards; empty it first if it belongs to another recipe."""
+    text = json.dumps(asdict(recipe) | {"shard_steps": SHARD_STEPS}, indent=1)
+    file = partial / "recipe.json"
+    if partial.exists() and not (file.exists() and file.read_text() == text):
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    if not note.exists():
-        write_atomic(note, facts)
-
-
-def _save_shard(file: Path, arrays: Steps) -> None:
-    with replacing(file) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+    write_atomic(file, text)
 
 
 def _load_steps(file: Path) -> Steps:
     with np.load(file) as shard:
-        return {key: shard[key] for key in shard.files if key not in _STATE_KEYS}
+        return {key: shard[key] for key in shard.files if not key.startswith("state/")}

@@ -1,11 +1,11 @@
-"""D4RL-like walks in a maze as windows for planning: where they come from, how they are cut, what they are normalised by.
+"""Windows of maze steps for planning: where the data comes from, how it is cut, and what normalises it.
 
-`Maze2d(options)` does nothing until `prepare()`, which finds the data, or makes or downloads it, and maps it into memory. Sources:
-`auto` takes D4RL's file where it lies in `save_dir`, else generates (eight seconds a million steps); `generate`, `d4rl` (downloads the public
-file), `path` (`dataset.path`, any file in D4RL's schema), `minari` (`dataset.path`, a Minari data set of PointMaze).
+`Maze2d(options)` does nothing until `prepare()`, which finds, generates or downloads the data and maps it into memory. Sources: `auto` uses D4RL's
+file if it is in `save_dir` and otherwise generates (eight seconds for a million steps); `generate`; `d4rl` downloads the public file; `path` is any
+file in D4RL's schema (`dataset.path`); `minari` a Minari data set of PointMaze (`dataset.path`).
 
-The lengths of the configured means decide what a planner sees: x (2 observation columns, no actions), xv (4, none), xva (4 and 2).
-The batches always hold all columns, in data units.
+The lengths of the configured means decide what a planner sees: x (2 observation columns, no actions), xv (4, none), xva (4 and 2). Batches always
+contain all columns, in the units of the data.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from diffusion_forcing.environments.mazes.layout import MAZES, Maze, as_maze
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.files import locked
 
-# The options of a maze data set, checked when they are built, and the file names that follow from them.
-
 Source = Literal["auto", "d4rl", "generate", "minari", "path"]
 
 D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/maze2d"
+_MAX_IN_WALLS = 0.01
+"""Share of positions that may lie in walls; more, and the data is of another maze."""
+_ODD_RATIO = 10.0
+"""A note is printed if a configured deviation differs from the data's by this factor; the released settings stretch it up to 8 times on purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,13 @@ class Maze2dOptions:
     """The keys of `dataset.*`. Lengths of the means: observations 2 (x) or 4 (x and v), actions 0 or 2."""
 
     env_id: str = "maze2d-medium-v1"
-    """maze2d-{umaze,medium,large}-v1; not looked at when `maze_map` is given."""
+    """maze2d-{umaze,medium,large}-v1; ignored if `maze_map` is given."""
     maze_map: str | None = None
     r"""Any maze as text, rows separated by `\`: '#####\#OOG#\#####'."""
     episode_len: int = 600
     """Steps of 0.01 s in a window after its first."""
     gamma: float = 1.0
-    """Discount of returns, in (0, 1]; goals are reached by guidance here, so nothing discounts."""
+    """Discount of returns, in (0, 1]; goals are reached by guidance here, so nothing is discounted."""
     observation_mean: tuple[float, ...] = (3.5092521, 3.4765592, 4.1e-5, 3.85e-5)
     observation_std: tuple[float, ...] = (1.3371079, 1.52102, 2.3407657, 2.3693702)
     action_mean: tuple[float, ...] = (0.0, 0.0)
@@ -57,20 +59,19 @@ class Maze2dOptions:
     path: str | None = None
     """File in D4RL's schema (`source=path`), or folder or id of a Minari data set (`source=minari`)."""
     d4rl_url: str = D4RL_URL
-    """Folder on the web that holds maze2d-*-sparse-v1.hdf5."""
+    """Web folder of maze2d-*-sparse-v1.hdf5."""
     sha256: str = ""
-    """SHA-256 the downloaded file must have; D4RL publishes none."""
+    """SHA-256 that the downloaded file must have; D4RL publishes none."""
     num_steps: int = 1_000_000
     """Steps to generate."""
     action_noise: float = 0.5
     """Standard deviation of the noise on generated actions; 0.5 gives D4RL's statistics."""
     generate_seed: int = 0
     validation_fraction: float = 0.02
-    """Share of the steps, the last ones, kept out of training; with 0 validation windows are training windows."""
+    """Share of the steps, the last ones, kept out of training; if 0, validation windows are training windows."""
 
     def __post_init__(self) -> None:
         maze = self.maze
-        self._check_statistics()
         if self.source not in get_args(Source):
             hint = did_you_mean(str(self.source), get_args(Source))
             raise UserError(
@@ -84,7 +85,7 @@ class Maze2dOptions:
             )
         if self.source == "d4rl" and maze.name == "custom":
             raise UserError(
-                "dataset.source=d4rl has no data for a dataset.maze_map of your own; use dataset.source=generate"
+                "dataset.source=d4rl has no data for a custom dataset.maze_map; use dataset.source=generate"
             )
         for key, least in (("episode_len", 1), ("num_steps", 2), ("generate_seed", 0)):
             if getattr(self, key) < least:
@@ -95,19 +96,39 @@ class Maze2dOptions:
             raise UserError(f"dataset.action_noise must be at least 0, got {self.action_noise}; D4RL's data has 0.5")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"dataset.validation_fraction must be in [0, 1), got {self.validation_fraction}")
+        if not self.reward_std > 0:
+            raise UserError(f"dataset.reward_std must be above 0, got {self.reward_std}")
+        self._check_statistics("observation", (2, 4))
+        self._check_statistics("action", (0, 2))
+
+    def _check_statistics(self, kind: str, widths: tuple[int, int]) -> None:
+        mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
+        if len(mean) not in widths:
+            allowed = " or ".join(map(str, widths))
+            raise UserError(f"dataset.{kind}_mean has {len(mean)} numbers, allowed are {allowed} (docs/planning.md)")
+        if len(mean) != len(std):
+            raise UserError(
+                f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give both the same length"
+            )
+        if not np.isfinite([*mean, *std]).all():
+            raise UserError(
+                f"dataset.{kind}_mean and dataset.{kind}_std must be finite, got {list(mean)} and {list(std)}"
+            )
+        if any(value <= 0 for value in std):
+            raise UserError(f"dataset.{kind}_std must be above 0, got {list(std)}")
 
     @property
     def maze(self) -> Maze:
-        """The maze itself."""
+        """The maze of `env_id` or `maze_map`."""
         if self.maze_map is not None:
             try:
                 custom = Maze.from_ascii(self.maze_map)
-            except UserError as refusal:
-                raise UserError(f"dataset.maze_map: {refusal}") from refusal
+            except UserError as error:
+                raise UserError(f"dataset.maze_map: {error}") from error
             return next((maze for maze in MAZES.values() if maze.rows == custom.rows), custom)
         if not (self.env_id.startswith("maze2d-") and self.env_id.endswith("-v1")):
             raise UserError(
-                f"dataset.env_id {self.env_id!r} is unknown; choose maze2d-umaze-v1, maze2d-medium-v1 or maze2d-large-v1, or give dataset.maze_map"
+                f"dataset.env_id {self.env_id!r} is unknown; choose maze2d-{{umaze,medium,large}}-v1 or give dataset.maze_map"
             )
         return as_maze(self.env_id)
 
@@ -118,55 +139,28 @@ class Maze2dOptions:
 
     @property
     def d4rl_file(self) -> Path:
-        """Where D4RL's public file of this maze is looked for."""
+        """Path of D4RL's public file of this maze."""
         return Path(self.save_dir) / f"maze2d-{self.maze.name}-sparse-v1.hdf5"
 
     @property
     def generated_file(self) -> Path:
-        """Where generated data lies; its name says all that decides its content."""
+        """Path of generated data; its name contains everything that determines its content."""
         maze = self.maze
         name = maze.name if maze.name != "custom" else f"custom-{hashlib.sha256(maze.text.encode()).hexdigest()[:8]}"
         recipe = f"{self.num_steps}-noise{self.action_noise:g}-seed{self.generate_seed}"
         return Path(self.save_dir) / f"maze2d-{name}-{recipe}.hdf5"
 
     def cache_folder(self, source: Path) -> Path:
-        """Where the memory-mapped copy of `source` lies: beside it in `save_dir`, and in `save_dir` too for a file from elsewhere."""
+        """Folder of the memory-mapped copy of `source`, in `save_dir` also if the source is elsewhere."""
         folder = Path(self.save_dir)
         if source.parent.resolve() == folder.resolve():
             return folder / f"{source.name}.cache"
         digest = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
         return folder / f"{source.name}-{digest}.cache"
 
-    def _check_statistics(self) -> None:
-        for kind, widths in (("observation", (2, 4)), ("action", (0, 2))):
-            mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
-            if len(mean) not in widths:
-                allowed = " or ".join(map(str, widths))
-                raise UserError(
-                    f"dataset.{kind}_mean has {len(mean)} numbers, allowed are {allowed}; see docs on x, xv and xva"
-                )
-            if len(mean) != len(std):
-                raise UserError(
-                    f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give both the same length"
-                )
-            if not np.isfinite([*mean, *std]).all():
-                raise UserError(
-                    f"dataset.{kind}_mean and dataset.{kind}_std must be finite, got {list(mean)} and {list(std)}"
-                )
-            if any(value <= 0 for value in std):
-                raise UserError(f"dataset.{kind}_std must be above 0, got {list(std)}")
-        if not self.reward_std > 0:
-            raise UserError(f"dataset.reward_std must be above 0, got {self.reward_std}")
-
-
-_OUTSIDE = 0.01
-"""Share of positions that may lie in walls before the data is taken for another maze's."""
-_ODD_RATIO = 10.0
-"""A configured deviation this many times off the data's is mentioned; the released settings stretch it up to 8 times on purpose."""
-
 
 class Maze2d:
-    """Windows of walks in one maze. `prepare()` first, then `training()` and `validation()`."""
+    """Windows of runs in one maze. `prepare()` first, then `training()` and `validation()`."""
 
     Options = Maze2dOptions
 
@@ -186,14 +180,14 @@ class Maze2d:
 
     @property
     def store(self) -> Store:
-        """The steps in memory-mapped arrays; prepares them first if `prepare` was not called."""
+        """The steps in memory-mapped arrays; calls `prepare` if that was not done."""
         if self._store is None:
             self.prepare(progress=False)
         assert self._store is not None
         return self._store
 
     def prepare(self, progress: bool = True) -> None:
-        """Make sure that the data is on disk and mapped. Raises `UserError` where it cannot be had or is broken."""
+        """Make sure that the data is on disk and mapped. `UserError` if it is unavailable or damaged."""
         options = self.options
         if options.source == "minari":
             folder = minari.find(options.path or "")
@@ -203,68 +197,57 @@ class Maze2d:
         source = self._find(progress)
         self._store = self._open(source, d4rl.read(source))
         if progress:
-            self._say_odd_statistics()
+            self._note_odd_statistics()
 
     def training(self) -> Windows:
         """All windows before the validation part."""
         return Windows(self.store, self.options.window, end=self._border())
 
     def validation(self) -> Windows:
-        """Windows of the last `validation_fraction` of the steps; all windows where that is 0."""
+        """Windows of the last `validation_fraction` of the steps; all windows if that is 0."""
         border = self._border()
         return Windows(self.store, self.options.window, begin=0 if border == len(self.store) else border)
 
     def generate(self, progress: bool = True) -> Path:
-        """Generate the file of these options unless it is there, print where it is and its statistics, and return its path."""
+        """Generate the file of these options unless it exists, print its path and statistics, and return the path."""
         path = self._generate(progress)
         self._store = self._open(path, d4rl.read(path))
         print(f"{path}: {len(self._store):,} steps")
         for name, values in self._store.statistics.items():
-            # means and deviations are printed as they are typed on the command line
+            # Means and deviations are printed as command-line overrides.
             key = f"dataset.{name}" if name.endswith(("mean", "std")) else name
             print(f"  {key}=[{','.join(f'{value:.7g}' for value in values)}]")
         return path
 
-    def _say_odd_statistics(self) -> None:
-        """One line when the options would normalise these data badly, as those of another maze do."""
+    def _note_odd_statistics(self) -> None:
+        """Print a line if the options would normalise this data badly, as those of another maze do."""
         for kind in ("observation", "action"):
-            mean, std = (np.array(getattr(self.options, f"{kind}_{what}")) for what in ("mean", "std"))
-            true_mean, true_std = (np.array(self.statistics[f"{kind}_{what}"])[: len(mean)] for what in ("mean", "std"))
+            mean, std = (np.array(getattr(self.options, f"{kind}_{name}")) for name in ("mean", "std"))
+            true_mean, true_std = (np.array(self.statistics[f"{kind}_{name}"])[: len(mean)] for name in ("mean", "std"))
             ratio = std / np.maximum(true_std, 1e-6)
-            if (
-                (np.abs(mean - true_mean) > true_std).any()
-                or (ratio > _ODD_RATIO).any()
-                or (ratio < 1 / _ODD_RATIO).any()
-            ):
-                measured = [
-                    f"dataset.{kind}_{what}={np.round(value, 4).tolist()}"
-                    for what, value in (("mean", true_mean), ("std", true_std))
-                ]
-                print(
-                    f"note: dataset.{kind}_mean and _std are far from these data's; they would be {' '.join(measured).replace(', ', ',')}"
+            is_odd = (np.abs(mean - true_mean) > true_std) | (ratio > _ODD_RATIO) | (ratio < 1 / _ODD_RATIO)
+            if is_odd.any():
+                measured = " ".join(
+                    f"dataset.{kind}_{name}={np.round(value, 4).tolist()}".replace(", ", ",")
+                    for name, value in (("mean", true_mean), ("std", true_std))
                 )
+                print(f"note: dataset.{kind}_mean and _std are far from this data's, which are {measured}")
 
     def _border(self) -> int:
         """First step of the validation part."""
         return len(self.store) - round(self.options.validation_fraction * len(self.store))
 
     def _find(self, progress: bool) -> Path:
-        """The data file, made or downloaded where the source says so."""
-        options = self.options
+        """The data file, generated or downloaded if the source says so."""
+        options, public = self.options, self.options.d4rl_file
         if options.path:
             return Path(options.path).expanduser()
+        if options.source in ("auto", "d4rl") and self.maze.name != "custom" and public.exists():
+            return public
         if options.source == "d4rl":
-            if options.d4rl_file.exists():
-                return options.d4rl_file
-            with locked(options.d4rl_file):
-                return download(
-                    f"{options.d4rl_url}/{options.d4rl_file.name}",
-                    options.d4rl_file,
-                    sha256=options.sha256,
-                    progress=progress,
-                )
-        if options.source == "auto" and self.maze.name != "custom" and options.d4rl_file.exists():
-            return options.d4rl_file
+            with locked(public):
+                url = f"{options.d4rl_url}/{public.name}"
+                return download(url, public, sha256=options.sha256, progress=progress)
         if options.source == "auto" and progress and not options.generated_file.exists():
             hint = "" if self.maze.name == "custom" else " (dataset.source=d4rl downloads D4RL's own)"
             print(
@@ -277,7 +260,7 @@ class Maze2d:
         if path.exists():
             return path
         with locked(path):
-            if not path.exists():
+            if not path.exists():  # another process may have made it
                 generate(
                     self.maze,
                     path,
@@ -298,9 +281,9 @@ class Maze2d:
     def _in_maze(self, parts: Iterable[Steps], source: Path) -> Iterable[Steps]:
         for part in parts:
             outside = 1 - float(self.maze.contains(part["observations"][:, :2]).mean())
-            if outside > _OUTSIDE:
+            if outside > _MAX_IN_WALLS:
                 raise UserError(
-                    f"{source}: {outside:.0%} of the positions lie in walls of maze '{self.maze.name}'; the data is of another maze, "
+                    f"{source}: {outside:.0%} of the positions lie in walls of maze '{self.maze.name}'; it is the data of another maze, "
                     "check dataset.env_id or dataset.maze_map"
                 )
             yield part

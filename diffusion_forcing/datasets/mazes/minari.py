@@ -1,11 +1,11 @@
 """Read a local Minari data set of gymnasium-robotics' PointMaze into D4RL's frame.
 
-Minari's HDF5 layout (`data/main_data.hdf5`, one group per episode) is read directly; for its other formats the `minari` package is needed
-(`pip install 'diffusion-forcing[minari]'`). An episode of T actions has T + 1 observations; the last one has no action and is only used to see
-whether the next episode goes on from it, as in Minari's D4RL/pointmaze sets, where reaching a goal ends an episode but not the motion.
+Minari's HDF5 layout (`data/main_data.hdf5`, one group for each episode) is read directly; other formats need the package `minari`
+(`pip install 'diffusion-forcing[minari]'`). An episode of T actions has T + 1 observations. The last has no action and only shows whether the next
+episode continues from it: in Minari's D4RL/pointmaze sets reaching a goal ends an episode, but not the motion.
 
-PointMaze's origin is the middle of the map, x to the right and y up, so with H rows and W columns
-`x' = H/2 - 0.7 - y`, `y' = x + W/2 - 0.7`, velocities (-vy, vx) and actions (-ay, ax): the same physics seen from D4RL's corner.
+The origin of PointMaze is the middle of the map, with x to the right and y up. For H rows and W columns
+`x' = H/2 - 0.7 - y`, `y' = x + W/2 - 0.7`, the velocity is (-vy, vx) and the action (-ay, ax): the same physics seen from D4RL's corner.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from diffusion_forcing.environments.mazes.maze2d import reached
 from diffusion_forcing.errors import UserError
 
 _ORIGIN = 0.7
-"""m: from the outer corner of D4RL's map to its origin."""
+"""m: from the outer corner of D4RL's map to the origin of its frame."""
 _SAME = 1e-4
-"""Two states nearer than this are one: an episode goes on in the next."""
+"""Two states nearer than this are the same: the episode continues in the next."""
 
 Episode = tuple[NDArray[Any], NDArray[Any]]
-"""Observations (T + 1, 4) and actions (T, 2), still in PointMaze's frame."""
+"""Observations (T + 1, 4) and actions (T, 2) in PointMaze's frame."""
 
 
 def to_d4rl(
@@ -52,20 +52,20 @@ def find(name: str) -> Path:
         if (folder / "data").is_dir():
             return folder
     raise UserError(
-        f"no Minari data set '{name}': neither a folder nor an id under {root}; give dataset.path=<folder with data/> or run `minari download {name}`"
+        f"no Minari data set '{name}', neither as a folder nor under {root}; give dataset.path=<folder with data/> or run `minari download {name}`"
     )
 
 
 def source_file(folder: Path) -> Path:
-    """The file whose change means new data: its HDF5 file, or the metadata of another format."""
+    """The file that changes when the data does: the HDF5 file, or the metadata of another format."""
     main = folder / "data" / "main_data.hdf5"
     return main if main.exists() else folder / "data" / "metadata.json"
 
 
 def read(folder: Path, maze: Maze) -> Iterator[Steps]:
-    """The episodes of `folder` as parts of observations, actions, rewards (towards the maze's fixed goal) and `ends`.
+    """The episodes of `folder` as parts: observations, actions, rewards (for the maze's fixed goal) and `ends`.
 
-    Raises `UserError` for a folder that is not a readable PointMaze data set.
+    `UserError` if the folder is not a readable PointMaze data set.
     """
     main = folder / "data" / "main_data.hdf5"
     episodes = _from_hdf5(main) if main.exists() else _from_package(folder)
@@ -130,7 +130,7 @@ def _checked(episode: Episode, where: str) -> Episode:
     observations, actions = episode
     if observations.ndim != 2 or observations.shape[1] != 4 or actions.shape != (len(observations) - 1, 2):
         raise UserError(
-            f"{where} has observations {observations.shape} and actions {actions.shape}, expected (T + 1, 4) and (T, 2); it is not PointMaze's"
+            f"{where} has observations {observations.shape} and actions {actions.shape}, expected (T + 1, 4) and (T, 2) as PointMaze has"
         )
     if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
         raise UserError(f"{where} has numbers that are not finite (NaN or infinity); get the data set again")

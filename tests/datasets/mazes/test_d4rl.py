@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back_in_parts_of_any_size(tmp_path: Path, monke
     full = {**arrays, **infos}
     parts = [{key: values[a:b] for key, values in full.items()} for a, b in ((0, 30), (30, 31), (31, 100))]
     found = d4rl.write(tmp_path / "a.hdf5", parts, num_steps=90, attributes={"seed": 5})
-    monkeypatch.setattr(d4rl, "_PART", 17)
+    monkeypatch.setattr(d4rl, "_PART_STEPS", 17)
     back = read_all(tmp_path / "a.hdf5")
     for key in ("observations", "actions", "rewards"):
         assert (back[key] == arrays[key][:90]).all()
@@ -106,9 +106,9 @@ def nan_at_step_33(path: Path) -> None:
         (text, "not a readable HDF5 file"),
         (drop_rewards, "has no rewards"),
         (nothing_left, "holds no steps"),
-        (replace("observations", np.zeros((100, 6))), "observations has shape (100, 6), expected (100, 4)"),
-        (replace("actions", np.zeros((99, 2))), "actions has shape (99, 2), expected (100, 2)"),
-        (replace("actions", np.full((100, 2), b"x")), "expected numbers"),
+        (replace("observations", np.zeros((100, 6))), "observations has shape (100, 6)"),
+        (replace("actions", np.zeros((99, 2))), "actions has shape (99, 2)"),
+        (replace("actions", np.full((100, 2), b"x")), "actions has shape (100, 2) and type"),
         (replace("rewards", 1.0), "holds no steps"),
         (nan_at_step_33, "observations of step 33 is not finite"),
     ],

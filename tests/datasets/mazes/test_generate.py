@@ -57,6 +57,7 @@ def test_the_data_are_one_walk_the_physics_can_make(tmp_path: Path) -> None:
         assert np.concatenate([ball.position, ball.velocity]) == pytest.approx(after, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_the_statistics_equal_d4rls_published_ones_with_noise_and_not_without() -> None:
     noisy = Collector(UMAZE, Recipe(maze=UMAZE.text))
     observations = np.concatenate([noisy.collect(shard)["observations"] for shard in range(3)])
@@ -122,6 +123,7 @@ def test_a_generation_stopped_between_shards_ends_in_the_same_bytes(
     assert digest(tmp_path / "broken.hdf5") == digest(tmp_path / "whole.hdf5")
 
 
+@pytest.mark.slow
 def test_a_generation_killed_by_sigkill_while_it_writes_ends_in_the_same_bytes(tmp_path: Path) -> None:
     script = """
 import os, pathlib, signal, sys
@@ -153,9 +155,7 @@ g.generate(MAZES["umaze"], pathlib.Path(sys.argv[1]), num_steps=3500, progress=F
 def test_partial_files_of_other_options_are_not_continued(tmp_path: Path, small_shards: int) -> None:
     target, partial = tmp_path / "a.hdf5", tmp_path / "a.hdf5.partial"
     generate_maze2d._open_partial(partial, Recipe(maze=UMAZE.text, seed=1))
-    generate_maze2d._collect(
-        UMAZE, partial, Recipe(maze=UMAZE.text, seed=1), num_steps=500, progress=False, label="umaze"
-    )
+    generate_maze2d._collect(UMAZE, partial, Recipe(maze=UMAZE.text, seed=1), num_steps=500, progress=False)
     generate(UMAZE, target, num_steps=500, seed=2, progress=False)
     generate(UMAZE, tmp_path / "b.hdf5", num_steps=500, seed=2, progress=False)
     assert digest(target) == digest(tmp_path / "b.hdf5")

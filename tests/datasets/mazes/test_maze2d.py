@@ -154,7 +154,7 @@ def test_the_defaults_are_the_released_medium_settings() -> None:
         ({"source": "d4r"}, "did you mean 'd4rl'?"),
         ({"source": "path"}, "needs dataset.path"),
         ({"source": "d4rl", "path": "x"}, "dataset.path is not used"),
-        ({"source": "d4rl", "maze_map": r"#####\#OOO#\#####"}, "no data for a dataset.maze_map"),
+        ({"source": "d4rl", "maze_map": r"#####\#OOO#\#####"}, "dataset.source=d4rl has no data"),
         ({"observation_mean": (1.0, 2.0, 3.0)}, "has 3 numbers, allowed are 2 or 4"),
         ({"observation_mean": ()}, "has 0 numbers"),
         ({"observation_std": (1.0,)}, "dataset.observation_std 1"),

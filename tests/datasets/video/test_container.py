@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.robot.video import film_facts
+from diffusion_forcing.datasets.robot.video import video_metadata
 from diffusion_forcing.datasets.video import container
 from diffusion_forcing.datasets.video.decode import blocks, read_frames
 from diffusion_forcing.datasets.video.episode import Episode, inspect
@@ -168,7 +168,7 @@ def test_a_film_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path, fi
     path.write_bytes(raw[: len(raw) * 2 // 3])
     assert "is cut off" in looked_at(tmp_path).problem
     with pytest.raises(ValueError, match="cut off"):
-        film_facts(path)
+        video_metadata(path)
 
 
 @pytest.mark.parametrize(("first", "last"), [(5, 0), (0, 5), (13, 20)])
@@ -176,6 +176,6 @@ def test_frames_outside_the_edit_list_of_a_trimmed_video_do_not_count(tmp_path: 
     path = trim(write_film(tmp_path / "a.mp4", film(40, 32), g="10"), first=first, last=last)
     episode, every = looked_at(tmp_path), decode(path)
     assert len(every) == 40 - first - last
-    assert (episode.problem, episode.frames, film_facts(path)) == ("", len(every), (len(every), 20))
+    assert (episode.problem, episode.frames, video_metadata(path)) == ("", len(every), (len(every), 20))
     for frames in ([0], [len(every) - 1], list(range(3, len(every), 2))):
         assert (read_frames(tmp_path, episode, np.array(frames)) == every[frames]).all()
