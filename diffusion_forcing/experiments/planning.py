@@ -31,7 +31,7 @@ from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions
 from diffusion_forcing.metrics.planning import normalized_score, planning_report
 from diffusion_forcing.tracking.charts import read_curves
 from diffusion_forcing.visualization.curves import draw_loss_curve
-from diffusion_forcing.visualization.maze import draw_plans, film_of_execution, film_of_plan
+from diffusion_forcing.visualization.maze import draw_plans, video_of_execution, video_of_plan
 
 # Playing mazes: plan, follow the plan for a while, look where the ball is, plan again.
 #
@@ -354,7 +354,7 @@ class PlanningExperiment(BaseExperiment):
         rows, levels = self._rows_of_plan(planner, first, longest, device, settings.episode_len, maze.max_steps)
         self.run.video(
             f"{task}_plan_from_noise",
-            film_of_plan(
+            video_of_plan(
                 walls,
                 rows,
                 first.trajectories[longest, 0, :2] if marks else None,
@@ -369,7 +369,7 @@ class PlanningExperiment(BaseExperiment):
         horizon = len(followed[0])
         self.run.video(
             f"{task}_episode",
-            film_of_execution(
+            video_of_execution(
                 walls,
                 np.stack(
                     [np.concatenate([plan, np.repeat(plan[-1:], horizon - len(plan), axis=0)]) for plan in followed]

@@ -1,1 +1,1 @@
-"""Pictures and films as uint8 arrays, from arrays: no file, no window, no global state of the plot library."""
+"""Images and videos as uint8 arrays, made from arrays: no file, no window, no global state of the plotting library."""

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_forcing.visualization.curves import COLOURS, INK, LINE
+from diffusion_forcing.visualization.canvas import COLOURS, INK, LINE
 
 BANDS = ((0.9, 0.18), (0.8, 0.28), (0.5, 0.42))
 """Central intervals and how dark they are."""

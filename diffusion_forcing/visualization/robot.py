@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.visualization.video import enlarged, lettering, put_
+from diffusion_forcing.visualization.canvas import INK, SOFT, Canvas, text_width
 
 Pictures = NDArray[np.uint8]
 MARGIN, GAP, HEAD, FOOT = 16, 12, 28, 40
 SIDE = 96  # of a picture on a sheet, about
-INK, SOFT, GOOD, BAD = "#222c37", "#66727f", "#1a8754", "#d4342c"
+GOOD, BAD = "#1a8754", "#d4342c"
 COVERED = 70
 
 
@@ -36,36 +36,33 @@ def film_of_episode(
     (cameras, h, h, 3); expected: the same, None where nothing was expected.
     """
     side = scene[0].shape[1]
-    names = [*cameras, *(f"saw, {name}" for name in cameras), *(f"expected, {name}" for name in cameras)]
-    width = 2 * MARGIN + len(cameras) * 2 * (side // 2 + GAP)
-    width = max(width, 2 * MARGIN + len(cameras) * (side + GAP) - GAP)
     small = side // 2
-    paper = np.full((HEAD + side + HEAD + small + FOOT, width, 3), 255, np.uint8)
-    for number, name in enumerate(cameras):
-        put_(paper, lettering(name, bold=True), 5, MARGIN + number * (side + GAP))
-    for number, name in enumerate(names[len(cameras) :]):
-        put_(paper, lettering(name, colour=SOFT, pixels=11), HEAD + side + 8, MARGIN + number * (small + GAP // 2))
+    names = [*(f"saw, {name}" for name in cameras), *(f"expected, {name}" for name in cameras)]
+    width = 2 * MARGIN + len(cameras) * 2 * (small + GAP)
+    width = max(width, 2 * MARGIN + len(cameras) * (side + GAP) - GAP)
+    below = HEAD + side + HEAD
     frames = []
     for moment in range(len(scene)):
-        picture = paper.copy()
+        canvas = Canvas(width, below + small + FOOT)
         look = int(np.searchsorted(np.asarray(looks), moment, side="right")) - 1
-        for number in range(len(cameras)):
-            pixels = scene[moment][number]
-            if covered[moment][number]:
-                pixels = np.full_like(pixels, COVERED)
+        for number, name in enumerate(cameras):
             left = MARGIN + number * (side + GAP)
-            picture[HEAD : HEAD + side, left : left + side] = pixels
-            if covered[moment][number]:
-                put_(picture, lettering(" blocked ", colour=BAD, bold=True), HEAD + side // 2, left + side // 3)
+            canvas.text(left, 7, name, bold=True)
+            blocked = covered[moment][number]
+            pixels = scene[moment][number]
+            canvas.frame(left, HEAD, np.full_like(pixels, COVERED) if blocked else pixels)
+            if blocked:
+                canvas.text(left + side / 2, HEAD + side / 2, "blocked", colour=BAD, bold=True, anchor="mm")
+        for number, name in enumerate(names):
+            canvas.text(MARGIN + number * (small + GAP // 2), HEAD + side + 10, name, size=11, colour=SOFT)
         small_ones = [*seen[look], *(expected[look] if expected[look] is not None else ())]  # type: ignore[misc]
         for number, pixels in enumerate(small_ones):
-            left, top = MARGIN + number * (small + GAP // 2), HEAD + side + HEAD
-            picture[top : top + small, left : left + small] = fitted(pixels, small)
+            canvas.frame(MARGIN + number * (small + GAP // 2), below, fitted(pixels, small))
         done = moment == len(scene) - 1
         text = ("both fruits are swapped" if success else "not done") if done else f"action {moment}"
         colour = (GOOD if success else BAD) if done else INK
-        put_(picture, lettering(text, colour=colour, bold=done), picture.shape[0] - FOOT + 10, MARGIN)
-        frames.append(picture)
+        canvas.text(MARGIN, below + small + 13, text, colour=colour, bold=done)
+        frames.append(canvas.array())
     frames += [frames[-1]] * 10
     return np.stack(frames)
 
@@ -81,29 +78,24 @@ def draw_looks(
 
     seen, expected: an episode, then a look, then (cameras, h, h, 3); the first camera is drawn.
     """
-    size = seen[0][0].shape[1]
-    scale = max(1, round(SIDE / size))
-    side = size * scale
+    scale = max(1, round(SIDE / seen[0][0].shape[1]))
+    side = seen[0][0].shape[1] * scale
     columns = max(len(episode) for episode in seen)
-    name = [lettering(word, colour=SOFT, pixels=12) for word in ("saw", "expected")]
-    left = MARGIN + max(word.shape[1] for word in name) + GAP
+    left = MARGIN + text_width("expected", size=12) + GAP
     head = 36 if title else MARGIN
     block = 22 + 2 * side + 4 + GAP
-    picture = np.full((head + len(seen) * block, left + columns * (side + 4) + MARGIN, 3), 255, np.uint8)
-    if title:
-        put_(picture, lettering(title, pixels=15, bold=True), 8, MARGIN)
+    canvas = Canvas(left + columns * (side + 4) + MARGIN, head + len(seen) * block)
+    canvas.text(MARGIN, 10, title, size=15, bold=True)
     for number, (looks, hopes, words) in enumerate(zip(seen, expected, titles, strict=True)):
         top = head + number * block
-        put_(picture, lettering(words, pixels=12), top, left)
-        for row, word in enumerate(name):
-            put_(picture, word, top + 22 + row * (side + 4) + side // 2 - 8, MARGIN)
-        for column, (look, hope) in enumerate(zip(looks, hopes, strict=True)):
-            at = left + column * (side + 4)
-            picture[top + 22 : top + 22 + side, at : at + side] = enlarged(look[0], scale)
-            if hope is not None:
-                below = top + 26 + side
-                picture[below : below + side, at : at + side] = enlarged(hope[0], scale)
-    return picture
+        canvas.text(left, top + 3, words, size=12)
+        for row, (name, frames) in enumerate((("saw", looks), ("expected", hopes))):
+            above = top + 22 + row * (side + 4)
+            canvas.text(MARGIN, above + side / 2, name, size=12, colour=SOFT, anchor="lm")
+            for column, frame in enumerate(frames):
+                if frame is not None:
+                    canvas.frame(left + column * (side + 4), above, frame[0], scale=scale)
+    return canvas.array()
 
 
 def fitted(picture: Pictures, side: int) -> Pictures:

@@ -34,7 +34,7 @@ from diffusion_forcing.experiments.video.rollouts import (
 )
 from diffusion_forcing.files import replacing
 from diffusion_forcing.visualization.curves import Panel, draw_horizon
-from diffusion_forcing.visualization.video import SideBySide, draw_sheet, sheet_frames
+from diffusion_forcing.visualization.video import SideBySide, draw_grid, grid_frames
 
 # What a rollout's scores say, as numbers for metrics.json, rows for a table, and a few lines for the terminal.
 
@@ -266,7 +266,7 @@ class Drawing:
         many = f"{len(self._truths)} clips" if len(self._truths) > 1 else "one clip"
         self.run.image(
             f"{self.task}_sheet",
-            draw_sheet(self._truths, self._shown, frames, given),
+            draw_grid(self._truths, self._shown, frames, given),
             caption=caption or f"Truth and prediction of {many}; amber: what the model was given",
         )
 
@@ -296,7 +296,7 @@ class Drawing:
     ) -> Callable[[], None]:
         """Add what keeps the sheet's frames; returns what hands them over when the batch is done."""
         if self._layout is None:
-            self._layout = (sheet_frames(given), given) if count else None
+            self._layout = (grid_frames(given), given) if count else None
         if self._layout is None or len(self._layout[1]) != len(given):
             return lambda: None
         frames = self._layout[0]
