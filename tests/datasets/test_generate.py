@@ -56,6 +56,7 @@ def test_episodes_lie_in_tecos_layout_stored_and_whole(tmp_path: Path, noise: No
         assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path, noise: Noise) -> None:
     for workers in (1, 3):
         make(noise, tmp_path / str(workers), workers=workers)
@@ -135,6 +136,7 @@ def test_a_folder_that_cannot_be_written_and_a_damaged_recipe_are_user_errors(tm
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+@pytest.mark.slow
 def test_an_interrupted_generation_leaves_whole_episodes_no_process_and_goes_on(
     tmp_path: Path, noise: Noise, how: signal.Signals
 ) -> None:

@@ -67,6 +67,7 @@ def test_splits_take_their_shares_of_all_layouts() -> None:
     assert {split: found.count(split) / len(found) for split in SPLITS} == pytest.approx(SPLITS, abs=0.03)
 
 
+@pytest.mark.slow
 def test_layouts_and_looks_differ_from_episode_to_episode() -> None:
     walls = drawn("training", 60)
     assert len({layout.tobytes() for layout in walls}) > 20
@@ -168,6 +169,7 @@ def test_an_action_leads_to_the_next_pose(episode: dict[str, NDArray[np.generic]
         )
 
 
+@pytest.mark.slow
 def test_an_episode_follows_from_seed_split_and_index(episode: dict[str, NDArray[np.generic]]) -> None:
     again = LabMazeEpisodes(seed=3, frames=40).make("test", 0)
     assert all((again[key] == episode[key]).all() for key in episode)
@@ -218,13 +220,13 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
 
 
 def test_options_out_of_range_are_refused_before_anything_is_painted() -> None:
-    with pytest.raises(UserError, match=r"resolution 65 cannot be painted; choose one of .*64"):
+    with pytest.raises(UserError, match=r"resolution 65 cannot be rendered; choose one of .*64"):
         LabMazeEpisodes(size=65)
     with pytest.raises(UserError, match="generate_seed must be at least 0"):
         LabMazeEpisodes(seed=-1)
     with pytest.raises(UserError, match="episode_frames must be at least 2"):
         LabMazeEpisodes(frames=1)
-    with pytest.raises(UserError, match="mazes are split in training, validation, test; got 'train'"):
+    with pytest.raises(UserError, match="split must be one of training, validation, test, got 'train'"):
         draw_walls(rng(0), "train")
 
 

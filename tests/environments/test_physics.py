@@ -37,6 +37,7 @@ class Reference:
 
 
 @pytest.mark.parametrize("name", list(POINT_MAZES))
+@pytest.mark.slow
 def test_every_step_of_random_pushes_equals_point_maze(name: str) -> None:
     reference, env = Reference(name), Maze2dEnv(name)
     state, _ = env.reset(seed=3)

@@ -1,4 +1,4 @@
-"""The voxel landscape: who walks it, which films are kept, how pictures are matched with moves, and what is said when Minetest is not there."""
+"""The voxel landscape: the walker, which walks are kept, how images are matched with moves, and errors without Minetest."""
 
 from __future__ import annotations
 
@@ -15,29 +15,19 @@ import pytest
 
 from diffusion_forcing.environments.voxel import server as voxel_server
 from diffusion_forcing.environments.voxel import simulator as voxel
-from diffusion_forcing.environments.voxel.server import (
+from diffusion_forcing.environments.voxel.screen import (
     HEIGHT,
     MARKS,
     SIZE,
-    Lost,
-    Server,
-    find_programs,
     from_gray,
     pixel_layout,
     read_mark,
     shrink,
     to_gray,
 )
-from diffusion_forcing.environments.voxel.simulator import (
-    FORWARD,
-    LEFT,
-    RIGHT,
-    Sight,
-    VoxelEpisodes,
-    Walker,
-    faults,
-    world_seed,
-)
+from diffusion_forcing.environments.voxel.server import Lost, Server, find_programs
+from diffusion_forcing.environments.voxel.simulator import VoxelEpisodes, world_seed
+from diffusion_forcing.environments.voxel.walker import FORWARD, LEFT, RIGHT, Sight, Walker, faults
 from diffusion_forcing.errors import UserError
 
 
@@ -46,9 +36,6 @@ def sight(**changes: Any) -> Sight:
         "moved": True, "x": 0.0, "y": 0.0, "z": 0.0, "yaw": 0.0, "ahead": 50, "left": 50, "right": 50, "inside": "clear"
     }  # fmt: skip
     return Sight(**free | changes)
-
-
-# ------------------------------------------------------------------------------------------------ the walker
 
 
 def test_a_walker_s_choices_follow_from_its_seed_and_hold_all_three_actions() -> None:
@@ -73,9 +60,6 @@ def test_a_walker_walled_in_turns_once_around_and_tries() -> None:
     assert all(action != FORWARD for action in actions[1:40])
 
 
-# ------------------------------------------------------------------------------------------------ good films
-
-
 def film(frames: int = 60) -> tuple[np.ndarray, np.ndarray, list[Sight]]:
     """A good one: forward, and a turn at every third frame."""
     video = np.random.default_rng(0).integers(0, 256, (frames, 8, 8, 3), dtype=np.uint8)
@@ -83,15 +67,15 @@ def film(frames: int = 60) -> tuple[np.ndarray, np.ndarray, list[Sight]]:
     return video, actions, [sight(x=0.3 * t, z=0.1 * t) for t in range(frames)]
 
 
-def test_a_good_film_has_no_faults() -> None:
+def test_a_good_walk_has_no_faults() -> None:
     assert faults(*film()) == []
 
 
-def test_a_film_is_refused_for_what_is_wrong_with_it() -> None:
+def test_a_walk_is_refused_for_what_is_wrong_with_it() -> None:
     video, actions, sights = film()
     assert faults(video, np.full_like(actions, LEFT), sights) == ["turns on the spot"]
     assert "runs into walls" in faults(video, actions, [each._replace(moved=False) for each in sights])
-    assert faults(video, actions, [each._replace(x=0.0, z=0.0) for each in sights]) == ["stays where it is"]
+    assert faults(video, actions, [each._replace(x=0.0, z=0.0) for each in sights]) == ["stays in one place"]
     assert faults(video, actions, [*sights[:-1], sights[-1]._replace(inside="water")]) == [
         "eyes in a block or in water"
     ]
@@ -99,10 +83,7 @@ def test_a_film_is_refused_for_what_is_wrong_with_it() -> None:
     assert "one surface" in faults((video // 64) + 100, actions, sights)
     stuck = video.copy()
     stuck[7] = stuck[6]  # a picture painted before the move
-    assert faults(stuck, actions, sights) == ["an action without its effect"]
-
-
-# ------------------------------------------------------------------------------------------------ the screen
+    assert faults(stuck, actions, sights) == ["an action without effect"]
 
 
 def painted(mark: int, *, below: int | None = None) -> np.ndarray:
@@ -145,11 +126,8 @@ def test_a_smaller_picture_holds_the_means_of_the_larger() -> None:
     small = shrink(frames, 32)
     means = frames.reshape(2, 32, 4, 32, 4, 3).mean(axis=(2, 4))
     assert small.shape == (2, 32, 32, 3) and np.abs(small - means).max() <= 0.5
-    with pytest.raises(UserError, match="resolution 48 cannot be made of 128 pixels"):
+    with pytest.raises(UserError, match="resolution 48 cannot be averaged from 128 pixels"):
         VoxelEpisodes(size=48)
-
-
-# ------------------------------------------------------------------------------------------------ episodes
 
 
 def test_no_world_is_in_two_splits_and_a_world_has_several_episodes() -> None:
@@ -187,7 +165,7 @@ class Lossy:
     def step(self, action: int) -> np.ndarray:
         if type(self).losses:
             type(self).losses -= 1
-            raise Lost("no picture of a move in 30 s")
+            raise Lost("no image of a move in 30 s")
         assert self.sight is not None
         self.sight = self.sight._replace(x=self.sight.x + 0.3)
         return self._paint()
@@ -211,11 +189,8 @@ def test_a_world_that_is_lost_is_started_again_and_given_up_in_the_end(monkeypat
     assert pickle.loads(pickle.dumps(episodes)) == episodes  # without its open world: it goes to workers
     episodes.close()
     monkeypatch.setattr(Lossy, "losses", 99)
-    with pytest.raises(UserError, match=r"Minetest was lost 3 times in a row: no picture of a move"):
+    with pytest.raises(UserError, match=r"Minetest was lost 3 times in a row: no image of a move"):
         VoxelEpisodes(frames=40, size=16).make("training", 0)
-
-
-# ------------------------------------------------------------------------------------------------ the simulator
 
 
 def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
@@ -245,7 +220,7 @@ def impostors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_simulator_that_does_not_start_is_one_line_and_leaves_nothing(impostors: Path) -> None:
-    with pytest.raises(UserError, match=r"Minetest's world 5 does not come up: Xvfb does not start; ERROR: no video"):
+    with pytest.raises(UserError, match=r"Minetest's world 5 does not start: Xvfb does not start; ERROR: no video"):
         Server(5)
     assert list(impostors.iterdir()) == []
 

@@ -29,6 +29,7 @@ def test_the_oracle_reaches_every_goal_and_stays() -> None:
         ("medium", "random", 170.4, 13.13, 277.39),
     ],
 )
+@pytest.mark.slow
 def test_the_oracle_scores_what_was_measured_for_d4rls_controller(
     name: str, goal: str, score: float, floor: float, expert: float
 ) -> None:

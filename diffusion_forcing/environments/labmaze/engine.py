@@ -1,7 +1,12 @@
-"""ViZDoom as a camera: it paints what is seen from a pose in a level, and decides nothing.
+"""Mazes of DeepMind Lab's look, rendered by ViZDoom: a layout as a level of Doom, and a camera in it.
 
-The agent is put where it should stand with the engine's `warp`, which knows whole map units, and turned by what its heading lacks. A square of 90
-degrees is cut from the middle of the screen, and blocks of its pixels are averaged.
+Layouts and textures come from the package `labmaze`, DeepMind Lab's own maze generator with the textures of its five styles. A level is one WAD file:
+a UDMF map of one sector (the engine builds the nodes itself), textures, sky and palette. Cell (i, j) of the layout covers x in [j, j + 1] and
+y in [-i - 1, -i], in units of `CELL`; y points up. Every wall draws one of three textures, mostly the maze's main one, so that places differ
+and can be remembered.
+
+ViZDoom only renders; it decides nothing. The agent is placed with the engine's `warp`, which takes whole map units, and turned to its heading. A
+square of 90 degrees is cut from the middle of the screen, and blocks of its pixels are averaged.
 """
 
 from __future__ import annotations
@@ -20,43 +25,37 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.errors import UserError
 
-# A maze of DeepMind Lab's look as a level of Doom: walls, textures, sky and palette in the bytes of one WAD file.
-#
-# The layout and the pictures come from the package `labmaze`, DeepMind Lab's own maze generator with the textures of its five styles. The level is
-# a UDMF map of one sector (ZDoom builds the nodes itself). Cell (i, j) of the layout covers x in [j, j + 1] and y in [-i - 1, -i], in units of
-# `CELL`; y points up. Every wall of a cell draws one of three textures, mostly the maze's main one, so that places differ and can be remembered.
-
 CELL = 128
-"""Side of a cell in map units (Doom's eye is 41 of them above the floor)."""
+"""Side of a cell in map units; the eye is 41 units above the floor."""
 _HEIGHT = 96
-"""Height of the walls in map units; above them is the sky."""
+"""Height of the walls in map units, below the sky."""
 _MAIN_SHARE = 0.75
-"""Share of walls in the maze's main texture; the rest draw any of its textures."""
+"""Share of the walls with the maze's main texture; the others draw any of its textures."""
 _WALL_TEXTURES = 3
 _SIZES = {"DLW": (128, 128), "DLF": (64, 64), "DLS": (256, 256)}
-"""Pixels of a wall, a floor and a sky texture; a pixel is one map unit."""
+"""Pixels of wall, floor and sky textures; a pixel is one map unit."""
 _STYLES = 5
 _SKIES = 3
 _SIDES = ((-1, 0), (0, 1), (1, 0), (0, -1))
-"""Neighbours (di, dj) in the order in which the sides of a cell follow each other clockwise from its north-west corner."""
+"""Neighbours (di, dj) clockwise, as the sides of a cell follow each other from its north-west corner."""
 INSTALL = "it comes with the extra 'video': pip install 'diffusion-forcing[video]'"
 
 
 def build_wad(walls: NDArray[np.bool_], rng: np.random.Generator) -> bytes:
-    """The level MAP01 of the layout `walls` (h, w), bordered by walls; `rng` draws style, textures and sky."""
-    pictures = _draw_pictures(rng)
-    colours = _palette(pictures)
-    # Doom tints the screen with 13 further palettes, which a maze never shows
+    """The level MAP01 of the layout `walls` (h, w), which has walls at its border; `rng` draws style, textures and sky."""
+    textures = _draw_textures(rng)
+    colours = _palette(textures)
+    # Doom has 13 further palettes to tint the screen with; a maze never shows them.
     lumps = [("PLAYPAL", colours.tobytes() * 14), ("COLORMAP", _shades(colours).tobytes())]
     lumps += [("MAP01", b""), ("TEXTMAP", _text_map(walls, rng).encode())]
     lumps += [("ENDMAP", b""), ("MAPINFO", b'map MAP01 "maze" { sky1 = "DLS0", 0 }\n'), ("TX_START", b"")]
-    lumps += [(name, _png(picture)) for name, picture in pictures.items()]
+    lumps += [(name, _png(texture)) for name, texture in textures.items()]
     lumps += [("TX_END", b"")]
     return _pack(lumps)
 
 
 def _pack(lumps: list[tuple[str, bytes]]) -> bytes:
-    """WAD: a header, the lumps, and the directory of their places, sizes and names."""
+    """A WAD file: header, lumps, and the directory of their offsets, sizes and names."""
     header = 12
     data = b"".join(content for _, content in lumps)
     directory, place = b"", header
@@ -67,7 +66,7 @@ def _pack(lumps: list[tuple[str, bytes]]) -> bytes:
 
 
 def _text_map(walls: NDArray[np.bool_], rng: np.random.Generator) -> str:
-    """UDMF: one one-sided line per side of a free cell that faces a wall; the sector lies to the right of a line."""
+    """The map as UDMF: a one-sided line for each side of a free cell that faces a wall, with the sector to its right."""
     vertices: dict[tuple[int, int], int] = {}
     lines: list[str] = []
     sides: list[str] = []
@@ -94,8 +93,8 @@ def _text_map(walls: NDArray[np.bool_], rng: np.random.Generator) -> str:
     return "\n".join(['namespace="ZDoom";', start, *points, *lines, *sides, sector])
 
 
-def _draw_pictures(rng: np.random.Generator) -> dict[str, NDArray[np.uint8]]:
-    """Three wall textures and a floor of one style, and a sky: lump name → (h, w, 3)."""
+def _draw_textures(rng: np.random.Generator) -> dict[str, NDArray[np.uint8]]:
+    """Three wall textures and a floor of one style, and a sky: (h, w, 3) uint8 by lump name."""
     try:
         import PIL  # noqa: F401
         from labmaze import assets
@@ -110,23 +109,23 @@ def _draw_pictures(rng: np.random.Generator) -> dict[str, NDArray[np.uint8]]:
         "DLF0": floors[rng.integers(len(floors))],
         "DLS0": folder / f"sky_{rng.integers(1, _SKIES + 1):02d}/ft.png",
     }
-    return {name: _picture(file, _SIZES[name[:3]]) for name, file in files.items()}
+    return {name: _texture(file, _SIZES[name[:3]]) for name, file in files.items()}
 
 
 @lru_cache(maxsize=100)
-def _picture(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _texture(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     from PIL import Image
 
-    picture = np.asarray(Image.open(file).convert("RGBA").convert("RGB").resize(size, Image.Resampling.BOX))
-    picture.flags.writeable = False
-    return picture
+    texture = np.asarray(Image.open(file).convert("RGBA").convert("RGB").resize(size, Image.Resampling.BOX))
+    texture.flags.writeable = False
+    return texture
 
 
-def _palette(pictures: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """256 colours (256, 3) for these pictures and their shades, as Doom paints with no others; the first is black."""
+def _palette(textures: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """(256, 3) colours for the textures and their shades, the only ones Doom paints with; the first is black."""
     from PIL import Image
 
-    pixels = np.concatenate([picture.reshape(-1, 64, 3) for picture in pictures.values()])
+    pixels = np.concatenate([texture.reshape(-1, 64, 3) for texture in textures.values()])
     shaded = np.concatenate([(pixels * shade).astype(np.uint8) for shade in (1.0, 0.8, 0.6)])
     chosen = Image.fromarray(shaded).quantize(255, method=Image.Quantize.MEDIANCUT).getpalette()
     assert chosen is not None
@@ -136,19 +135,19 @@ def _palette(pictures: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def _shades(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Which colour stands for which in the dark: (34, 256), 32 rows from bright to dark, and two that a maze never shows."""
+    """(34, 256) the colour that replaces each colour in the dark: 32 rows from bright to dark, and two that a maze never uses."""
     palette = colours.astype(np.float64)
     shades = palette * (1 - np.arange(32) / 32)[:, None, None]  # (32, 256, 3)
-    # squared distances without the part all share; every number is exact here, so all machines choose the same colours
+    # Squared distances without the common term. All numbers are exact, so every machine chooses the same colours.
     nearest = ((palette**2).sum(axis=1) - 2 * shades @ palette.T).argmin(axis=2)
     return np.concatenate([nearest, nearest[:1], nearest[:1]]).astype(np.uint8)
 
 
-def _png(picture: NDArray[np.uint8]) -> bytes:
+def _png(image: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG", compress_level=1)
+    Image.fromarray(image).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 
@@ -156,27 +155,27 @@ Pose = tuple[float, float, int]
 """x, y in map units and the heading in degrees, anticlockwise from east."""
 
 _FOV = 106.26
-"""Degrees across the engine's 4:3 picture, which are 90 across the square in its middle."""
+"""Horizontal field of view of the 4:3 screen in degrees; the square in its middle has 90."""
 _SCREENS = ((160, 120), (256, 192), (320, 240), (400, 300), (512, 384), (640, 480), (800, 600), (1024, 768))
 _BLOCKS = range(3, 17)
-"""Pixels painted along the side of a frame's pixel: with fewer far walls would flicker, with more the sums would overflow."""
+"""Screen pixels along the side of a frame's pixel: with fewer, distant walls flicker; with more, the sums overflow."""
 _WAKE_TICS = 10
-"""Tics in which the engine does not obey at the start of a level."""
+"""Tics at the start of a level in which the engine ignores commands."""
 
 
 def screen_for(size: int) -> tuple[int, int]:
-    """The smallest screen of the engine whose pixels make frames of `size`."""
+    """(width, height) of the smallest screen from which frames of `size` can be averaged. `UserError` if there is none."""
     for width, height in _SCREENS:
         if size >= 1 and height % size == 0 and height // size in _BLOCKS:
             return width, height
     sizes = sorted({height // k for _, height in _SCREENS for k in range(3, 7) if height % k == 0})
-    raise UserError(f"resolution {size} cannot be painted; choose one of {', '.join(map(str, sizes))}")
+    raise UserError(f"resolution {size} cannot be rendered; choose one of {', '.join(map(str, sizes))}")
 
 
 class Camera:
-    """The engine in a process of its own with the level `wad` loaded, for frames of `size` × `size`.
+    """The engine, in a process of its own, with the level `wad`; renders frames of `size` × `size`. Close it when done.
 
-    Its files lie in a temporary folder, never where the user stands. Close it when done.
+    Its files are in a temporary folder, never in the working directory.
     """
 
     def __init__(self, wad: bytes, size: int) -> None:
@@ -184,7 +183,7 @@ class Camera:
         try:
             import vizdoom
         except ImportError as error:
-            raise UserError(f"painting mazes needs the package vizdoom: {INSTALL}") from error
+            raise UserError(f"rendering mazes needs the package vizdoom: {INSTALL}") from error
         self._folder = tempfile.TemporaryDirectory(prefix="labmaze-")
         level = Path(self._folder.name, "maze.wad")
         level.write_bytes(wad)
@@ -207,7 +206,7 @@ class Camera:
         game.set_seed(1)
         game.add_game_args("+sv_cheats 1 +movebob 0 +stillbob 0")
         try:
-            with _standing_in(self._folder.name):
+            with _working_directory(self._folder.name):
                 game.init()
         except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
             self.close()
@@ -216,12 +215,13 @@ class Camera:
         game.make_action([0], _WAKE_TICS)
 
     def look(self, pose: Pose) -> NDArray[np.uint8]:
-        """What is seen from `pose`: (size, size, 3), each pixel the mean of a block of the middle square of the screen."""
+        """(size, size, 3) the view from `pose`; each pixel is the mean of a block of the screen's middle square."""
         x, y, heading = pose
         size = self.size
         turn = (heading - self._game.get_game_variable(self._angle) + 180) % 360 - 180
         self._game.send_game_command(f"warp {round(x)} {round(y)}")
         self._game.make_action([-turn], 1)
+        # The middle square of the screen, in blocks (size, block, size, block, 3).
         screen = self._game.get_state().screen_buffer
         height, width, _ = screen.shape
         edge, block = (width - height) // 2, height // size
@@ -240,8 +240,8 @@ class Camera:
 
 
 @contextmanager
-def _standing_in(folder: str) -> Iterator[None]:
-    """The engine leaves a folder `_vizdoom` where its process was started: let that be `folder`."""
+def _working_directory(folder: str) -> Iterator[None]:
+    """Work in `folder` inside the block: the engine leaves a folder `_vizdoom` in the directory it is started from."""
     before = os.getcwd()
     os.chdir(folder)
     try:

@@ -1,9 +1,10 @@
-"""Random mazes of DeepMind Lab's kind, seen through the eyes of an agent that walks them: a simulator for video, headless.
+"""Random mazes of DeepMind Lab's kind, seen by an agent that walks through them: a headless simulator for video.
 
-`LabMaze` is the world: a layout (`labmaze_layout.py`) as a level of Doom (`labmaze_wad.py`) painted by ViZDoom (`labmaze_engine.py`). Its three
-actions move exactly, forward by `STEP`, left and right by `TURN`: where the agent is, is decided here, with no inertia and no chance in it.
-`LabMazeEpisodes` makes films of an agent that takes shortest paths to random cells. An episode follows from (seed, split, index) alone, and no
-layout, not even turned or mirrored, occurs in two splits: a layout's hash decides where it belongs.
+`LabMaze` is the world. A layout is `walls` (9, 9) bool, True for walls, with walls at the border and connected free cells; cell (i, j) is row i and
+column j. Three actions move the agent exactly: forward by `STEP`, left and right by `TURN`, without inertia or chance. `engine.py` only renders.
+
+`LabMazeEpisodes` records an agent that takes shortest paths to random cells. An episode follows from (seed, split, index) alone. The hash of a layout
+decides its split, so that no layout occurs in two splits, not even rotated or mirrored.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,29 +22,25 @@ from numpy.typing import NDArray
 from diffusion_forcing.environments.labmaze.engine import CELL, INSTALL, Camera, Pose, build_wad, screen_for
 from diffusion_forcing.errors import UserError
 
-# Layouts of mazes: `labmaze` draws them, a hash decides in which split each is seen, and cells know their neighbours.
-#
-# A layout is `walls` (9, 9) bool, True where a wall is, with a border of walls around; its free cells are connected. Cell (i, j) is row i, column j.
-
 SPLITS = {"training": 0.8, "validation": 0.1, "test": 0.1}
-"""Share of all layouts that belong to each split."""
+"""Share of all layouts in each split."""
 
 _CELLS = 9
-"""Cells along a side of a layout, with the border of walls."""
+"""Cells along a side of a layout, border included."""
 _MOST_ROOMS = 2
-"""More rooms fill the maze and leave few layouts: with four, one maze in eight is the same."""
+"""More rooms fill the maze and leave few layouts: with four, every eighth maze is the same."""
 _ROOM_CELLS = 3
 """Cells along a side of a room."""
 _EXTRA_DOORS = 0.3
-"""Share of walls between two ways that are opened beyond what connects all: ways round, and fewer dead ends."""
+"""Share of the walls between two corridors that are opened beyond those that connect everything: loops, and fewer dead ends."""
 
 Cell = tuple[int, int]
 
 
 def draw_walls(rng: np.random.Generator, split: str) -> NDArray[np.bool_]:
-    """A random layout (9, 9) of `split`, True where a wall is; its free cells are connected."""
+    """A random layout (9, 9) of `split`."""
     if split not in SPLITS:
-        raise UserError(f"mazes are split in {', '.join(SPLITS)}; got '{split}'")
+        raise UserError(f"split must be one of {', '.join(SPLITS)}, got '{split}'")
     try:
         import labmaze
     except ImportError as error:
@@ -67,9 +63,10 @@ def draw_walls(rng: np.random.Generator, split: str) -> NDArray[np.bool_]:
 
 
 def split_of(walls: NDArray[np.bool_]) -> str:
-    """The split a layout belongs to, the same for all its rotations and mirror images."""
-    turned = [np.rot90(side, k) for side in (walls, walls.T) for k in range(4)]
-    name = min(np.ascontiguousarray(view).astype(np.uint8).tobytes() for view in turned)
+    """The split of a layout, the same for all its rotations and mirror images."""
+    views = [np.rot90(side, k) for side in (walls, walls.T) for k in range(4)]
+    name = min(np.ascontiguousarray(view).astype(np.uint8).tobytes() for view in views)
+    # A number in [0, 1) that depends on the layout alone falls into the share of one split.
     place = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
     for split, share in SPLITS.items():
         if place < share:
@@ -79,7 +76,7 @@ def split_of(walls: NDArray[np.bool_]) -> str:
 
 
 def distances(walls: NDArray[np.bool_], goal: Cell) -> dict[Cell, int]:
-    """Cells to walk to `goal` from every cell that is connected with it."""
+    """Number of cells to walk to `goal` from every cell connected with it."""
     found = {goal: 0}
     queue = deque([goal])
     while queue:
@@ -100,21 +97,21 @@ def neighbours(walls: NDArray[np.bool_], cell: Cell) -> Iterator[Cell]:
 
 FORWARD, LEFT, RIGHT = range(3)
 STEP = 24.0
-"""Map units a forward action moves: 5⅓ actions a cell."""
+"""Map units of a forward action: 5⅓ actions cross a cell."""
 TURN = 15
-"""Degrees a turn moves."""
+"""Degrees of a turn."""
 VERSION = 2
-"""Raised whenever the same seed would give other bytes."""
+"""Raised whenever the same seed gives other bytes."""
 
 _RADIUS = 16.0
-"""Half the width of the agent's body."""
+"""Half the width of the agent, in map units."""
 _ALIGNED = 12.0
-"""Degrees off the way at which the walker stops turning."""
+"""Degrees off the direction to the next cell within which the walker goes forward."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabMazeEpisodes:
-    """Episodes of `frames` pictures of `size` × `size`. Picklable; the bytes of one follow from `seed`, its split and its index."""
+    """Episodes of `frames` frames of `size` × `size` pixels. Picklable; the bytes of an episode follow from `seed`, split and index."""
 
     seed: int = 0
     frames: int = 300
@@ -129,7 +126,7 @@ class LabMazeEpisodes:
 
     @property
     def recipe(self) -> dict[str, str | int]:
-        """All that decides the bytes."""
+        """Everything that determines the bytes."""
         return {"simulator": "labmaze", "version": VERSION, **asdict(self)}
 
     def make(self, split: str, index: int) -> dict[str, NDArray[Any]]:
@@ -154,11 +151,11 @@ class LabMazeEpisodes:
         return {"video": video, "actions": actions, "pose": poses, "walls": walls, "seed": np.array(self.seed)}
 
     def close(self) -> None:
-        """Nothing stays open between two episodes."""
+        """Nothing stays open between episodes."""
 
 
 class LabMaze:
-    """One maze and an agent in it: `reset` puts it somewhere, `step` moves it; both return the frame (size, size, 3) uint8. Use it with `with`."""
+    """One maze and an agent in it, as a context manager. `reset` places the agent, `step` moves it; both return the frame (size, size, 3) uint8."""
 
     def __init__(self, walls: NDArray[np.bool_], rng: np.random.Generator, *, size: int = 64) -> None:
         self.walls = walls
@@ -169,41 +166,39 @@ class LabMaze:
 
     @classmethod
     def random(cls, seed: int, *, split: str = "test", size: int = 64) -> LabMaze:
-        """A maze of `split` that follows from `seed`; those of the test split were never seen in training."""
+        """The maze of `split` that follows from `seed`; those of the test split never occur in training."""
         rng = np.random.default_rng(seed)
         return cls(draw_walls(rng, split), rng, size=size)
 
     def __enter__(self) -> LabMaze:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def reset(self, pose: Pose | None = None) -> NDArray[np.uint8]:
-        """Go to `pose`, or stay where the agent is, and look."""
+        """Place the agent at `pose`, or leave it where it is, and render."""
         if self._camera is None:
             self._camera = Camera(self._wad, self.size)
         self.pose = self.pose if pose is None else pose
         return self._camera.look(self.pose)
 
     def step(self, action: int) -> NDArray[np.uint8]:
-        """Do `action` (0 forward, 1 left, 2 right) and look. Along a wall the agent slides."""
+        """Do `action` (0 forward, 1 left, 2 right) and render. The agent slides along walls."""
         if self._camera is None:
             raise UserError("reset a LabMaze before its first step")
         self.pose = move(self.walls, self.pose, action)
         return self._camera.look(self.pose)
 
     def close(self) -> None:
-        """End the engine; `reset` starts it again."""
+        """Stop the engine; `reset` starts it again."""
         if self._camera is not None:
             self._camera.close()
             self._camera = None
 
 
 class Walker:
-    """Takes shortest paths to random cells, one after the other."""
+    """Walks shortest paths to random cells, one after the other."""
 
     def __init__(self, walls: NDArray[np.bool_], rng: np.random.Generator) -> None:
         self._walls, self._rng = walls, rng
@@ -213,17 +208,18 @@ class Walker:
         """The next action at `pose`."""
         x, y, heading = pose
         here = cell_of(x, y)
-        if self._distances.get(here, 0) == 0:
+        if self._distances.get(here, 0) == 0:  # at the goal: draw the next
             cells = [cell for cell in sorted(distances(self._walls, here)) if cell != here]
             self._distances = distances(self._walls, cells[self._rng.integers(len(cells))])
         target = min(neighbours(self._walls, here), key=self._distances.__getitem__)
+        # Turn towards the neighbour that is nearer to the goal, then go.
         to_x, to_y = centre(target)
         off = (math.degrees(math.atan2(to_y - y, to_x - x)) - heading + 180) % 360 - 180
         return LEFT if off > _ALIGNED else RIGHT if off < -_ALIGNED else FORWARD
 
 
 def draw_pose(walls: NDArray[np.bool_], rng: np.random.Generator) -> Pose:
-    """A random place in a random free cell, off its walls, and a heading the turns can reach."""
+    """A random position in a random free cell, away from its walls, and a heading that turns can reach."""
     free = np.argwhere(~walls)
     i, j = free[rng.integers(len(free))].tolist()
     x, y = centre((i, j))
@@ -232,7 +228,7 @@ def draw_pose(walls: NDArray[np.bool_], rng: np.random.Generator) -> Pose:
 
 
 def move(walls: NDArray[np.bool_], pose: Pose, action: int) -> Pose:
-    """Where `action` leads from `pose`."""
+    """The pose after `action`."""
     x, y, heading = pose
     if action == LEFT:
         return x, y, (heading + TURN) % 360
@@ -242,21 +238,22 @@ def move(walls: NDArray[np.bool_], pose: Pose, action: int) -> Pose:
         raise UserError(f"action must be 0 (forward), 1 (left) or 2 (right), got {action}")
     to_x = x + STEP * math.cos(math.radians(heading))
     to_y = y + STEP * math.sin(math.radians(heading))
+    # Each axis on its own, so that the agent slides along a wall.
     x = to_x if _is_free(walls, to_x, y) else x
     y = to_y if _is_free(walls, x, to_y) else y
     return x, y, heading
 
 
 def cell_of(x: float, y: float) -> Cell:
-    """The cell (i, j) a place is in."""
+    """The cell (i, j) of a position."""
     return int(-y // CELL), int(x // CELL)
 
 
 def centre(cell: Cell) -> tuple[float, float]:
-    """The middle (x, y) of a cell."""
+    """The centre (x, y) of a cell."""
     return (cell[1] + 0.5) * CELL, -(cell[0] + 0.5) * CELL
 
 
 def _is_free(walls: NDArray[np.bool_], x: float, y: float) -> bool:
-    """Whether a body at (x, y) touches no wall."""
+    """Whether an agent at (x, y) touches no wall."""
     return not any(walls[cell_of(x + dx, y + dy)] for dx in (-_RADIUS, _RADIUS) for dy in (-_RADIUS, _RADIUS))

@@ -1,18 +1,16 @@
-"""One world of Minetest, running: a screen nobody sees (Xvfb), client and server in one process on it, and a mod that is told what to do.
+"""A running Minetest world: a virtual screen (Xvfb), client and server in one process on it, and a mod that executes commands.
 
-Everything lives in one temporary folder, the game's HOME too; the display number is chosen by Xvfb, the port by the system, so any number of
-worlds run side by side. Nothing outlasts the program: `close` ends both processes and removes the folder, an exit without it does the same, and
-where the program is killed a small shell, which holds a pipe to it and waits for its end, does.
+Everything is in one temporary folder, including the game's HOME. Xvfb chooses the display and the system the port, so any number of worlds run side
+by side. Nothing outlives the program: `close` ends both processes and removes the folder, so does an exit without it, and if the program is killed, a
+small shell does that holds a pipe to it.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 import shutil
 import socket
-import struct
 import subprocess
 import tempfile
 import time
@@ -21,111 +19,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from diffusion_forcing.environments.voxel.screen import HEIGHT, SIZE, Screen
 from diffusion_forcing.errors import UserError
 
-# What Minetest paints, read from the memory of its screen: Xvfb keeps the screen as a file in XWD format, mapped here. No screenshots, no waiting.
-#
-# Above and below the picture a row of squares shows a number, the *mark*, that the mod changes after every move. A copy of the screen whose two
-# marks are both the new one holds no row of an older picture: pictures are painted row after row, and the copy is looked at, not the screen.
-
-SIZE = 128
-"""Height and width of the picture in pixels."""
-STRIP = 16
-"""Rows above and below it that carry the mark."""
-HEIGHT = SIZE + 2 * STRIP
-BITS = 12
-MARKS = 1 << BITS
-"""Marks count from 0 to 4095 and around."""
-_SQUARE = 10
-_FIRST = 2
-"""Pixels: width of a square and left edge of the first."""
-_DARK, _LIT = 40, 215
-"""A square is one or the other, or the screen is being painted."""
-_HEADER = struct.Struct(">25I")
-_COLOUR_BYTES = 12
-
-
-class Screen:
-    """Xvfb's screen of `HEIGHT` rows of `SIZE` pixels in the file `path`."""
-
-    def __init__(self, path: Path) -> None:
-        with open(path, "rb") as file:
-            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        offset, row = pixel_layout(self._memory[: _HEADER.size])
-        pixels = np.frombuffer(self._memory, np.uint8, count=HEIGHT * row, offset=offset)
-        self._pixels = pixels.reshape(HEIGHT, row // 4, 4)[:, :SIZE, 2::-1]
-
-    def shows(self, mark: int) -> bool:
-        """Whether both rows of squares show `mark` now."""
-        return read_mark(self._pixels) == mark
-
-    def copy(self, mark: int) -> NDArray[np.uint8] | None:
-        """The picture (128, 128, 3) uint8 that goes with `mark`, or None while another is on the screen, or two are."""
-        copied = self._pixels.copy()
-        return copied[STRIP : STRIP + SIZE] if read_mark(copied) == mark else None
-
-
-def pixel_layout(header: bytes) -> tuple[int, int]:
-    """Byte of the first pixel and bytes of a row, from an XWD header; `UserError` where the screen is not what Xvfb was asked for."""
-    fields = _HEADER.unpack(header)
-    header_size, width, height, byte_order = fields[0], fields[4], fields[5], fields[7]
-    bits, row, colours = fields[11], fields[12], fields[19]
-    if (width, height, bits, byte_order) != (SIZE, HEIGHT, 32, 0):
-        raise UserError(
-            f"Xvfb's screen is {width}x{height} with {bits} bits a pixel in byte order {byte_order}, expected {SIZE}x{HEIGHT}, 32, 0; "
-            "another Xvfb may stand first on PATH"
-        )
-    return header_size + _COLOUR_BYTES * colours, row
-
-
-def read_mark(screen: NDArray[np.uint8]) -> int | None:
-    """The mark on `screen` (HEIGHT, SIZE, 3), or None where a square is half painted or the two rows differ."""
-    middles = _FIRST + _SQUARE // 2 + _SQUARE * np.arange(BITS)
-    squares = screen[[[STRIP // 2], [HEIGHT - STRIP // 2]], middles].astype(np.int64).sum(axis=-1) // 3
-    if ((squares > _DARK) & (squares < _LIT)).any():
-        return None
-    above, below = ((squares > _DARK) @ (1 << np.arange(BITS))).tolist()
-    return from_gray(above) if above == below else None
-
-
-def from_gray(code: int) -> int:
-    """The number whose Gray code is `code`."""
-    number = code
-    while code := code >> 1:
-        number ^= code
-    return number
-
-
-def to_gray(number: int) -> int:
-    """Gray code: numbers that follow each other differ in one bit, 4095 and 0 too."""
-    return number ^ (number >> 1)
-
-
-def shrink(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(..., 128, 128, 3) -> (..., size, size, 3): every pixel the mean of those it covers; `size` divides 128."""
-    if size == SIZE:
-        return frames
-    if size < 1 or SIZE % size:
-        raise UserError(f"resolution {size} cannot be made of {SIZE} pixels by averaging; choose 128, 64, 32 or 16")
-    step = SIZE // size
-    blocks = frames.reshape(*frames.shape[:-3], size, step, size, step, 3)
-    return np.asarray((blocks.sum(axis=(-4, -2), dtype=np.uint32) + step * step // 2) // (step * step), dtype=np.uint8)
-
-
-MOD = Path(__file__).with_name("voxel_mod")
+MOD = Path(__file__).with_name("mod")
 INSTALL = "apt-get install -y --no-install-recommends minetest xvfb"
 
 _START_SECONDS = 120.0
 _ANSWER_SECONDS = 30.0
 _EMERGE_SECONDS = 300.0
-"""How long an answer is waited for; a busy machine needs a tenth of it."""
-_PATIENCE = 3.0
-"""Seconds Xvfb has to remove its lock before it is killed."""
+"""Time limits of answers; a busy machine needs a tenth of them."""
+_EXIT_SECONDS = 3.0
+"""Time for Xvfb to remove its lock before it is killed."""
 _STARTS = 3
-"""Times a world is started; another program can take the port between its choice and its use."""
+"""Attempts to start a world: another program may take the port between its choice and its use."""
 
 _KEEPER = """
 trap '' HUP INT TERM
@@ -135,24 +42,24 @@ sleep 1
 kill -KILL $pids
 rm -rf -- "$1"
 """
-"""Reads process numbers until its input ends, which is when the program is gone; then it tidies up."""
+"""Reads process ids until its input ends because the program is gone, then ends the processes and removes the folder."""
 
 
 class Lost(Exception):
-    """A world that ended, or does not answer. Starting it again may help; the message is the end of its log."""
+    """The world has ended or does not answer; starting it again may help. The message contains the end of its log."""
 
 
 @dataclass
-class _Belongings:
-    """What has to be ended and removed."""
+class _Resources:
+    """What must be ended and removed."""
 
     folder: Path
     files: list[int] = field(default_factory=list)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    """By the names of their programs: sh (the keeper), Xvfb, minetest."""
+    """By program: sh (the keeper), Xvfb, minetest."""
 
     def end(self) -> None:
-        """End the game, then its screen, which removes its lock when it is asked to end; remove the folder; end the keeper, who has nothing left."""
+        """End the game, then the screen, remove the folder, and end the keeper."""
         for file in self.files:
             os.close(file)
         keeper, screen, game = (self.processes.get(name) for name in ("sh", "Xvfb", "minetest"))
@@ -160,9 +67,9 @@ class _Belongings:
             game.kill()
             game.wait()
         if screen is not None:
-            screen.terminate()
+            screen.terminate()  # it removes its lock
             try:
-                screen.wait(_PATIENCE)
+                screen.wait(_EXIT_SECONDS)
             except subprocess.TimeoutExpired:
                 screen.kill()
                 screen.wait()
@@ -173,9 +80,9 @@ class _Belongings:
 
 
 class Server:
-    """The world `seed`, started. `ask` sends a command of voxel_mod/init.lua; `screen` is what the player sees. Use it with `with`.
+    """The world of `seed`, started. `ask` sends a command of mod/init.lua; `screen` is what the player sees. Call `close` at the end.
 
-    Raises `UserError` where Minetest or Xvfb is not installed or the world does not come up, with the end of its log.
+    Raises `UserError` if Minetest or Xvfb is not installed or the world does not start, with the end of its log.
     """
 
     def __init__(self, seed: int) -> None:
@@ -188,7 +95,7 @@ class Server:
             except Lost as error:
                 self.close()
                 if start == _STARTS:
-                    raise UserError(f"Minetest's world {seed} does not come up: {error}") from error
+                    raise UserError(f"Minetest's world {seed} does not start: {error}") from error
             except OSError as error:
                 self.close()
                 raise UserError(f"cannot start Minetest: {error}; make room in {tempfile.gettempdir()}") from error
@@ -198,25 +105,18 @@ class Server:
 
     def _open(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="voxel-"))
-        self._belongings = _Belongings(self._folder)
-        self._finalizer = weakref.finalize(self, self._belongings.end)
+        self._resources = _Resources(self._folder)
+        self._finalizer = weakref.finalize(self, self._resources.end)
         self._unread = b""
         self._run("sh", "-c", _KEEPER, "keeper", str(self._folder), stdin=subprocess.PIPE)
         self._write_world()
-        self._commands, self._answers = (
-            self._pipe("commands", os.O_RDWR),  # both ends, so that the game finds it open; it closes with this program
-            self._pipe("answers", os.O_RDONLY | os.O_NONBLOCK),
-        )
+        # Both ends of the commands are open here, so that the game finds a writer; they close with this program.
+        self._commands = self._pipe("commands", os.O_RDWR)
+        self._answers = self._pipe("answers", os.O_RDONLY | os.O_NONBLOCK)
         display = self._start_screen()
         self.screen = Screen(self._folder / "Xvfb_screen0")
         self._start_game(display)
         self.ask("mark", 0, seconds=_START_SECONDS)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the world and remove its folder; a second call does nothing."""
@@ -224,7 +124,7 @@ class Server:
             self._finalizer()
 
     def ask(self, command: str, *numbers: float, seconds: float | None = None) -> list[str]:
-        """The words of the answer to `command`. Raises `Lost` when there is none in time, or the world has ended."""
+        """The words of the answer to `command`. `Lost` if there is none in time or the world has ended."""
         limit = seconds or (_EMERGE_SECONDS if command == "emerge" else _ANSWER_SECONDS)
         os.write(self._commands, (" ".join([command, *map(str, numbers)]) + "\n").encode())
         end = time.monotonic() + limit
@@ -239,14 +139,14 @@ class Server:
 
     def _read_answers(self) -> bytes:
         part = os.read(self._answers, 4096)
-        if not part:  # the game has closed its end: it is about to be gone
+        if not part:  # the game closed its end: it is exiting
             with suppress(subprocess.TimeoutExpired):
-                self._belongings.processes["minetest"].wait(_PATIENCE)
+                self._resources.processes["minetest"].wait(_EXIT_SECONDS)
             raise Lost(f"Minetest ended{self._log_end()}")
         return part
 
     def _check_alive(self) -> None:
-        for name, process in self._belongings.processes.items():
+        for name, process in self._resources.processes.items():
             if name != "sh" and process.poll() is not None:
                 raise Lost(f"{name} ended with exit code {process.returncode}{self._log_end()}")
 
@@ -264,7 +164,7 @@ class Server:
         environment: dict[str, str] | None = None,
         passed: tuple[int, ...] = (),
     ) -> None:
-        """Start a program in a session of its own, where the Ctrl-C of a terminal does not reach it, with a log; the keeper is told its number."""
+        """Start a program with a log, in a session of its own, where a terminal's Ctrl-C does not reach it, and report its id to the keeper."""
         name = Path(program).name
         with open(self._folder / f"{name}.log", "wb") as log:
             process = subprocess.Popen(
@@ -276,8 +176,8 @@ class Server:
                 pass_fds=passed,
                 start_new_session=True,
             )
-        self._belongings.processes[name] = process
-        keeper = self._belongings.processes["sh"]
+        self._resources.processes[name] = process
+        keeper = self._resources.processes["sh"]
         if keeper is not process and keeper.stdin is not None:
             keeper.stdin.write(b"%d\n" % process.pid)
             keeper.stdin.flush()
@@ -286,7 +186,7 @@ class Server:
         path = self._folder / "world" / name
         os.mkfifo(path)
         file = os.open(path, flags)
-        self._belongings.files.append(file)
+        self._resources.files.append(file)
         return file
 
     def _write_world(self) -> None:
@@ -301,7 +201,7 @@ class Server:
         (self._folder / "minetest.conf").write_text(f"{settings}\nfixed_map_seed = {self.seed}\n")
 
     def _start_screen(self) -> str:
-        """Start Xvfb; its display, `:N`."""
+        """Start Xvfb; returns its display, `:N`."""
         read, write = os.pipe()
         options = ["-screen", "0", f"{SIZE}x{HEIGHT}x24", "-fbdir", str(self._folder), "-nolisten", "tcp", "-noreset"]
         try:
@@ -310,7 +210,7 @@ class Server:
             finally:
                 os.close(write)
             number = b""
-            while not number.endswith(b"\n"):  # Xvfb dies where its line is not read to the end
+            while not number.endswith(b"\n"):  # Xvfb dies unless its line is read to the end
                 part = os.read(read, 64) if select.select([read], [], [], _ANSWER_SECONDS)[0] else b""
                 if not part:
                     raise Lost(f"Xvfb does not start{self._log_end()}")
@@ -326,7 +226,7 @@ class Server:
             "LANG": "C",
             "DISPLAY": display,
             "LIBGL_ALWAYS_SOFTWARE": "1",
-            "LP_NUM_THREADS": "0",  # painted by the thread that asks: one core a world
+            "LP_NUM_THREADS": "0",  # render in the calling thread: one core for each world
             "MESA_SHADER_CACHE_DISABLE": "true",
         }
         options = {
@@ -342,7 +242,7 @@ class Server:
 
 
 def find_programs() -> dict[str, str]:
-    """Where Xvfb and Minetest are; `UserError` with the command that installs them where one is missing."""
+    """Paths of Xvfb and Minetest; `UserError` with the command that installs them if one is missing."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/games"])
     found = {name: shutil.which(name, path=path) for name in ("minetest", "Xvfb")}
     missing = [name for name, where in found.items() if where is None]
