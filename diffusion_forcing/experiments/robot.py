@@ -1,7 +1,8 @@
-"""Imitation: train on demonstrations, then let the policy act in the simulator, count what it gets done, and film it.
+"""Imitation: train on demonstrations, then let the policy act in the simulator, count its successes, and record videos.
 
-`test` plays `episodes` episodes and leaves metrics.json, films and a sheet of what the policy saw and expected. `validation` computes the loss of
-demonstrations that were kept back, and each validation during training plays `episodes_in_training` as well. `generate_dataset` makes demonstrations.
+`test` plays `episodes` episodes and saves metrics.json, videos, and a grid of what the policy saw and expected.
+`validation` computes the loss of held-out demonstrations; during training it also plays `episodes_in_training`
+episodes. `generate_dataset` makes demonstrations.
 """
 
 from __future__ import annotations
@@ -30,79 +31,21 @@ from diffusion_forcing.tracking.charts import read_curves
 from diffusion_forcing.visualization.curves import draw_loss_curve
 from diffusion_forcing.visualization.robot import draw_looks, film_of_episode
 
-# Playing robot_swap with a policy: look, decide for all episodes at once, carry a stack of actions out, look again.
-
-Pictures = NDArray[np.uint8]
-
-
-@dataclass
-class Filmed:
-    """An episode that is filmed. scene: after each action, the cameras' large pictures (cameras, H, W, 3) and whether each was blocked
-    (cameras,); seen, expected: at each look, (cameras, h, w, 3) what the policy saw and what it had expected to see (None at the first)."""
-
-    scene: list[Pictures] = field(default_factory=list)
-    covered: list[NDArray[np.bool_]] = field(default_factory=list)
-    looks: list[int] = field(default_factory=list)
-    seen: list[Pictures] = field(default_factory=list)
-    expected: list[Pictures | None] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Played:
-    """success: (n,) bool; actions: (n,) how many were carried out; seconds: of each decision, all episodes together; films: of the first."""
-
-    success: NDArray[np.bool_]
-    actions: NDArray[np.int64]
-    seconds: list[float]
-    films: list[Filmed]
-
-
-def play(
-    batch: SwapBatch, policy: RobotPolicy, *, films: int = 0, on_look: Callable[[int], None] | None = None
-) -> Played:
-    """Play all episodes of `batch` to their end. films: how many are filmed; on_look(episodes that go on) is told before each decision."""
-    policy.reset()
-    filmed = [Filmed() for _ in range(min(films, len(batch.envs)))]
-    expected: Pictures | None = None
-    seconds: list[float] = []
-
-    def watch(number: int, env: SwapEnv) -> None:
-        if number < len(filmed):
-            filmed[number].scene.append(np.stack([env.scene.render(camera, FILM_PIXELS) for camera in batch.cameras]))
-            filmed[number].covered.append(env.blocked[: len(batch.cameras)])
-
-    for number in range(len(filmed)):
-        watch(number, batch.envs[number])
-    while not batch.finished.all():
-        if on_look is not None:
-            on_look(int((~batch.finished).sum()))
-        pictures, states = batch.observe()
-        for number, one in enumerate(filmed):
-            if not batch.finished[number]:
-                one.looks.append(int(batch.actions[number]))
-                one.seen.append(pictures[number].transpose(0, 2, 3, 1))
-                one.expected.append(None if expected is None else expected[number])
-        began = time.perf_counter()
-        policy.observe(torch.from_numpy(pictures), state=torch.from_numpy(states))
-        actions, frames = policy.act()
-        chosen = actions.cpu().numpy()
-        seconds.append(time.perf_counter() - began)
-        expected = (255 * frames.cpu().numpy()).round().astype(np.uint8).transpose(0, 1, 3, 4, 2)
-        batch.move(chosen, watch if filmed else None)
-    return Played(batch.success.copy(), batch.actions.copy(), seconds, filmed)
-
-
-FILM_PIXELS = 192
-"""A side of a camera's picture in a film."""
-
+VIDEO_PIXELS = 192
+"""Side of a camera's image in a video."""
 FPS = 10
-MOST_LOOKS = 9  # of an episode of 135 actions, for the bar
+MAX_DECISIONS = 9
+"""Of an episode of 135 actions, for the progress bar."""
+VALIDATION_SEED = 1_000_000
+"""First seed of the episodes played during training; `test` plays others."""
+
+Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobotExperimentOptions(ExperimentOptions):
-    """`experiment=exp_robot`. episodes: how many `test` plays, from `episode_seed` on; distractors, blocking: of the world they are played in;
-    films: how many are filmed. episodes_in_training: played at each validation."""
+    """`experiment=exp_robot`. episodes: number that `test` plays, with seeds from `episode_seed`; distractors,
+    blocking: see `SwapEnv`; films: number of episodes recorded. episodes_in_training: played at each validation."""
 
     episodes: int = 100
     episode_seed: int = 0
@@ -114,12 +57,12 @@ class RobotExperimentOptions(ExperimentOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.episodes < 1:
-            raise UserError(f"experiment.episodes is {self.episodes}; play at least 1")
+            raise UserError(f"experiment.episodes is {self.episodes}; it must be at least 1")
         for name in ("episode_seed", "films", "episodes_in_training", "distractors"):
             if getattr(self, name) < 0:
-                raise UserError(f"experiment.{name} is {getattr(self, name)}; it must be 0 or more")
+                raise UserError(f"experiment.{name} is {getattr(self, name)}; it must be at least 0")
         if not 0 <= self.blocking <= 1:
-            raise UserError(f"experiment.blocking is {self.blocking}; it is a chance from 0 to 1")
+            raise UserError(f"experiment.blocking is {self.blocking}; it is a probability from 0 to 1")
 
 
 class RobotExperiment(BaseExperiment):
@@ -133,16 +76,17 @@ class RobotExperiment(BaseExperiment):
 
     @staticmethod
     def check(*, dataset: Any, algorithm: Any, experiment: Any) -> None:
-        """UserError where the options of dataset and algorithm do not go together; called before anything is built."""
+        """UserError where the options of dataset and algorithm contradict each other; called before anything is
+        built."""
         if not isinstance(algorithm, RobotPolicyOptions):
             return
         for name in ("n_cameras", "action_stack"):
             ours, theirs = getattr(algorithm, name), getattr(dataset, name, getattr(algorithm, name))
             if ours != theirs:
-                raise UserError(f"algorithm.{name} is {ours}, dataset.{name} {theirs}; set dataset.{name} alone")
+                raise UserError(f"algorithm.{name} is {ours}, dataset.{name} {theirs}; set dataset.{name} only")
 
     def generate_dataset(self) -> None:
-        """Make the demonstrations with the expert (`dataset.num_episodes`), or finish what was begun."""
+        """Generate the expert's demonstrations (`dataset.num_episodes`), or those that are still missing."""
         files = self.dataset.generate(progress=True)
         self._say(f"{len(files)} demonstrations in {self.dataset.options.save_dir}")
 
@@ -152,11 +96,8 @@ class RobotExperiment(BaseExperiment):
         curves = read_curves(self.run.folder / "metrics.jsonl")
         if "training/loss" in curves:
             loss = curves["training/loss"].points()
-            self.run.image(
-                "loss_curve",
-                draw_loss_curve([point.last for point in loss], [point.mean for point in loss]),
-                caption="Training loss",
-            )
+            curve = draw_loss_curve([point.last for point in loss], [point.mean for point in loss])
+            self.run.image("loss_curve", curve, caption="Training loss")
 
     def test(self) -> None:
         """Let the policy act in the simulator."""
@@ -168,41 +109,32 @@ class RobotExperiment(BaseExperiment):
         if options.test.compile:
             compile_network(robot, options.test.compile)
         groups: list[Played] = []
-        with progress_bar("test", total=options.episodes * MOST_LOOKS, unit="decisions") as bar:
+        with progress_bar("test", total=options.episodes * MAX_DECISIONS, unit="decisions") as bar:
             for first in range(0, options.episodes, options.test.batch_size):
                 count = min(options.test.batch_size, options.episodes - first)
-                films = options.films if not groups else 0
+                videos = 0 if groups else options.films
                 with devices.computing("test", options.test.precision, robot.device):
-                    groups.append(
-                        self.play(robot, options.episode_seed + first, count, films=films, on_look=bar.advance)
-                    )
+                    groups.append(self.play(robot, options.episode_seed + first, count, videos, bar.advance))
         self._report(groups)
         self._draw(groups[0])
 
-    def play(self, robot: Robot, seed: int, count: int, *, films: int = 0, on_look: Any = None) -> Played:
-        """`count` episodes from `seed` on, with `robot` as a policy."""
-        from diffusion_forcing.environments.swap.environment import SwapBatch
-
-        options, policy_options = self.options, robot.options
+    def play(
+        self, robot: Robot, seed: int, count: int, videos: int = 0, on_decision: Callable[[int], None] | None = None
+    ) -> Played:
+        """Play `count` episodes, with seeds from `seed`, and record the first `videos`; see `play`."""
         batch = SwapBatch(
             count,
             seed=seed,
-            size=policy_options.observation_shape[1],
-            distractors=options.distractors,
-            blocking=options.blocking,
-            cameras=policy_options.n_cameras,
+            size=robot.options.observation_shape[1],
+            distractors=self.options.distractors,
+            blocking=self.options.blocking,
+            cameras=robot.options.n_cameras,
         )
+        policy = RobotPolicy(robot, generator=torch.Generator(robot.device).manual_seed(self.seed + seed))
         try:
-            return play(
-                batch,
-                RobotPolicy(robot, generator=torch.Generator(robot.device).manual_seed(self.seed + seed)),
-                films=films,
-                on_look=on_look,
-            )
+            return play(batch, policy, videos=videos, on_decision=on_decision)
         finally:
             batch.close()
-
-    # ------------------------------------------------------------------------------------------------ how
 
     def _callbacks(self) -> list[Callback]:
         return [_PlayInTraining(self)] if self.options.episodes_in_training else []
@@ -210,59 +142,54 @@ class RobotExperiment(BaseExperiment):
     def _report(self, groups: list[Played]) -> None:
         success = np.concatenate([group.success for group in groups])
         actions = np.concatenate([group.actions for group in groups])
-        seconds = np.array([second for group in groups for second in group.seconds])
+        p50, p95 = np.quantile([seconds for group in groups for seconds in group.seconds], [0.5, 0.95]).tolist()
         rate = float(success.mean())
-        report = {
+        stderr = math.sqrt(rate * (1 - rate) / len(success))
+        metrics = {
             "robot/success_rate": rate,
-            "robot/success_rate_stderr": math.sqrt(rate * (1 - rate) / len(success)),
+            "robot/success_rate_stderr": stderr,
             "robot/episodes": len(success),
-            "robot/actions_of_success": float(actions[success].mean()) if success.any() else float("nan"),
-            "robot/seconds_per_decision_p50": float(np.quantile(seconds, 0.5)),
-            "robot/seconds_per_decision_p95": float(np.quantile(seconds, 0.95)),
+            "robot/seconds_per_decision_p50": p50,
+            "robot/seconds_per_decision_p95": p95,
         }
-        self.run.summary({name: value for name, value in report.items() if math.isfinite(value)})
-        together = min(len(success), self.options.test.batch_size)
+        if success.any():
+            metrics["robot/actions_of_success"] = float(actions[success].mean())
+        self.run.summary(metrics)
         self._say(
-            f"  success {100 * rate:.0f} % ± {100 * report['robot/success_rate_stderr']:.0f} of {len(success)} episodes, "
+            f"  success {100 * rate:.0f} % ± {100 * stderr:.0f} of {len(success)} episodes, "
             f"distractors {self.options.distractors}, blocking {self.options.blocking}"
         )
-        self._say(
-            f"  a decision for {together} at once: {report['robot/seconds_per_decision_p50']:.2f} s, "
-            f"p95 {report['robot/seconds_per_decision_p95']:.2f} s"
-        )
+        together = min(len(success), self.options.test.batch_size)
+        self._say(f"  a decision for {together} at once: {p50:.2f} s, p95 {p95:.2f} s")
 
     def _draw(self, played: Played) -> None:
-        if not played.films:
+        """Save the recorded episodes: a grid of all, and a video of each."""
+        if not played.recordings:
             return
         seed, cameras = self.options.episode_seed, self.dataset.cameras
-        words = [
-            f"seed {seed + number}: {'swapped' if played.success[number] else 'not done'} after {played.actions[number]} actions"
-            for number in range(len(played.films))
+        captions = [
+            f"seed {seed + number}: {'swapped' if played.success[number] else 'not done'} after "
+            f"{played.actions[number]} actions"
+            for number in range(len(played.recordings))
         ]
-        self.run.image(
-            "test_looks",
-            draw_looks([film.seen for film in played.films], [film.expected for film in played.films], words),
-            caption=f"What the policy saw ({cameras[0]}), and what it had expected to see then",
-        )
-        for number, film in enumerate(played.films):
-            self.run.video(
-                f"test_{seed + number}",
-                film_of_episode(
-                    film.scene,
-                    film.covered,
-                    film.looks,
-                    film.seen,
-                    film.expected,
-                    cameras=cameras,
-                    success=bool(played.success[number]),
-                ),
-                fps=FPS,
-                caption=words[number],
+        seen, expected = ([getattr(one, name) for one in played.recordings] for name in ("seen", "expected"))
+        caption = f"What the policy saw ({cameras[0]}), and what it had expected to see"
+        self.run.image("test_looks", draw_looks(seen, expected, captions), caption=caption)
+        for number, one in enumerate(played.recordings):
+            video = film_of_episode(
+                one.scene,
+                one.blocked,
+                one.decisions,
+                one.seen,
+                one.expected,
+                cameras=cameras,
+                success=bool(played.success[number]),
             )
+            self.run.video(f"test_{seed + number}", video, fps=FPS, caption=captions[number])
 
 
 class _PlayInTraining(Callback):
-    """Plays some episodes at each validation, the same ones each time."""
+    """Plays the same episodes at each validation."""
 
     def __init__(self, experiment: RobotExperiment) -> None:
         self._experiment = experiment
@@ -276,5 +203,67 @@ class _PlayInTraining(Callback):
         pl_module.log("validation/success_rate", float(played.success.mean()), prog_bar=True, sync_dist=True)
 
 
-VALIDATION_SEED = 1_000_000
-"""Episodes that are played during training; `test` has others."""
+@dataclass
+class Recording:
+    """An episode's images. After each action: scene (cameras, H, W, 3) and blocked (cameras,) bool. At each
+    decision, after decisions[i] actions: what the policy saw, seen (cameras, h, w, 3), and had expected to see (None
+    at the first)."""
+
+    scene: list[Images] = field(default_factory=list)
+    blocked: list[NDArray[np.bool_]] = field(default_factory=list)
+    decisions: list[int] = field(default_factory=list)
+    seen: list[Images] = field(default_factory=list)
+    expected: list[Images | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Played:
+    """success: (n,) bool; actions: (n,) number executed; seconds: of each decision, for all episodes at once."""
+
+    success: NDArray[np.bool_]
+    actions: NDArray[np.int64]
+    seconds: list[float]
+    recordings: list[Recording]
+
+
+def play(
+    batch: SwapBatch, policy: RobotPolicy, *, videos: int = 0, on_decision: Callable[[int], None] | None = None
+) -> Played:
+    """Play all episodes of `batch` to their end: observe, decide for all at once, execute a stack of actions, and so
+    on.
+
+    videos: number of episodes to record. on_decision(unfinished episodes) is called before each decision.
+    """
+    policy.reset()
+    recordings = [Recording() for _ in range(min(videos, len(batch.envs)))]
+    expected: Images | None = None
+    seconds: list[float] = []
+
+    def record(number: int, env: SwapEnv) -> None:
+        if number < len(recordings):
+            scene = np.stack([env.scene.render(camera, VIDEO_PIXELS) for camera in batch.cameras])
+            recordings[number].scene.append(scene)
+            recordings[number].blocked.append(env.blocked[: len(batch.cameras)])
+
+    for number, env in enumerate(batch.envs):
+        record(number, env)
+    while not batch.finished.all():
+        if on_decision is not None:
+            on_decision(int((~batch.finished).sum()))
+        # Observe.
+        images, states = batch.observe()
+        for number, one in enumerate(recordings):
+            if not batch.finished[number]:
+                one.decisions.append(int(batch.actions[number]))
+                one.seen.append(images[number].transpose(0, 2, 3, 1))
+                one.expected.append(None if expected is None else expected[number])
+        # Decide.
+        began = time.perf_counter()
+        policy.observe(torch.from_numpy(images), state=torch.from_numpy(states))
+        actions, frames = policy.act()
+        chosen = actions.cpu().numpy()
+        seconds.append(time.perf_counter() - began)
+        expected = (255 * frames.cpu().numpy()).round().astype(np.uint8).transpose(0, 1, 3, 4, 2)
+        # Execute.
+        batch.move(chosen, record)
+    return Played(batch.success.copy(), batch.actions.copy(), seconds, recordings)
