@@ -60,9 +60,14 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    return [*TINY, f"dataset.save_dir={demonstrations}"]
+    return TINY
+
+
+@pytest.fixture
+def ready(tiny: list[str], demonstrations: Path) -> list[str]:
+    return [*tiny, f"dataset.save_dir={demonstrations}"]
 
 
 def run(*words: str) -> tuple[Path, dict[str, float]]:
@@ -72,9 +77,10 @@ def run(*words: str) -> tuple[Path, dict[str, float]]:
     return folder, json.loads((folder / "metrics.json").read_text())
 
 
-def test_the_released_command_trains_validates_and_acts(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_released_command_trains_validates_and_acts(ready: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     released = ["+name=robot_new", "algorithm=df_robot", "experiment=exp_robot"]
-    folder, numbers = run(*tiny, *TILED, *released, "experiment.tasks=[training,validation,test]")
+    folder, numbers = run(*ready, *TILED, *released, "experiment.tasks=[training,validation,test]")
     assert numbers["robot/episodes"] == 2 and 0 <= numbers["robot/success_rate"] <= 1
     assert numbers["validation/loss"] > 0
     with av.open(str(folder / "pictures" / "test_0.mp4")) as film:
@@ -85,16 +91,17 @@ def test_the_released_command_trains_validates_and_acts(tiny: list[str], capsys:
     assert "success" in capsys.readouterr().err
     facts = native.read_header(folder / "checkpoints" / "latest")["facts"]
     assert facts["task"] == "robot" and facts["line"] == "rnn"
-    again, _ = run(*tiny, f"load={folder}", "experiment.tasks=[test]", "experiment.films=0")
+    again, _ = run(*ready, f"load={folder}", "experiment.tasks=[test]", "experiment.films=0")
     assert again != folder
 
 
-def test_the_small_policy_remembers_or_not_and_is_served(tiny: list[str]) -> None:
+@pytest.mark.slow
+def test_the_small_policy_remembers_or_not_and_is_served(ready: list[str]) -> None:
     zmq = pytest.importorskip("zmq")
-    assert main([*tiny, *SMALL, "+name=small"]) == 0
+    assert main([*ready, *SMALL, "+name=small"]) == 0
     folder = Path("outputs/latest-run").resolve()
     load = f"load={folder / 'checkpoints' / 'latest'}"
-    _, numbers = run(*tiny, load, "experiment.tasks=[test]", "algorithm.memory=False", "experiment.blocking=0.1")
+    _, numbers = run(*ready, load, "experiment.tasks=[test]", "algorithm.memory=False", "experiment.blocking=0.1")
     assert numbers["robot/episodes"] == 2
     command = [sys.executable, "-u", "-m", "diffusion_forcing", "serve-policy", load, "address=tcp://127.0.0.1:0"]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
