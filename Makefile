@@ -11,6 +11,10 @@ STAMP := $(VENV)/.installed
 PIP_WORDS ?=
 # pytest's extra words, e.g. make test PYTEST_WORDS="-k launch -x"
 PYTEST_WORDS ?=
+# More overrides for a demo's command lines, e.g. make demo OVERRIDES="experiment.episodes=1"
+OVERRIDES ?=
+PLAN := $(BIN)/python -m main experiment=exp_planning algorithm=df_planning experiment.tasks=[validation] \
+  experiment.episodes=4 algorithm.goal=random
 
 .PHONY: help setup demo demo-video demo-forecast demo-robot test check bench docs clean
 
@@ -29,17 +33,23 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "installed into $(VENV); try: make demo, make demo-video, make demo-forecast, make demo-robot"
 
-demo: setup  ## plan and run mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
-	@$(BIN)/python -m diffusion_forcing.launch.demo
+demo: setup  ## plan and play mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
+	@$(PLAN) dataset=maze2d_umaze load=maze2d_umaze_x +name=demo_umaze $(OVERRIDES)
+	@$(PLAN) dataset=maze2d_medium load=maze2d_medium_x +name=demo_medium $(OVERRIDES)
+	@$(PLAN) dataset=maze2d_large load=maze2d_large_x +name=demo_large $(OVERRIDES)
 
-demo-video: setup  ## roll 48 frames out of mazes never trained on with the shipped world model (under 3 minutes on 2 cores)
-	@$(BIN)/python -m diffusion_forcing.launch.demo_video
+demo-video: setup  ## roll out 48 frames of unseen mazes with the shipped world model (under 3 minutes on 2 cores)
+	@$(BIN)/python -m main dataset=video_labmaze load=labmaze64 experiment.tasks=[test] +name=demo_video \
+	  dataset.n_frames=56 algorithm.metrics=[] experiment.shuffled_actions=False experiment.films=4 \
+	  experiment.test.batch_size=4 experiment.test.limit_batch=1 dataset.save_dir=data/labmaze_demo \
+	  dataset.num_episodes=0 dataset.num_validation_episodes=0 dataset.num_test_episodes=4 $(OVERRIDES)
 
 demo-forecast: setup  ## forecast 96 real load profiles with the shipped forecaster (under 2 minutes on 2 cores)
-	@$(BIN)/python -m diffusion_forcing.launch.demo_forecast
+	@$(BIN)/python -m main dataset=ts_load load=ts_load_small experiment.tasks=[test,forecast] +name=demo_forecast $(OVERRIDES)
 
-demo-robot: setup  ## four times, the shipped policy swaps two fruits in the simulator (under 4 minutes on 2 cores)
-	@$(BIN)/python -m diffusion_forcing.launch.demo_robot
+demo-robot: setup  ## the shipped policy swaps two fruits in the simulator, four times (under 4 minutes on 2 cores)
+	@$(BIN)/python -m main dataset=robot_swap load=robot_swap_small experiment.tasks=[test] experiment.episodes=4 \
+	  experiment.blocking=0.02 +name=demo_robot $(OVERRIDES)
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest $(PYTEST_WORDS)

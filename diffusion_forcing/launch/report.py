@@ -10,6 +10,7 @@ from diffusion_forcing.tracking.run import NullRun, Run
 
 _RESULTS = (
     ("index.html", "the run's page: open it in a browser"),
+    ("pictures", "images and videos"),
     ("metrics.json", "the results as numbers"),
     ("checkpoints", "checkpoints, for load= and resume="),
 )

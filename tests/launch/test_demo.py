@@ -1,81 +1,125 @@
-"""The demo is the ordinary experiment, one run for three mazes."""
+"""The demos' command lines, as the Makefile has them, on untrained checkpoints of tiny sizes."""
 
 from __future__ import annotations
 
-import importlib
 import json
+import re
+import shlex
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffusion_forcing.checkpoints import format as native
-from diffusion_forcing.launch import demo
+from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.run import plan
-from diffusion_forcing.tracking.run import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW_STEPS = {"sampling": {"algorithm": {"diffusion": {"sampling_timesteps": 2}}}}
 
 
-def tiny_checkpoint(maze: str, folder: Path) -> None:
-    """An untrained planner of one layer, where `load=maze2d_<maze>_x` finds it."""
-    sizes = "algorithm.diffusion.architecture"
-    ready = plan(
-        [
-            "experiment=exp_planning",
-            "algorithm=df_planning",
-            f"dataset=maze2d_{maze}",
-            "dataset.action_mean=[]",
-            "dataset.action_std=[]",
-            f"{sizes}.num_layers=1",
-            f"{sizes}.network_size=16",
-            f"{sizes}.dim_feedforward=16",
-        ]
-    )
-    planning = ready.classes["algorithm"](ready.options["algorithm"])
-    native.save(folder / f"maze2d_{maze}_x", None, facts=planning.describe(), model=planning.sampling_weights(), step=1)
+def command_lines(target: str) -> list[list[str]]:
+    """The arguments of each `python -m main` that `make target` would run."""
+    made = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = made.replace("\\\n", " ").splitlines()
+    return [shlex.split(line.split("-m main", 1)[1]) for line in lines if "-m main" in line]
 
 
-def test_the_demo_plays_plans_in_one_run_and_says_where_its_page_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def save_untrained(name: str, words: list[str], more: dict[str, Any], *, fit_to_data: bool = False) -> None:
+    """An untrained network of the sizes in `words`, where `load=name` finds it."""
+    ready = plan(words)
+    algorithm = ready.classes["algorithm"](ready.options["algorithm"])
+    if fit_to_data:
+        algorithm.adapt(ready.classes["dataset"](ready.options["dataset"]).spec)
+    facts = algorithm.describe() | more
+    native.save(Path("pretrained") / name, None, facts=facts, model=algorithm.sampling_weights(), step=1)
+
+
+def run_demo(target: str, overrides: list[str], output: pytest.CaptureFixture[str]) -> list[Path]:
+    """Run each command line of the demo with `overrides`; their runs' folders, which the last lines name."""
+    folders = []
+    for words in command_lines(target):
+        output.readouterr()
+        assert main([*words, *overrides]) == 0
+        folders.append(Path("outputs/latest-run").resolve())
+        last = output.readouterr().out
+        assert str(folders[-1].relative_to(Path.cwd())) in last
+        assert "index.html" in last and "pictures" in last
+    return folders
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "MAZES", ("umaze",))
-    monkeypatch.setattr(demo, "EPISODES", 1)
-    tiny_checkpoint("umaze", tmp_path / "pretrained")
-    assert demo.main() == 0
-    said = capsys.readouterr().out
-    folder = Path("outputs/latest-run").resolve()
-    assert f"{folder.relative_to(tmp_path)}/index.html" in said
-    assert "1 mazes planned and played" in said
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_demo_plans_in_mazes_of_three_sizes(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [
+        f"algorithm.diffusion.architecture.{key}" for key in ("num_layers=1", "network_size=16", "dim_feedforward=16")
+    ]
+    for maze in ("umaze", "medium", "large"):
+        words = [f"dataset=maze2d_{maze}", "experiment=exp_planning", "algorithm=df_planning", *sizes]
+        save_untrained(f"maze2d_{maze}_x", [*words, "dataset.action_mean=[]", "dataset.action_std=[]"], FEW_STEPS)
+    folders = run_demo("demo", ["experiment.episodes=1", "dataset.episode_len=60"], capsys)
+    assert [re.sub(r"^[\d-]*demo_", "", folder.name) for folder in folders] == ["umaze", "medium", "large"]
+    for folder in folders:
+        assert json.loads((folder / "metrics.json").read_text())["planning/episodes"] == 1
+        assert (folder / "pictures" / "validation_plans.png").is_file()
+
+
+@pytest.mark.slow
+def test_demo_video_rolls_out_48_frames_with_the_window_of_the_checkpoint(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("vizdoom")
+    pytest.importorskip("labmaze")
+    (words,) = command_lines("demo-video")
+    options = plan([*words, f"load={ROOT / 'pretrained' / 'labmaze64'}"]).options
+    frames, context = options["dataset"].validation_frames, options["algorithm"].context_frames
+    assert (frames - context, options["algorithm"].n_frames) == (48, 24)
+    sizes = "network_size=8 dim_mults=[1] attn_resolutions=[8] attn_heads=1 attn_dim_head=8".split()
+    sizes = [f"algorithm.diffusion.architecture.{size}" for size in sizes]
+    save_untrained("labmaze64", ["dataset=video_labmaze", "dataset.resolution=8", *sizes], FEW_STEPS)
+    small = ["dataset.n_frames=12", "dataset.num_test_episodes=2", "experiment.films=2", "experiment.test.batch_size=2"]
+    (folder,) = run_demo("demo-video", small, capsys)
     results = json.loads((folder / "metrics.json").read_text())
-    assert results["umaze/planning/episodes"] == 1
-    assert (folder / "pictures" / "umaze_validation_plans.png").is_file()
-    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert (results["test/clips"], results["test/frames_predicted"]) == (2, 2 * (12 - context))
+    for name in ("test_clip_1.mp4", "test_clip_2.mp4", "test_sheet.png"):
+        assert (folder / "pictures" / name).is_file()
 
 
-def test_the_demo_plays_at_least_eight_mazes_of_three_sizes() -> None:
-    assert set(demo.MAZES) == {"umaze", "medium", "large"}
-    assert len(demo.MAZES) * demo.EPISODES >= 8
+@pytest.mark.slow
+def test_demo_forecast_draws_fans_and_writes_the_forecast(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gluonts")
+    pytest.importorskip("simbench")
+    sizes = ["algorithm.z_shape=[8]", "algorithm.diffusion.network_size=4", "algorithm.diffusion.num_gru_layers=1"]
+    few = {"algorithm": {"calc_crps_sum": 3, "diffusion": {"sampling_timesteps": 2}}}
+    words = ["dataset=ts_load", "dataset.variates=3", *sizes]
+    save_untrained("ts_load_small", words, {"sampling": few}, fit_to_data=True)
+    (folder,) = run_demo("demo-forecast", ["dataset.variates=3"], capsys)
+    assert json.loads((folder / "metrics.json").read_text())["forecast/paths"] == 3
+    assert (folder / "pictures" / "test_fans.png").is_file()
+    assert (folder / "tables" / "forecast.csv").is_file()
 
 
-def test_a_demo_without_checkpoints_is_one_error_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.slow
+def test_demo_robot_plays_and_is_filmed(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    sizes = ["transformer.network_size=16", "transformer.num_layers=1", "eyes.width=8"]
+    words = ["dataset=robot_swap", "dataset.resolution=16", "algorithm=df_robot_small"]
+    save_untrained("robot_swap_small", [*words, *(f"algorithm.diffusion.{size}" for size in sizes)], FEW_STEPS)
+    small = ["dataset.resolution=16", "experiment.films=1", "experiment.episodes=2"]
+    (folder,) = run_demo("demo-robot", small, capsys)
+    assert json.loads((folder / "metrics.json").read_text())["robot/episodes"] == 2
+    assert (folder / "pictures" / "test_0.mp4").is_file()
+
+
+@pytest.mark.parametrize("target", ["demo", "demo-video", "demo-forecast", "demo-robot"])
+def test_the_command_lines_of_a_demo_fit_the_shipped_checkpoints(
+    target: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    resolve = importlib.import_module("diffusion_forcing.checkpoints.resolve")
-    monkeypatch.setattr(resolve, "shipped_places", list)
-    assert demo.main() == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: 'maze2d_umaze_x' is neither")
-    assert error.count("\n") == 1
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_a_section_writes_behind_its_name(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, "demo")
-    section = demo.Section(run, "large")
-    section.log(1, {"loss": 0.5})
-    section.summary({"planning/success_rate": 1.0})
-    section.table("episodes", [{"a": 1}])
-    run.finish()
-    assert json.loads((run.folder / "metrics.jsonl").read_text())["large/loss"] == 0.5
-    assert json.loads((run.folder / "metrics.json").read_text()) == {"large/planning/success_rate": 1.0}
-    assert (run.folder / "tables" / "large_episodes.csv").is_file()
+    for words in command_lines(target):
+        assert plan(words).checkpoint is not None
