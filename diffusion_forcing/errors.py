@@ -1,7 +1,7 @@
-"""What a user caused, said in one line.
+"""Errors that a user can cause.
 
-Whatever a user can get wrong (a key, a file, a horizon, a maze) raises `UserError`; the command line prints its message behind
-`error:` and exits with code 2. Our own mistakes stay ordinary exceptions with a traceback.
+Whatever a user can get wrong (a key, a file, a horizon, a maze) raises `UserError`; the command line prints its message as one `error:` line
+and exits with code 2. Our own mistakes stay ordinary exceptions with a traceback.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what was asked for. The message is one line: what, got, allowed, what to do."""
+    """A mistake in a request. The message is one line: what is wrong, the value given, what is allowed, what to do."""
 
     everywhere = False
-    """Set where all processes of a run find the same mistake at the same time: the main one tells it, the others end quietly."""
+    """Whether all processes of a run find the same mistake: only the main one prints it, the others exit quietly."""
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the nearest of `allowed`, or an empty string where nothing is near."""
+    """` (did you mean 'x'?)` with the nearest of `allowed`, or "" if none is near."""
     near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""

@@ -1,5 +1,5 @@
-"""From a command line to a run: the only room that knows Hydra.
+"""From the command line to a run: the only room that imports Hydra.
 
-`overrides` reads the command line, `compose` turns it and the yaml files into one mapping, `options` turns a mapping into typed
-frozen dataclasses, `run` builds every part once, top-down, and steps aside. `cli.main` is the entry.
+`cli.main` is the entry. `overrides` parses the command line, `compose` merges it with the yaml files, `options` turns each section into a typed
+dataclass, and `run` checks everything, builds the parts and runs the tasks. `slurm` submits a run as a job instead.
 """

@@ -1,7 +1,7 @@
-"""A run from its command line to its last task: composes, checks, builds every part once, top-down, and steps aside.
+"""A run, from its command line to its last task.
 
-Whatever can be wrong is found in the order of what it costs: the command line, the yaml files, the checkpoint named, the options of the
-three parts, the tasks' names; only then is a folder made and something built.
+`plan` composes and checks everything in the order of its cost: the command line, the yaml files, the checkpoint, the options of the three
+parts, the names of the tasks. Only then does `start` make the run's folder, build every part once, top-down, and run the tasks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,157 +18,160 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments.processes import is_main_process
-from diffusion_forcing.launch.compose import as_yaml, compose, compose_on, resolved
+from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job, requeued_when_preempted
+from diffusion_forcing.launch.compose import PARTS, as_yaml, compose, compose_on, read_overrides, resolved
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import build_options, read_part
-from diffusion_forcing.launch.overrides import first_line, group_names, parse
-from diffusion_forcing.launch.settings import Settings
-from diffusion_forcing.launch.slurm import ClusterOptions, is_new_job, requeued_when_preempted
+from diffusion_forcing.launch.overrides import first_line
 from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.tracking.run import NullRun, Run
 from diffusion_forcing.tracking.tracker import TrackedRun, Tracker
 from diffusion_forcing.tracking.wandb import WandbOptions
 
-# More memory than there is, asked for by a size that somebody chose, is said in one line.
-
-
-@contextlib.contextmanager
-def too_large_is_said() -> Iterator[None]:
-    """What asks for more memory than there is becomes a UserError: it is a size that somebody chose."""
-    import torch
-
-    try:
-        yield
-    except (MemoryError, RuntimeError) as failure:
-        reason = first_line(failure)
-        wants_memory = any(words in str(failure) for words in ("allocate memory", "not enough memory", "out of memory"))
-        too_large = "overflow" in str(failure) and "size" in str(failure)  # more bytes than can be counted
-        if not isinstance(failure, (MemoryError, torch.OutOfMemoryError)) and not (wants_memory or too_large):
-            raise
-        raise UserError(
-            f"there is not enough memory ({reason}); make it smaller: the batch_size of the task, the sizes of the network, or the data's"
-        ) from failure
-
-
-# Who is told of a run beside its own folder: the sections of `tracking`, each a class by `_target_` and its options.
-
-
-def read_trackers(config: Mapping[str, Any], *, everywhere: Sequence[str] = ()) -> list[tuple[type[Tracker], Any]]:
-    """Class and options of each tracker in `config`, which is resolved; one whose `mode` is disabled is left out."""
-    sections = config.get("tracking") or {}
-    if not isinstance(sections, Mapping):
-        raise UserError(f"tracking is a group of trackers, chosen as tracking=[wandb,tensorboard]; got {sections!r}")
-    found = []
-    for name, section in sections.items():
-        where = f"tracking.{name}"
-        if not isinstance(section, Mapping):
-            raise UserError(f"{where} is a tracker, with _target_ and its options; got {section!r}")
-        cls, options = read_part(section, where, everywhere=everywhere)
-        if not issubclass(cls, Tracker):
-            raise UserError(
-                f"{where}._target_ names a class that is no diffusion_forcing.tracking.tracker.Tracker: {cls.__name__}"
-            )
-        if getattr(options, "mode", None) != "disabled":
-            found.append((cls, options))
-    return found
-
-
-_PARTS = ("dataset", "algorithm", "experiment")
 _RUN_FOLDER = "DIFFUSION_FORCING_RUN"
-"""Environment variable that tells the further ranks, started by Lightning with the same command, where rank 0 writes."""
+"""Environment variable with the run's folder, for the processes that Lightning starts with the same command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The top level of the configuration. The sections of the three parts are typed by the parts' own `Options`."""
+
+    name: str | None = None
+    seed: int = 0
+    seeds: int = 1
+    """Number of runs with successive seeds."""
+    debug: bool = False
+    outputs: str = "outputs"
+    load: str | None = None
+    resume: str | None = None
+    wandb: WandbOptions = field(default_factory=WandbOptions)
+    experiment: Any = None
+    dataset: Any = None
+    algorithm: Any = None
+    cluster: Any = None
+    tracking: Any = None
+    choices: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("name", "outputs", "load", "resume"):
+            if getattr(self, key) == "":
+                raise UserError(f"{key}= is empty: give {key}=VALUE or leave it out")
+            if "\0" in (getattr(self, key) or ""):
+                raise UserError(f"{key}= contains a null byte")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        if not 1 <= self.seeds <= 1000 or self.seed + self.seeds > 2**32:
+            raise UserError(f"seeds must be the number of seeds to run, 1 to 1000, got {self.seeds}")
+        if self.seeds > 1 and self.resume is not None:
+            raise UserError("seeds= starts new runs and resume= continues one: give one of them")
+        if self.load is not None and self.resume is not None:
+            raise UserError("load= starts a new run from a checkpoint and resume= continues a run: give one of them")
+
+    @property
+    def run_name(self) -> str:
+        """The name given, else that of the dataset."""
+        return self.name or str(self.choices.get("dataset") or "run")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that was checked, nothing built: what `start` needs."""
+    """A checked command line: all that `start` needs, with nothing built."""
 
     settings: Settings
     config: DictConfig
     classes: dict[str, type]
     options: dict[str, Any]
-    checkpoint: Path | None
-    resumed: Path | None
-    taken: tuple[str, ...] = ()
-    """What the checkpoint's structure changed, as key=value."""
     trackers: tuple[tuple[type[Tracker], Any], ...] = ()
-    """Class and options of each that is told of the run, beside its folder."""
+    """Class and options of each tracker beside the run's folder."""
+    checkpoint: Path | None = None
+    adopted: tuple[str, ...] = ()
+    """Options that the checkpoint has changed, as key=value."""
+    resumed: Path | None = None
+    """Folder of the run that is resumed."""
     new_job: bool = False
-    """Whether `resumed` is a run that was made for a Slurm job and begins only now."""
+    """Whether `resumed` was made for a Slurm job and only starts now."""
     cluster: ClusterOptions | None = None
-    """Where to submit it instead of running it here."""
+    """Where to submit the run, instead of running it here."""
 
 
 def plan(words: Sequence[str]) -> Plan:
-    """Read the command line and the yaml files, and check all of it. Raises UserError; builds no part, makes no file but what
-    comes from W&B."""
-    given = _given(words)
+    """Read and check the command line, the yaml files and the checkpoint's header.
+
+    Builds no part and writes no file, except for a checkpoint that is downloaded from W&B. Raises UserError.
+    """
+    overrides = read_overrides(words)
+    given = {override.key: override.value for override in overrides if not override.delete and not override.group}
     outputs = Path(given.get("outputs") or "outputs")
-    resumed = _run_here_or_fetched(given["resume"], outputs, words) if given.get("resume") else None
-    new_job = False
+    resumed = _find_run(given["resume"], outputs, words) if given.get("resume") else None
+    new_job = resumed is not None and is_new_job(resumed)
     if resumed is None:
         config = compose(words)
     else:
         config = compose_on(_saved_config(resumed), words)
-        new_job = is_new_job(resumed)
         config["resume" if new_job else "load"] = None if new_job else given.get("load")
+
     mapping = resolved(config)
-    everywhere = list(_dotted(mapping))
+    everywhere = list(_dotted_keys(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
-    if resumed is not None and not new_job and not _is_there(str(spec)):  # an id, not one of its checkpoints
+    if resumed is not None and not new_job and not _exists(str(spec)):  # a run's id, not one of its checkpoints
         spec = str(resumed)
-    tracked = "wandb" in (mapping.get("tracking") or {})
-    checkpoint = (
-        _checkpoint_here_or_fetched(spec, Path(settings.outputs), settings.wandb, tracked=tracked) if spec else None
-    )
-    taken = []
+    checkpoint = _find_checkpoint(spec, settings, tracked="wandb" in (mapping.get("tracking") or {})) if spec else None
+    adopted = []
     if checkpoint and settings.load and not new_job:
         check_task(mapping, checkpoint)
-        taken = adopt_(config, checkpoint, given)
-    mapping = resolved(config) if taken else mapping
-    parts = {where: read_part(mapping[where], where, everywhere=everywhere) for where in _PARTS}
-    classes = {where: part[0] for where, part in parts.items()}
-    options = {where: part[1] for where, part in parts.items()}
-    check_tasks(classes["experiment"], options["experiment"].tasks)
-    check_steps(classes["experiment"], classes["algorithm"], options["experiment"].tasks)
-    check_parts(classes, options)
-    trackers = read_trackers(mapping, everywhere=everywhere)
+        adopted = adopt_(config, checkpoint, given)
+        mapping = resolved(config)
+
+    parts = {where: read_part(mapping[where], where, everywhere=everywhere) for where in PARTS}
+    classes = {where: cls for where, (cls, _) in parts.items()}
+    options = {where: options for where, (_, options) in parts.items()}
+    _check_tasks(classes["experiment"], classes["algorithm"], options["experiment"].tasks)
+    _check_parts(classes, options)
     return Plan(
         settings=settings,
         config=config,
         classes=classes,
         options=options,
+        trackers=tuple(_read_trackers(mapping, everywhere)),
         checkpoint=checkpoint,
+        adopted=tuple(adopted),
         resumed=resumed,
-        taken=tuple(taken),
-        trackers=tuple(trackers),
         new_job=new_job,
         cluster=None if settings.cluster is None else build_options(ClusterOptions, settings.cluster, "cluster"),
     )
 
 
-def start(checked: Plan) -> Run | NullRun:
-    """Build the parts and run the tasks in order. Returns the run, finished; a run that fails is marked so and the error goes on."""
-    run = open_run(checked)
-    run.config(as_yaml(_to_save(checked.config)))
-    with requeued_when_preempted(f"go on with resume={run.id}"), finishing(run), too_large_is_said():
+def start(plan: Plan) -> Run | NullRun:
+    """Build the parts and run the tasks in order. Returns the finished run; an error marks the run as failed."""
+    run = _open_run(plan)
+    saved = plan.config.copy()
+    saved["resume"] = None  # the file describes the run, not this start of it
+    run.config(as_yaml(saved))
+    with requeued_when_preempted(f"continue with resume={run.id}"), _finishing(run), _explained_memory_errors():
         if isinstance(run, TrackedRun):
-            run.follow([cls(options) for cls, options in checked.trackers], resolved(checked.config))
-        perform(checked, run)
+            run.follow([cls(options) for cls, options in plan.trackers], resolved(plan.config))
+        perform(plan, run)
     return run
 
 
-def perform(checked: Plan, run: Any) -> None:
-    """Build the three parts and run the tasks in order; results go to `run`."""
+def perform(plan: Plan, run: Any) -> None:
+    """Build the three parts and run the tasks in order, with results written to `run`."""
     import torch
 
-    from diffusion_forcing.experiments import loader as randomness
+    from diffusion_forcing.experiments.debug import rehearse
+    from diffusion_forcing.experiments.loader import seed_all
 
-    settings, classes, options = checked.settings, checked.classes, checked.options
-    if settings.debug:
-        _rehearse(checked)
-    randomness.seed_all(settings.seed)
+    settings, classes, options = plan.settings, plan.classes, plan.options
+    if settings.debug and hasattr(classes["experiment"], "one_batch"):
+        # every task on one batch first
+        seed_all(settings.seed)
+        torch.autograd.set_detect_anomaly(True)
+        say = _print_on_stderr if is_main_process() else lambda line: None
+        rehearse(classes, options, seed=settings.seed, load=plan.checkpoint, say=say)
+    seed_all(settings.seed)
     torch.autograd.set_detect_anomaly(settings.debug)
+    resumes = plan.resumed is not None and not plan.new_job
     experiment = classes["experiment"](
         options["experiment"],
         dataset=classes["dataset"](options["dataset"]),
@@ -176,35 +179,32 @@ def perform(checked: Plan, run: Any) -> None:
         run=run,
         seed=settings.seed,
         debug=settings.debug,
-        load=checked.checkpoint if checked.resumed is None or checked.new_job else None,
-        resume=checked.checkpoint if checked.resumed and not checked.new_job else None,
+        load=None if resumes else plan.checkpoint,
+        resume=plan.checkpoint if resumes else None,
     )
     for task in options["experiment"].tasks:
         experiment.run_task(task)
 
 
-def _rehearse(checked: Plan) -> None:
-    """debug=True: every task once over one batch, for an experiment that can."""
-    import torch
-
-    from diffusion_forcing.experiments import loader as randomness
-    from diffusion_forcing.experiments.debug import rehearse
-
-    if not hasattr(checked.classes["experiment"], "one_batch"):
-        return
-    randomness.seed_all(checked.settings.seed)
-    torch.autograd.set_detect_anomaly(True)
-    say = _say_on_stderr if is_main_process() else lambda line: None
-    rehearse(checked.classes, checked.options, seed=checked.settings.seed, load=checked.checkpoint, say=say)
-
-
-def _say_on_stderr(line: str) -> None:
+def _print_on_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _open_run(plan: Plan) -> Run | NullRun:
+    """The run's folder, new or resumed; a process other than the main one writes nothing."""
+    if not is_main_process():
+        return NullRun(plan.resumed or Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
+    if plan.resumed is not None:
+        run = TrackedRun.open(plan.resumed)
+    else:
+        run = TrackedRun.create(Path(plan.settings.outputs), plan.settings.run_name)
+    os.environ[_RUN_FOLDER] = str(run.folder.resolve())
+    return run
+
+
 @contextlib.contextmanager
-def finishing(run: Run | NullRun) -> Iterator[None]:
-    """Marks `run` finished, interrupted or failed, whichever ends the block."""
+def _finishing(run: Run | NullRun) -> Iterator[None]:
+    """Mark `run` as finished, interrupted or failed at the end of the block."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -218,116 +218,124 @@ def finishing(run: Run | NullRun) -> Iterator[None]:
     run.finish("finished")
 
 
-def check_tasks(experiment: type, tasks: Sequence[str]) -> None:
-    """Raises UserError for a name that is no task of the experiment, before anything is built."""
-    from diffusion_forcing.experiments.base import task_names
+@contextlib.contextmanager
+def _explained_memory_errors() -> Iterator[None]:
+    """Turn out-of-memory errors, caused by sizes that the user chose, into a one-line UserError."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as failure:
+        text = str(failure)
+        out_of_memory = any(words in text for words in ("allocate memory", "not enough memory", "out of memory"))
+        uncountable = "overflow" in text and "size" in text  # more bytes than an integer holds
+        if not (isinstance(failure, (MemoryError, torch.OutOfMemoryError)) or out_of_memory or uncountable):
+            raise
+        raise UserError(
+            f"not enough memory ({first_line(failure)}): reduce the task's batch_size, the network or the data"
+        ) from failure
+
+
+def _check_tasks(experiment: type, algorithm: type, tasks: Sequence[str]) -> None:
+    """UserError for a task that the experiment does not have, or that calls a step which the algorithm does not have."""
+    from lightning.pytorch import LightningModule
+
+    from diffusion_forcing.experiments.base import BaseExperiment, task_names
 
     known = task_names(experiment)
     for task in tasks:
         if task not in known:
             near = did_you_mean(task, known)
-            raise UserError(f"experiment.tasks: '{task}' is no task{near}; there are: {', '.join(known)}")
+            raise UserError(f"experiment.tasks: there is no task '{task}'{near}; tasks: {', '.join(known)}")
+        step = f"{task}_step"
+        needs_step = hasattr(LightningModule, step) and getattr(experiment, task) is getattr(BaseExperiment, task, None)
+        if needs_step and getattr(algorithm, step, None) in (None, getattr(LightningModule, step)):
+            raise UserError(f"experiment.tasks: '{task}' needs a {step}, which {algorithm.__name__} does not have")
 
 
-def check_steps(experiment: type, algorithm: type, tasks: Sequence[str]) -> None:
-    """Raises UserError for a task that runs on Lightning, of an algorithm that has no step for it."""
-    from lightning.pytorch import LightningModule
-
-    from diffusion_forcing.experiments.base import BaseExperiment
-
-    for task in ("training", "validation", "test"):
-        on_lightning = getattr(experiment, task, None) is getattr(BaseExperiment, task)
-        own = getattr(algorithm, f"{task}_step", None)
-        if task in tasks and on_lightning and own in (None, getattr(LightningModule, f"{task}_step")):
-            raise UserError(f"experiment.tasks: {algorithm.__name__} has no {task}_step, which the task '{task}' calls")
-
-
-def check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> None:
-    """Raises UserError where the parts do not go together: an algorithm of another task, or what the experiment's own
-    `check(dataset=…, algorithm=…, experiment=…)` finds in their options, where it has one."""
-    tasks = {where: getattr(classes[where], "task", "") for where in ("experiment", "algorithm")}
-    if all(tasks.values()) and tasks["experiment"] != tasks["algorithm"]:
+def _check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> None:
+    """UserError if the parts are for different tasks, or if the experiment's own `check` refuses their options."""
+    experiment, algorithm = (getattr(classes[where], "task", "") for where in ("experiment", "algorithm"))
+    if experiment and algorithm and experiment != algorithm:
         raise UserError(
-            f"experiment is for {tasks['experiment']} and algorithm for {tasks['algorithm']}; "
-            "choose two that go together, as in experiment=exp_planning algorithm=df_planning"
+            f"the experiment is for {experiment}, the algorithm for {algorithm}; "
+            "choose matching ones, as in experiment=exp_planning algorithm=df_planning"
         )
     check = getattr(classes["experiment"], "check", None)
     if callable(check):
         check(**options)
 
 
-def _is_there(spec: str) -> bool:
-    """Whether `spec`, from load= or resume=, is a path that exists; UserError for one that no path can be."""
+def _read_trackers(config: Mapping[str, Any], everywhere: Sequence[str]) -> Iterator[tuple[type[Tracker], Any]]:
+    """Class and options of each tracker whose mode is not disabled. config: resolved."""
+    sections = config.get("tracking") or {}
+    if not isinstance(sections, Mapping):
+        raise UserError(f"tracking must be a group, chosen as tracking=[wandb,tensorboard]; got {sections!r}")
+    for name, section in sections.items():
+        where = f"tracking.{name}"
+        if not isinstance(section, Mapping):
+            raise UserError(f"{where} must be a tracker's options with _target_, got {section!r}")
+        cls, options = read_part(section, where, everywhere=everywhere)
+        if not issubclass(cls, Tracker):
+            raise UserError(f"{where}._target_={cls.__name__} is no subclass of diffusion_forcing.tracking.tracker.Tracker")
+        if getattr(options, "mode", None) != "disabled":
+            yield cls, options
+
+
+def _find_run(spec: str, outputs: Path, words: Sequence[str]) -> Path:
+    """The folder of the run that resume= names, local or downloaded from W&B."""
     try:
-        return Path(spec).exists()
-    except OSError as failure:
-        raise UserError(f"load= or resume= names no checkpoint and no run: {failure.strerror} ({spec})") from failure
+        return _local_run(spec, outputs)
+    except UserError as here:
+        chosen = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
+        wandb = build_options(WandbOptions, OmegaConf.to_container(chosen["wandb"]), "wandb")
+        if _exists(spec) or not asks_wandb(spec, wandb, tracked="wandb" in (chosen.get("tracking") or {})):
+            raise
+        return _from_wandb(fetch_run, spec, outputs, wandb, here)
 
 
-def run_folder(spec: str, outputs: Path) -> Path:
-    """The folder of the run that `resume=spec` means: a run's id, its folder, or a checkpoint inside it."""
+def _local_run(spec: str, outputs: Path) -> Path:
+    """The folder of a local run by its id, its folder, or a checkpoint inside it."""
     path = Path(spec)
-    if not _is_there(spec):
+    if not _exists(spec):
         return Run.find(outputs, spec)
     for folder in (path.resolve(), *path.resolve().parents):
         if (folder / "run.json").is_file():
             return folder
-    raise UserError(f"resume={spec} is not in a run's folder; to start a new run from its weights use load={spec}")
+    raise UserError(f"resume={spec} is not in a run's folder; use load={spec} to start a new run from its weights")
 
 
-def _checkpoint(spec: str, outputs: Path) -> Path:
-    """The checkpoint on the disk. Imported here: it needs torch, whose import a mistyped key should not wait for."""
+def _find_checkpoint(spec: str, settings: Settings, *, tracked: bool) -> Path:
+    """The checkpoint that load= or resume= names, local or downloaded from W&B."""
+    outputs = Path(settings.outputs)
+    try:
+        return _local_checkpoint(spec, outputs)
+    except UserError as here:
+        if _exists(spec) or not asks_wandb(spec, settings.wandb, tracked=tracked):
+            raise
+        return _from_wandb(fetch_checkpoint, spec, outputs, settings.wandb, here)
+
+
+def _local_checkpoint(spec: str, outputs: Path) -> Path:
+    # imports torch, which the error about a mistyped key should not wait for
     from diffusion_forcing.checkpoints.resolve import resolve
 
     return resolve(spec, outputs)
-
-
-def _checkpoint_here_or_fetched(spec: str, outputs: Path, wandb: WandbOptions, *, tracked: bool) -> Path:
-    """The checkpoint that load= means, on the disk or from W&B."""
-    try:
-        return _checkpoint(spec, outputs)
-    except UserError as here:
-        if _is_there(spec) or not asks_wandb(spec, wandb, tracked=tracked):
-            raise
-        return _from_wandb(fetch_checkpoint, spec, outputs, wandb, here)
-
-
-def _run_here_or_fetched(spec: str, outputs: Path, words: Sequence[str]) -> Path:
-    """The folder of the run that resume= means, here or from W&B."""
-    try:
-        return run_folder(spec, outputs)
-    except UserError as here:
-        said = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
-        wandb = build_options(WandbOptions, OmegaConf.to_container(said["wandb"]), "wandb")
-        if _is_there(spec) or not asks_wandb(spec, wandb, tracked="wandb" in (said.get("tracking") or {})):
-            raise
-        return _from_wandb(fetch_run, spec, outputs, wandb, here)
 
 
 def _from_wandb(fetch: Callable[..., Path], spec: str, outputs: Path, wandb: WandbOptions, here: UserError) -> Path:
     try:
         return fetch(spec, outputs, wandb)
     except UserError as there:
-        raise UserError(f"{here}; nor from W&B: {there}") from there
+        raise UserError(f"{here}; nor on W&B: {there}") from there
 
 
-def open_run(checked: Plan) -> Run | NullRun:
-    """The run's folder, new or resumed; on a further rank one that keeps nothing."""
-    if not is_main_process():
-        return NullRun(checked.resumed or Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
-    if checked.resumed is not None:
-        run = TrackedRun.open(checked.resumed)
-    else:
-        run = TrackedRun.create(Path(checked.settings.outputs), checked.settings.run_name)
-    os.environ[_RUN_FOLDER] = str(run.folder.resolve())
-    return run
-
-
-def _given(words: Sequence[str]) -> dict[str, Any]:
-    """What the command line says about single keys, the last word for each."""
-    groups = frozenset(group_names())
-    overrides = [parse(word, groups) for word in words]
-    return {override.key: override.value for override in overrides if not override.delete and not override.group}
+def _exists(spec: str) -> bool:
+    """Whether the value of load= or resume= is an existing path; UserError if it cannot be a path."""
+    try:
+        return Path(spec).exists()
+    except OSError as failure:
+        raise UserError(f"load= or resume= is neither a checkpoint nor a run: {failure.strerror} ({spec})") from failure
 
 
 def _saved_config(folder: Path) -> str:
@@ -337,18 +345,8 @@ def _saved_config(folder: Path) -> str:
         raise UserError(f"run {folder} cannot be resumed: its config.yaml cannot be read ({failure})") from failure
 
 
-def _to_save(config: DictConfig) -> DictConfig:
-    """The configuration without the word that resumed it: the saved file describes the run, not this start of it."""
-    saved = config.copy()
-    saved["resume"] = None
-    return saved
-
-
-def _dotted(mapping: dict[str, Any], where: str = "") -> list[str]:
-    """Every key of a nested mapping, dotted."""
-    keys: list[str] = []
+def _dotted_keys(mapping: Mapping[str, Any], where: str = "") -> Iterator[str]:
     for key, value in mapping.items():
-        keys.append(f"{where}{key}")
-        if isinstance(value, dict):
-            keys.extend(_dotted(value, f"{where}{key}."))
-    return keys
+        yield f"{where}{key}"
+        if isinstance(value, Mapping):
+            yield from _dotted_keys(value, f"{where}{key}.")

@@ -1,4 +1,4 @@
-"""`seeds=5`: the same command with five seeds, one run after the other, and one more run that holds their table: mean ± deviation."""
+"""`seeds=5`: run the same command with five seeds, one after the other, and write a table of mean and standard deviation as one more run."""
 
 from __future__ import annotations
 
@@ -18,61 +18,55 @@ from diffusion_forcing.launch.run import Plan, plan, start
 from diffusion_forcing.tracking.run import Run
 
 
-def run_seeds(words: Sequence[str], checked: Plan) -> Run | None:
-    """Run `words` with the seeds `checked` asks for. Returns the run with the table; on a further rank None.
+def run_seeds(words: Sequence[str], first: Plan) -> Run | None:
+    """Run `words` with every seed that the plan `first` asks for. Returns the run with the table; None in other processes.
 
-    A failure ends it; what is finished stays, and the words to go on with are said.
+    A failure ends it; finished runs stay, and a line says how to continue.
     """
-    settings = checked.settings
+    settings = first.settings
     seeds = range(settings.seed, settings.seed + settings.seeds)
     results: list[dict[str, Any]] = []
-    for seed in seeds:
-        say(f"seed {seed}, the {len(results) + 1}. of {len(seeds)}")
+    for number, seed in enumerate(seeds):
+        say(f"seed {seed} ({number + 1} of {len(seeds)})")
         try:
             run = start(plan([*words, f"seed={seed}", "seeds=1", f"+name={settings.run_name}_seed{seed}"]))
         except BaseException:
-            if results:
-                say(
-                    f"{len(results)} of {len(seeds)} seeds are finished; the others: seed={seed} seeds={seeds.stop - seed}"
-                )
+            say(f"{number} of {len(seeds)} seeds are finished; continue with seed={seed} seeds={seeds.stop - seed}")
             raise
         report(run)
         if isinstance(run, Run):
             results.append({"seed": seed, "run": run.id, **numbers(run.folder)})
-    if not is_main_process():
-        return None
-    return _together(settings.run_name, Path(settings.outputs), checked, results)
+    return _summarise(first, results) if is_main_process() else None
 
 
 def numbers(folder: Path) -> dict[str, float]:
-    """What a run's metrics.json says in numbers."""
+    """The numbers in a run's metrics.json."""
     path = folder / "metrics.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation (of a sample) over runs of every number that all of them have."""
+    """Mean and sample standard deviation of every number that all runs have."""
     names = [name for name in results[0] if name not in ("seed", "run") and all(name in row for row in results)]
     return {name: (mean(row[name] for row in results), stdev(row[name] for row in results)) for name in names}
 
 
-def _together(name: str, outputs: Path, checked: Plan, results: Sequence[Mapping[str, Any]]) -> Run:
-    run = Run.create(outputs, f"{name}_seeds")
-    run.config(as_yaml(checked.config))
-    spreads = spread(results)
-    ends = [
-        {"seed": "mean", **{key: middle for key, (middle, _) in spreads.items()}},
-        {"seed": "std", **{key: around for key, (_, around) in spreads.items()}},
-    ]
-    run.table("seeds", [*results, *ends], caption=f"{len(results)} seeds; std is that of a sample")
-    run.summary({key: middle for key, (middle, _) in spreads.items()})
-    run.summary({f"{key}_std": around for key, (_, around) in spreads.items()} | {"seeds": len(results)})
+def _summarise(first: Plan, results: Sequence[Mapping[str, Any]]) -> Run:
+    """Write the table of `results` as a run, and print it."""
+    name, spreads = first.settings.run_name, spread(results)
+    means = {key: value for key, (value, _) in spreads.items()}
+    deviations = {key: value for key, (_, value) in spreads.items()}
+    run = Run.create(Path(first.settings.outputs), f"{name}_seeds")
+    run.config(as_yaml(first.config))
+    rows = [*results, {"seed": "mean", **means}, {"seed": "std", **deviations}]
+    run.table("seeds", rows, caption=f"{len(results)} seeds, mean and sample standard deviation")
+    run.summary({**means, **{f"{key}_std": value for key, value in deviations.items()}, "seeds": len(results)})
     run.finish("finished")
-    shown = Table("result", f"mean of {len(results)} seeds", "± std", title=f"{name}: over seeds")
-    for key, (middle, around) in spreads.items():
-        shown.add_row(key, f"{middle:.4g}", f"{around:.2g}")
-    Console(highlight=False).print(shown)
+    table = Table("result", f"mean of {len(results)} seeds", "± std", title=name)
+    for key in means:
+        table.add_row(key, f"{means[key]:.4g}", f"{deviations[key]:.2g}")
+    Console(highlight=False).print(table)
     report(run)
     say(f"  {run.folder / 'tables' / 'seeds.csv'}: every seed")
     return run

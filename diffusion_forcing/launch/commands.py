@@ -1,0 +1,143 @@
+"""The sub-commands for files: `inspect` and `convert` for checkpoints, `convert-robot` for demonstrations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from diffusion_forcing.checkpoints import LoadedCheckpoint, export, load, resolve
+from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.launch.report import say
+
+_NUMBERS_SHOWN = 8
+_ENTRIES_SHOWN = 12
+
+
+def inspect(words: Sequence[str]) -> None:
+    """`inspect PATH`: print what a checkpoint is. PATH: a value of `load=`."""
+    if len(words) != 1:
+        raise UserError(f"inspect takes one checkpoint, got {len(words)}; diffusion-forcing inspect PATH")
+    checkpoint = load(resolve(words[0]))
+    metadata = {key: value for key, value in checkpoint.facts.items() if key not in ("task", "line", "statistics")}
+    lines: dict[str, Any] = {
+        "path": str(checkpoint.path),
+        "step": checkpoint.step,
+        "parameters": f"{_parameters(checkpoint):,} in {len(checkpoint.weights)} tensors",
+        **_flat(metadata),
+        **{key: _few_numbers(value) for key, value in checkpoint.statistics.items()},
+    }
+    say(_summary(checkpoint))
+    width = max(map(len, lines))
+    for key, value in lines.items():
+        say(f"  {key:<{width}}  {_on_a_line(value)}")
+
+
+def convert(words: Sequence[str]) -> None:
+    """`convert IN.ckpt OUT`: check a released checkpoint, and write it in our format into the folder OUT."""
+    if len(words) != 2:
+        raise UserError(
+            f"convert takes a released checkpoint and a new folder, got {len(words)}; diffusion-forcing convert IN.ckpt OUT"
+        )
+    from diffusion_forcing.released.options import check_released
+
+    source = Path(words[0])
+    checkpoint = load(source)
+    if checkpoint.kind != "released":
+        raise UserError(f"{source} is in our format already; use load={source}")
+    check_released(checkpoint)
+    say(_summary(checkpoint))
+    say(f"wrote {export(source, Path(words[1]))}; use load={words[1]}")
+
+
+def _summary(checkpoint: LoadedCheckpoint) -> str:
+    """One line: kind, line, task, sizes, parameters, step."""
+    from diffusion_forcing.released.options import LINES
+
+    metadata = checkpoint.facts
+    kind = "released checkpoint" if checkpoint.kind == "released" else "checkpoint"
+    line = LINES.get(str(metadata.get("line")), "an unknown line")
+    sizes = ", ".join(f"{key} {metadata[key]}" for key in ("network_size", "z_shape", "frame_stack") if key in metadata)
+    return (
+        f"{kind} of {line}: {metadata.get('task', 'unknown task')}{f' ({sizes})' if sizes else ''}, "
+        f"{_parameters(checkpoint):,} parameters, step {checkpoint.step}"
+    )
+
+
+def _parameters(checkpoint: LoadedCheckpoint) -> int:
+    return sum(weight.numel() for weight in checkpoint.weights.values())
+
+
+def _flat(mapping: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        found |= _flat(value, f"{where}{key}.") if isinstance(value, Mapping) and value else {f"{where}{key}": value}
+    return found
+
+
+def _on_a_line(value: Any) -> str:
+    if isinstance(value, list) and len(value) > _ENTRIES_SHOWN:
+        return f"{json.dumps(value[:3])[:-1]}, … {len(value)} in all]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _few_numbers(value: Tensor) -> str:
+    few = ", ".join(f"{number:.6g}" for number in value.flatten()[:_NUMBERS_SHOWN].tolist())
+    return f"{few}, … {list(value.shape)}" if value.numel() > _NUMBERS_SHOWN else few
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UserError instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; {self.usage}")
+
+
+def convert_robot(words: Sequence[str]) -> None:
+    """`convert-robot SRC DST`: demonstrations of a robot in another layout."""
+    from diffusion_forcing.datasets.robot.convert import ConvertOptions, convert_robot
+
+    usage = "diffusion-forcing convert-robot SRC DST [--to ours|lerobot] [--allow-pickle]"
+    parser = _Parser(
+        "convert-robot", usage=usage, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("folders", nargs="*", default=[])
+    parser.add_argument("--allow-pickle", action="store_true")
+    for option in ("--to", "--cameras", "--codec", "--task", "--robot-type"):
+        parser.add_argument(option)
+    for option in ("--resolution", "--chunks-size"):
+        parser.add_argument(option, type=int)
+    for option in ("--fps", "--data-files-size-in-mb", "--video-files-size-in-mb"):
+        parser.add_argument(option, type=float)
+    known, unknown = parser.parse_known_intermixed_args(list(words))
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        near = did_you_mean(unknown[0], options)
+        raise UserError(f"convert-robot has no option '{unknown[0]}'{near}; options: {', '.join(options)}")
+    given = vars(known)
+    folders = [Path(folder).expanduser() for folder in given.pop("folders")]
+    if len(folders) != 2:
+        raise UserError(f"convert-robot takes a folder and a new one, got {len(folders)}; {usage}")
+    if "cameras" in given:
+        given["cameras"] = _cameras(given["cameras"])
+    options = ConvertOptions(**given)
+    source, target = folders
+    if options.allow_pickle:
+        print(f"warning: pickles in {source} may hold arrays and plain containers only", file=sys.stderr)
+    counts = ", ".join(f"{count} {split}" for split, count in convert_robot(source, target, options).items())
+    say(f"wrote {target} ({options.to}): {counts}; use dataset=robot_swap dataset.save_dir={target}")
+
+
+def _cameras(text: str) -> dict[str, str] | tuple[str, ...]:
+    """`front,over`, or `front=left,over=right`: our names of cameras, and the names of their videos."""
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    names = [name for name, _, _ in pairs]
+    videos = [video for _, equals, video in pairs if equals]
+    if not all(names) or len(videos) not in (0, len(names)) or len(set(names)) < len(names):
+        raise UserError(f"--cameras is {text!r}; give different names as front,over or front=VIDEO,over=VIDEO")
+    return dict(zip(names, videos, strict=True)) if videos else tuple(names)
