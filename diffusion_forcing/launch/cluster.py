@@ -93,7 +93,10 @@ class ClusterOptions:
 
 def script(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> str:
     """The template with each {name} replaced by its value, quoted. UserError for an unknown name, or where quoting would fail."""
-    known: dict[str, Sequence[Value]] = {**{name: (value,) for name, value in values.items()}, "python_args": python_args}
+    known: dict[str, Sequence[Value]] = {
+        **{name: (value,) for name, value in values.items()},
+        "python_args": python_args,
+    }
     lines = []
     for number, line in enumerate(template.splitlines(), start=1):
         where = f"line {number} of cluster.launch_template"
@@ -133,7 +136,9 @@ def _check_quoting(line: str, names: Sequence[str], where: str) -> None:
     except ValueError:
         continues = True
     if continues:
-        raise UserError(f"{where} starts a text that continues below (<< or an open quote); write that text into a file")
+        raise UserError(
+            f"{where} starts a text that continues below (<< or an open quote); write that text into a file"
+        )
 
 
 def is_new_job(folder: Path) -> bool:

@@ -116,9 +116,9 @@ def convert_robot(words: Sequence[str]) -> None:
         parser.add_argument(option, type=float)
     known, unknown = parser.parse_known_intermixed_args(list(words))
     if unknown:
-        options = [option for action in parser._actions for option in action.option_strings]
-        near = did_you_mean(unknown[0], options)
-        raise UserError(f"convert-robot has no option '{unknown[0]}'{near}; options: {', '.join(options)}")
+        allowed = [option for action in parser._actions for option in action.option_strings]
+        near = did_you_mean(unknown[0], allowed)
+        raise UserError(f"convert-robot has no option '{unknown[0]}'{near}; options: {', '.join(allowed)}")
     given = vars(known)
     folders = [Path(folder).expanduser() for folder in given.pop("folders")]
     if len(folders) != 2:

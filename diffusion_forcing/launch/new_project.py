@@ -64,7 +64,9 @@ def check_name(name: str) -> None:
         hint = f"; write {near}" if _NAME.fullmatch(near) and not keyword.iskeyword(near) else ""
         raise UserError(f"'{name}' cannot name a Python package: use lower-case letters, digits and _{hint}")
     if name in sys.stdlib_module_names or name in ("tests", "configurations", "outputs", "data") or _is_installed(name):
-        raise UserError(f"'{name}' is already the name of a Python package or of a folder in the project; write my_{name}")
+        raise UserError(
+            f"'{name}' is already the name of a Python package or of a folder in the project; write my_{name}"
+        )
 
 
 def template() -> Path:

@@ -62,7 +62,9 @@ def parse(word: str, groups: frozenset[str]) -> Override:
     if re.split(r"[./]", key)[0] == "hydra":
         raise UserError(f"'{word}': Hydra's own settings are not used; set the folder of runs with outputs=FOLDER")
     if parsed.is_sweep_override():
-        raise UserError(f"'{word}' is a sweep, which is not supported: start one run per value, or write a list as [1,2]")
+        raise UserError(
+            f"'{word}' is a sweep, which is not supported: start one run per value, or write a list as [1,2]"
+        )
     is_group = "/" in key or parsed.package is not None or key in groups
     several = key == TRACKING and isinstance(value, list) and all(isinstance(name, str) for name in value)
     if is_group and not parsed.is_delete() and not (value is None or isinstance(value, str) or several):
@@ -81,7 +83,9 @@ def apply_(config: DictConfig, override: Override) -> None:
         if not isinstance(parent, DictConfig) or last not in parent:
             raise UserError(f"cannot delete '{override.key}': there is no such key")
         if override.value is not None and parent[last] != override.value:
-            raise UserError(f"cannot apply '{override.text}': {override.key} is {parent[last]!r}; write ~{override.key}")
+            raise UserError(
+                f"cannot apply '{override.text}': {override.key} is {parent[last]!r}; write ~{override.key}"
+            )
         del parent[last]
     except RecursionError as failure:
         raise UserError(f"cannot apply '{_beginning(override.text)}': its key is nested too deeply") from failure

@@ -277,7 +277,9 @@ def _read_trackers(config: Mapping[str, Any], everywhere: Sequence[str]) -> Iter
             raise UserError(f"{where} must be a tracker's options with _target_, got {section!r}")
         cls, options = read_part(section, where, everywhere=everywhere)
         if not issubclass(cls, Tracker):
-            raise UserError(f"{where}._target_={cls.__name__} is no subclass of diffusion_forcing.tracking.tracker.Tracker")
+            raise UserError(
+                f"{where}._target_={cls.__name__} is no subclass of diffusion_forcing.tracking.tracker.Tracker"
+            )
         if getattr(options, "mode", None) != "disabled":
             yield cls, options
 

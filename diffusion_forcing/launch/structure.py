@@ -158,4 +158,6 @@ def _is_plain(value: Any) -> bool:
     """Numbers, booleans, None, text without interpolation, and lists of them."""
     if isinstance(value, list):
         return all(_is_plain(entry) for entry in value)
-    return value in (None, {}) or isinstance(value, (bool, int, float)) or (isinstance(value, str) and "${" not in value)
+    return (
+        value in (None, {}) or isinstance(value, (bool, int, float)) or (isinstance(value, str) and "${" not in value)
+    )

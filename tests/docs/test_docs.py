@@ -113,7 +113,7 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
         if key == "load" and not value.isupper():
             known = value.removeprefix("pretrained/") in {*SHIPPED, *shipped()} or value.startswith("outputs/")
             assert known or is_run_id(value), f"{value} is no checkpoint"
-    monkeypatch.setattr(launch_run, "_checkpoint", lambda spec, outputs: Path(spec))
+    monkeypatch.setattr(launch_run, "_local_checkpoint", lambda spec, outputs: Path(spec))
     write_shown(page, elsewhere)
     if error:
         with pytest.raises(UserError) as refusal:

@@ -124,7 +124,7 @@ def test_a_released_video_checkpoint_of_the_rnn_line_brings_its_sizes_and_goes_o
     ready = plan([*VIDEO, "load=released.ckpt", "dataset.n_frames=8"])
     options = ready.options["algorithm"]
     assert (options.frame_stack, options.z_shape, options.diffusion.network_size) == (2, (4, 8, 8), 8)
-    assert "algorithm.z_shape=[4,8,8]" in ready.taken
+    assert "algorithm.z_shape=[4,8,8]" in ready.adopted
     run(*VIDEO, "load=released.ckpt", "dataset.n_frames=8", "experiment.tasks=[training,validation]")
     assert "its optimiser goes along" in capfd.readouterr().err
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.launch.choices import PACKAGE_FOLDER, choices_of, group_names
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.compose import compose, resolved
-from diffusion_forcing.launch.overrides import PACKAGE_FOLDER, choices_of, group_names
 from diffusion_forcing.launch.run import Plan, plan
 
 MEDIUM = (
@@ -116,7 +116,7 @@ def test_a_released_video_checkpoint_brings_what_its_tensors_say(
     assert options.diffusion.architecture.network_size == 8
     assert options.diffusion.architecture.attn_resolutions == (64, 128)
     assert ready.options["dataset"].validation_multiplier == (8 if "multiplier" in command else 1)
-    assert 'algorithm.norm="clip"' in ready.taken
+    assert 'algorithm.norm="clip"' in ready.adopted
     with pytest.raises(UserError, match="cache=exact with norm=clip"):
         checked(f"{command} algorithm.cache=exact")
 

@@ -49,7 +49,7 @@ def test_what_is_typed_wins_or_is_refused_in_one_line() -> None:
     assert plan([*words, "algorithm.chunk_size=6"]).options["algorithm"].chunk_size == 6
     with pytest.raises(UserError, match=r"trains no levels that algorithm\.scheduling_matrix=pyramid shows"):
         plan([*words, "algorithm.scheduling_matrix=pyramid"])
-    with pytest.raises(UserError, match=r"algorithm\.noise_level is one of .*did you mean 'teacher_forcing'"):
+    with pytest.raises(UserError, match=r"algorithm\.noise_level must be one of .*did you mean 'teacher_forcing'"):
         plan([*ALGORITHMS["df_prediction"], "algorithm.noise_level=teacher_forcng"])
 
 

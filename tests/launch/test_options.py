@@ -79,46 +79,42 @@ def test_a_value_becomes_the_type_its_field_asks_for(key: str, given: Any, expec
 
 
 @pytest.mark.parametrize(
-    ("key", "given", "said"),
+    ("key", "given", "named"),
     [
-        ("rate", "abc", "dataset.rate is a number, got 'abc'"),
-        ("rate", True, "dataset.rate is a number, got true"),
-        ("rate", None, "dataset.rate is a number, got null"),
-        ("count", 2.5, "dataset.count is a whole number, got 2.5"),
-        ("count", float("inf"), "dataset.count is a whole number, got inf"),
-        ("count", True, "dataset.count is a whole number, got true"),
-        ("flag", 1, "dataset.flag is true or false, got 1"),
-        ("flag", "yes", "dataset.flag is true or false, got 'yes'"),
-        ("env", 3, "dataset.env is text, got 3"),
-        ("mode", "piramid", "dataset.mode is one of pyramid, full, 3, got 'piramid' (did you mean 'pyramid'?)"),
-        ("mode", True, "dataset.mode is one of pyramid, full, 3, got true"),
-        ("limit", "all", "dataset.limit is a whole number or a number or null, got 'all'"),
-        ("pair", [1], "dataset.pair is a list of 2 values, got 1: [1]"),
-        ("pair", 1, "dataset.pair is a list of a number, a number, got 1; lists are written dataset.pair=[1,2]"),
-        ("means", [1, "x"], "dataset.means[1] is a number, got 'x'"),
-        ("means", "1,2", "dataset.means is a list, each a number, got '1,2'; lists are written dataset.means=[1,2]"),
-        ("inner", 3, "dataset.inner is a group of keys (width, heads), got 3"),
-        ("inner", {"widht": 3}, "unknown key dataset.inner.widht (did you mean 'dataset.inner.width'?)"),
-        ("maybe", {"width": "x"}, "dataset.maybe.width is a whole number, got 'x'"),
-        ("free", [1], "dataset.free is a group of keys, got [1]"),
-        ("count", -1, "dataset: count is 0 or more, got -1"),
-        ("rat", 1, "unknown key dataset.rat (did you mean 'dataset.rate'?)"),
+        ("rate", "abc", ["dataset.rate", "a number", "'abc'"]),
+        ("rate", True, ["dataset.rate", "a number", "true"]),
+        ("rate", None, ["dataset.rate", "a number", "null"]),
+        ("count", 2.5, ["dataset.count", "a whole number", "2.5"]),
+        ("count", float("inf"), ["dataset.count", "a whole number", "inf"]),
+        ("count", True, ["dataset.count", "a whole number", "true"]),
+        ("flag", 1, ["dataset.flag", "true or false", "1"]),
+        ("flag", "yes", ["dataset.flag", "true or false", "'yes'"]),
+        ("env", 3, ["dataset.env", "text", "3"]),
+        ("mode", "piramid", ["dataset.mode", "pyramid, full, 3", "'piramid'", "did you mean 'pyramid'?"]),
+        ("mode", True, ["dataset.mode", "pyramid, full, 3", "true"]),
+        ("limit", "all", ["dataset.limit", "a whole number or a number or null", "'all'"]),
+        ("pair", [1], ["dataset.pair", "2 values", "1: [1]"]),
+        ("pair", 1, ["dataset.pair", "a list of a number, a number", "dataset.pair=[1,2]"]),
+        ("means", [1, "x"], ["dataset.means[1]", "a number", "'x'"]),
+        ("means", "1,2", ["dataset.means", "a list, each a number", "dataset.means=[1,2]"]),
+        ("inner", 3, ["dataset.inner", "(width, heads)", "3"]),
+        ("inner", {"widht": 3}, ["unknown key dataset.inner.widht", "did you mean 'dataset.inner.width'?"]),
+        ("maybe", {"width": "x"}, ["dataset.maybe.width", "a whole number", "'x'"]),
+        ("free", [1], ["dataset.free", "a group of keys", "[1]"]),
+        ("count", -1, ["dataset", "count", "-1"]),
+        ("rat", 1, ["unknown key dataset.rat", "did you mean 'dataset.rate'?"]),
+        ("zzz", 1, ["unknown key dataset.zzz", "dataset.count, dataset.env"]),
     ],
 )
-def test_a_wrong_value_is_refused_naming_the_dotted_key(key: str, given: Any, said: str) -> None:
+def test_a_wrong_value_is_refused_naming_key_type_and_value(key: str, given: Any, named: list[str]) -> None:
     with pytest.raises(UserError) as refusal:
         build(**{key: given})
-    assert str(refusal.value) == said
+    assert all(part in str(refusal.value) for part in named), refusal.value
 
 
 def test_a_missing_required_key_says_what_to_give() -> None:
-    with pytest.raises(UserError, match=r"^dataset\.env is missing: give dataset\.env=VALUE, text$"):
+    with pytest.raises(UserError, match=r"dataset\.env is missing.*dataset\.env=VALUE, text"):
         build_options(Options, {}, "dataset")
-
-
-def test_an_unknown_key_with_no_near_one_lists_what_there_is() -> None:
-    with pytest.raises(UserError, match=r"unknown key dataset\.zzz; there are: dataset\.count, dataset\.env"):
-        build(zzz=1)
 
 
 def test_a_key_written_in_the_wrong_place_is_pointed_to_its_place() -> None:
@@ -128,7 +124,7 @@ def test_a_key_written_in_the_wrong_place_is_pointed_to_its_place() -> None:
 
 
 def test_a_section_that_is_no_mapping_is_named() -> None:
-    with pytest.raises(UserError, match=r"^algorithm is a group of keys \(width, heads\), got 3$"):
+    with pytest.raises(UserError, match=r"algorithm .*\(width, heads\).* 3"):
         build_options(Inner, 3, "algorithm")
 
 

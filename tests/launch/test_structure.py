@@ -49,7 +49,7 @@ def test_sizes_and_statistics_come_with_the_checkpoint_and_are_named(trained: Pa
     assert ready.options["algorithm"].diffusion.architecture.num_layers == 6
     assert ready.options["dataset"].observation_mean == ready.options["algorithm"].observation_mean == (1.5, 2.5)
     assert ready.options["algorithm"].action_mean == ()
-    assert set(ready.taken) == {
+    assert set(ready.adopted) == {
         "algorithm.frame_stack=20",
         "algorithm.diffusion.architecture.num_layers=6",
         "dataset.observation_mean=[1.5,2.5]",
@@ -61,7 +61,7 @@ def test_sizes_and_statistics_come_with_the_checkpoint_and_are_named(trained: Pa
 
 def test_what_was_taken_can_be_typed_again(trained: Path) -> None:
     ready = plan([*MAZES, f"load={trained}"])
-    assert plan([*MAZES, *ready.taken]).options == ready.options
+    assert plan([*MAZES, *ready.adopted]).options == ready.options
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_was_taken_can_be_typed_again(trained: Path) -> None:
 def test_the_command_line_has_the_last_word(trained: Path, word: str) -> None:
     key = word.partition("=")[0]
     ready = plan([*MAZES, f"load={trained}", word])
-    assert not [taken for taken in ready.taken if taken.startswith(key)]
+    assert not [taken for taken in ready.adopted if taken.startswith(key)]
 
 
 def test_a_checkpoint_of_another_maze_gives_no_statistics(trained: Path) -> None:
@@ -115,9 +115,9 @@ def test_a_resumed_run_keeps_its_own_configuration(
 
     run = Run.create(tmp_path / "outputs", "first")
     run.config(as_yaml(compose(MAZES)))
-    monkeypatch.setattr("diffusion_forcing.launch.run._checkpoint", lambda spec, outputs: trained)
+    monkeypatch.setattr("diffusion_forcing.launch.run._local_checkpoint", lambda spec, outputs: trained)
     ready = plan([f"resume={run.folder}"])
-    assert ready.taken == ()
+    assert ready.adopted == ()
     assert ready.options["algorithm"].frame_stack == 10
 
 
@@ -158,7 +158,7 @@ def test_the_window_that_is_typed_is_trained_with_also_from_a_checkpoint(video: 
     assert plan([*typed, "experiment.tasks=[training,validation]"]).options["algorithm"].n_frames == 24
     rolled = plan([*typed, "experiment.tasks=[validation]"])
     assert rolled.options["algorithm"].n_frames == 12
-    assert "algorithm.n_frames=12" in rolled.taken  # and is printed
+    assert "algorithm.n_frames=12" in rolled.adopted  # and is printed
     assert plan([*typed, "experiment.tasks=[test]", "algorithm.n_frames=20"]).options["algorithm"].n_frames == 20
 
 

@@ -126,7 +126,7 @@ def test_a_resumed_run_keeps_its_trackers_unless_the_command_names_others(
 ) -> None:
     from diffusion_forcing.launch import run as launch_run
 
-    monkeypatch.setattr(launch_run, "_checkpoint", lambda spec, outputs: project)
+    monkeypatch.setattr(launch_run, "_local_checkpoint", lambda spec, outputs: project)
     diary(project)
     main([*MINE, "tracking=diary", "tracking.diary.room=attic"])
     folder = next(file.parent for file in project.glob("outputs/*/*/run.json"))
@@ -144,7 +144,7 @@ def test_a_resumed_run_keeps_its_trackers_unless_the_command_names_others(
 def test_a_run_of_an_older_version_can_be_resumed_with_wandb(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusion_forcing.launch import run as launch_run
 
-    monkeypatch.setattr(launch_run, "_checkpoint", lambda spec, outputs: project)
+    monkeypatch.setattr(launch_run, "_local_checkpoint", lambda spec, outputs: project)
     main(MINE)
     folder = next(file.parent for file in project.glob("outputs/*/*/run.json"))
     saved = OmegaConf.load(folder / "config.yaml")
