@@ -169,7 +169,7 @@ def test_a_mistake_is_one_line(
         (["load=nothing_there"], "nothing_there"),
         (["load=maze2d_medium_x"], "is a checkpoint for planning"),
         (["load=x", "adress=tcp://127.0.0.1:1"], "did you mean 'address'"),
-        (["load=x", "cameras=usb"], "cameras is one of sim, realsense, v4l2, folder"),
+        (["load=x", "cameras=usb"], "cameras must be one of sim, realsense, v4l2, folder"),
         (["load=x", "--port=1"], "no option '--port=1'"),
     ],
 )

@@ -84,7 +84,7 @@ def test_load_and_resume_find_a_run_on_wandb_check_it_and_take_it_whole_or_not_a
 
     (model,) = (path for path in server.blobs if path.endswith("/model.safetensors"))
     server.blobs[model] = server.blobs[model][:-1] + b"x"  # of the same size
-    assert "nor from W&B" in refused(f"load={run_id}")
+    assert "nor on W&B" in refused(f"load={run_id}")
     server.stop()
     assert "cannot be reached" in refused(f"resume={run_id}")
 

@@ -80,14 +80,14 @@ def test_wandbs_keys_reach_the_tracker(project: Path) -> None:
     [
         (["tracking=wand"], "tracking=wand does not exist (did you mean 'wandb'?)"),
         (["tracking=[local,tensorbord]"], "tracking=tensorbord does not exist (did you mean 'tensorboard'?)"),
-        (["tracking=[1,2]"], "tracking takes the name of one yaml file"),
-        (["wandb.mode=on"], "wandb.mode is one of online, offline, disabled, got 'on'"),
+        (["tracking=[1,2]"], "tracking must be the name of one yaml file"),
+        (["wandb.mode=on"], "wandb.mode must be one of online, offline, disabled, got 'on'"),
         (["tracking=wandb", "wandb.expire_days=0"], "wandb.expire_days"),
         (["tracking=tensorboard", "tracking.tensorboard.film_frames=0"], "film_frames"),
         (["tracking=tensorboard", "tracking.tensorboard.frames=3"], "unknown key tracking.tensorboard.frames"),
         (
             ["+tracking.mine._target_=my_parts.Data", "+tracking.mine.path=x"],
-            "no diffusion_forcing.tracking.tracker.Tracker",
+            "no subclass of diffusion_forcing.tracking.tracker.Tracker",
         ),
     ],
 )
