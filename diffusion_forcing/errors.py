@@ -7,7 +7,8 @@ and exits with code 2. Our own mistakes stay ordinary exceptions with a tracebac
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -21,3 +22,25 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """` (did you mean 'x'?)` with the nearest of `allowed`, or "" if none is near."""
     near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def check_choice(key: str, value: object, allowed: Collection[str]) -> None:
+    """`UserError` unless `value` is one of `allowed`. key: the name a user knows it by, like dataset.source."""
+    if value not in allowed:
+        hint = did_you_mean(str(value), allowed)
+        raise UserError(f"{key} {value!r} is unknown; choose one of {', '.join(allowed)}{hint}")
+
+
+def check_minimum(key: str, value: float, least: float) -> None:
+    """`UserError` unless `value` is at least `least` (NaN is not)."""
+    if not value >= least:
+        raise UserError(f"{key} must be at least {least}, got {value}")
+
+
+@contextmanager
+def explaining_os_errors(problem: str, remedy: str) -> Iterator[None]:
+    """Turn an OSError inside the block into the `UserError` "{problem}: {reason}; {remedy}"."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{problem}: {error.strerror or error}; {remedy}") from error

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum, explaining_os_errors
 from diffusion_forcing.files import locked, replacing, write_json
 from diffusion_forcing.progress import progress_bar
 
@@ -67,8 +67,7 @@ def generate(
     workers: number of processes, 0 for one on each core. Raises `UserError` if `folder` holds episodes of another recipe or cannot be written, or
     if the simulator is not installed. Finished episodes stay, and the next call continues.
     """
-    if workers < 0:
-        raise UserError(f"workers must be at least 0 (one on each core), got {workers}")
+    check_minimum("workers", workers, 0)
     with locked(folder):
         _prepare_folder(folder, simulator.recipe, counts)
         tasks = [(split, index) for split, count in counts.items() for index in range(count)]
@@ -181,14 +180,11 @@ def _work(simulator: Simulator, folder: Path, connection: Connection) -> None:
 
 def _make(simulator: Simulator, folder: Path, split: str, index: int) -> Exception | None:
     try:
-        save = getattr(simulator, "save", save_episode)
-        save(episode_file(folder, split, index), simulator.make(split, index))
+        with explaining_os_errors(f"cannot write in {folder}", "make room or choose another dataset.save_dir"):
+            save = getattr(simulator, "save", save_episode)
+            save(episode_file(folder, split, index), simulator.make(split, index))
     except UserError as error:
         return error
-    except OSError as error:
-        return UserError(
-            f"cannot write in {folder}: {error.strerror or error}; make room or choose another dataset.save_dir"
-        )
     except Exception:
         return RuntimeError(f"episode {index} of {split}:\n{traceback.format_exc()}")
     return None
@@ -201,7 +197,7 @@ def _exit(*_: object) -> None:
 def _prepare_folder(folder: Path, recipe: Mapping[str, str | int | float], splits: Collection[str]) -> None:
     """Make the folders, remove unfinished files of a killed generation, and write the recipe or compare it."""
     file = folder / "recipe.json"
-    try:
+    with explaining_os_errors(f"cannot write in {folder}", "choose another dataset.save_dir"):
         if not file.exists() and any(episode for split in splits for episode in (folder / split).rglob("*.npz")):
             raise UserError(f"{folder} holds episodes that were not generated; choose another dataset.save_dir")
         for split in splits:
@@ -210,11 +206,9 @@ def _prepare_folder(folder: Path, recipe: Mapping[str, str | int | float], split
                 leftover.unlink()
         if not file.exists():
             write_json(file, recipe)
-        before = dict(json.loads(file.read_text()))
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {folder}: {error.strerror or error}; choose another dataset.save_dir"
-        ) from error
+        text = file.read_text()
+    try:
+        before = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged: {error}; remove it together with the episodes beside it") from error
     changes = [

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from diffusion_forcing.datasets.batch import SequenceBatch
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import locked, read_json, replacing, write_json
 
 CACHE_VERSION = 1
@@ -133,16 +133,12 @@ def open_store(source: Path, folder: Path, read: Callable[[], Iterable[Steps]], 
 
 
 def _build(folder: Path, parts: Iterable[Steps], stamp: Mapping[str, Any]) -> None:
-    try:
-        with replacing(folder) as temporary:
-            temporary.mkdir()
-            statistics, episodes = _write_parts(temporary, parts)
-            np.save(temporary / "episodes.npy", episodes)
-            write_json(temporary / "cache.json", {"source": stamp, "statistics": statistics})
-    except OSError as error:
-        raise UserError(
-            f"cannot write the cache {folder}: {error.strerror or error}; make room or choose another dataset.save_dir"
-        ) from error
+    remedy = "make room or choose another dataset.save_dir"
+    with explaining_os_errors(f"cannot write the cache {folder}", remedy), replacing(folder) as temporary:
+        temporary.mkdir()
+        statistics, episodes = _write_parts(temporary, parts)
+        np.save(temporary / "episodes.npy", episodes)
+        write_json(temporary / "cache.json", {"source": stamp, "statistics": statistics})
 
 
 def _write_parts(folder: Path, parts: Iterable[Steps]) -> tuple[dict[str, list[float]], NDArray[np.int64]]:

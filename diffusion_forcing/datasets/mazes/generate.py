@@ -23,7 +23,7 @@ from diffusion_forcing.datasets.mazes import d4rl
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import PointMass, build_model, draw_goal, draw_start, reached
 from diffusion_forcing.environments.mazes.waypoint import WaypointController
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum, explaining_os_errors
 from diffusion_forcing.files import replacing, write_atomic
 from diffusion_forcing.progress import progress_bar
 
@@ -47,8 +47,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.action_noise < float("inf"):
             raise UserError(f"action_noise must be at least 0, got {self.action_noise}; D4RL's data has 0.5")
-        if self.seed < 0:
-            raise UserError(f"generate_seed must be at least 0, got {self.seed}")
+        check_minimum("generate_seed", self.seed, 0)
 
 
 def generate(
@@ -65,17 +64,14 @@ def generate(
     Continues from `<path>.partial/` if an earlier call with the same options was interrupted, and removes it when the file is complete.
     Raises `UserError` for options out of range or a folder that cannot be written.
     """
-    if num_steps < 1:
-        raise UserError(f"num_steps must be at least 1, got {num_steps}")
+    check_minimum("num_steps", num_steps, 1)
     recipe = Recipe(maze=maze.text, action_noise=action_noise, seed=seed)
     attributes = {"maze": maze.text, "action_noise": action_noise, "seed": seed, "generator": f"waypoint {_ALGORITHM}"}
     partial = path.with_name(path.name + ".partial")
-    try:
+    with explaining_os_errors(f"cannot write {path}", "make room or choose another dataset.save_dir"):
         _open_partial(partial, recipe)
         shards = _collect(maze, partial, recipe, num_steps=num_steps, progress=progress)
         statistics = d4rl.write(path, map(_load_steps, shards), num_steps=num_steps, attributes=attributes)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another dataset.save_dir") from error
     shutil.rmtree(partial)
     return statistics
 

@@ -23,7 +23,7 @@ from diffusion_forcing.datasets.mazes import d4rl, minari
 from diffusion_forcing.datasets.mazes.generate import generate
 from diffusion_forcing.datasets.windows import Steps, Store, Windows, open_store
 from diffusion_forcing.environments.mazes.layout import MAZES, Maze, as_maze
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, check_choice, check_minimum
 from diffusion_forcing.files import locked
 
 Source = Literal["auto", "d4rl", "generate", "minari", "path"]
@@ -72,11 +72,7 @@ class Maze2dOptions:
 
     def __post_init__(self) -> None:
         maze = self.maze
-        if self.source not in get_args(Source):
-            hint = did_you_mean(str(self.source), get_args(Source))
-            raise UserError(
-                f"dataset.source {self.source!r} is unknown; choose one of {', '.join(get_args(Source))}{hint}"
-            )
+        check_choice("dataset.source", self.source, get_args(Source))
         if self.source in ("path", "minari") and not self.path:
             raise UserError(f"dataset.source={self.source} needs dataset.path=<file or folder>")
         if self.path and self.source in ("d4rl", "generate"):
@@ -88,8 +84,7 @@ class Maze2dOptions:
                 "dataset.source=d4rl has no data for a custom dataset.maze_map; use dataset.source=generate"
             )
         for key, least in (("episode_len", 1), ("num_steps", 2), ("generate_seed", 0)):
-            if getattr(self, key) < least:
-                raise UserError(f"dataset.{key} must be at least {least}, got {getattr(self, key)}")
+            check_minimum(f"dataset.{key}", getattr(self, key), least)
         if not 0 < self.gamma <= 1:
             raise UserError(f"dataset.gamma must be in (0, 1], got {self.gamma}")
         if not 0 <= self.action_noise < float("inf"):

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from diffusion_forcing.datasets.download import checksum, download
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import locked, read_json, replacing, write_json
 from diffusion_forcing.progress import Bar, progress_bar
 
@@ -67,16 +67,13 @@ def fetch_archive(parts: Sequence[Part], folder: Path, *, gigabytes: float = 0.0
     with locked(folder / "archive"):
         if not work.is_dir() and gigabytes:
             _check_room(folder, gigabytes * (1 + 2 / len(parts)))
+        remedy = "make room and run again to continue, or choose another dataset.save_dir"
         try:
-            work.mkdir(parents=True, exist_ok=True)
-            with _Stream(parts, folder, progress=progress) as stream:
-                _unpack(stream, folder)
-            shutil.rmtree(work)
-        except OSError as error:
-            raise UserError(
-                f"cannot unpack into {folder}: {error.strerror or error}; make room and run again to continue, "
-                "or choose another dataset.save_dir"
-            ) from error
+            with explaining_os_errors(f"cannot unpack into {folder}", remedy):
+                work.mkdir(parents=True, exist_ok=True)
+                with _Stream(parts, folder, progress=progress) as stream:
+                    _unpack(stream, folder)
+                shutil.rmtree(work)
         finally:
             with suppress(OSError):
                 work.rmdir()  # succeeds only if nothing was downloaded

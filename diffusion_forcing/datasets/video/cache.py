@@ -11,7 +11,6 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +21,7 @@ from diffusion_forcing.datasets.video.container import Pixels
 from diffusion_forcing.datasets.video.decode import blocks, fit
 from diffusion_forcing.datasets.video.episode import Episode
 from diffusion_forcing.datasets.video.files import Unusable, reading
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import locked, replacing
 from diffusion_forcing.progress import progress_bar
 
@@ -114,7 +113,8 @@ class VideoCache:
     def _write(self, episode: Episode, stop: threading.Event) -> None:
         """Decode one episode into its file."""
         file = self._file(episode)
-        with _writing(self._folder):
+        remedy = "make room, choose another dataset.save_dir, or dataset.cache=none"
+        with explaining_os_errors(f"cannot write the cache {self._folder}", remedy):
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary:
                 with open(temporary, "wb") as stream:
@@ -149,18 +149,6 @@ class VideoCache:
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn an OSError inside the block into a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write the cache {folder}: {error.strerror or error}; make room, choose another dataset.save_dir, "
-            "or dataset.cache=none"
-        ) from error
 
 
 def _gigabytes(size: int) -> str:

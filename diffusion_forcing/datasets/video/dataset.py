@@ -24,7 +24,7 @@ from diffusion_forcing.datasets.video.decode import FrameReader
 from diffusion_forcing.datasets.video.episode import Episode
 from diffusion_forcing.datasets.video.files import has_clips, splits_of
 from diffusion_forcing.datasets.video.index import open_index, save_index
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, check_choice, check_minimum
 
 Source = Literal["auto", "download", "generate", "path"]
 Cache = Literal["auto", "memmap", "none"]
@@ -99,18 +99,14 @@ class VideoDatasetOptions:
 
     def __post_init__(self) -> None:
         for key, least in _MINIMA.items():
-            if getattr(self, key) < least:
-                raise UserError(f"dataset.{key} must be at least {least}, got {getattr(self, key)}")
+            check_minimum(f"dataset.{key}", getattr(self, key), least)
         if self.action_shift not in (0, 1):
             raise UserError(f"dataset.action_shift must be 0 or 1, got {self.action_shift}")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"dataset.validation_fraction must be in [0, 1), got {self.validation_fraction}")
         choices = {"source": Source, "cache": Cache, "action_kind": ActionKind, "generator": Generator}
         for key, kind in choices.items():
-            value, allowed = getattr(self, key), get_args(kind)
-            if value not in allowed:
-                hint = did_you_mean(str(value), allowed)
-                raise UserError(f"dataset.{key} {value!r} is unknown; choose one of {', '.join(allowed)}{hint}")
+            check_choice(f"dataset.{key}", getattr(self, key), get_args(kind))
         if self.observation_shape != (3, self.resolution, self.resolution):
             raise UserError(
                 f"dataset.observation_shape is {list(self.observation_shape)}, but dataset.resolution={self.resolution} makes it "

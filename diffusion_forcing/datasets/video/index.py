@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.video.episode import Episode, inspect
 from diffusion_forcing.datasets.video.files import Group, find_groups
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import locked, replacing
 from diffusion_forcing.progress import progress_bar
 
@@ -59,13 +59,9 @@ def save_index(file: Path, episodes: Sequence[Episode]) -> None:
                 row[name] = [values.dtype.str, *values.shape]
         rows.append(row)
     text = json.dumps({"version": INDEX_VERSION, "episodes": rows}).encode()
-    try:
-        with replacing(file) as temporary, open(temporary, "wb") as stream:
-            np.savez_compressed(stream, text=np.frombuffer(text, np.uint8), numbers=np.concatenate(numbers))
-    except OSError as error:
-        raise UserError(
-            f"cannot write the index {file}: {error.strerror or error}; make room or choose another dataset.save_dir"
-        ) from error
+    remedy = "make room or choose another dataset.save_dir"
+    with explaining_os_errors(f"cannot write the index {file}", remedy), replacing(file) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, text=np.frombuffer(text, np.uint8), numbers=np.concatenate(numbers))
 
 
 def _load(file: Path) -> dict[str, Episode]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.environments.labmaze.engine import CELL, INSTALL, Camera, Pose, build_wad, screen_for
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum
 
 SPLITS = {"training": 0.8, "validation": 0.1, "test": 0.1}
 """Share of all layouts in each split."""
@@ -118,10 +118,8 @@ class LabMazeEpisodes:
     size: int = 64
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"generate_seed must be at least 0, got {self.seed}")
-        if self.frames < 2:
-            raise UserError(f"episode_frames must be at least 2, got {self.frames}")
+        check_minimum("generate_seed", self.seed, 0)
+        check_minimum("episode_frames", self.frames, 2)
         screen_for(self.size)
 
     @property

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.environments.mazes.layout import Maze, as_maze
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, check_choice
 
 Goal = Literal["dataset", "random"]
 
@@ -144,9 +144,9 @@ class Maze2dEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
 
     def __init__(self, maze: Maze | str = "umaze", *, goal: Goal = "dataset", render_mode: str | None = None) -> None:
         self.maze = as_maze(maze)
-        self.goal_kind = check_goal_kind(goal)
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise UserError(f"render_mode {render_mode!r} is not available for maze2d; use 'rgb_array' or None")
+        check_choice("goal", goal, get_args(Goal))
+        self.goal_kind = goal
+        check_choice("render_mode", render_mode or "rgb_array", self.metadata["render_modes"])
         self.render_mode = render_mode
         self.observation_space: gymnasium.Space[Any] = observation_space(self.maze)
         self.action_space: gymnasium.Space[Any] = action_space()
@@ -232,22 +232,11 @@ def reached(positions: NDArray[np.floating], goals: NDArray[np.floating]) -> NDA
     return np.asarray(np.linalg.norm(positions - goals, axis=-1) <= GOAL_DISTANCE)
 
 
-def check_goal_kind(goal: str) -> Goal:
-    """`goal` if it is "dataset" or "random", otherwise `UserError`."""
-    kinds = get_args(Goal)
-    if goal not in kinds:
-        raise UserError(
-            f"goal {goal!r} is unknown; choose 'dataset' (D4RL's fixed cell) or 'random'{did_you_mean(str(goal), kinds)}"
-        )
-    return goal  # type: ignore[return-value]
-
-
 def check_options(options: dict[str, Any] | None, allowed: tuple[str, ...]) -> dict[str, Any]:
     """Reset options that are not None; `UserError` for an unknown key."""
     options = {key: value for key, value in (options or {}).items() if value is not None}
     for key in options:
-        if key not in allowed:
-            raise UserError(f"unknown reset option {key!r}; allowed: {', '.join(allowed)}{did_you_mean(key, allowed)}")
+        check_choice("reset option", key, allowed)
     return options
 
 

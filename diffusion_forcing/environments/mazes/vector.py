@@ -7,7 +7,7 @@ after `max_steps`, and the caller resets.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
@@ -22,14 +22,13 @@ from diffusion_forcing.environments.mazes.maze2d import (
     action_space,
     build_model,
     check_actions,
-    check_goal_kind,
     check_options,
     check_point,
     episode_start,
     observation_space,
     reached,
 )
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_choice, check_minimum
 
 _MAX_SEED = 2**31
 
@@ -47,12 +46,11 @@ class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[A
         self, maze: Maze | str, num_envs: int, *, goal: Goal = "dataset", max_steps: int | None = None
     ) -> None:
         self.maze = as_maze(maze)
-        self.goal_kind = check_goal_kind(goal)
-        if num_envs < 1:
-            raise UserError(f"num_envs must be at least 1, got {num_envs}")
+        check_choice("goal", goal, get_args(Goal))
+        check_minimum("num_envs", num_envs, 1)
+        self.goal_kind = goal
         self.max_steps = self.maze.max_steps if max_steps is None else max_steps
-        if self.max_steps < 1:
-            raise UserError(f"max_steps must be at least 1, got {max_steps}")
+        check_minimum("max_steps", self.max_steps, 1)
         self.num_envs = num_envs
         self.single_observation_space: gymnasium.Space[Any] = observation_space(self.maze)
         self.single_action_space: gymnasium.Space[Any] = action_space()
@@ -77,8 +75,7 @@ class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[A
                 raise UserError(f"seed must be in 0..{_MAX_SEED - 1}, got {seed}")
             self._seed, self._next_episode = seed, 0
         first = int(options.get("first_episode", self._next_episode))
-        if first < 0:
-            raise UserError(f"first_episode must be at least 0, got {first}")
+        check_minimum("first_episode", first, 0)
         self._next_episode = first + self.num_envs
         starts, goals = (self._points(options, key) for key in ("starts", "goals"))
         for index, ball in enumerate(self._balls):

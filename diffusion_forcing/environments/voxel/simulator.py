@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.environments.voxel.screen import MARKS, SIZE, shrink
 from diffusion_forcing.environments.voxel.server import Lost, Server
 from diffusion_forcing.environments.voxel.walker import FORWARD, LEFT, RIGHT, Sight, Walker, faults
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum
 
 SPLITS = ("training", "validation", "test")
 EPISODES_A_WORLD = 8
@@ -131,10 +131,8 @@ class VoxelEpisodes:
     _world: VoxelWorld | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"generate_seed must be at least 0, got {self.seed}")
-        if self.frames < 2:
-            raise UserError(f"episode_frames must be at least 2, got {self.frames}")
+        check_minimum("generate_seed", self.seed, 0)
+        check_minimum("episode_frames", self.frames, 2)
         shrink(np.zeros((SIZE, SIZE, 3), np.uint8), self.size)
 
     def __getstate__(self) -> dict[str, Any]:
