@@ -60,7 +60,11 @@ def save_index(file: Path, episodes: Sequence[Episode]) -> None:
         rows.append(row)
     text = json.dumps({"version": INDEX_VERSION, "episodes": rows}).encode()
     remedy = "make room or choose another dataset.save_dir"
-    with explaining_os_errors(f"cannot write the index {file}", remedy), replacing(file) as temporary, open(temporary, "wb") as stream:
+    with (
+        explaining_os_errors(f"cannot write the index {file}", remedy),
+        replacing(file) as temporary,
+        open(temporary, "wb") as stream,
+    ):
         np.savez_compressed(stream, text=np.frombuffer(text, np.uint8), numbers=np.concatenate(numbers))
 
 
