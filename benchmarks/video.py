@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks import video_reading
 from benchmarks.planning import seconds
 from diffusion_forcing.algorithms.video import Clips, Video
-from diffusion_forcing.experiments.trainer import peak_memory
+from diffusion_forcing.experiments.devices import peak_memory
 from diffusion_forcing.launch.cli import keep_freed_memory
 from diffusion_forcing.launch.run import plan
 from diffusion_forcing.networks.frames import FrameConv

@@ -16,6 +16,7 @@ GROUND: dict[str, set[str]] = {
     "files": set(),
     "pickles": set(),
     "progress": set(),
+    "terminal": set(),
     "diffusion": set(),
     "networks": set(),
     "metrics": set(),
@@ -32,7 +33,7 @@ GROUND: dict[str, set[str]] = {
         "checkpoints.loaded",
     },
 }
-"""Room: the rooms it may import beside itself and the ground floor (errors, files, pickles, progress)."""
+"""Room: the rooms it may import beside itself and the ground floor (errors, files, pickles, progress, terminal)."""
 
 HOMES = {
     "hydra": {"launch"},
@@ -80,7 +81,16 @@ def offences(where: str, source: str) -> list[str]:
         top, _, inside = name.partition(".")
         if top == NAME:
             other = inside.split(".")[0]
-            if where not in GROUND or other in (where, "errors", "files", "pickles", "progress", "__version__", ""):
+            if where not in GROUND or other in (
+                where,
+                "errors",
+                "files",
+                "pickles",
+                "progress",
+                "terminal",
+                "__version__",
+                "",
+            ):
                 if where not in ("launch", "serve", "__main__", "__init__") and other in ("launch", "serve"):
                     found.append(f"{where} imports {name}: only the front imports launch")
                 continue

@@ -28,6 +28,7 @@ def _lerp(decay: float) -> Callable[..., Any]:
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], n: Tensor | int) -> None:
         n = int(n)
+        current = [new.to(old.dtype) for old, new in zip(averaged, current, strict=True)]  # weights may have 16 bits
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
     return update

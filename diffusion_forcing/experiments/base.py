@@ -1,8 +1,6 @@
-"""What every experiment does: its public methods without arguments are tasks; training, validation and test run on
-Lightning.
+"""What every experiment has: tasks, which are its public methods without arguments. Lightning runs the three here.
 
-Built from finished parts (`dataset`, `algorithm`, `run`) and plain values; nothing is read, moved or seeded before a
-task runs. A user's experiment subclasses this and adds methods; `experiment.tasks=[training,my_task]` runs them in
+A user's experiment subclasses `BaseExperiment` and adds methods; `experiment.tasks=[training,my_task]` runs them in
 order.
 """
 
@@ -25,17 +23,20 @@ from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments import loader as randomness
 from diffusion_forcing.experiments import trainer
 from diffusion_forcing.experiments.checkpointing import check_fits, compile_network, load_weights
-from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
+from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions
 from diffusion_forcing.experiments.processes import Interrupted, is_main_process
+from diffusion_forcing.terminal import forgiving_output
 
 
 class BaseExperiment:
-    """Tasks training, validation and test for any LightningModule. Subclasses add tasks, callbacks and options."""
+    """Tasks training, validation and test for any LightningModule. Subclasses add tasks, callbacks and options.
+
+    Made of finished parts and plain values; nothing is read, moved or seeded before a task runs.
+    """
 
     Options: type[ExperimentOptions] = ExperimentOptions
     shared_tasks: frozenset[str] = frozenset({"training", "validation", "test"})
-    """Tasks that all processes work on, where there are several: those that are one Lightning trainer's. The main process does the others
-    alone, and the others go on to the next shared one and wait there."""
+    """Tasks that all processes share. The main process runs the others alone; the rest wait at the next shared one."""
 
     def __init__(
         self,
@@ -49,12 +50,11 @@ class BaseExperiment:
         load: Path | None = None,
         resume: Path | None = None,
     ) -> None:
-        """`dataset`: `.training()` and `.validation()` (also `.test()`, `.prepare()` where it has them) give map-style
-        datasets.
+        """`dataset`: has `.training()` and `.validation()`, perhaps `.test()` and `.prepare()`; map-style datasets.
 
         `run`: where results go (`tracking.Run` or `NullRun`). `load`: a checkpoint to take weights from. `resume`: a
-        run's folder or one of its checkpoints, to go on with; `run` is then that run. `debug`: stop at the layer or
-        operation that makes a NaN, and keep histograms of weights and gradients.
+        run's folder, or one of its checkpoints, to continue; `run` is then that run. `debug`: see `debug.py`. An
+        algorithm that has an attribute `seed` gets this one.
         """
         self.options = options
         self.dataset = dataset
@@ -65,28 +65,23 @@ class BaseExperiment:
         self.load = load
         self.resume = resume
         self.step = 0
-        """Optimiser steps behind the weights that are in the algorithm."""
+        """Optimiser steps of the weights in the algorithm."""
         self.rehearsing = False
-        """In the fast pass of debug=True: over one batch, into a run that is thrown away."""
+        """True in the pass over one batch of debug=True, whose run is thrown away."""
         self._data_ready = False
         self._weights_ready = False
-        self._said: set[str] = set()
-
-    # Tasks
+        self._printed: set[str] = set()
 
     def training(self) -> None:
-        """Train until max_steps, max_epochs or max_time; with `resume`, as if the run had never stopped.
-
-        An algorithm with an attribute `seed` is given the run's.
-        """
+        """Train until max_steps, max_epochs or max_time; with `resume`, as if the run had never stopped."""
         resumed = self._checkpoint_to_resume()
         self._prepare(weights=resumed is None)
         if self.options.training.compile:
             compile_network(self.algorithm, self.options.training.compile)
         if hasattr(self.algorithm, "seed"):
             self.algorithm.seed = self.seed  # type: ignore[assignment]
-        # splitting a model cannot be undone: afterwards the weights go into one that never was
-        whole = copy.deepcopy(self.algorithm) if self.options.training.strategy == "fsdp" else None
+        # Sharding cannot be undone: the trained weights go into a copy that never was sharded.
+        unsharded = copy.deepcopy(self.algorithm) if self.options.training.strategy == "fsdp" else None
         parts = trainer.for_training(
             self.options,
             dataset=self.dataset,
@@ -96,13 +91,13 @@ class BaseExperiment:
             more_callbacks=[*self._callbacks(), *self._debug_callbacks()],
             say=self._say_once,
         )
-        before = 0
+        first = 0
         if resumed is not None:
             state = parts.storage.preload(resumed)
             check_fits(self.algorithm, state["state_dict"], resumed)
             parts.checkpoints.last = resumed
-            before = int(state["global_step"])
-            self._say(f"resuming run {self.run.id} at step {before}")
+            first = int(state["global_step"])
+            self._say(f"resuming run {self.run.id} at step {first}")
         try:
             parts.trainer.fit(self.algorithm, datamodule=parts.loaders, ckpt_path=resumed)
         except Interrupted:
@@ -114,19 +109,19 @@ class BaseExperiment:
                 end_further_processes(parts.trainer)
             if resumed is None or not _while_restoring(failure):
                 raise
-            reason = str(failure).strip().splitlines()[0] if str(failure).strip() else "no reason given"
+            reason = next(iter(str(failure).strip().splitlines()), "no reason given")
             raise UserError(
-                f"cannot resume from {resumed}: its state cannot be put back ({type(failure).__name__}: {reason}); "
-                "resume with the configuration and the versions it was trained with, or start a new run from its weights with load="
+                f"cannot resume from {resumed}: its state cannot be restored ({type(failure).__name__}: {reason}); resume "
+                "with the configuration and versions it was trained with, or start a new run from its weights with load="
             ) from failure
         finally:
             parts.loaders.close()
         self.step = parts.trainer.global_step
-        if whole is not None:
+        if unsharded is not None:
             last = Path(parts.trainer.strategy.broadcast(str(parts.checkpoints.last)))
-            whole.load_state_dict(parts.storage.preload(last)["state_dict"])
-            self.algorithm = whole
-        if resumed is not None and self.step == before:
+            unsharded.load_state_dict(parts.storage.preload(last)["state_dict"])
+            self.algorithm = unsharded
+        if resumed is not None and self.step == first:
             self._say(f"nothing left to train: the run has taken {self.step} steps; raise training.max_steps to go on")
         else:
             self._say(f"trained to step {self.step}; checkpoint {parts.checkpoints.last}")
@@ -139,11 +134,9 @@ class BaseExperiment:
         """Run `test_step` over `dataset.test()`, or over `dataset.validation()` for a dataset without one."""
         self._evaluate("test", self.options.test)
 
-    # For who runs tasks, and for subclasses
-
     @classmethod
     def one_batch(cls, options: ExperimentOptions) -> ExperimentOptions:
-        """`options` for a fast pass of every task over one batch; a subclass shortens what it has of its own."""
+        """`options` for a fast pass of every task over one batch. Subclasses shorten their own tasks too."""
         training, validation, test = options.training, options.validation, options.test
         validates = validation.val_every_n_step or validation.val_every_n_epoch
         return replace(
@@ -179,14 +172,15 @@ class BaseExperiment:
         if not is_main_process() and name not in self.shared_tasks:
             return
         randomness.seed_all(self.seed)
-        getattr(self, name)()
+        with forgiving_output():
+            getattr(self, name)()
 
     def _callbacks(self) -> list[Callback]:
-        """More Lightning callbacks; a subclass's own."""
+        """Lightning callbacks of a subclass."""
         return []
 
     def _debug_callbacks(self) -> list[Callback]:
-        """What debug=True adds to training."""
+        """Lightning callbacks that debug=True adds to training."""
         if not self.debug:
             return []
         from diffusion_forcing.experiments.debug import FiniteLayers, Histograms
@@ -199,41 +193,39 @@ class BaseExperiment:
         return [FiniteLayers(), Histograms(self.run.folder)]
 
     def _prepare(self, *, weights: bool = True, data: bool = True) -> None:
-        """Make sure the data is there, and put the weights of `load` or `resume` into the algorithm; each once."""
+        """Make sure the data is there, and load the weights of `load` or `resume` into the algorithm; each once."""
         if data and not self._data_ready:
             if hasattr(self.dataset, "prepare"):
                 self.dataset.prepare()
             self._data_ready = True
-        needed = weights and not self._weights_ready  # else the checkpoint may be gone: training keeps the newest
+        # Trained weights must not be replaced later, nor those that a resumed training brings.
+        needed, self._weights_ready = weights and not self._weights_ready, True
         source = (self.load if self.resume is None else self._checkpoint_to_resume()) if needed else None
-        if source is not None:
-            loaded = native.load(source)
-            load_weights(self.algorithm, loaded)
-            self.step = loaded.step
-            self._say(f"loaded {source} (step {loaded.step})")
-            carry = getattr(self.algorithm, "carry_optimizer", None)
-            if loaded.optimizer is not None and "training" in self.options.tasks and callable(carry):
-                carried = carry(loaded)
-                self._say(
-                    "its optimiser goes along" if carried else "its optimiser's state does not match and is left out"
-                )
-        # weights that were trained, or skipped for a resume that brings its own, are not to be loaded over later
-        self._weights_ready = True
+        if source is None:
+            return
+        loaded = native.load(source)
+        load_weights(self.algorithm, loaded)
+        self.step = loaded.step
+        self._say(f"loaded {source} (step {loaded.step})")
+        carry = getattr(self.algorithm, "carry_optimizer", None)
+        if loaded.optimizer is not None and "training" in self.options.tasks and callable(carry):
+            continued = carry(loaded)
+            self._say(
+                "its optimiser state is used too" if continued else "its optimiser state does not match: left out"
+            )
 
     def _say(self, text: str) -> None:
-        """One line to the person at the terminal; none in a rehearsal."""
+        """Print one line on stderr, in the main process only; nothing in a rehearsal."""
         if is_main_process() and not self.rehearsing:
             print(text, file=sys.stderr, flush=True)
 
     def _say_once(self, text: str) -> None:
-        """The same, but a line that was said is not said again."""
-        if text not in self._said:
-            self._said.add(text)
+        """`_say`, unless the same line was printed before."""
+        if text not in self._printed:
+            self._printed.add(text)
             self._say(text)
 
-    # How
-
-    def _evaluate(self, task: str, options: ValidationOptions | TestOptions) -> None:
+    def _evaluate(self, task: str, options: TestOptions) -> None:
         self._prepare()
         if options.compile:
             compile_network(self.algorithm, options.compile)
@@ -274,15 +266,15 @@ class BaseExperiment:
 
 
 def end_further_processes(ended: Trainer) -> None:
-    """End the processes that Lightning started for `ended`, which wait for this one in vain."""
+    """Kill the processes that Lightning started for `ended`: they wait for this one in vain."""
     launcher = ended.strategy.launcher
     kill = getattr(launcher, "kill", None)
     if callable(kill):
-        kill(signal.SIGKILL)  # one that waits for another hears nothing less
+        kill(signal.SIGKILL)  # nothing less reaches a process that waits for another
 
 
 def _while_restoring(error: BaseException) -> bool:
-    """Whether `error` comes from Lightning putting a checkpoint back, not from training."""
+    """Whether `error` was raised while Lightning restored a checkpoint, not in training."""
     if not isinstance(error, (LookupError, TypeError, ValueError, AttributeError, RuntimeError)):
         return False
     frames = traceback.extract_tb(error.__traceback__)

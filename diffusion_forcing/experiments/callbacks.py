@@ -1,8 +1,7 @@
-"""What happens around each training step: numbers are logged, a loss that is not finite stops training, validation
-leaves no trace.
+"""What happens around each training step: numbers are logged, a loss that is not finite stops training.
 
-`RunLogger` hands to `run.log` whatever a module logs with `self.log`; `Metrics` adds the loss, the learning rate, the
-gradient norm and the speed. Lines of one step are joined, so metrics.jsonl has one line a step.
+`RunLogger` passes to `run.log` what a module logs with `self.log`; `Metrics` adds the loss, the learning rate, the
+gradient norm and the speed. Metrics of one step are joined, so metrics.jsonl has one line per step.
 """
 
 from __future__ import annotations
@@ -19,122 +18,71 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import loader as randomness
-from diffusion_forcing.experiments.parallel import whole
+from diffusion_forcing.experiments.parallel import full
+from diffusion_forcing.progress import Bar
 
-# How far training is: a bar with loss, rate and time left on a terminal, a line now and then everywhere else.
-
-REFRESH_SECONDS = 0.25
-LINE_SECONDS = 30.0
-FIRST_LINE_SECONDS = 5.0
-_SMOOTHING = 0.3  # weight of the newest interval in the rate
+_UPDATE_SECONDS = 0.25
+_SHOWN_INDICES = 8
 
 
-class ProgressBar(Callback):
-    """Shows the step, the loss, the rate and the time left on `console`, at most four times a second."""
+class TrainingProgress(Callback):
+    """Shows step, loss, rate and time left on stderr, in the main process."""
 
-    def __init__(
-        self, loss: Callable[[], float], *, console: Console | None = None, line_seconds: float = LINE_SECONDS
-    ) -> None:
+    def __init__(self, loss: Callable[[], float], *, console: Console | None = None) -> None:
         """`loss()`: the newest training loss."""
         self._loss = loss
-        self._console = console or Console(stderr=True)
-        self._line_seconds = line_seconds
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._total: int | None = None
-        self._step = 0
-        self._rate = math.nan  # steps a second
-        self._mark = (0, 0.0)
+        self._console = console
+        self._bar: Bar | None = None
+        self._shown = 0
         self._next = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        self._total = total_steps(trainer)
-        self._step = trainer.global_step
-        self._mark = (self._step, time.monotonic())
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=self._console,
-                auto_refresh=False,
-            )
-            self._task = self._bar.add_task("training", total=self._total, completed=self._step, text="")
-            self._bar.start()
-            self._next = 0.0
-        else:
-            self._next = time.monotonic() + min(FIRST_LINE_SECONDS, self._line_seconds)
+        if trainer.is_global_zero:
+            self._bar = Bar("training", total=total_steps(trainer), done=trainer.global_step, console=self._console)
+            self._bar.__enter__()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.monotonic()
-        if now < self._next or not trainer.is_global_zero or trainer.global_step == self._step == 0:
-            return
-        self._step = trainer.global_step
-        self._measure(now)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._step, text=self._text(), refresh=True)
-            self._next = time.monotonic() + REFRESH_SECONDS
-        else:
-            self._console.print(f"training step {self._step}{self._of_total()} {self._text()}", highlight=False)
-            self._next = now + self._line_seconds
+        if time.monotonic() >= self._next:
+            self._show(trainer.global_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._describe("validating")
+        if self._bar is not None:
+            self._bar.update(description="validating")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._describe("training")
-        self._mark = (trainer.global_step, time.monotonic())  # a validation's time is not a step's
+        if self._bar is not None:
+            self._bar.update(description="training")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, refresh=True)
-        self._stop()
+        self._show(trainer.global_step)
+        self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop()
+        self._close()
 
-    def _measure(self, now: float) -> None:
-        step, then = self._mark
-        if self._step > step and now > then:
-            rate = (self._step - step) / (now - then)
-            self._rate = rate if math.isnan(self._rate) else _SMOOTHING * rate + (1 - _SMOOTHING) * self._rate
-            self._mark = (self._step, now)
+    def _show(self, step: int) -> None:
+        if self._bar is not None and step > self._shown:
+            self._bar.update(step, note=f"loss {self._loss():.4g}")
+            self._shown, self._next = step, time.monotonic() + _UPDATE_SECONDS
 
-    def _text(self) -> str:
-        words = [f"loss {self._loss():.4g}"]
-        if not math.isnan(self._rate):
-            words.append(f"{self._rate:.3g} it/s" if self._rate >= 1 else f"{1 / self._rate:.3g} s/it")
-            if self._total is not None:
-                words.append(f"{_clock((self._total - self._step) / self._rate)} left")
-        return " · ".join(words)
-
-    def _of_total(self) -> str:
-        return f"/{self._total}" if self._total is not None else ""
-
-    def _describe(self, what: str) -> None:
+    def _close(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, description=what, refresh=True)
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+            self._bar.__exit__(None, None, None)
             self._bar = None
 
 
 def total_steps(trainer: Trainer) -> int | None:
-    """Optimiser steps at which training ends by `max_steps` or `max_epochs`; None if neither says."""
+    """Optimiser steps at which training ends by `max_steps` or `max_epochs`; None if it has no such end, or an early one."""
+    if trainer.early_stopping_callbacks:
+        return None
     limits = []
     if trainer.max_steps is not None and trainer.max_steps >= 0:
         limits.append(trainer.max_steps)
@@ -143,17 +91,8 @@ def total_steps(trainer: Trainer) -> int | None:
     return min(limits, default=None)
 
 
-def _clock(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes:02d}:{whole % 60:02d}"
-
-
-_SHOWN_INDICES = 8
-
-
 class RunLogger(Logger):
-    """Lightning's logger interface in front of a run. Steps are optimiser steps taken, whatever Lightning counts."""
+    """Lightning's logger interface for a run. Steps are optimiser steps taken, whatever Lightning counts."""
 
     def __init__(self, run: Any) -> None:
         super().__init__()
@@ -170,7 +109,7 @@ class RunLogger(Logger):
         return str(self._run.id)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """From Lightning: what the module logged; a name that is there already for this step is kept."""
+        """From Lightning: what the module logged; a name that this step already has is kept."""
         self._pending = {**metrics, **self._pending}
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -198,20 +137,21 @@ class RunLogger(Logger):
 
 
 class FiniteGuard(Callback):
-    """Stops training with a UserError at a loss or gradient that is not finite, before it is stepped with (CPU) or
-    saved (GPU).
+    """Stops training with a UserError at a loss or gradient that is not finite, before it is stepped with or saved.
 
-    On a GPU the numbers are looked at every `every_n_steps` and before each checkpoint (`check`), so that no step waits
-    for them; the message still names the step and the batch where it began. Several processes look together, at whole steps: the one line
-    is about the process where it began first.
+    On a GPU the numbers are read every `every_n_steps` and before each checkpoint (`check`), so that no step waits for
+    them; the message still names the step and the batch where it began. Several processes check together, at whole
+    steps, and report the process where it began first.
     """
 
-    def __init__(self, *, indices: Callable[[], list[int]], advice: Callable[[], str], every_n_steps: int) -> None:
-        """`indices()`: dataset indices of the current batch. `advice()`: where the last good checkpoint is."""
+    def __init__(
+        self, *, indices: Callable[[], list[int]], last_checkpoint: Callable[[], Path | None], every_n_steps: int
+    ) -> None:
+        """`indices()`: dataset indices of the current batch. `last_checkpoint()`: the last good one."""
         self.norm: Tensor | None = None
         """Gradient norm of the step being made, before clipping; None where gradients are scaled."""
         self._indices = indices
-        self._advice = advice
+        self._last_checkpoint = last_checkpoint
         self._every = every_n_steps
         self._pending: list[tuple[str, int, list[int], Tensor]] = []
         self._several = False
@@ -225,16 +165,15 @@ class FiniteGuard(Callback):
             self._check_if_due()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        scaled = (
-            getattr(trainer.precision_plugin, "scaler", None) is not None
-        )  # overflows are part of a loss scale's work
-        self.norm = None if scaled else gradient_norm(optimizer)
+        # A loss scaler overflows now and then by design, and skips that step.
+        is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        self.norm = None if is_scaled else gradient_norm(optimizer)
         if self.norm is not None:
             self._look_at("gradient norm", trainer, self.norm)
         self._check_if_due()
 
     def check(self) -> None:
-        """Look at all that has not been looked at; UserError for the first that is not finite."""
+        """Check all that has not been checked; UserError for the first that is not finite."""
         pending, self._pending = self._pending, []
         bad = [
             (step, what != "loss", what, indices, value.mean().item())
@@ -247,9 +186,15 @@ class FiniteGuard(Callback):
             return
         step, _, what, indices, value = min(bad, key=lambda found: found[:2])
         shown = ", ".join(map(str, indices[:_SHOWN_INDICES])) + (", …" if len(indices) > _SHOWN_INDICES else "")
+        last = self._last_checkpoint()
+        advice = (
+            f"the last good checkpoint is {last}"
+            if last
+            else "there is no checkpoint yet; try a lower learning rate (experiment.training.lr)"
+        )
         failure = UserError(
             f"the {what} became {value} at step {step}, in a batch of {len(indices)} samples "
-            f"(dataset indices {shown}); training stopped and nothing was overwritten; {self._advice()}"
+            f"(dataset indices {shown}); training stopped and nothing was overwritten; {advice}"
         )
         failure.everywhere = True
         raise failure
@@ -264,17 +209,16 @@ class FiniteGuard(Callback):
 
 
 class Metrics(Callback):
-    """Logs training/loss (mean since the line before, and over processes), training/lr, training/grad_norm (before clipping) and
-    training/steps_per_second."""
+    """Logs training/loss (mean since the line before, and over processes), lr, grad_norm (before clipping) and speed."""
 
     def __init__(self, logger: RunLogger, guard: FiniteGuard, *, every_n_steps: int, log: Path) -> None:
         """`log`: the run's metrics.jsonl, cut where a resumed run goes on."""
         self.last_loss = float("nan")
-        """The newest loss that has been read back from the device."""
+        """The newest loss that was read back from the device."""
         self._logger = logger
         self._every = every_n_steps
         self._window: tuple[float, int] = (0.0, 0)  # sum and number of the losses since the last line
-        self._open: list[Tensor] = []  # losses not read back yet; those of an unfinished optimiser step stay here
+        self._open: list[Tensor] = []  # losses not read back yet, those of an unfinished optimiser step among them
         self._step = 0
         self._several = False
         self._lr = 0.0
@@ -291,7 +235,7 @@ class Metrics(Callback):
         self._logger.at(self._step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._logger.flush()  # the step before is complete: what a kill from here on cannot take away
+        self._logger.flush()  # the step before is complete: a kill from here on cannot lose it
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._lr = float(optimizer.param_groups[0]["lr"])
@@ -345,19 +289,18 @@ class Metrics(Callback):
 
 
 class ValidationRandomness(Callback):
-    """Gives each validation the same random numbers, from `seed`, and takes none from training: with or without it,
-    training is the same."""
+    """Gives each validation the same random numbers, from `seed`; training goes on as if there had been none."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._before: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_rank:  # another rank, other noise
+        if trainer.global_rank:  # other noise in other processes
             randomness.seed_all((self._seed + trainer.global_rank) % 2**32)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # a value, not a context manager: one left open by a validation that failed would restore itself whenever it is collected
+        # Not a context manager: one left open by a failed validation would restore itself whenever it is collected.
         self._before = randomness.get_state()
         randomness.seed_all(self._seed)
 
@@ -366,18 +309,20 @@ class ValidationRandomness(Callback):
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:
-    """Euclidean norm of all gradients that `optimizer` is about to use, a scalar on their device; 0 if there are none. To be called in all
-    processes where gradients are split."""
+    """Euclidean norm of all gradients that `optimizer` is about to use, a scalar on their device; 0 if there are none.
+
+    Where gradients are sharded, every process must call it.
+    """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    return whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+    return full(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
 
 def rewind(log: Path, step: int) -> None:
-    """Cut off the lines of metrics.jsonl after `step`, which a killed session wrote and this one will write again.
+    """Cut off the lines of metrics.jsonl after `step`, which a killed run wrote and its resumed one will write again.
 
-    In place, for it may be open for appending.
+    In place, for the file may be open for appending.
     """
     if not log.exists():
         return

@@ -1,8 +1,11 @@
-"""When checkpoints are written, and what is in them.
+"""When checkpoints are written, what is in them, and which are kept.
 
-Whatever moment a checkpoint is asked for (in a validation, when training ends or fails), what is saved is the last
-*step boundary*: loop counters, data position and random state as they were right after the last optimiser step, when
-the weights last changed. So resuming always starts before a whole step, and one kind of checkpoint is enough.
+Whenever a checkpoint is asked for (in a validation, when training ends or fails), the last *step boundary* is saved:
+loop counters, data position and random state as they were right after the last optimiser step, when the weights last
+changed. So resuming always starts before a whole step.
+
+Lightning's ModelCheckpoint saves the state of the moment instead, and remembers the best checkpoints only in the
+checkpoints themselves: a run resumed from an older one would not know them. The options are named as its are.
 """
 
 from __future__ import annotations
@@ -29,27 +32,17 @@ from diffusion_forcing.checkpoints.resolve import LATEST
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments import loader as randomness
 from diffusion_forcing.experiments.options import CheckpointingOptions
-from diffusion_forcing.experiments.parallel import whole
+from diffusion_forcing.experiments.parallel import full
 from diffusion_forcing.experiments.processes import Interrupted, Interrupts
 from diffusion_forcing.files import point_to, remove_leftovers, write_json
 
-# Between an algorithm (any LightningModule) and a checkpoint: what goes in, what comes out, and whether it fits.
-
-
-def describe(module: LightningModule) -> dict[str, Any]:
-    """The facts a checkpoint of `module` carries: its `describe()`, or none for a module that has no such method."""
-    found = getattr(module, "describe", None)
-    return dict(found()) if callable(found) else {}
-
-
-def sampling_weights(module: LightningModule) -> dict[str, Tensor]:
-    """What one samples with: the module's `sampling_weights()`, or its whole state for one that has no such method."""
-    found = getattr(module, "sampling_weights", None)
-    return dict(found()) if callable(found) else module.state_dict()
+_RANDOM = "random"
+_SCORES = "scores.json"
+_STANDARD_NAME = re.compile(r"step-\d{8,}(-v\d+)?")
 
 
 def load_weights(module: LightningModule, checkpoint: LoadedCheckpoint) -> None:
-    """Put a checkpoint's weights into `module`: its own `load_weights`, or its state dict for one without that method.
+    """Load a checkpoint's weights into `module`: by its own `load_weights` if it has one, else as its state dict.
 
     UserError with the first weight that does not fit.
     """
@@ -62,13 +55,12 @@ def load_weights(module: LightningModule, checkpoint: LoadedCheckpoint) -> None:
 
 
 def check_fits(module: LightningModule, state: Mapping[str, Tensor], source: object) -> None:
-    """UserError with the first weight, in the module's order, that `state` (read from `source`) has not or has in
-    another shape."""
+    """UserError with the first weight, in the module's order, that `state` (from `source`) lacks or has in another shape."""
     ours = module.state_dict()
     for key in [*ours, *state]:
-        needed, given = ours.get(key), state.get(key)
-        if needed is None or given is None or needed.shape != given.shape:
-            there = "is missing" if given is None else f"has shape {tuple(given.shape)}"
+        needed, found = ours.get(key), state.get(key)
+        if needed is None or found is None or needed.shape != found.shape:
+            there = "is missing" if found is None else f"has shape {tuple(found.shape)}"
             here = "has no such weight" if needed is None else f"needs {tuple(needed.shape)}"
             raise UserError(
                 f"checkpoint {source} does not fit {type(module).__name__}: '{key}' {there}, the algorithm {here}; "
@@ -85,101 +77,82 @@ def compile_network(module: nn.Module, mode: bool | str) -> None:
     target.compile(mode="default" if mode is True else str(mode))
 
 
-# Which checkpoints of a run are kept: the newest, the best by a metric, and whatever a user put beside them.
-
-_SCORES = "scores.json"
-_STANDARD_NAME = re.compile(r"step-\d{8,}(-v\d+)?")
-
-
 def best_of(folder: Path, mode: str) -> Path | None:
-    """The checkpoint in `folder` with the best score by the monitored metric; None where none has one."""
+    """The checkpoint in `folder` with the best score by the monitored metric (`mode`: min or max); None if none has one."""
+    scores = read_scores(folder)
+    if not scores:
+        return None
+    return folder / (min if mode == "min" else max)(scores, key=lambda name: scores[name])
+
+
+def read_scores(folder: Path) -> dict[str, float]:
+    """The scores of the checkpoints that are in `folder`, by name."""
     try:
         scores = json.loads((folder / _SCORES).read_text("utf-8"))
     except (OSError, ValueError):
-        return None
-    here = {name: score for name, score in scores.items() if native.is_checkpoint(folder / name)}
-    if not here:
-        return None
-    return folder / (min if mode == "min" else max)(here, key=lambda name: here[name])
+        return {}
+    return {name: score for name, score in scores.items() if native.is_checkpoint(folder / name)}
 
 
 class Retention:
-    """Looks after the folder of a run's checkpoints. Something is removed only once a newer one is whole on the disk."""
+    """Keeps a run's newest checkpoints and the best by a metric. One is removed only after a newer one is complete."""
 
     def __init__(self, options: CheckpointingOptions, folder: Path) -> None:
         self.written: set[str] = set()
-        """Names of the checkpoints this run wrote, in earlier sessions too."""
+        """Names of the checkpoints this run wrote, before it was resumed too."""
         self._options = options
         self._folder = folder
         self._newest: Path | None = None
 
     def add(self, path: Path) -> None:
-        """`path` was written whole: `latest` points to it, and what it pushes out is removed."""
+        """The checkpoint `path` is complete: point `latest` to it, and remove what it pushes out."""
         self._newest = path
-        self._point_to(path)
+        with contextlib.suppress(OSError):  # where links cannot be made, the newest is found by its step
+            point_to(self._folder / LATEST, path)
         self._remove_old()
 
     def score(self, path: Path, value: float) -> None:
-        """The checkpoint `path` has `value` in the monitored metric; what it pushes out is removed."""
-        self._write_scores(self._scores() | {path.name: value})
+        """The checkpoint `path` has `value` in the monitored metric; remove what it pushes out."""
+        self._write_scores(read_scores(self._folder) | {path.name: value})
         self._remove_old()
 
     def is_among_best(self, value: float) -> bool:
         """Whether a checkpoint with `value` would be kept as one of the best `save_top_k`."""
-        if not math.isfinite(value):
-            return False
-        k, scores = self._options.save_top_k, list(self._scores().values())
-        if k == -1 or len(scores) < k:
-            return True
+        k, scores = self._options.save_top_k, read_scores(self._folder).values()
         better = sum(score <= value if self._options.mode == "min" else score >= value for score in scores)
-        return better < k
-
-    def _point_to(self, path: Path) -> None:
-        """Make `latest` a link to `path` in one step. Where links cannot be made the newest is found by its step."""
-        with contextlib.suppress(OSError):
-            point_to(self._folder / LATEST, path)
+        return math.isfinite(value) and (k == -1 or better < k)
 
     def _remove_old(self) -> None:
         options = self._options
         if options.save_top_k == -1:
             return
-        here = [path for path in self._folder.iterdir() if self._is_ours(path) and native.is_checkpoint(path)]
-        here.sort(key=lambda path: (path == self._newest, (path / native.FACTS).stat().st_mtime_ns))
+        ours = [path for path in self._folder.iterdir() if self._is_ours(path)]
+        ours.sort(key=lambda path: (path == self._newest, (path / native.FACTS).stat().st_mtime_ns))
         newest = options.keep_last if options.monitor else max(options.keep_last, options.save_top_k)
-        scores = self._scores()
+        scores = read_scores(self._folder)
         best = sorted(scores, key=lambda name: scores[name], reverse=options.mode == "max")[: options.save_top_k]
-        for path in here[:-newest]:
+        for path in ours[:-newest]:
             if path.name not in best:
                 shutil.rmtree(path, ignore_errors=True)
-        left = self._scores()
-        if left != scores:
+        if (left := read_scores(self._folder)) != scores:
             self._write_scores(left)
 
     def _is_ours(self, path: Path) -> bool:
         """Whether this run wrote it; a checkpoint that a user put there is not ours to remove."""
-        return not path.is_symlink() and (path.name in self.written or _STANDARD_NAME.fullmatch(path.name) is not None)
-
-    def _scores(self) -> dict[str, float]:
-        """The scores of the checkpoints that are here."""
-        try:
-            scores = json.loads((self._folder / _SCORES).read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return {name: score for name, score in scores.items() if (self._folder / name).is_dir()}
+        is_written = path.name in self.written or _STANDARD_NAME.fullmatch(path.name) is not None
+        return is_written and not path.is_symlink() and native.is_checkpoint(path)
 
     def _write_scores(self, scores: dict[str, float]) -> None:
-        file = self._folder / _SCORES
         try:
-            write_json(file, scores)
+            write_json(self._folder / _SCORES, scores)
         except OSError as error:
-            raise UserError(f"cannot write {file}: {error.strerror or error}; make room there") from error
-
-
-_RANDOM = "random"
+            raise UserError(
+                f"cannot write {self._folder / _SCORES}: {error.strerror or error}; make room there"
+            ) from error
 
 
 class Checkpoints(Callback):
-    """Saves every so many steps, epochs or minutes, at the end, when interrupted; keeps the newest and the best."""
+    """Saves every so many steps, epochs or minutes, at the end and when interrupted; see `Retention` for what is kept."""
 
     def __init__(
         self,
@@ -190,12 +163,12 @@ class Checkpoints(Callback):
         time_limit: float | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        """`folder`: where checkpoints lie. `before_save()`: called first, may refuse by raising. `time_limit`: seconds,
-        all sessions."""
+        """`folder`: of the checkpoints. `before_save()`: called first, may refuse by raising. `time_limit`: seconds of
+        training, those before the run was resumed included."""
         self.options = options
         self.folder = folder
         self.last: Path | None = None
-        """The newest whole checkpoint of this run."""
+        """The newest complete checkpoint of this run."""
         self.interrupts = Interrupts()
         self._before_save = before_save
         self._time_limit = time_limit
@@ -207,21 +180,20 @@ class Checkpoints(Callback):
         self._kept = Retention(options, folder)
         self._saved_step = -1
         self._last_time = time.monotonic()
-        self._seconds = 0.0  # of training, before and in this session
+        self._seconds = 0.0  # of training, before the run was resumed too
         self._tick = time.monotonic()
 
-    # What Lightning calls, in the order it does
+    # Hooks, in the order in which Lightning calls them.
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        states = checkpoint.get(_RANDOM)
-        states = [states] if isinstance(states, dict) else states or []  # one, of a checkpoint of earlier versions
+        states = checkpoint.get(_RANDOM) or []
         self._resumed = bool(states)
-        # a process more than there were starts from its own seed
+        # A process that the saved training did not have starts from its own seed.
         self._restored = states[trainer.global_rank] if trainer.global_rank < len(states) else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._seconds = state["seconds"]
-        self._kept.written = set(state.get("written", ()))
+        self._kept.written = set(state["written"])
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._seconds, "written": sorted(self._kept.written)}
@@ -235,7 +207,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._settle(trainer)
-        if self._restored is not None:  # as late as can be, after everything that drew random numbers while setting up
+        if self._restored is not None:  # late, after everything that draws random numbers while setting up
             randomness.set_state(self._restored)
             self._restored = None
 
@@ -249,7 +221,7 @@ class Checkpoints(Callback):
         now = time.monotonic()
         self._seconds, self._tick = self._seconds + now - self._tick, now
         self._due = self._is_due(trainer)
-        if self._time_limit is not None and _agreed(trainer, self._seconds >= self._time_limit):
+        if self._time_limit is not None and _any_process(trainer, self._seconds >= self._time_limit):
             self._due = trainer.should_stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -263,20 +235,21 @@ class Checkpoints(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         monitor = self.options.monitor
-        value = trainer.callback_metrics.get(monitor or "")
-        if monitor is not None and value is None:
+        if monitor is None or self._boundary is None:
+            return
+        if monitor not in trainer.callback_metrics:
             known = sorted(trainer.callback_metrics)
             self._say(
-                f"experiment.training.checkpointing.monitor='{monitor}' is not measured in validation{did_you_mean(monitor, known)}, so no "
-                f"checkpoint is the best by it; there are: {', '.join(known) or 'none'}"
+                f"experiment.training.checkpointing.monitor='{monitor}' is not measured in validation"
+                f"{did_you_mean(monitor, known)}, so no checkpoint is the best by it; there are: {', '.join(known) or 'none'}"
             )
-        if self._boundary is None or value is None:
             return
-        # the main process reads the scores, for it writes them too
-        if _agreed(trainer, trainer.is_global_zero and self._kept.is_among_best(float(value))):
+        value = float(trainer.callback_metrics[monitor])
+        # Only the main process writes the scores, so it alone reads them.
+        if _any_process(trainer, trainer.is_global_zero and self._kept.is_among_best(value)):
             path = self.save(trainer)
             if trainer.is_global_zero:
-                self._kept.score(path, float(value))
+                self._kept.score(path, value)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:
@@ -284,11 +257,8 @@ class Checkpoints(Callback):
         self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if (
-            self.options.save_on_exception
-            and self._boundary is not None
-            and not isinstance(exception, (UserError, Interrupted))
-        ):
+        refused = isinstance(exception, (UserError, Interrupted))
+        if self.options.save_on_exception and self._boundary is not None and not refused:
             self.save(trainer)
         self._leave(ending=isinstance(exception, Interrupted))
 
@@ -298,17 +268,16 @@ class Checkpoints(Callback):
         _, fit_loop, random = self._boundary
         checkpoint["loops"]["fit_loop"] = fit_loop
         checkpoint[_RANDOM] = gathered([random]) if trainer.world_size > 1 else [random]
+        module: Any = pl_module
+        weights = module.sampling_weights() if hasattr(module, "sampling_weights") else module.state_dict()
         checkpoint[SAMPLING] = {
-            "facts": describe(pl_module),
-            "model": {name: whole(weight) for name, weight in sampling_weights(pl_module).items()},
+            "facts": dict(module.describe()) if hasattr(module, "describe") else {},
+            "model": {name: full(weight) for name, weight in weights.items()},
             "resumable": not self.options.save_weights_only,
         }
 
-    # What those do
-
     def save(self, trainer: Trainer) -> Path:
-        """Save the last step boundary, unless that is done; then let go of what need not be kept. Returns the
-        checkpoint's folder."""
+        """Save the last step boundary, if it is not saved yet, and remove old checkpoints. Returns its folder."""
         assert self._boundary is not None
         step = self._boundary[0]
         if step == self._saved_step and self.last is not None:
@@ -326,30 +295,26 @@ class Checkpoints(Callback):
         return path
 
     def _is_due(self, trainer: Trainer) -> bool:
-        options, step = self.options, trainer.global_step
-        fit_loop = trainer.fit_loop
+        options, step, fit_loop = self.options, trainer.global_step, trainer.fit_loop
         ends_epoch = fit_loop.epoch_loop.batch_progress.is_last_batch
-        last_epoch = ends_epoch and trainer.current_epoch + 1 == fit_loop.max_epochs
-        if step == fit_loop.max_steps or last_epoch:
+        epochs = trainer.current_epoch + 1
+        if step == fit_loop.max_steps or (ends_epoch and epochs == fit_loop.max_epochs):
             return True
         if options.save_top_k == 0:
             return False
-        by_step = bool(options.every_n_train_steps) and step % (options.every_n_train_steps or 1) == 0
-        by_epoch = (
-            bool(options.every_n_epochs)
-            and ends_epoch
-            and (trainer.current_epoch + 1) % (options.every_n_epochs or 1) == 0
-        )
-        interval = options.interval
-        by_time = interval is not None and time.monotonic() - self._last_time >= interval.total_seconds()
-        return by_step or by_epoch or (interval is not None and _agreed(trainer, by_time))
+        if options.every_n_train_steps and step % options.every_n_train_steps == 0:
+            return True
+        if options.every_n_epochs and ends_epoch and epochs % options.every_n_epochs == 0:
+            return True
+        if options.interval is None:
+            return False
+        return _any_process(trainer, time.monotonic() - self._last_time >= options.interval.total_seconds())
 
     def _take_boundary(self, trainer: Trainer, *, random: dict[str, Any] | None = None) -> None:
         self._boundary = trainer.global_step, trainer.fit_loop.state_dict(), random or randomness.get_state()
 
     def _settle(self, trainer: Trainer) -> None:
-        """Do what the last boundary left to do: save if that is due, stop if asked. Called once all of its metrics are
-        in."""
+        """Save the last boundary if that is due, and stop if asked to. Called once all of the step's metrics are in."""
         if self._boundary is None:
             return
         asked = _highest(trainer, self.interrupts.received or 0)
@@ -364,26 +329,18 @@ class Checkpoints(Callback):
         self._boundary = None
 
     def _path(self, trainer: Trainer, step: int) -> Path:
-        name = f"step-{step:08d}"
-        if self.options.filename is not None:
-            values = {"step": step, "epoch": trainer.current_epoch}
-            template = self.options.filename
-            for key in values if self.options.auto_insert_metric_name else ():
+        values, template = {"step": step, "epoch": trainer.current_epoch}, self.options.filename
+        if template is not None and self.options.auto_insert_metric_name:
+            for key in values:
                 template = template.replace("{" + key, key + "={" + key)
-            try:
-                name = template.format(**values)
-            except (KeyError, ValueError, IndexError) as error:
-                raise UserError(
-                    f"experiment.training.checkpointing.filename='{self.options.filename}' cannot be filled in ({error}); "
-                    "it may use {step} and {epoch}"
-                ) from None
+        name = f"step-{step:08d}" if template is None else template.format(**values)
         path, version = self.folder / name, 1
         while self.options.enable_version_counter and path.exists():
             path, version = self.folder / f"{name}-v{version}", version + 1
         return path
 
 
-def _agreed(trainer: Trainer, decision: bool) -> bool:
+def _any_process(trainer: Trainer, decision: bool) -> bool:
     """Whether any process decided so; the same answer in all of them."""
     return trainer.strategy.reduce_boolean_decision(decision, all=False) if trainer.world_size > 1 else decision
 

@@ -22,7 +22,7 @@ from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.batch import SeriesBatch
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import trainer as devices
+from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import best_of, load_weights
 from diffusion_forcing.experiments.options import ExperimentOptions

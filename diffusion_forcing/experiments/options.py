@@ -1,4 +1,4 @@
-"""What an experiment can be told: the keys of `experiment/base.yaml`, their types, defaults and limits."""
+"""The options of an experiment: the keys of `experiment/base.yaml`, their types, defaults and limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import string
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal
+from typing import ClassVar, Literal
 
 from diffusion_forcing.errors import UserError, did_you_mean
 
@@ -18,6 +18,7 @@ _PRECISIONS = {
     "64": "64-true",
     **{name: name for name in ("16-mixed", "bf16-mixed", "32-true", "64-true", "16-true", "bf16-true")},
 }
+_CHECKPOINTING = "training.checkpointing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class DataOptions:
     """How batches are read."""
 
     num_workers: int | None = None
-    """Processes that read ahead; null: none for a dataset that makes whole batches, else up to 4."""
+    """Processes that load batches ahead; null: none for a dataset that makes whole batches, else up to 4."""
     shuffle: bool = True
 
     def __post_init__(self) -> None:
@@ -51,7 +52,7 @@ class CheckpointingOptions:
     """When checkpoints are written and which are kept; names and meaning as in Lightning's ModelCheckpoint."""
 
     every_n_train_steps: int | None = 5000
-    """Optimiser steps between checkpoints; null or 0: not by steps."""
+    """Optimiser steps between checkpoints; null or 0: none by steps."""
     every_n_epochs: int | None = None
     train_time_interval: str | None = None
     """Wall time between checkpoints, `HH:MM:SS` or `DD:HH:MM:SS`."""
@@ -81,25 +82,19 @@ class CheckpointingOptions:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        where = "training.checkpointing."
-        _at_least(f"{where}every_n_train_steps", self.every_n_train_steps, 0)
-        _at_least(f"{where}every_n_epochs", self.every_n_epochs, 0)
-        _at_least(f"{where}keep_last", self.keep_last, 1)
-        _at_least(f"{where}save_top_k", self.save_top_k, -1)
-        _one_of(f"{where}mode", self.mode, ("min", "max"))
+        _at_least(f"{_CHECKPOINTING}.every_n_train_steps", self.every_n_train_steps, 0)
+        _at_least(f"{_CHECKPOINTING}.every_n_epochs", self.every_n_epochs, 0)
+        _at_least(f"{_CHECKPOINTING}.keep_last", self.keep_last, 1)
+        _at_least(f"{_CHECKPOINTING}.save_top_k", self.save_top_k, -1)
+        _one_of(f"{_CHECKPOINTING}.mode", self.mode, ("min", "max"))
         _ = self.interval
         if self.filename is not None:
             _check_filename(self.filename)
-        if self.filename is not None and "{step" not in self.filename:
-            raise UserError(
-                f"experiment.{where}filename='{self.filename}' has no {{step}}, so every checkpoint would replace the one before; "
-                'write for example "{epoch}-{step}"'
-            )
 
     @property
     def interval(self) -> timedelta | None:
         """`train_time_interval` as a duration."""
-        return duration("training.checkpointing.train_time_interval", self.train_time_interval)
+        return duration(f"{_CHECKPOINTING}.train_time_interval", self.train_time_interval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +102,17 @@ class TrainingOptions:
     """The task `training`."""
 
     precision: str | int = "16-mixed"
-    """16-mixed, bf16-mixed, 32-true or 64-true (also 16, bf16, 32, 64); 16-mixed is 32-true where there is no GPU."""
+    """16-mixed, bf16-mixed, 32-true or 64-true (also 16, bf16, 32, 64); 16-true, bf16-true: weights in 16 bits too.
+    Without a GPU, 16-mixed and 16-true are 32-true."""
     compile: bool | str = False
     """Compile the network; or the name of a torch.compile mode."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several processes share the work: ddp keeps the model in each, fsdp splits it; auto: ddp where there are several."""
+    """How processes share the work: ddp keeps the model in each, fsdp splits it; auto: ddp if there are several."""
     devices: int | Literal["auto"] = "auto"
-    """Processes on each machine, one a GPU; auto: all GPUs, or one process on the CPU, or what Slurm or torchrun started."""
+    """Processes on each machine, one per GPU; auto: all GPUs, else one, or as many as Slurm or torchrun started."""
     lr: float = 1e-3
     batch_size: int = 16
-    """Samples a batch and process."""
+    """Samples per batch and process."""
     max_epochs: int | None = 1000
     max_steps: int = -1
     """Optimiser steps; -1: no limit."""
@@ -129,7 +125,7 @@ class TrainingOptions:
     checkpointing: CheckpointingOptions = field(default_factory=CheckpointingOptions)
 
     def __post_init__(self) -> None:
-        precision("training", self.precision)
+        precision_name("training", self.precision)
         if not (math.isfinite(self.lr) and self.lr >= 0):
             raise UserError(
                 f"experiment.training.lr={self.lr} is not a learning rate; pass a number from 0 up, such as 5e-4"
@@ -150,52 +146,52 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationOptions:
-    """The task `validation`, and the validations during training."""
+class TestOptions:
+    """The task `test`."""
+
+    __test__ = False  # not a pytest class
+    task: ClassVar[str] = "test"
 
     precision: str | int = "16-mixed"
     compile: bool | str = False
     batch_size: int = 16
-    val_every_n_step: int | None = 2000
-    """Validate during training every so many optimiser steps; null: not by steps."""
-    val_every_n_epoch: int | None = None
-    """Validate during training every so many epochs; null: not by epochs."""
     limit_batch: int | float | None = None
-    """Batches a validation uses: a number (int), a share of all (float in [0, 1]), or null for all."""
+    """Batches that are used: a number (int), a share of all (float in [0, 1]), or null for all."""
     inference_mode: bool = True
     """False where sampling needs gradients (guidance)."""
     data: DataOptions = field(default_factory=lambda: DataOptions(shuffle=False))
 
     def __post_init__(self) -> None:
-        precision("validation", self.precision)
-        _at_least("validation.batch_size", self.batch_size, 1)
-        _at_least("validation.val_every_n_step", self.val_every_n_step, 1)
-        _at_least("validation.val_every_n_epoch", self.val_every_n_epoch, 1)
-        _limit("validation.limit_batch", self.limit_batch)
-        if self.val_every_n_step is not None and self.val_every_n_epoch is not None:
+        precision_name(self.task, self.precision)
+        _at_least(f"{self.task}.batch_size", self.batch_size, 1)
+        limit = self.limit_batch
+        if limit is not None and (limit < 0 or (isinstance(limit, float) and limit > 1)):
             raise UserError(
-                f"experiment.validation.val_every_n_step={self.val_every_n_step} and val_every_n_epoch={self.val_every_n_epoch} "
-                "are both set; set one of them to null"
+                f"experiment.{self.task}.limit_batch={limit} is no limit; pass a number of batches (int), a share in "
+                "[0, 1] (float), or null for all"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestOptions:
-    """The task `test`."""
+class ValidationOptions(TestOptions):
+    """The task `validation`, and the validations during training."""
 
-    __test__ = False  # not a pytest class
+    task: ClassVar[str] = "validation"
 
-    precision: str | int = "16-mixed"
-    compile: bool | str = False
-    batch_size: int = 16
-    limit_batch: int | float | None = None
-    inference_mode: bool = True
-    data: DataOptions = field(default_factory=lambda: DataOptions(shuffle=False))
+    val_every_n_step: int | None = 2000
+    """Validate during training every so many optimiser steps; null: not by steps."""
+    val_every_n_epoch: int | None = None
+    """Validate during training every so many epochs; null: not by epochs."""
 
     def __post_init__(self) -> None:
-        precision("test", self.precision)
-        _at_least("test.batch_size", self.batch_size, 1)
-        _limit("test.limit_batch", self.limit_batch)
+        super().__post_init__()
+        _at_least("validation.val_every_n_step", self.val_every_n_step, 1)
+        _at_least("validation.val_every_n_epoch", self.val_every_n_epoch, 1)
+        if self.val_every_n_step is not None and self.val_every_n_epoch is not None:
+            raise UserError(
+                f"experiment.validation.val_every_n_step={self.val_every_n_step} and "
+                f"val_every_n_epoch={self.val_every_n_epoch} are both set; set one of them to null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,71 +208,58 @@ class ExperimentOptions:
         _at_least("num_nodes", self.num_nodes, 1)
 
 
-def _check_filename(filename: str) -> None:
-    """UserError for a template that is more than the name of a folder with step and epoch in it."""
-    try:
-        parts = list(string.Formatter().parse(filename))
-    except ValueError as error:
-        raise UserError(
-            f"experiment.training.checkpointing.filename='{filename}' cannot be filled in ({error})"
-        ) from None
-    known = all(
-        name is None or (name in ("step", "epoch") and re.fullmatch(r"0?\d{0,2}d?", spec or "") and not conversion)
-        for _, name, spec, conversion in parts
-    )
-    if not known or filename.startswith(".") or re.search(r"[/\\\0]", filename):
-        raise UserError(
-            f"experiment.training.checkpointing.filename='{filename}' cannot be filled in as the name of a folder; "
-            "it may use {step} and {epoch}, as {step:08d}, and no / or \\"
-        )
-
-
-def precision(where: str, value: str | int) -> str:
-    """`value` as Lightning writes it; UserError for a precision that does not exist."""
+def precision_name(task: str, value: str | int) -> str:
+    """experiment.<task>.precision=`value` as Lightning writes it; UserError for one that does not exist."""
     found = _PRECISIONS.get(str(value))
     if found is None:
-        near = did_you_mean(str(value), _PRECISIONS)
         raise UserError(
-            f"experiment.{where}.precision='{value}' does not exist{near}; allowed: {', '.join(_PRECISIONS)}"
+            f"experiment.{task}.precision='{value}' does not exist{did_you_mean(str(value), _PRECISIONS)}; "
+            f"allowed: {', '.join(_PRECISIONS)}"
         )
     return found
 
 
-def duration(where: str, text: str | None) -> timedelta | None:
-    """`[[DD:]HH:]MM:SS` as a duration; UserError if it is something else."""
+def duration(key: str, text: str | None) -> timedelta | None:
+    """`[[DD:]HH:]MM:SS` as a duration; UserError, naming experiment.`key`, for any other text."""
     if text is None:
         return None
-    try:
-        parts = [int(part) for part in str(text).split(":")]
-    except ValueError:
-        parts = []
-    if not 2 <= len(parts) <= 4 or min(parts) < 0:
+    if not re.fullmatch(r"\d{1,9}(:\d{1,9}){1,3}", str(text)):
         raise UserError(
-            f"experiment.{where}='{text}' is not a duration; write HH:MM:SS or DD:HH:MM:SS, such as '00:30:00'"
+            f"experiment.{key}='{text}' is not a duration; write HH:MM:SS or DD:HH:MM:SS, such as '00:30:00'"
         )
+    parts = [int(part) for part in str(text).split(":")]
     days, hours, minutes, seconds = [0] * (4 - len(parts)) + parts
     try:
         return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     except OverflowError:
-        raise UserError(f"experiment.{where}='{text}' is longer than time can be counted; leave it out") from None
+        raise UserError(f"experiment.{key}='{text}' is too long; leave it out for no limit") from None
 
 
-def _at_least(where: str, value: float | None, lowest: float) -> None:
+def _check_filename(template: str) -> None:
+    """UserError for a template that is not the name of a folder with the step, and perhaps the epoch, in it."""
+    key = f"experiment.{_CHECKPOINTING}.filename='{template}'"
+    try:
+        fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise UserError(f"{key} cannot be filled in ({error})") from None
+    known = all(
+        name in ("step", "epoch") and re.fullmatch(r"0?\d{0,2}d?", spec or "") and not conversion
+        for name, spec, conversion in fields
+    )
+    if not known or template.startswith(".") or re.search(r"[/\\\0]", template):
+        raise UserError(
+            f"{key} cannot be filled in as the name of a folder; it may use {{step}} and {{epoch}}, as {{step:08d}}, "
+            "and no / or \\"
+        )
+    if "step" not in [name for name, *_ in fields]:
+        raise UserError(f'{key} has no {{step}}, so checkpoints would replace each other; write "{{epoch}}-{{step}}"')
+
+
+def _at_least(key: str, value: float | None, lowest: float) -> None:
     if value is not None and not value >= lowest:
-        raise UserError(f"experiment.{where}={value} is too small; pass {lowest} or more")
+        raise UserError(f"experiment.{key}={value} is too small; pass {lowest} or more")
 
 
-def _one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UserError(
-            f"experiment.{where}='{value}' is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
-        )
-
-
-def _limit(where: str, value: int | float | None) -> None:
-    if value is None:
-        return
-    if value < 0 or (isinstance(value, float) and value > 1):
-        raise UserError(
-            f"experiment.{where}={value}: pass a number of batches (int), a share in [0, 1] (float), or null for all"
-        )
+        raise UserError(f"experiment.{key}='{value}' is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")

@@ -1,7 +1,8 @@
-"""How many processes train, and how they share the work: as options of Lightning's Trainer.
+"""How many processes train, and how they share the work, as options of Lightning's Trainer.
 
-Each process has its rows of every batch. `ddp` keeps the whole model in each and averages gradients; `fsdp` splits weights, gradients and
-the optimiser's state among them. Whatever trains writes the same checkpoints: whole weights in one folder, read by any number of processes.
+Each process has its rows of every batch. `ddp` keeps the whole model in each process and averages gradients; `fsdp`
+shards weights, gradients and optimiser state over the processes. Both write the same checkpoints: full tensors, in one
+folder, which any number of processes can read.
 """
 
 from __future__ import annotations
@@ -22,34 +23,81 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.options import ExperimentOptions
 from diffusion_forcing.experiments.processes import started_by_slurm, started_processes
 
-# Means over processes that come out right where they do not divide.
-#
-# A metric's mean is its weighted sum over the sum of its weights, the batches' sizes. Lightning (2.6) averages both over processes, the second
-# as a whole number: 5 samples in 2 processes count as 2 each, and the metric is a quarter too high.
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: the main one alone prepares data, and runs the tasks before training."""
+
+
+def trainer_options(options: ExperimentOptions, *, evaluating: bool = False) -> dict[str, Any]:
+    """accelerator, devices, num_nodes, strategy and plugins of Lightning's Trainer. Evaluation never shards the model."""
+    devices, gpus = devices_per_node(options), torch.cuda.device_count()
+    if gpus and devices > gpus:
+        raise UserError(
+            f"experiment.training.devices is {devices} and this machine has {gpus} GPUs; pass {gpus} or fewer"
+        )
+    strategy: Strategy | str = "auto"
+    if options.training.strategy == "fsdp" and not evaluating:
+        strategy = ShardedStrategy(timeout=PATIENCE)
+    elif options.training.strategy == "ddp" or devices * options.num_nodes > 1:
+        strategy = ReplicatedStrategy(timeout=PATIENCE)
+    plugins: list[Any] = []
+    if started_by_slurm():
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Lightning insists on it
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # launch/slurm.py requeues, from our own checkpoint
+    elif started_processes() is None and "SLURM_NTASKS" in os.environ:
+        plugins.append(LightningEnvironment())  # a shell or script that Slurm started: Lightning starts the processes
+    return {
+        "accelerator": "auto",
+        "devices": devices,
+        "num_nodes": options.num_nodes,
+        "strategy": strategy,
+        "plugins": plugins,
+    }
+
+
+def devices_per_node(options: ExperimentOptions) -> int:
+    """Processes on each machine; UserError if srun or torchrun started another number of them."""
+    wanted, started = options.training.devices, started_processes()
+    if started is None:
+        return wanted if isinstance(wanted, int) else max(1, torch.cuda.device_count())
+    nodes, here = started
+    by = "Slurm" if started_by_slurm() else "torchrun"
+    if nodes != options.num_nodes:
+        raise UserError(
+            f"{by} started processes on {nodes} machines, and experiment.num_nodes is {options.num_nodes}; "
+            f"pass experiment.num_nodes={nodes}, or ask {by} for as many machines"
+        )
+    if isinstance(wanted, int) and wanted != here:
+        raise UserError(
+            f"{by} started {here} processes a machine, and experiment.training.devices is {wanted}; "
+            f"pass experiment.training.devices={here} or leave it out"
+        )
+    return here
 
 
 class ExactMeans:
-    """In front of a Lightning strategy: whole numbers are averaged as real ones."""
+    """A mixin for Lightning strategies: integers are averaged over processes as real numbers.
+
+    Lightning (2.6) averages a metric's sum and its weight, the number of samples, separately, the weight as an integer:
+    5 samples in 2 processes would count as 2 in each, and the metric be a quarter too high.
+    """
 
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
-        mean = reduce_op is None or str(reduce_op).lower() in ("mean", "avg")
-        if mean and isinstance(tensor, torch.Tensor) and not tensor.is_floating_point():
+        is_mean = reduce_op is None or str(reduce_op).lower() in ("mean", "avg")
+        if is_mean and isinstance(tensor, Tensor) and not tensor.is_floating_point():
             tensor = tensor.double()
         return super().reduce(tensor, group, reduce_op)  # type: ignore[misc]
 
 
-# Fully sharded data parallel training (FSDP2): each process keeps a part of the weights, of their gradients and of the optimiser's state.
-#
-# At the beginning of a step the weights are put together, all at once (our fused layers read each other's, so they cannot come one by one),
-# and after it taken apart. Lightning's strategy for models that are cut by hand, with the cutting done here for any LightningModule, and our
-# checkpoints instead of its own: whole tensors, written by the main process, so that a checkpoint does not know how many processes wrote it.
-# Works on the CPU too (gloo), where it is tested.
-
-_METHODS = ("training_step", "validation_step")
+class ReplicatedStrategy(ExactMeans, DDPStrategy):
+    """`experiment.training.strategy=ddp`: the whole model in each process."""
 
 
 class ShardedStrategy(ExactMeans, ModelParallelStrategy):
-    """`experiment.training.strategy=fsdp`."""
+    """`experiment.training.strategy=fsdp`: fully sharded data parallel (FSDP2), on GPUs or on the CPU (gloo).
+
+    A step gathers all weights at its beginning and frees them at its end, not layer by layer, because our fused layers
+    read each other's weights.
+    """
 
     def __init__(self, *, timeout: timedelta) -> None:
         super().__init__(save_distributed_checkpoint=False, timeout=timeout)
@@ -82,17 +130,17 @@ class ShardedStrategy(ExactMeans, ModelParallelStrategy):
         from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 
         assert self.model is not None
-        whole = StateDictOptions(full_state_dict=True)
+        options = StateDictOptions(full_state_dict=True)
         state = self.checkpoint_io.load_checkpoint(Path(checkpoint_path))
-        set_model_state_dict(self.model, dict(state["state_dict"]), options=whole)
+        set_model_state_dict(self.model, dict(state["state_dict"]), options=options)
         for optimizer, saved in zip(self.optimizers, state.get("optimizer_states", ()), strict=True):
             named = FullyShardedDataParallel.rekey_optim_state_dict(saved, OptimStateKeyType.PARAM_NAME, self.model)
-            set_optimizer_state_dict(self.model, optimizer, named, options=whole)
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return state
 
 
-class Together(Callback):
-    """While it validates, a sharded module's weights are whole, so that callbacks may use its networks too."""
+class UnshardedValidation(Callback):
+    """Gathers a sharded module's weights while it validates, so that callbacks can use its networks too."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if hasattr(pl_module, "unshard"):
@@ -104,7 +152,7 @@ class Together(Callback):
 
 
 def shard_(module: torch.nn.Module, mesh: Any) -> None:
-    """Split `module` over the processes of `mesh`, in place. Its steps count as its `forward`, where the parts come together."""
+    """Shard `module` over the processes of `mesh`, in place; its steps gather the weights, as its `forward` does."""
     try:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     except ImportError as failure:
@@ -112,73 +160,14 @@ def shard_(module: torch.nn.Module, mesh: Any) -> None:
             f"experiment.training.strategy=fsdp needs PyTorch 2.6 or newer, this is {torch.__version__}; pass ddp"
         ) from failure
     for parameter in module.parameters():
-        parameter.data = parameter.data.contiguous()  # a convolution's may lie channels last
+        parameter.data = parameter.data.contiguous()  # a convolution's may be channels last
     fully_shard(module, mesh=mesh)
-    for method in _METHODS:
-        register_fsdp_forward_method(module, method)
+    for step in ("training_step", "validation_step"):
+        register_fsdp_forward_method(module, step)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """`tensor` put together from its parts, where it is split; to be called in all processes."""
-    together = getattr(tensor, "full_tensor", None)
-    found: Tensor = together() if callable(together) else tensor
-    return found
-
-
-PATIENCE = timedelta(hours=2)
-"""How long processes wait for one another: data is prepared, and tasks before training run, in the main one alone."""
-
-
-def devices_per_node(options: ExperimentOptions) -> int:
-    """Processes on each machine; UserError where those that were started are others than asked for."""
-    wanted, started = options.training.devices, started_processes()
-    if started is None:
-        return wanted if isinstance(wanted, int) else max(1, torch.cuda.device_count())
-    nodes, here = started
-    by = "Slurm" if started_by_slurm() else "torchrun"
-    if nodes != options.num_nodes:
-        raise UserError(
-            f"{by} started processes on {nodes} machines, and experiment.num_nodes is {options.num_nodes}; "
-            f"pass experiment.num_nodes={nodes}, or ask {by} for as many machines"
-        )
-    if isinstance(wanted, int) and wanted != here:
-        raise UserError(
-            f"{by} started {here} processes a machine, and experiment.training.devices is {wanted}; "
-            f"pass experiment.training.devices={here} or leave it out"
-        )
-    return here
-
-
-def trainer_options(options: ExperimentOptions, *, evaluating: bool = False) -> dict[str, Any]:
-    """accelerator, devices, num_nodes, strategy and plugins for Lightning's Trainer. Evaluation never splits the model."""
-    devices = devices_per_node(options)
-    gpus = torch.cuda.device_count()
-    if gpus and devices > gpus:
-        raise UserError(
-            f"experiment.training.devices is {devices} and this machine has {gpus} GPUs; pass {gpus} or fewer"
-        )
-    plugins: list[Any] = []
-    if started_by_slurm():
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Lightning insists on it
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # our own checkpoint, and launch/requeue.py requeues
-    elif started_processes() is None and "SLURM_NTASKS" in os.environ:
-        plugins.append(LightningEnvironment())  # in a shell or a script that Slurm started, processes are ours to start
-    return {
-        "accelerator": "auto",
-        "devices": devices,
-        "num_nodes": options.num_nodes,
-        "strategy": _strategy(options, devices, evaluating),
-        "plugins": plugins,
-    }
-
-
-def _strategy(options: ExperimentOptions, devices: int, evaluating: bool) -> Strategy | str:
-    if options.training.strategy == "fsdp" and not evaluating:
-        return ShardedStrategy(timeout=PATIENCE)
-    if options.training.strategy == "ddp" or devices * options.num_nodes > 1:
-        return ReplicatedStrategy(timeout=PATIENCE)
-    return "auto"
-
-
-class ReplicatedStrategy(ExactMeans, DDPStrategy):
-    """The whole model in each process (DDP)."""
+def full(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one; every process must call it."""
+    gather = getattr(tensor, "full_tensor", None)
+    gathered: Tensor = gather() if callable(gather) else tensor
+    return gathered

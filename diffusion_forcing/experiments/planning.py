@@ -24,7 +24,7 @@ from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze2d
 from diffusion_forcing.environments.mazes.waypoint import oracle_rewards
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import trainer as devices
+from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as whoever started it says: Lightning, torchrun or Slurm's srun. Reads the environment alone."""
+"""Which of several processes this one is, and how a signal stops it. Reads the environment alone: no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from types import FrameType
 from typing import Any
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-"""Variables that are 0, or not there, in the main process."""
+"""Variables of Lightning, torchrun and srun that are 0 or absent in the main process."""
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+JOB_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+"""What Slurm sends to a job whose time is nearly over, or that is preempted."""
 
 
 def is_main_process() -> bool:
@@ -19,12 +22,12 @@ def is_main_process() -> bool:
 
 
 def started_by_slurm() -> bool:
-    """Whether srun started this process, as one of a job's tasks: not a shell that Slurm gave, nor a job's script itself."""
+    """Whether srun started this process as one of a job's tasks; False in a shell or a batch script of Slurm's."""
     return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
 def started_processes() -> tuple[int, int] | None:
-    """(machines, processes on each) that srun or torchrun started; None where processes are ours to start."""
+    """(machines, processes on each) that srun or torchrun started; None if Lightning is to start them."""
     if started_by_slurm():
         nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
         tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)
@@ -35,17 +38,8 @@ def started_processes() -> tuple[int, int] | None:
     return None
 
 
-# Ctrl-C and SIGTERM as a wish: noticed at the next step boundary, where the work so far can be saved. A second one
-# ends at once; in a Slurm job, where warnings come one after the other, only a second Ctrl-C does.
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-JOB_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-"""What Slurm sends to a job whose time is nearly over, or that makes room for another."""
-
-
 class Interrupted(SystemExit):
-    """Training was asked to stop and did. Ends the process with 128 + the signal's number (130 for Ctrl-C, 143 for
-    SIGTERM)."""
+    """Training stopped because it was asked to. Exit code 128 + the signal's number: 130 Ctrl-C, 143 SIGTERM."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
@@ -53,7 +47,10 @@ class Interrupted(SystemExit):
 
 
 class Interrupts:
-    """While installed, `received` is the signal that asked to stop, or None."""
+    """While installed, Ctrl-C and SIGTERM only set `received`, so that the step at hand can be finished and saved.
+
+    A second one ends at once. In a Slurm job only a second Ctrl-C does: Slurm repeats its warnings.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -61,18 +58,18 @@ class Interrupts:
         self._process = 0
 
     def install(self) -> None:
-        """Take over the signals; nothing outside the main thread, where Python allows no handlers."""
+        """Take over the signals, except outside the main thread, where Python allows no handlers."""
         if threading.current_thread() is threading.main_thread() and not self._before:
             self._process = os.getpid()
-            numbers = {*_SIGNALS, *JOB_SIGNALS} if started_by_slurm() else _SIGNALS
+            numbers = {*_STOP_SIGNALS, *JOB_SIGNALS} if started_by_slurm() else _STOP_SIGNALS
             self._before = {number: signal.signal(number, self._handle) for number in numbers}
 
     def remove(self, *, ending: bool = False) -> None:
-        """Give the signals back to who had them. ending: this process is asked to stop, and Slurm need not say so again."""
+        """Restore the former handlers. `ending`: this process is stopping, so Slurm's further warnings are ignored."""
         before, self._before = self._before, {}
         for number, handler in before.items():
-            deaf = ending and number in JOB_SIGNALS and started_by_slurm()
-            signal.signal(number, signal.SIG_IGN if deaf else handler)
+            ignored = ending and number in JOB_SIGNALS and started_by_slurm()
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -81,6 +78,6 @@ class Interrupts:
             self.remove()
             raise Interrupted(number)
         self.received = number
-        if is_main_process() and os.getpid() == self._process:  # not one that reads data, which hears it too
+        if is_main_process() and os.getpid() == self._process:  # not in a loader's worker, which gets the signal too
             again = "" if started_by_slurm() else "; again to stop at once"
             print(f"\nstopping at the next step, saving a checkpoint{again}", file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from diffusion_forcing.algorithms.robot.algorithm import Robot, RobotPolicyOptio
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
 from diffusion_forcing.environments.swap.environment import SwapBatch, SwapEnv
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import trainer as devices
+from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions

@@ -54,8 +54,8 @@ def _serve(plan: Plan, options: ServeOptions) -> None:
     from diffusion_forcing.checkpoints import format as native
     from diffusion_forcing.datasets.robot.dataset import CAMERAS
     from diffusion_forcing.experiments.checkpointing import load_weights
+    from diffusion_forcing.experiments.devices import device
     from diffusion_forcing.experiments.loader import seed_all
-    from diffusion_forcing.experiments.trainer import device
     from diffusion_forcing.serve.policy_server import PolicyServer
 
     seed_all(plan.settings.seed)

@@ -126,7 +126,7 @@ def test_a_released_video_checkpoint_of_the_rnn_line_brings_its_sizes_and_goes_o
     assert (options.frame_stack, options.z_shape, options.diffusion.network_size) == (2, (4, 8, 8), 8)
     assert "algorithm.z_shape=[4,8,8]" in ready.adopted
     run(*VIDEO, "load=released.ckpt", "dataset.n_frames=8", "experiment.tasks=[training,validation]")
-    assert "its optimiser goes along" in capfd.readouterr().err
+    assert "its optimiser state is used too" in capfd.readouterr().err
 
 
 def test_a_released_maze_checkpoint_of_the_rnn_line_is_planned_with() -> None:

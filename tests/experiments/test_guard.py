@@ -84,7 +84,7 @@ def test_a_run_that_was_stopped_can_be_resumed_from_its_last_good_checkpoint(tmp
 
 
 def test_numbers_that_are_looked_at_late_still_name_the_step_where_it_began() -> None:
-    guard = FiniteGuard(indices=lambda: [1, 2], advice=lambda: "advice", every_n_steps=100)
+    guard = FiniteGuard(indices=lambda: [1, 2], last_checkpoint=lambda: None, every_n_steps=100)
     for step, loss in enumerate([1.0, math.inf, math.nan], start=1):
         guard._pending.append(("loss", step, [step] * 20, torch.tensor(loss)))
     with pytest.raises(UserError, match=r"became inf at step 2, in a batch of 20 samples \(dataset indices 2, .*, …\)"):

@@ -12,7 +12,7 @@ from diffusion_forcing.experiments.options import (
     TestOptions,
     TrainingOptions,
     ValidationOptions,
-    precision,
+    precision_name,
 )
 
 
@@ -77,4 +77,4 @@ def test_durations_are_read_from_the_right(text: str, seconds: int) -> None:
     ("given", "meant"), [(32, "32-true"), ("32", "32-true"), ("bf16", "bf16-mixed"), (16, "16-mixed")]
 )
 def test_precisions_may_be_written_short(given: str | int, meant: str) -> None:
-    assert precision("training", given) == meant
+    assert precision_name("training", given) == meant

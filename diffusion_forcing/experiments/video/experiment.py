@@ -22,7 +22,7 @@ from diffusion_forcing.algorithms.parallel import gathered
 from diffusion_forcing.algorithms.video import Video, VideoOptions
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import trainer as devices
+from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.loader import BatchLoader
