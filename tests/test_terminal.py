@@ -66,3 +66,18 @@ def test_the_streams_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
         print("printed")
     assert (sys.stdout, sys.stderr) == before
     assert capsys.readouterr().out == "printed\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--help"], ["--cfg"], ["dataset=nothing"]])
+def test_commands_end_as_they_would_when_their_reader_has_gone(words: list[str]) -> None:
+    command = [sys.executable, "-m", "diffusion_forcing", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    whole = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    reading, closed = os.pipe()
+    os.close(reading)
+    gone = subprocess.run(command, env=environment, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(closed)
+    assert gone.returncode == whole.returncode == (2 if "=" in words[0] else 0)
+    assert gone.stderr.decode() == whole.stderr
+    assert "Traceback" not in whole.stderr

@@ -17,6 +17,7 @@ from diffusion_forcing import __version__
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.launch.choices import choices_of, first_comment, group_names
+from diffusion_forcing.terminal import forgiving_output
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -71,6 +72,7 @@ examples
   python -m main dataset=maze2d_medium load=maze2d_medium_x experiment.tasks=[validation] +name=plan"""
 
 
+from diffusion_forcing.terminal import forgiving_output
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
