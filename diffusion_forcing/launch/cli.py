@@ -72,7 +72,7 @@ examples
   python -m main dataset=maze2d_medium load=maze2d_medium_x experiment.tasks=[validation] +name=plan"""
 
 
-from diffusion_forcing.terminal import forgiving_output
+@forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
