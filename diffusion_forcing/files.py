@@ -38,8 +38,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Where the block raises, `path` stays as it was and the temporary path is deleted. `durable` flushes to the disk, so that the new
     version also survives a power failure.
     """
-    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.name}.{mark}.tmp")
+    temporary = temporary_path(path)
     _IN_PROGRESS.add(temporary)
     try:
         yield temporary
@@ -48,7 +47,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
                 _flush(file)
         if _is_folder(temporary) and _is_folder(path):
             # A folder cannot be renamed onto one that holds files: the old one steps aside first.
-            superseded = path.with_name(f".{path.name}.{mark}.old")
+            superseded = temporary.with_suffix(".old")
             os.replace(path, superseded)
             try:
                 os.replace(temporary, path)
@@ -63,6 +62,11 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     finally:
         _delete(temporary)
         _IN_PROGRESS.discard(temporary)
+
+
+def temporary_path(path: Path) -> Path:
+    """A new hidden name beside `path`, which `remove_leftovers` knows."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.files import write_atomic
 from diffusion_forcing.launch.report import say
-from diffusion_forcing.tracking.comparison import COMPARED, headlines, render
+from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines
 from diffusion_forcing.tracking.records import RunRecord, rank, read_runs, remove
 
 _COMMANDS = ("ls", "show", "best", "rm", "sync")
@@ -63,7 +63,7 @@ def page(outputs: Path, every: Sequence[RunRecord], compared: Sequence[RunRecord
         raise UserError(f"at most {COMPARED} runs can be compared, got {len(compared)}")
     path = outputs / "index.html"
     try:
-        write_atomic(path, render(outputs, every, compared or every[:COMPARED]))
+        write_atomic(path, comparison_page(outputs, every, compared or every[:COMPARED]))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     say(f"{len(every)} runs: {path}")

@@ -1,20 +1,19 @@
 """A run: its folder, its id, and everything written into it.
 
     outputs/<YYYY-MM-DD>/<HH-MM-SS>-<name>/
-        run.json        id, name, status, command, start time, git commit
+        run.json        metadata: id, name, status, command, start time, git commit
         config.yaml     the configuration it ran with
-        metrics.jsonl   one line a `log` call: {"step": 10, "time": <seconds since 1970>, "training/loss": 0.31}
+        metrics.jsonl   one line for each `log` call: {"step": 10, "time": <seconds since 1970>, "training/loss": 0.31}
         metrics.json    the headline numbers, merged by `summary`
         checkpoints/    written by the trainer
-        pictures/       png and mp4 files, and media.json, their captions
+        pictures/       png and mp4 files, and media.json with their captions
         tables/         csv, and the same as json
         index.html      all of it on one self-contained page
-    outputs/latest-run  a link to the newest of them
+    outputs/latest-run  a link to the newest run
 
-Whatever replaces a file does so at once (a temporary sibling, then a rename), so a kill leaves the old file or the
-new one. Creating a run that cannot be written raises UserError; afterwards nothing here stops a training: what cannot
-be written is warned of, once. Where nothing is to be tracked (another rank, a test), `NullRun` has the same methods
-and writes nothing.
+Files are replaced whole (`files.py`). Creating a run that cannot be written raises UserError; afterwards nothing here stops a training:
+what cannot be written causes one warning. Where nothing is to be tracked (a further process, a test), `NullRun` has the same methods and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ from diffusion_forcing.files import (
     point_to,
     read_json,
     remove_leftovers,
+    temporary_path,
     write_atomic,
     write_json,
 )
@@ -54,98 +54,23 @@ from diffusion_forcing.tracking import page
 from diffusion_forcing.tracking.charts import Curve, read_curves
 from diffusion_forcing.tracking.media import Mp4, png_bytes
 
-# What a run says of itself in run.json: who it is, what started it, where and when, from which code; and how it is found again.
-
-ID_LENGTH = 8
-
-
-def new_facts(name: str, command: Sequence[str] | None = None) -> dict[str, Any]:
-    """The facts of a run that starts now. `command`: the words that started it, sys.argv unless given."""
-    return {
-        "id": new_id(),
-        "name": name,
-        "status": "running",
-        "command": list(sys.argv if command is None else command),
-        "started": now(),
-        "directory": os.getcwd(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "python": sys.version.split()[0],
-        "commit": commit(),
-    }
-
-
-def resumed_facts(facts: Mapping[str, Any], command: Sequence[str] | None = None) -> dict[str, Any]:
-    """`facts` of a run that goes on now: running again, this start noted under "resumed"."""
-    words = list(sys.argv if command is None else command)
-    again = {"time": now(), "command": words, "commit": commit()}
-    kept = {key: value for key, value in facts.items() if key != "ended"}
-    here = {"status": "running", "host": socket.gethostname(), "pid": os.getpid()}
-    return {**kept, **here, "resumed": [*facts.get("resumed", []), again]}
-
-
-def checked_facts(facts: Any) -> dict[str, Any]:
-    """What a run.json says, as `new_facts` makes it; ValueError where it is not so."""
-    if not isinstance(facts, dict):
-        raise ValueError("it holds no mapping")
-    for key, kind in (("id", str), ("name", str), ("started", str), ("resumed", list)):
-        if not isinstance(facts.get(key, [] if key == "resumed" else None), kind):
-            raise ValueError(f"'{key}' is missing or of another type")
-    return facts
-
-
-def find_run(outputs: Path, run_id: str) -> Path:
-    """The folder in `outputs` of the run with this id; UserError with the nearest id if there is none."""
-    ids = []
-    for facts in sorted(Path(outputs).glob("*/*/run.json"), reverse=True):  # newest first
-        found = read_json(facts, {}).get("id")
-        if found == run_id:
-            return facts.parent
-        ids.append(str(found))
-    near = did_you_mean(run_id, ids)
-    raise UserError(
-        f"no run '{run_id}' in {str(outputs)!r}{near}; {len(ids)} run{'s' * (len(ids) != 1)} there, the id is in each run.json"
-    )
-
-
-def new_id() -> str:
-    """Eight lower-case letters and digits, a letter first; there are 2e12 of them, so two do not meet."""
-    rest = (secrets.choice(string.ascii_lowercase + string.digits) for _ in range(ID_LENGTH - 1))
-    return secrets.choice(string.ascii_lowercase) + "".join(rest)
-
-
-def now() -> str:
-    """The time here, to the second: 2026-11-23T14:15:46+01:00."""
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def commit() -> str | None:
-    """The git commit of the checkout this package runs from; None when it is an installed copy or git is not there."""
-    package = Path(__file__).resolve().parents[1]
-    words = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
-    try:
-        lines = subprocess.run(words, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return lines[1] if len(lines) == 2 and Path(lines[0]) == package.parent else None
-
-
-REFRESH_SECONDS = 30.0  # the page is written again at most this often while the run goes on …
+ID_LENGTH = 8  # lower-case letters and digits; there are 2e12 such ids
+REFRESH_SECONDS = 30.0  # the page is rewritten at most this often while the run goes on …
 REFRESH_SHARE = 0.01  # … and never takes more than this share of the time
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 
 
 class Run:
-    """One run's folder. Made by `Run.create` (a new one) or `Run.open` (an old one, to go on with)."""
+    """One run's folder, made by `Run.create` (a new one) or `Run.open` (to resume one)."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Use `create` or `open`. `facts` is what run.json says."""
+    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
+        """Use `create` or `open`. `metadata`: the content of run.json."""
         self.folder = folder
-        self.id: str = facts["id"]
-        self.name: str = facts["name"]
+        self.id: str = metadata["id"]
+        self.name: str = metadata["name"]
         self.checkpoints = folder / "checkpoints"
         self.pictures = folder / "pictures"
-        self._facts = facts
+        self._metadata = metadata
         self._curves: dict[str, Curve] = {}
         self._metrics: dict[str, Any] = {}
         self._media: dict[str, dict[str, Any]] = {}
@@ -155,21 +80,31 @@ class Run:
 
     @classmethod
     def create(cls, outputs: Path, name: str, *, command: Sequence[str] | None = None) -> Run:
-        """A new run in `outputs`, its page started, `outputs/latest-run` pointing to it.
+        """A new run in `outputs`, with a first page, and `outputs/latest-run` pointing to it.
 
-        `name`: any text; the folder's name keeps its letters, digits, `.`, `_` and `-`. `command`: the words that
-        started it, sys.argv. Safe with several processes at once: a folder that is taken gets a number behind its name.
-        UserError when the run cannot be written there.
+        `name`: any text; the folder's name keeps its letters, digits, `.`, `_` and `-`. `command`: the words that started it, sys.argv
+        by default. Several processes may create runs at once. UserError when the run cannot be written there.
         """
-        facts = new_facts(name, command)
-        day, second = facts["started"][:10], facts["started"][11:19].replace(":", "-")
+        metadata: dict[str, Any] = {
+            "id": _new_id(),
+            "name": name,
+            "status": "running",
+            "command": list(sys.argv if command is None else command),
+            "started": _now(),
+            "directory": os.getcwd(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "python": sys.version.split()[0],
+            "commit": _commit(),
+        }
         outputs = Path(outputs)
+        day, second = metadata["started"][:10], metadata["started"][11:19].replace(":", "-")
         try:
             folder = new_folder(outputs / day, f"{second}-{file_name(name)}")
-            run = cls(folder, facts)
+            run = cls(folder, metadata)
             run.checkpoints.mkdir()
             run.pictures.mkdir()
-            run._write_facts()
+            run._write_metadata()
             run._log = Log(folder / "metrics.jsonl")
         except OSError as error:
             raise UserError(
@@ -183,32 +118,23 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, *, command: Sequence[str] | None = None) -> Run:
-        """The run in `folder`, to go on with: same id, appending to the same logs.
-
-        UserError if there is none or it cannot be read.
-        """
+        """The run in `folder`, to be resumed: same id, appending to the same logs. UserError if there is none or it cannot be read."""
         folder = Path(folder)
-        try:
-            facts = checked_facts(json.loads((folder / "run.json").read_text("utf-8")))
-            run = cls(folder, facts)
-        except FileNotFoundError:
-            raise UserError(f"no run in {str(folder)!r} (no run.json there); pass a run's id or its folder") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(
-                f"{str(folder / 'run.json')!r} cannot be read as a run's facts ({error}); start a new run"
-            ) from None
-        run._facts = resumed_facts(facts, command)
+        metadata = _read_metadata(folder)
+        again = {"time": _now(), "command": list(sys.argv if command is None else command), "commit": _commit()}
+        metadata.pop("ended", None)
+        metadata |= {"status": "running", "host": socket.gethostname(), "pid": os.getpid()}
+        metadata["resumed"] = [*metadata.get("resumed", []), again]
+        run = cls(folder, metadata)
         try:
             run.checkpoints.mkdir(exist_ok=True)
             run.pictures.mkdir(exist_ok=True)
             for inside in (folder, run.pictures, folder / "tables"):
                 remove_leftovers(inside)
-            for film in run.pictures.glob(f".*.{run.id}.mp4"):
-                film.unlink()
-            run._write_facts()
+            run._write_metadata()
             run._log = Log(folder / "metrics.jsonl")
         except OSError as error:
-            raise UserError(f"cannot go on with the run in {str(folder)!r}: {error.strerror or error}") from error
+            raise UserError(f"cannot resume the run in {str(folder)!r}: {error.strerror or error}") from error
         run._curves = read_curves(folder / "metrics.jsonl")
         run._metrics = read_json(folder / "metrics.json", {})
         run._media = read_json(run.pictures / "media.json", {})
@@ -221,7 +147,14 @@ class Run:
     @staticmethod
     def find(outputs: Path, run_id: str) -> Path:
         """The folder in `outputs` of the run with this id; UserError with the nearest id if there is none."""
-        return find_run(outputs, run_id)
+        ids = []
+        for file in sorted(Path(outputs).glob("*/*/run.json"), reverse=True):  # newest first
+            found = read_json(file, {}).get("id")
+            if found == run_id:
+                return file.parent
+            ids.append(str(found))
+        near = did_you_mean(run_id, ids)
+        raise UserError(f"no run '{run_id}' among the {len(ids)} runs in {str(outputs)!r}{near}; runs ls lists them")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append `metrics` at `step` to metrics.jsonl, at once.
@@ -246,35 +179,33 @@ class Run:
             self._write_page()
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
-        """Merge the headline numbers `metrics` into metrics.json; a known key is replaced.
-
-        Values: numbers (not finite: null) or short texts.
-        """
+        """Merge headline numbers into metrics.json. Values: numbers (null if not finite) or short texts."""
         self._metrics |= {name: _plain(value) for name, value in metrics.items()}
         with self._never_stopping("metrics.json"):
             write_json(self.folder / "metrics.json", self._metrics)
         self._refresh()
 
-    def image(self, name: str, figure_or_path_or_array: Any, caption: str = "") -> None:
-        """Keep a picture as pictures/<name>: a matplotlib figure, the path of an image file, or uint8 (h, w[, 3 or 4]).
+    def image(self, name: str, image: Any, caption: str = "") -> None:
+        """Keep an image as pictures/<name>: a matplotlib figure, the path of an image file, or uint8 (h, w[, 3 or 4]).
 
         The same name again replaces it.
         """
-        with self._never_stopping(f"picture '{name}'"):
-            source, stem = figure_or_path_or_array, file_name(name)
-            if isinstance(source, (str, Path)):
-                suffix = Path(source).suffix.lower()
-                if suffix not in PICTURE_SUFFIXES:
-                    raise ValueError(f"a picture ends in {', '.join(PICTURE_SUFFIXES)}, got {str(source)!r}")
-                data = Path(source).read_bytes()
-            elif hasattr(source, "savefig"):
-                buffer, suffix = io.BytesIO(), ".png"
-                source.savefig(buffer, format="png")
+        with self._never_stopping(f"image '{name}'"):
+            suffix = ".png"
+            if isinstance(image, (str, Path)):
+                suffix = Path(image).suffix.lower()
+                if suffix not in IMAGE_SUFFIXES:
+                    raise ValueError(f"an image file must end in {', '.join(IMAGE_SUFFIXES)}, got {str(image)!r}")
+                data = Path(image).read_bytes()
+            elif hasattr(image, "savefig"):
+                buffer = io.BytesIO()
+                image.savefig(buffer, format="png")
                 data = buffer.getvalue()
             else:
-                data, suffix = png_bytes(source), ".png"
-            write_atomic(self.pictures / (stem + suffix), data)
-            self._show(name, {"kind": "image", "file": stem + suffix, "caption": caption})
+                data = png_bytes(image)
+            file = file_name(name) + suffix
+            write_atomic(self.pictures / file, data)
+            self._show(name, {"kind": "image", "file": file, "caption": caption})
 
     def video(self, name: str, frames: NDArray[Any], fps: float = 20, caption: str = "") -> None:
         """Keep `frames: (t, h, w, 3)` uint8 as pictures/<name>.mp4 with its last frame as poster, <name>-poster.png."""
@@ -283,32 +214,30 @@ class Run:
 
     @contextlib.contextmanager
     def video_writer(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:
-        """The same for a film that comes in pieces: `add(frames)` for each, (t, h, w, 3). It is kept when the block ends well."""
-        stem = file_name(name)
-        temporary = self.pictures / f".{stem}.{self.id}.mp4"
-        what = f"film '{name}'"
-        film: Mp4 | None = None
+        """The same for a video that comes in pieces: call `add(frames)` with (t, h, w, 3). It is kept when the block succeeds."""
+        path, what = self.pictures / f"{file_name(name)}.mp4", f"video '{name}'"
+        poster, temporary = path.with_name(f"{path.stem}-poster.png"), temporary_path(path)
+        video: Mp4 | None = None
         with self._never_stopping(what):
-            film = Mp4(temporary, fps=fps)
+            video = Mp4(temporary, fps=fps)
 
         def add(frames: NDArray[Any]) -> None:
-            if what not in self._warned and film is not None:
+            if what not in self._warned and video is not None:
                 with self._never_stopping(what):
-                    film.add(frames)
+                    video.add(frames)
 
         try:
             yield add
             with self._never_stopping(what):
-                if film is not None and film.last is not None:
-                    film.close()
-                    os.replace(temporary, self.pictures / f"{stem}.mp4")
-                    write_atomic(self.pictures / f"{stem}-poster.png", png_bytes(film.last))
-                    entry = {"kind": "video", "file": f"{stem}.mp4", "poster": f"{stem}-poster.png", "caption": caption}
-                    self._show(name, entry)
+                if video is not None and video.last is not None:
+                    video.close()
+                    temporary.replace(path)
+                    write_atomic(poster, png_bytes(video.last))
+                    self._show(name, {"kind": "video", "file": path.name, "poster": poster.name, "caption": caption})
         finally:
-            with contextlib.suppress(Exception):  # of a film that is given up
-                if film is not None:
-                    film.close()
+            with contextlib.suppress(Exception):  # of a video that is given up
+                if video is not None:
+                    video.close()
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
@@ -320,23 +249,24 @@ class Run:
             writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            (self.folder / "tables").mkdir(exist_ok=True)
-            write_atomic(self.folder / "tables" / f"{file_name(name)}.csv", text.getvalue().encode())
+            file = self.folder / "tables" / f"{file_name(name)}.csv"
+            file.parent.mkdir(exist_ok=True)
+            write_atomic(file, text.getvalue())
             plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
-            write_json(self.folder / "tables" / f"{file_name(name)}.json", {"rows": plain})
-            self._show(name, {"kind": "table", "file": f"{file_name(name)}.csv", "caption": caption})
+            write_json(file.with_suffix(".json"), {"rows": plain})
+            self._show(name, {"kind": "table", "file": file.name, "caption": caption})
 
     def config(self, text: str) -> None:
-        """Keep the configuration, yaml, as config.yaml."""
+        """Keep the configuration, as yaml text, in config.yaml."""
         with self._never_stopping("config.yaml"):
-            write_atomic(self.folder / "config.yaml", text.encode())
+            write_atomic(self.folder / "config.yaml", text)
         self._refresh()
 
     def finish(self, status: str = "finished") -> None:
         """End the run as "finished", "failed" or "interrupted" (or another word) and write its page a last time."""
-        self._facts |= {"status": status, "ended": now()}
+        self._metadata |= {"status": status, "ended": _now()}
         with self._never_stopping("run.json"):
-            self._write_facts()
+            self._write_metadata()
         self._write_page()
         if self._log is not None:
             self._log.close()
@@ -354,41 +284,40 @@ class Run:
     def _write_page(self) -> None:
         began = time.monotonic()
         with self._never_stopping("index.html"):
-            text = page.render(
+            text = page.run_page(
                 self.folder,
-                facts=self._facts,
+                metadata=self._metadata,
                 metrics=self._metrics,
                 curves=self._curves,
                 media=list(self._media.values()),
             )
-            write_atomic(self.folder / "index.html", text.encode())
+            write_atomic(self.folder / "index.html", text)
         ended = time.monotonic()
         self._next_page = ended + max(REFRESH_SECONDS, (ended - began) / REFRESH_SHARE)
 
-    def _write_facts(self) -> None:
-        write_json(self.folder / "run.json", self._facts)
+    def _write_metadata(self) -> None:
+        write_json(self.folder / "run.json", self._metadata)
 
     @contextlib.contextmanager
     def _never_stopping(self, what: str) -> Iterator[None]:
-        """A picture that fails is no reason to lose a training: warn once of each thing, and go on."""
+        """Turn an error of the block into a warning, once for each `what`: it is no reason to lose a training."""
         try:
             yield
-        except Exception as error:  # whatever it is, the training goes on
+        except Exception as error:
             self._warn(what, error)
 
     def _warn(self, what: str, error: Exception) -> None:
         if what not in self._warned:
             self._warned.add(what)
             warnings.warn(
-                f"{what} of run {self.id} could not be written, going on without: {error}", RuntimeWarning, stacklevel=4
+                f"{what} of run {self.id} could not be written, continuing without: {error}",
+                RuntimeWarning,
+                stacklevel=4,
             )
 
 
 class NullRun:
-    """A run that keeps nothing: the same attributes and methods as `Run`.
-
-    `folder` says where its files would be; it is not made.
-    """
+    """A run that writes nothing, with the attributes and methods of `Run`. `folder` is where its files would be."""
 
     def __init__(self, folder: Path = Path("outputs/null-run")) -> None:
         self.folder = Path(folder)
@@ -397,23 +326,11 @@ class NullRun:
         self.checkpoints = self.folder / "checkpoints"
         self.pictures = self.folder / "pictures"
 
-    @classmethod
-    def create(cls, outputs: Path, name: str, *, command: Sequence[str] | None = None) -> NullRun:
-        return cls(Path(outputs) / "null-run")
-
-    @classmethod
-    def open(cls, folder: Path, *, command: Sequence[str] | None = None) -> NullRun:
-        return cls(folder)
-
-    @staticmethod
-    def find(outputs: Path, run_id: str) -> Path:
-        return find_run(outputs, run_id)
-
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def summary(self, metrics: Mapping[str, Any]) -> None: ...
 
-    def image(self, name: str, figure_or_path_or_array: Any, caption: str = "") -> None: ...
+    def image(self, name: str, image: Any, caption: str = "") -> None: ...
 
     def video(self, name: str, frames: NDArray[Any], fps: float = 20, caption: str = "") -> None: ...
 
@@ -426,6 +343,45 @@ class NullRun:
     def config(self, text: str) -> None: ...
 
     def finish(self, status: str = "finished") -> None: ...
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    """The content of run.json; UserError where it is missing or damaged."""
+    file = folder / "run.json"
+    try:
+        metadata = json.loads(file.read_text("utf-8"))
+        if not isinstance(metadata, dict):
+            raise ValueError("it must hold an object")
+        for key, kind in (("id", str), ("name", str), ("started", str), ("resumed", list)):
+            if not isinstance(metadata.get(key, [] if key == "resumed" else None), kind):
+                raise ValueError(f"'{key}' is missing or of another type")
+    except FileNotFoundError:
+        raise UserError(f"no run in {str(folder)!r} (it has no run.json); pass a run's id or its folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{str(file)!r} cannot be read as a run's metadata ({error}); start a new run") from None
+    return metadata
+
+
+def _new_id() -> str:
+    """Eight lower-case letters and digits, a letter first."""
+    rest = (secrets.choice(string.ascii_lowercase + string.digits) for _ in range(ID_LENGTH - 1))
+    return secrets.choice(string.ascii_lowercase) + "".join(rest)
+
+
+def _now() -> str:
+    """The local time, to the second: 2026-11-23T14:15:46+01:00."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """The git commit of the checkout this package runs from; None for an installed copy or without git."""
+    package = Path(__file__).resolve().parents[1]
+    words = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        lines = subprocess.run(words, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return lines[1] if len(lines) == 2 and Path(lines[0]) == package.parent else None
 
 
 def _plain(value: Any) -> str | float | int | None:

@@ -1,7 +1,7 @@
-"""TensorBoard beside the run's folder, by `tracking=tensorboard`: event files in its folder tensorboard/.
+"""TensorBoard, added to a run by `tracking=tensorboard`: event files in the run's folder tensorboard/.
 
-Scalars at the steps they were logged at, pictures as they are, films as animated GIFs (TensorBoard shows no other), tables as text. A resumed
-run overwrites what a killed session logged past its checkpoint. Look at it with `tensorboard --logdir outputs`.
+Scalars at their steps, images as they are, videos as animated GIFs (TensorBoard shows no other format), tables as text. A resumed run
+overwrites what was logged after its checkpoint. View it with `tensorboard --logdir outputs`.
 """
 
 from __future__ import annotations
@@ -26,73 +26,75 @@ EXTRA = "pip install 'diffusion-forcing[tensorboard]'"
 class TensorboardOptions:
     flush_seconds: int = 30
     """Event files are at most this much behind."""
-    film_frames: int = 64
-    """Frames of a film kept in its GIF, evenly taken."""
-    film_width: int = 320
-    """Pixels across a GIF, at most."""
+    video_frames: int = 64
+    """Most frames of a video in its GIF, evenly taken."""
+    video_width: int = 320
+    """Most pixels across a GIF."""
 
     def __post_init__(self) -> None:
-        for name in ("flush_seconds", "film_frames", "film_width"):
+        for name in ("flush_seconds", "video_frames", "video_width"):
             if getattr(self, name) < 1:
-                raise UserError(f"tracking.tensorboard.{name} is at least 1, got {getattr(self, name)}")
+                raise UserError(f"tracking.tensorboard.{name} must be at least 1, got {getattr(self, name)}")
 
 
 class Tensorboard(Tracker):
-    """Event files of a run."""
+    """Writes a run's event files."""
 
     Options = TensorboardOptions
     options: TensorboardOptions
 
     def __init__(self, options: TensorboardOptions) -> None:
         super().__init__(options)
-        self._folder = Path()
+        self._folder: Path | None = None
+        self._resumed = False
         self._writer: Any = None
-        self._step: int | None = None
+        self._writer_type: Any = None
+        self._step = 0
 
     def start(self, run: Run, config: Mapping[str, Any]) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            tell(f"warning: tensorboard is not installed, so it gets nothing; the run's folder has everything; {EXTRA}")
+            tell(f"warning: tensorboard is not installed, it gets nothing; the run's folder has everything; {EXTRA}")
             return
-        self._folder = run.folder
-        self._open = SummaryWriter
+        self._folder, self._writer_type = run.folder, SummaryWriter
         self._resumed = (run.folder / FOLDER).is_dir()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if (writer := self._at(step)) is not None:
-            for name, value in metrics.items():
-                if value is not None and math.isfinite(number := float(value)):
-                    writer.add_scalar(name, number, step)
-
-    def shown(self, entry: Mapping[str, Any]) -> None:
-        if (writer := self._at(self._step or 0)) is None:
+        if self._folder is None:
             return
-        name, step = f"{entry['kind']}s/{entry['name']}", self._step or 0
+        self._step = step
+        for name, value in metrics.items():
+            if value is not None and math.isfinite(number := float(value)):
+                self._open().add_scalar(name, number, step)
+
+    def media(self, entry: Mapping[str, Any]) -> None:
+        if self._folder is None:
+            return
+        name = f"{entry['kind']}s/{entry['name']}"
         if entry["kind"] == "table":
             rows = read_json((self._folder / "tables" / entry["file"]).with_suffix(".json"), {}).get("rows", [])
-            writer.add_text(name, markdown(rows), step)
+            self._open().add_text(name, markdown(rows), self._step)
             return
         path = self._folder / "pictures" / entry["file"]
-        data = gif(path, self.options) if entry["kind"] == "video" else path.read_bytes()
         if path.suffix != ".svg":  # TensorBoard shows none
-            writer.file_writer.add_summary(_image(name, data), step)
+            data = gif(path, self.options) if entry["kind"] == "video" else path.read_bytes()
+            self._open().file_writer.add_summary(_image(name, data), self._step)
 
     def finish(self, status: str) -> None:
-        if self._writer is not None:
+        if self._writer is not None and self._folder is not None:
             results = read_json(self._folder / "metrics.json", {})
-            self._writer.add_text(
-                "results", markdown([{"result": key, "value": value} for key, value in results.items()]), self._step
-            )
+            rows = [{"result": key, "value": value} for key, value in results.items()]
+            self._writer.add_text("results", markdown(rows), self._step)
             self._writer.close()
             self._writer = None
 
-    def _at(self, step: int) -> Any:
-        """The writer, opened with the first thing that is logged: from there on, what an older session logged is void."""
-        self._step = step
-        if self._writer is None and self._folder != Path():
-            purge = step if self._resumed else None
-            self._writer = self._open(
+    def _open(self) -> Any:
+        """The writer, opened at the first step that is logged; what an earlier session logged from there on is discarded."""
+        if self._writer is None:
+            assert self._folder is not None
+            purge = self._step if self._resumed else None
+            self._writer = self._writer_type(
                 str(self._folder / FOLDER), purge_step=purge, flush_secs=self.options.flush_seconds
             )
         return self._writer
@@ -105,20 +107,20 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def gif(film: Path, options: TensorboardOptions) -> bytes:
-    """The film at `film` as an animated GIF."""
+def gif(video: Path, options: TensorboardOptions) -> bytes:
+    """The file `video` as an animated GIF."""
     import av
     from PIL import Image
 
     kept = []
-    with av.open(str(film)) as container:
+    with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        fps, step = float(stream.average_rate or 20), math.ceil(max(1, stream.frames) / options.film_frames)
+        fps, step = float(stream.average_rate or 20), math.ceil(max(1, stream.frames) / options.video_frames)
         for number, frame in enumerate(container.decode(stream)):
             if number % step == 0:
-                picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
-                picture.thumbnail((options.film_width, 4 * options.film_width))
-                kept.append(picture)
+                image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+                image.thumbnail((options.video_width, 4 * options.video_width))
+                kept.append(image)
     data = io.BytesIO()
     kept[0].save(data, "GIF", save_all=True, append_images=kept[1:], duration=round(1000 * step / fps), loop=0)
     return data.getvalue()
@@ -128,10 +130,10 @@ def _image(name: str, data: bytes) -> Any:
     from PIL import Image
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    with Image.open(io.BytesIO(data)) as picture:
-        width, height = picture.size
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
-    return Summary(value=[Summary.Value(tag=name, image=image)])
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+    summary = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+    return Summary(value=[Summary.Value(tag=name, image=summary)])
 
 
 def _cell(value: Any) -> str:

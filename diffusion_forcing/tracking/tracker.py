@@ -1,8 +1,8 @@
-"""Who is told of a run beside its own folder: W&B, TensorBoard, or a class of a user's.
+"""Trackers: what receives a copy of everything written into a run's folder, such as W&B, TensorBoard, or a class of the user's.
 
-The folder comes first. `TrackedRun` writes into it as `Run` does and then tells its trackers, one call each; a tracker that fails is
-warned of once and the run goes on. A tracker is a subclass of `Tracker` with a frozen dataclass `Options`; it is named in
-`configurations/tracking/<name>.yaml` by `_target_`, and chosen by `tracking=<name>`.
+`TrackedRun` writes into the folder as `Run` does and then calls its trackers; a tracker that fails causes one warning and the run goes on.
+A tracker is a subclass of `Tracker` with a frozen dataclass `Options`, named in `configurations/tracking/<name>.yaml` by `_target_`, and
+chosen by `tracking=<name>`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from diffusion_forcing.tracking.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
-    """A tracker without any."""
+    """For a tracker without options."""
 
 
 class Tracker:
-    """Hears of everything that is written into a run's folder. Each method may do nothing; none may wait for long."""
+    """Receives what is written into a run's folder. Every method may do nothing; none may take long."""
 
     Options: type = NoOptions
 
@@ -29,7 +29,7 @@ class Tracker:
         self.options = options
 
     def start(self, run: Run, config: Mapping[str, Any]) -> None:
-        """`run` begins, or goes on; `config` is its whole configuration, resolved. Raising means: do without this tracker."""
+        """`run` starts or is resumed; `config` is its whole configuration. If this raises, the tracker is left out."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A line was appended to metrics.jsonl."""
@@ -37,20 +37,20 @@ class Tracker:
     def summary(self, metrics: Mapping[str, Any]) -> None:
         """Headline numbers were merged into metrics.json."""
 
-    def shown(self, entry: Mapping[str, Any]) -> None:
-        """A picture, film or table lies in the folder: `entry` has kind, name, file and caption, as in media.json."""
+    def media(self, entry: Mapping[str, Any]) -> None:
+        """An image, video or table was written; `entry` has kind, name, file and caption, as in media.json."""
 
     def finish(self, status: str) -> None:
-        """The run has ended so; its folder is complete. May be called more than once."""
+        """The run has ended with `status`, and its folder is complete. May be called more than once."""
 
 
 class TrackedRun(Run):
-    """A run's folder, and trackers told of all that is written into it."""
+    """A run's folder with trackers."""
 
     _trackers: tuple[Tracker, ...] = ()
 
     def follow(self, trackers: Sequence[Tracker], config: Mapping[str, Any]) -> None:
-        """Start `trackers`; one that cannot start is warned of and left out."""
+        """Start `trackers`; one that cannot start causes a warning and is left out."""
         for tracker in trackers:
             with self._never_stopping(_name(tracker)):
                 tracker.start(self, config)
@@ -58,33 +58,30 @@ class TrackedRun(Run):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         super().log(step, metrics)
-        for tracker in self._trackers:
-            with self._never_stopping(_name(tracker)):
-                tracker.log(int(step), metrics)
+        self._notify("log", int(step), metrics)
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
         super().summary(metrics)
-        for tracker in self._trackers:
-            with self._never_stopping(_name(tracker)):
-                tracker.summary(metrics)
+        self._notify("summary", metrics)
 
     def finish(self, status: str = "finished") -> None:
         super().finish(status)
-        for tracker in self._trackers:
-            with self._never_stopping(_name(tracker)):
-                tracker.finish(status)
+        self._notify("finish", status)
 
     def _show(self, name: str, entry: dict[str, Any]) -> None:
         super()._show(name, entry)
+        self._notify("media", entry | {"name": name})
+
+    def _notify(self, method: str, *arguments: Any) -> None:
         for tracker in self._trackers:
             with self._never_stopping(_name(tracker)):
-                tracker.shown(entry | {"name": name})
+                getattr(tracker, method)(*arguments)
 
 
 def tell(line: str) -> None:
-    """One line for the person at the terminal, beside the training's own."""
+    """Print a line for the user, beside the training's own output."""
     print(line, file=sys.stderr, flush=True)
 
 
 def _name(tracker: Tracker) -> str:
-    return f"{type(tracker).__name__}, a tracker,"
+    return f"the tracker {type(tracker).__name__}"

@@ -106,8 +106,8 @@ def test_a_running_page_reloads_itself(tmp_path: Path) -> None:
     assert any(attributes.get("http-equiv") == "refresh" for _, attributes in read(run).tags)
 
 
-def test_films_too_large_for_the_page_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "FILM_BYTES", 10)
+def test_videos_too_large_for_the_page_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "VIDEO_BYTES", 10)
     sources = [attributes["src"] for tag, attributes in read(full_run(tmp_path)).tags if tag == "video"]
     assert sources == ["pictures/maze2d_medium_x.mp4"]
 
@@ -116,8 +116,8 @@ def test_a_long_log_makes_a_small_page(tmp_path: Path) -> None:
     curve = Curve()
     for step in range(20_000):
         curve.add(step, 1.0 / (1 + step))
-    facts = {"status": "running", "id": "a", "name": "n", "command": [], "started": "2026-01-01T00:00:00+00:00"}
-    assert len(page.render(tmp_path, facts=facts, metrics={}, curves={"loss": curve}, media=[])) < 100_000
+    metadata = {"status": "running", "id": "a", "name": "n", "command": [], "started": "2026-01-01T00:00:00+00:00"}
+    assert len(page.run_page(tmp_path, metadata=metadata, metrics={}, curves={"loss": curve}, media=[])) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_charts_keep_every_curve_inside_the_picture(values: list[float]) -> None
     curve = Curve()
     for step, value in enumerate(values):
         curve.add(step * 10, value)
-    reader = Reader(line_chart("loss", curve.points()))
+    reader = Reader(line_chart("loss", {"one": curve.points()}))
     for _tag, attributes in reader.tags:
         for pair in (attributes.get("points") or "").split():
             x, y = map(float, pair.split(","))

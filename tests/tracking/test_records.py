@@ -13,7 +13,7 @@ import pytest
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.cli import main
-from diffusion_forcing.tracking.comparison import COMPARED, render
+from diffusion_forcing.tracking.page import COMPARED, comparison_page
 from diffusion_forcing.tracking.records import KILLED, rank, read_runs, remove
 from diffusion_forcing.tracking.run import Run
 from tests.tracking.test_page import HOSTILE, Reader
@@ -111,7 +111,7 @@ def test_the_page_lists_all_compares_some_and_escapes_everything(outputs: Path) 
     for number in range(COMPARED + 1):
         make(outputs, f"run-{number}", loss=number)
     runs = read_runs(outputs)
-    page = Reader(render(outputs, runs, runs[:2]))
+    page = Reader(comparison_page(outputs, runs, runs[:2]))
     names = [tag for tag, _ in page.tags]
     assert "script" not in names
     assert names.count("svg") == len({name for run in runs[:2] for name in run.curves()})
@@ -123,7 +123,7 @@ def test_the_page_lists_all_compares_some_and_escapes_everything(outputs: Path) 
     text = "".join(page.text)
     assert all(run.id in text for run in runs)
     assert HOSTILE in text
-    every = Reader(render(outputs, runs, runs))
+    every = Reader(comparison_page(outputs, runs, runs))
     assert sum(tag == "g" for tag, attributes in every.tags if attributes.get("class") == "c7") >= 1
     assert not any(attributes.get("class") == "c8" for _, attributes in every.tags)
 
@@ -132,7 +132,7 @@ def test_a_compared_chart_has_a_line_a_run_over_the_same_axes(outputs: Path) -> 
     make(outputs, "a", loss=1)
     make(outputs, "b", loss=100)
     runs = read_runs(outputs)
-    lines = [attributes for tag, attributes in Reader(render(outputs, runs, runs)).tags if tag == "polyline"]
+    lines = [attributes for tag, attributes in Reader(comparison_page(outputs, runs, runs)).tags if tag == "polyline"]
     heights = [
         [float(pair.split(",")[1]) for pair in str(line["points"]).split()]
         for line in lines

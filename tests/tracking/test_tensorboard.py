@@ -36,7 +36,7 @@ def scalars(run: TrackedRun, name: str) -> list[tuple[int, float]]:
 def test_curves_pictures_films_tables_and_results_are_in_its_event_files(tmp_path: Path) -> None:
     from PIL import Image
 
-    run = start(TrackedRun.create(tmp_path, "toy"), film_frames=4, film_width=16)
+    run = start(TrackedRun.create(tmp_path, "toy"), video_frames=4, video_width=16)
     run.log(10, {"training/loss": 0.5, "training/lr": float("nan")})
     run.log(20, {"training/loss": 0.25})
     run.image("plan", np.full((6, 8, 3), 7, np.uint8))
@@ -77,10 +77,8 @@ def test_without_tensorboard_there_is_one_warning_and_the_run(
     run.log(1, {"loss": 1.0})
     run.image("plan", np.zeros((6, 8, 3), np.uint8))
     run.finish()
-    assert capsys.readouterr().err.splitlines() == [
-        "warning: tensorboard is not installed, so it gets nothing; the run's folder has everything; "
-        "pip install 'diffusion-forcing[tensorboard]'"
-    ]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "tensorboard is not installed" in warning and "pip install 'diffusion-forcing[tensorboard]'" in warning
     assert not (run.folder / "tensorboard").exists()
 
 
