@@ -19,6 +19,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.datasets.video.container import stored_frames, upright
+
 Pixels = NDArray[np.uint8]
 _BLOCK = 64
 """Frames held in memory at their original size at once."""
@@ -127,9 +129,7 @@ def video_metadata(path: Path) -> tuple[int, float]:
         if not count or not stream.average_rate:
             raise ValueError("it has no frames")
         if len(packets) < stream.frames:
-            # The edit list of a trimmed video hides frames that the file still holds.
-            with av.open(str(path), options={"ignore_editlist": "1"}) as untrimmed:
-                stored = sum(1 for packet in untrimmed.demux(_video_stream(untrimmed)) if packet.size)
+            stored = stored_frames(path)  # the edit list of a trimmed video hides frames that the file still holds
             if stored < stream.frames:
                 raise ValueError(f"it is cut off: {stored} of {stream.frames} frames")
         return count, float(stream.average_rate)
@@ -190,7 +190,7 @@ def _stack(frames: Iterable[Any], size: int | None) -> Pixels:
         block.clear()
 
     for frame in frames:
-        block.append(_upright(frame))
+        block.append(upright(frame.to_ndarray(format="rgb24"), frame))
         if len(block) == _BLOCK:
             finish()
     if block:
@@ -198,16 +198,3 @@ def _stack(frames: Iterable[Any], size: int | None) -> Pixels:
     if not blocks:
         raise ValueError("it has no frames")
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-
-
-def _upright(frame: Any) -> Pixels:
-    """The pixels (h, w, 3) of a frame, turned and mirrored as its display matrix says."""
-    pixels: Pixels = frame.to_ndarray(format="rgb24")
-    side_data = frame.side_data.get("DISPLAYMATRIX")
-    if side_data is None:
-        return pixels
-    # The matrix maps (x, y) to (a·x + c·y, b·x + d·y), with y down.
-    a, b, _, c, d = np.frombuffer(side_data, np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

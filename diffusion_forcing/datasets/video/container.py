@@ -146,12 +146,23 @@ def decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 
 class Converter:
-    """Decoded frames to (h, w, 3) uint8 RGB, turned upright if the video was recorded sideways."""
+    """Decoded frames to (h, w, 3) uint8 RGB, upright."""
 
     def __init__(self) -> None:
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: Any) -> Pixels:
         rgb = self._reformatter.reformat(frame, format="rgb24", interpolation="FAST_BILINEAR", **_ONE_THREAD)
-        quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
-        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns))
+        return np.ascontiguousarray(upright(np.asarray(rgb.to_ndarray(), np.uint8), frame))
+
+
+def upright(pixels: Pixels, frame: Any) -> Pixels:
+    """(h, w, 3) `pixels` of a decoded frame, turned and mirrored as its display matrix says: a phone may record sideways."""
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return pixels
+    # The matrix maps (x, y) to (a·x + c·y, b·x + d·y), with y down.
+    a, b, _, c, d = np.frombuffer(side_data, np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
