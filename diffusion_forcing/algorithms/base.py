@@ -50,8 +50,8 @@ class TransformerOptions:
 class NoisingOptions:
     """How tokens are noised, what the network predicts and how sampling walks down (docs/method.md §2–5)."""
 
-    objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_x0"
-    beta_schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
+    objective: Literal["pred_noise", "pred_x0", "pred_v", "pred_edm"] = "pred_x0"
+    beta_schedule: Literal["linear", "cosine", "sigmoid", "edm"] = "linear"
     schedule_fn_kwargs: dict[str, Any] = field(default_factory=dict)
     clip_noise: float = 20.0
     use_fused_snr: bool = False

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion_forcing.diffusion.schedules import NoiseSchedule
 from diffusion_forcing.errors import UserError
 
-Objective = Literal["pred_noise", "pred_x0", "pred_v"]
+Objective = Literal["pred_noise", "pred_x0", "pred_v", "pred_edm"]
 Weighting = Literal["min_snr", "fused_snr", "cum_snr", "uniform"]
 
 
@@ -27,7 +27,12 @@ def weighting_of(use_snr: bool, use_cum_snr: bool) -> Weighting:
 
 
 def loss_weight(schedule: NoiseSchedule, k: Tensor, objective: str, weighting: str, *, decay: float) -> Tensor:
-    """Weights (b, t) of tokens at levels k: (b, t). decay: cum_snr_decay^(frame_stack·frame_skip), where history counts."""
+    """Weights (b, t) of tokens at levels k: (b, t). decay: cum_snr_decay^(frame_stack·frame_skip), where history counts.
+
+    `pred_edm` has weight 1 at every level: its target has unit variance everywhere (Karras et al. 2022, table 1).
+    """
+    if objective == "pred_edm":
+        return torch.ones(k.shape, device=k.device)
     match weighting:
         case "min_snr":
             return min_snr_weight(schedule, k, objective)

@@ -21,6 +21,20 @@ def normal(
     return _draw(torch.randn, shape, generator, device=device, dtype=dtype)
 
 
+def offset_normal(
+    shape: Sequence[int], offset: float, *, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """Noise (b, t, c, h, w) of unit variance, part of it the same at all pixels of a channel and frame: (ε + offset·o)/√(1 + offset²).
+
+    Plain noise leaves a frame's mean readable at any level, so no denoiser learns to correct a shift of brightness or colour.
+    """
+    noise = normal(shape, generator=generator, device=device)
+    if offset == 0:
+        return noise
+    shift = normal((*shape[:-2], 1, 1), generator=generator, device=device)
+    return (noise + offset * shift) / (1 + offset**2) ** 0.5
+
+
 def uniform(shape: Sequence[int], *, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Numbers in [0, 1) of `shape` (b, …); shape () is one number for the whole batch."""
     return _draw(torch.rand, shape, generator, device=device)

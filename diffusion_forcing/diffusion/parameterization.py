@@ -95,11 +95,40 @@ class PredictV:
         return Prediction(x0, eps_from_x0(schedule, x_k, k, x0), output)
 
 
-OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
+class PredictEDM:
+    """The network predicts F of D = c_skip·x_σ + c_out·F, x_σ = x + σ·ε (Karras et al. 2022, table 1): of unit variance at every level.
+
+    It tends to the clean token where there is much noise, and to the noise where there is little. c_skip = σ_d²/(σ² + σ_d²),
+    c_out = σ·σ_d/√(σ² + σ_d²); sigma_data: σ_d, the deviation of the data. In the variance-preserving scaling here x_σ = x_k·√(1 + σ²).
+    """
+
+    name = "pred_edm"
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        self.sigma_data = sigma_data
+
+    def target(self, schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor:
+        skip, out = self._scales(schedule, k, x)
+        return (x - skip * (x + schedule.at("sigmas", k, x) * eps)) / out
+
+    def resolve(self, schedule: NoiseSchedule, x_k: Tensor, k: Tensor, output: Tensor) -> Prediction:
+        skip, out = self._scales(schedule, k, x_k)
+        x_sigma = schedule.at("sqrt_recip_alphas_cumprod", k, x_k) * x_k
+        x0 = skip * x_sigma + out * output
+        return Prediction(x0, eps_from_x0(schedule, x_k, k, x0), output)
+
+    def _scales(self, schedule: NoiseSchedule, k: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """c_skip and c_out at levels k."""
+        sigma = schedule.at("sigmas", k, like)
+        total = sigma**2 + self.sigma_data**2
+        return self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
+
+
+OBJECTIVES = ("pred_noise", "pred_x0", "pred_v", "pred_edm")
 
 
 def build_parameterization(objective: str, *, clip_noise: float) -> Parameterization:
-    """The parameterization named `objective`: pred_noise, pred_x0 or pred_v."""
+    """The parameterization named `objective`: pred_noise, pred_x0, pred_v or pred_edm."""
     match objective:
         case "pred_noise":
             return PredictNoise(clip_noise)
@@ -107,6 +136,8 @@ def build_parameterization(objective: str, *, clip_noise: float) -> Parameteriza
             return PredictX0()
         case "pred_v":
             return PredictV()
+        case "pred_edm":
+            return PredictEDM()
     raise UserError(
         f"objective '{objective}' is not known; allowed: {', '.join(OBJECTIVES)}{did_you_mean(objective, OBJECTIVES)}"
     )

@@ -38,13 +38,27 @@ def sigmoid_betas(timesteps: int, start: float = -3, end: float = 3, tau: float 
     return _betas_of((last - ((u * (end - start) + start) / tau).sigmoid()) / (last - first))
 
 
+def edm_betas(timesteps: int, sigma_min: float = 0.002, sigma_max: float = 5.0, rho: float = 7.0) -> Tensor:
+    """ᾱ = 1/(1 + σ²) on a grid of noise σ in units of the data, σ^(1/ρ) evenly spaced (Karras et al. 2022, eq. 5). Float64 (K,).
+
+    x_k = (x + σ·ε)/√(1 + σ²): EDM's noised token, scaled to keep the variance.
+    """
+    if not 0 < sigma_min < sigma_max or not rho > 0:
+        raise UserError(
+            f"sigma_min {sigma_min}, sigma_max {sigma_max}, rho {rho}: 0 < sigma_min < sigma_max and rho > 0 are needed"
+        )
+    ends = (sigma_min ** (1 / rho), sigma_max ** (1 / rho))
+    sigmas = torch.linspace(*ends, timesteps, dtype=torch.float64) ** rho
+    return _betas_of(torch.cat([torch.ones(1, dtype=torch.float64), 1 / (1 + sigmas**2)]))
+
+
 def _betas_of(alphas_cumprod: Tensor) -> Tensor:
     """β_k = 1 − ᾱ_{k+1}/ᾱ_k of a curve sampled at K + 1 points, clipped to [0, 0.999]."""
     alphas_cumprod = alphas_cumprod / alphas_cumprod[0]
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(0, MAX_BETA)
 
 
-BETA_SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas, "sigmoid": sigmoid_betas}
+BETA_SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas, "sigmoid": sigmoid_betas, "edm": edm_betas}
 
 
 class NoiseSchedule(nn.Module):
@@ -97,6 +111,11 @@ class NoiseSchedule(nn.Module):
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
 
+    @property
+    def sigmas(self) -> Tensor:
+        """(K,): noise over signal at each level, √(1/ᾱ − 1), σ in EDM."""
+        return self.sqrt_recipm1_alphas_cumprod
+
     def at(self, name: str, k: Tensor, like: Tensor) -> Tensor:
         """The table `name` at levels k: (b, t) in 0…K−1, with as many trailing 1s as `like`: (b, t, *c) needs."""
         values: Tensor = getattr(self, name)[k]
@@ -111,7 +130,7 @@ class NoiseSchedule(nn.Module):
 def build_schedule(
     name: str, timesteps: int = 1000, *, snr_clip: float = 5.0, arguments: dict[str, Any] | None = None
 ) -> NoiseSchedule:
-    """The schedule called `name` (linear, cosine, sigmoid) with K = `timesteps` levels; `arguments` go to its curve."""
+    """The schedule called `name` (linear, cosine, sigmoid, edm) with K = `timesteps` levels; `arguments` go to its curve."""
     if name not in BETA_SCHEDULES:
         raise UserError(
             f"beta_schedule '{name}' is not known; allowed: {', '.join(BETA_SCHEDULES)}{did_you_mean(name, BETA_SCHEDULES)}"

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffusion_forcing.diffusion import build_schedule
-from diffusion_forcing.diffusion.loss_weighting import fused_snr_weight, min_snr_weight, running_mean_of_history
+from diffusion_forcing.diffusion.loss_weighting import (
+    fused_snr_weight,
+    loss_weight,
+    min_snr_weight,
+    running_mean_of_history,
+)
 from diffusion_forcing.errors import UserError
 from tests.diffusion.gaussian import forcing_of
 
@@ -27,6 +32,13 @@ def test_min_snr_weights_are_the_formulas() -> None:
     assert torch.equal(min_snr_weight(schedule, k, "pred_noise"), clipped / snr)
     assert torch.equal(min_snr_weight(schedule, k, "pred_x0"), clipped)
     assert torch.equal(min_snr_weight(schedule, k, "pred_v"), clipped / (snr + 1))
+
+
+def test_the_edm_target_is_weighed_alike_at_every_level() -> None:
+    k = torch.tensor([[0, 200, 999]])
+    for weighting in ("min_snr", "fused_snr"):
+        weight = loss_weight(build_schedule("edm"), k, "pred_edm", weighting, decay=0.9)
+        assert torch.equal(weight, torch.ones(1, 3))
 
 
 @given(k=sequences, name=st.sampled_from(SCHEDULES))

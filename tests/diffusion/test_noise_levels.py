@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_forcing.diffusion import counted, draw_noise_levels, mask_absent
+from diffusion_forcing.diffusion import build_schedule, counted, draw_noise_levels, mask_absent
+from diffusion_forcing.diffusion.noise import offset_normal
+from diffusion_forcing.diffusion.noise_levels import LevelDensity
 from diffusion_forcing.errors import UserError
 
 CPU = torch.device("cpu")
@@ -90,3 +92,31 @@ def test_absent_tokens_are_pure_noise() -> None:
     k = torch.tensor([[3, 4, 5]])
     assert mask_absent(k, torch.tensor([[True, False, True]]), 10).tolist() == [[3, 9, 5]]
     assert k.tolist() == [[3, 4, 5]]
+
+
+def test_the_density_of_levels_is_log_normal_and_cut() -> None:
+    sigmas = build_schedule("edm").sigmas
+    density = LevelDensity(past=(-3.0, 1.0), past_max=0.3, target=(-0.4, 0.5), pure=0.2)
+    generator = torch.Generator().manual_seed(0)
+    past = sigmas[density.draw_past(sigmas, (20000, 1), generator=generator)]
+    assert past.max() <= 0.31
+    assert past.log().median().item() == pytest.approx(-3, abs=0.05)
+    target = density.draw_target(sigmas, (20000, 1), generator=generator)
+    assert (target == 999).float().mean().item() == pytest.approx(0.2, abs=0.015)
+    assert sigmas[target[target < 999]].log().std().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_mixture_of_levels_is_independent_from_frame_to_frame() -> None:
+    sigmas = build_schedule("edm").sigmas
+    levels = LevelDensity().draw_mixture(sigmas, (5000, 2), generator=torch.Generator().manual_seed(0))
+    pure = (levels == 999).float()
+    assert pure.mean().item() == pytest.approx(0.1 + 0.5 * 0.8 * 0.075, abs=0.02)  # and what a target's tail adds
+    assert torch.corrcoef(levels.T.float())[0, 1].abs() < 0.05
+
+
+def test_offset_noise_has_unit_variance_and_shifts_whole_frames() -> None:
+    noise = offset_normal((64, 4, 3, 16, 16), 0.3, generator=torch.Generator().manual_seed(0), device=CPU)
+    assert noise.var().item() == pytest.approx(1, abs=0.02)
+    assert noise.mean((-2, -1)).std().item() == pytest.approx((0.3**2 / 1.09 + 1 / 256 / 1.09) ** 0.5, rel=0.1)
+    plain = offset_normal((2, 1, 3, 4, 4), 0, generator=torch.Generator().manual_seed(0), device=CPU)
+    assert torch.equal(plain, torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0)))

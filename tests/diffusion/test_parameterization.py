@@ -37,6 +37,17 @@ def test_targets_are_the_noise_the_token_and_their_rotation() -> None:
     assert torch.allclose(x_k**2 + targets["pred_v"] ** 2, x**2 + eps**2, rtol=1e-4, atol=1e-5)
 
 
+def test_the_edm_target_has_unit_variance_and_its_ends_are_token_and_noise() -> None:
+    schedule = build_schedule("edm", 1000)
+    parameterization = build_parameterization("pred_edm", clip_noise=20.0)
+    k = torch.arange(0, 1000, 111)[None]
+    x, eps = 0.5 * randn(1, k.shape[1], 20000), randn(1, k.shape[1], 20000, seed=1)  # data of deviation sigma_data
+    target = parameterization.target(schedule, x, k, eps)
+    assert torch.allclose(target.std(-1), torch.ones(1, k.shape[1]), atol=0.02)
+    assert torch.corrcoef(torch.stack([target[0, 0], eps[0, 0]]))[0, 1] < -0.99  # σ 0.002: the noise is asked for
+    assert torch.corrcoef(torch.stack([target[0, -1], x[0, -1]]))[0, 1] > 0.99  # σ 5: the token
+
+
 def test_tokens_of_any_shape_are_noised_at_their_own_levels() -> None:
     x, eps = randn(2, 3, 4, 5, 5), randn(2, 3, 4, 5, 5, seed=1)
     k = torch.tensor([[0, 500, 999], [999, 0, 10]])

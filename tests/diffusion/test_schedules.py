@@ -13,7 +13,7 @@ from diffusion_forcing.errors import UserError
 NAMES = ("linear", "cosine", "sigmoid")
 
 
-@given(name=st.sampled_from(NAMES), timesteps=st.integers(1, 1000))
+@given(name=st.sampled_from((*NAMES, "edm")), timesteps=st.integers(2, 1000))
 @settings(max_examples=40)
 def test_signal_and_snr_fall_from_level_to_level(name: str, timesteps: int) -> None:
     schedule = build_schedule(name, timesteps)
@@ -67,6 +67,14 @@ def test_linear_betas_go_evenly_between_their_ends(timesteps: int) -> None:
     assert betas[0].item() == pytest.approx(1e-4 * scale)
     assert betas[-1].item() == pytest.approx(2e-2 * scale)
     assert torch.allclose(betas.diff(), torch.tensor((2e-2 - 1e-4) * scale / (timesteps - 1)), rtol=1e-2)
+
+
+def test_edm_levels_are_the_grid_of_karras() -> None:
+    schedule = build_schedule("edm", 50, arguments={"sigma_min": 0.01, "sigma_max": 20.0})
+    expected = torch.linspace(0.01 ** (1 / 7), 20.0 ** (1 / 7), 50).double() ** 7
+    assert torch.allclose(schedule.sigmas.double(), expected, rtol=1e-5)
+    with pytest.raises(UserError, match="sigma_max"):
+        build_schedule("edm", 50, arguments={"sigma_min": 1.0, "sigma_max": 0.5})
 
 
 def test_cosine_signal_is_a_squared_cosine() -> None:
