@@ -1,9 +1,10 @@
-"""The policy server under load: requests among malformed ones and clients that drop, and how long an answer takes.
+"""Response times of the policy server, among malformed requests and clients that disconnect.
 
     python -m benchmarks.robot_server [--requests 1000] [--load robot_swap_small] [--threads 2]
 
-The server is the command `diffusion-forcing serve-policy`, its cameras the simulator; one good client asks on, a new episode every 8 requests. One
-request in twenty is preceded by a malformed or oversized one, or by a client that hangs up without waiting. Ends with one line of JSON.
+Runs `diffusion-forcing serve-policy` with simulated cameras. One client sends requests, and starts a new episode every
+8. One request in twenty follows a malformed or oversized one, or a client that disconnects without waiting. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ import numpy as np
 import zmq
 from rich.progress import track
 
-BAD = 20
-"""One request in so many has a bad one before it."""
-LEAST_S, EPISODE = 1.5, 8
-"""What a stack of 15 actions at 10 a second lasts; requests of an episode."""
+BAD_EVERY = 20
+"""Requests between two bad ones."""
+EPISODE = 8
+"""Requests per episode."""
+LIMIT_S = 1.5
+"""How long a stack of 15 actions lasts, at 10 per second."""
 
 
 def bad_client(context: zmq.Context[Any], address: str, drawn: random.Random) -> str:
-    """One client that does something wrong; what it did."""
+    """Let one client do something wrong; returns what."""
     socket = context.socket(zmq.REQ)
     socket.setsockopt(zmq.LINGER, 100)
     socket.connect(address)
@@ -46,13 +49,13 @@ def bad_client(context: zmq.Context[Any], address: str, drawn: random.Random) ->
 
 
 def run(address: str, requests: int) -> dict[str, Any]:
-    """Ask, and measure at the client."""
+    """Send requests, and measure at the client."""
     context, drawn = zmq.Context(), random.Random(0)
     socket = context.socket(zmq.REQ)
     socket.connect(address)
     seconds, errors, bad = [], 0, {}
     for number in track(range(requests), description="requests", transient=True):
-        if number % BAD == 0:
+        if number % BAD_EVERY == 0:
             kind = bad_client(context, address, drawn)
             bad[kind] = bad.get(kind, 0) + 1
         if number % EPISODE == 0:
@@ -83,16 +86,17 @@ def main() -> None:
         assert server.stdout is not None
         try:
             line = server.stdout.readline()
-            found = re.search(r"answers at (\S+),", line)
+            found = re.search(r"answers at ([^\s,;]+)", line)
             if not found:
                 raise SystemExit(f"the server did not start: {line}")
             figures = run(found[1], asked.requests)
         finally:
             server.send_signal(signal.SIGTERM)
-        said = server.stdout.read().strip().splitlines()
-    print(f"server: {said[-1]}")
+        output = server.stdout.read().strip().splitlines()
+    print(f"server: {output[-1]}")
     print(
-        f"client: {figures['errors']} errors of {asked.requests:,}; p50 {figures['p50_s']:.3f} s, p95 {figures['p95_s']:.3f} s, allowed {LEAST_S} s"
+        f"client: {figures['errors']} errors of {asked.requests:,}; p50 {figures['p50_s']:.3f} s, p95 {figures['p95_s']:.3f} s, "
+        f"limit {LIMIT_S} s"
     )
     print(json.dumps({"benchmark": "robot_server", "threads": asked.threads, **figures}))
 

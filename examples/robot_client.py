@@ -1,10 +1,10 @@
-"""A robot's side of the policy server: ask, carry out fifteen actions, ask again. Needs pyzmq alone.
+"""The robot's side of the policy server: ask for actions, execute them, ask again. Needs numpy and pyzmq only.
 
     diffusion-forcing serve-policy load=robot_swap_small
     python examples/robot_client.py
 
-With the server's cameras=sim the world is the server's, and moves as it is asked. A real robot carries out `actions` where this prints them; its
-cameras are the server's (cameras=v4l2, realsense or folder).
+With cameras=sim the server simulates the world, which moves when the next actions are asked for. A real robot executes
+`actions` where this example prints them; its cameras are connected to the server (cameras=v4l2, realsense or folder).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import time
 import numpy as np
 import zmq
 
-RATE = 10  # actions a second
+RATE = 10  # actions per second
 
 
 class PolicyClient:
-    """Asks the server at `address`; a server that does not answer within `timeout` s is asked again, `tries` times, on a new connection."""
+    """A client of the server at `address`. Without an answer within `timeout` seconds it reconnects and asks again,
+    up to `tries` times."""
 
     def __init__(self, address: str, *, session: str = "", timeout: float = 5.0, tries: int = 3) -> None:
         self.address, self.session, self.timeout, self.tries = address, session, timeout, tries
@@ -27,15 +28,16 @@ class PolicyClient:
         self._connect()
 
     def request(self) -> np.ndarray:
-        """(n, 8) float32: x, y, z, qx, qy, qz, qw, grasp, one row an action. RuntimeError with what the server says, TimeoutError."""
+        """The next actions (n, 8) float32: x, y, z, qx, qy, qz, qw, grasp. RuntimeError with the server's message,
+        or TimeoutError."""
         return np.frombuffer(self._ask(b"request"), np.float32).reshape(-1, 8)
 
     def stop(self) -> None:
-        """Forget everything: before an episode."""
+        """Start a new episode: the server forgets the last one."""
         self._ask(b"stop")
 
     def close(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         self._socket.close()
         self._context.term()
 
@@ -52,19 +54,19 @@ class PolicyClient:
                 if reply.startswith(b"error: "):
                     raise RuntimeError(reply.decode())
                 return reply
-            self._socket.close()  # a socket that waits for an answer cannot ask again
+            self._socket.close()  # a REQ socket cannot send before it was answered
             self._connect()
         raise TimeoutError(
-            f"{self.address} did not answer {self.tries} times in {self.timeout} s; is serve-policy running?"
+            f"no answer from {self.address} in {self.tries} tries of {self.timeout} s; is serve-policy running?"
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Asks a policy server for actions.")
+    parser = argparse.ArgumentParser(description="Ask a policy server for actions.")
     parser.add_argument("--address", default="tcp://127.0.0.1:5555")
-    parser.add_argument("--session", default="", help="an id, under which the server remembers across connections")
+    parser.add_argument("--session", default="", help="id of a session, which outlives the connection")
     parser.add_argument("--requests", type=int, default=7)
-    parser.add_argument("--real-time", action="store_true", help="wait as long as the actions take")
+    parser.add_argument("--real-time", action="store_true", help="wait while the actions are executed")
     asked = parser.parse_args()
     client = PolicyClient(asked.address, session=asked.session)
     client.stop()
@@ -73,10 +75,9 @@ def main() -> None:
         actions = client.request()
         seconds = time.perf_counter() - began
         x, y, z = actions[-1, :3]
-        holds = "closed" if actions[-1, 7] > 0.5 else "open"
-        print(
-            f"request {number}: {len(actions)} actions in {1000 * seconds:.0f} ms, to ({x:.2f}, {y:.2f}, {z:.2f}) m, {holds}"
-        )
+        gripper = "closed" if actions[-1, 7] > 0.5 else "open"
+        target = f"({x:.2f}, {y:.2f}, {z:.2f}) m, {gripper}"
+        print(f"request {number}: {len(actions)} actions in {1000 * seconds:.0f} ms, to {target}")
         if asked.real_time:
             time.sleep(max(0.0, len(actions) / RATE - seconds))
     client.close()

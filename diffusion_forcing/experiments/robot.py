@@ -29,7 +29,7 @@ from diffusion_forcing.experiments.options import ExperimentOptions
 from diffusion_forcing.progress import progress_bar
 from diffusion_forcing.tracking.charts import read_curves
 from diffusion_forcing.visualization.curves import draw_loss_curve
-from diffusion_forcing.visualization.robot import draw_looks, film_of_episode
+from diffusion_forcing.visualization.robot import decision_grid, episode_video
 
 VIDEO_PIXELS = 192
 """Side of a camera's image in a video."""
@@ -174,9 +174,9 @@ class RobotExperiment(BaseExperiment):
         ]
         seen, expected = ([getattr(one, name) for one in played.recordings] for name in ("seen", "expected"))
         caption = f"What the policy saw ({cameras[0]}), and what it had expected to see"
-        self.run.image("test_looks", draw_looks(seen, expected, captions), caption=caption)
+        self.run.image("test_looks", decision_grid(seen, expected, captions), caption=caption)
         for number, one in enumerate(played.recordings):
-            video = film_of_episode(
+            video = episode_video(
                 one.scene,
                 one.blocked,
                 one.decisions,

@@ -1,7 +1,5 @@
-"""Films and sheets of a robot at work: what its cameras see, and beside it what the model had expected to see.
-
-Everything takes and returns uint8 RGB, (…, h, w, 3) in [0, 255]; what is given is never edited.
-"""
+"""A robot at work: a video of an episode and a grid of several, with what the policy saw beside what it had expected
+to see."""
 
 from __future__ import annotations
 
@@ -10,95 +8,93 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.visualization.canvas import INK, SOFT, Canvas, text_width
+from diffusion_forcing.visualization.canvas import INK, SOFT, Canvas, Pixels, text_width
 
-Pictures = NDArray[np.uint8]
 MARGIN, GAP, HEAD, FOOT = 16, 12, 28, 40
-SIDE = 96  # of a picture on a sheet, about
+GRID_PIXELS = 96
+"""Approximate side of an image in a grid."""
 GOOD, BAD = "#1a8754", "#d4342c"
-COVERED = 70
+BLOCKED = 70
+"""Grey of a blocked camera."""
+LAST_FRAMES = 10
+"""How often the last frame of a video is repeated."""
 
 
-def film_of_episode(
-    scene: Sequence[Pictures],
-    covered: Sequence[NDArray[np.bool_]],
-    looks: Sequence[int],
-    seen: Sequence[Pictures],
-    expected: Sequence[Pictures | None],
+def episode_video(
+    scene: Sequence[Pixels],
+    blocked: Sequence[NDArray[np.bool_]],
+    decisions: Sequence[int],
+    seen: Sequence[Pixels],
+    expected: Sequence[Pixels | None],
     *,
     cameras: Sequence[str],
     success: bool,
-) -> Pictures:
-    """Frames (m, height, width, 3), one an action: the cameras' pictures above, blocked ones dark; below what the policy saw when it last looked
-    and what it had expected.
+) -> Pixels:
+    """Frames (m, height, width, 3), one per action: the cameras above; below what the policy saw at its last decision,
+    and expected.
 
-    scene: m times (cameras, H, H, 3); covered: m times (cameras,) bool; looks: (l,) which of the m each look was at; seen: l times
-    (cameras, h, h, 3); expected: the same, None where nothing was expected.
+    scene: m images (cameras, H, H, 3); blocked: m times (cameras,) bool; decisions: the frame of each decision; seen:
+    per decision (cameras, h, h, 3); expected: the same, or None.
     """
     side = scene[0].shape[1]
     small = side // 2
     names = [*(f"saw, {name}" for name in cameras), *(f"expected, {name}" for name in cameras)]
-    width = 2 * MARGIN + len(cameras) * 2 * (small + GAP)
-    width = max(width, 2 * MARGIN + len(cameras) * (side + GAP) - GAP)
+    width = 2 * MARGIN + max(len(names) * (small + GAP), len(cameras) * (side + GAP) - GAP)
     below = HEAD + side + HEAD
     frames = []
-    for moment in range(len(scene)):
+    for now in range(len(scene)):
         canvas = Canvas(width, below + small + FOOT)
-        look = int(np.searchsorted(np.asarray(looks), moment, side="right")) - 1
+        # The scene, with blocked cameras dark.
         for number, name in enumerate(cameras):
             left = MARGIN + number * (side + GAP)
             canvas.text(left, 7, name, bold=True)
-            blocked = covered[moment][number]
-            pixels = scene[moment][number]
-            canvas.frame(left, HEAD, np.full_like(pixels, COVERED) if blocked else pixels)
-            if blocked:
+            if blocked[now][number]:
+                canvas.frame(left, HEAD, np.full_like(scene[now][number], BLOCKED))
                 canvas.text(left + side / 2, HEAD + side / 2, "blocked", colour=BAD, bold=True, anchor="mm")
+            else:
+                canvas.frame(left, HEAD, scene[now][number])
+        # The images of the last decision.
+        last = int(np.searchsorted(np.asarray(decisions), now, side="right")) - 1
+        hopes = expected[last]
+        images = [*seen[last], *([] if hopes is None else hopes)]
         for number, name in enumerate(names):
-            canvas.text(MARGIN + number * (small + GAP // 2), HEAD + side + 10, name, size=11, colour=SOFT)
-        small_ones = [*seen[look], *(expected[look] if expected[look] is not None else ())]  # type: ignore[misc]
-        for number, pixels in enumerate(small_ones):
-            canvas.frame(MARGIN + number * (small + GAP // 2), below, fitted(pixels, small))
-        done = moment == len(scene) - 1
-        text = ("both fruits are swapped" if success else "not done") if done else f"action {moment}"
-        colour = (GOOD if success else BAD) if done else INK
-        canvas.text(MARGIN, below + small + 13, text, colour=colour, bold=done)
+            left = MARGIN + number * (small + GAP // 2)
+            canvas.text(left, HEAD + side + 10, name, size=11, colour=SOFT)
+            if number < len(images):
+                canvas.frame(left, below, _resize(images[number], small))
+        over = now == len(scene) - 1
+        text = ("both fruits are swapped" if success else "not done") if over else f"action {now}"
+        colour = (GOOD if success else BAD) if over else INK
+        canvas.text(MARGIN, below + small + 13, text, colour=colour, bold=over)
         frames.append(canvas.array())
-    frames += [frames[-1]] * 10
-    return np.stack(frames)
+    return np.stack(frames + [frames[-1]] * LAST_FRAMES)
 
 
-def draw_looks(
-    seen: Sequence[Sequence[Pictures]],
-    expected: Sequence[Sequence[Pictures | None]],
-    titles: Sequence[str],
-    *,
-    title: str = "",
-) -> Pictures:
-    """A sheet: for each episode what the policy saw at each look, one camera, above what it had expected to see then.
+def decision_grid(
+    seen: Sequence[Sequence[Pixels]], expected: Sequence[Sequence[Pixels | None]], titles: Sequence[str]
+) -> Pixels:
+    """For every episode, what the first camera showed at each decision, above what the policy had expected.
 
-    seen, expected: an episode, then a look, then (cameras, h, h, 3); the first camera is drawn.
+    seen, expected: per episode and decision (cameras, h, h, 3), or None.
     """
-    scale = max(1, round(SIDE / seen[0][0].shape[1]))
+    scale = max(1, round(GRID_PIXELS / seen[0][0].shape[1]))
     side = seen[0][0].shape[1] * scale
-    columns = max(len(episode) for episode in seen)
+    cell, block = side + 4, 22 + 2 * side + 4 + GAP
     left = MARGIN + text_width("expected", size=12) + GAP
-    head = 36 if title else MARGIN
-    block = 22 + 2 * side + 4 + GAP
-    canvas = Canvas(left + columns * (side + 4) + MARGIN, head + len(seen) * block)
-    canvas.text(MARGIN, 10, title, size=15, bold=True)
-    for number, (looks, hopes, words) in enumerate(zip(seen, expected, titles, strict=True)):
-        top = head + number * block
-        canvas.text(left, top + 3, words, size=12)
-        for row, (name, frames) in enumerate((("saw", looks), ("expected", hopes))):
-            above = top + 22 + row * (side + 4)
+    canvas = Canvas(left + max(map(len, seen)) * cell + MARGIN, MARGIN + len(seen) * block)
+    for episode, title in enumerate(titles):
+        top = MARGIN + episode * block
+        canvas.text(left, top + 3, title, size=12)
+        for row, (name, images) in enumerate((("saw", seen[episode]), ("expected", expected[episode]))):
+            above = top + 22 + row * cell
             canvas.text(MARGIN, above + side / 2, name, size=12, colour=SOFT, anchor="lm")
-            for column, frame in enumerate(frames):
-                if frame is not None:
-                    canvas.frame(left + column * (side + 4), above, frame[0], scale=scale)
+            for column, image in enumerate(images):
+                if image is not None:
+                    canvas.frame(left + column * cell, above, image[0], scale=scale)
     return canvas.array()
 
 
-def fitted(picture: Pictures, side: int) -> Pictures:
-    """(h, h, 3) as (side, side, 3), every pixel a rectangle: the nearest."""
-    index = np.arange(side) * picture.shape[0] // side
-    return picture[index][:, index]
+def _resize(image: Pixels, side: int) -> Pixels:
+    """(h, h, 3) → (side, side, 3), the nearest pixels."""
+    index = np.arange(side) * image.shape[0] // side
+    return image[index][:, index]
