@@ -95,7 +95,8 @@ def main() -> None:
         output = server.stdout.read().strip().splitlines()
     print(f"server: {output[-1]}")
     print(
-        f"client: {figures['errors']} errors of {asked.requests:,}; p50 {figures['p50_s']:.3f} s, p95 {figures['p95_s']:.3f} s, "
+        f"client: {figures['errors']} errors of {asked.requests:,}; p50 {figures['p50_s']:.3f} s, p95 "
+        f"{figures['p95_s']:.3f} s, "
         f"limit {LIMIT_S} s"
     )
     print(json.dumps({"benchmark": "robot_server", "threads": asked.threads, **figures}))
