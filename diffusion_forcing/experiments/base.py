@@ -20,9 +20,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import latest
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.experiments import loader as randomness
 from diffusion_forcing.experiments import trainer
 from diffusion_forcing.experiments.checkpointing import check_fits, compile_network, load_weights
+from diffusion_forcing.experiments.loader import seed_all
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions
 from diffusion_forcing.experiments.processes import Interrupted, is_main_process
 from diffusion_forcing.terminal import forgiving_output
@@ -171,7 +171,7 @@ class BaseExperiment:
             )
         if not is_main_process() and name not in self.shared_tasks:
             return
-        randomness.seed_all(self.seed)
+        seed_all(self.seed)
         with forgiving_output():
             getattr(self, name)()
 

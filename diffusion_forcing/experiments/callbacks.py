@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments import loader as randomness
+from diffusion_forcing.experiments.loader import random_state, restore_random_state, seed_all
 from diffusion_forcing.experiments.parallel import full
 from diffusion_forcing.progress import Bar
 
@@ -297,15 +297,15 @@ class ValidationRandomness(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_rank:  # other noise in other processes
-            randomness.seed_all((self._seed + trainer.global_rank) % 2**32)
+            seed_all((self._seed + trainer.global_rank) % 2**32)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not a context manager: one left open by a failed validation would restore itself whenever it is collected.
-        self._before = randomness.get_state()
-        randomness.seed_all(self._seed)
+        self._before = random_state()
+        seed_all(self._seed)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        randomness.set_state(self._before)
+        restore_random_state(self._before)
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:

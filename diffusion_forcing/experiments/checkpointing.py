@@ -30,7 +30,7 @@ from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints.lightning_io import SAMPLING
 from diffusion_forcing.checkpoints.resolve import LATEST
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.experiments import loader as randomness
+from diffusion_forcing.experiments.loader import random_state, restore_random_state
 from diffusion_forcing.experiments.options import CheckpointingOptions
 from diffusion_forcing.experiments.parallel import full
 from diffusion_forcing.experiments.processes import Interrupted, Interrupts
@@ -208,7 +208,7 @@ class Checkpoints(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._settle(trainer)
         if self._restored is not None:  # late, after everything that draws random numbers while setting up
-            randomness.set_state(self._restored)
+            restore_random_state(self._restored)
             self._restored = None
 
     def on_train_batch_end(
@@ -311,7 +311,7 @@ class Checkpoints(Callback):
         return _any_process(trainer, time.monotonic() - self._last_time >= options.interval.total_seconds())
 
     def _take_boundary(self, trainer: Trainer, *, random: dict[str, Any] | None = None) -> None:
-        self._boundary = trainer.global_step, trainer.fit_loop.state_dict(), random or randomness.get_state()
+        self._boundary = trainer.global_step, trainer.fit_loop.state_dict(), random or random_state()
 
     def _settle(self, trainer: Trainer) -> None:
         """Save the last boundary if that is due, and stop if asked to. Called once all of the step's metrics are in."""

@@ -1,10 +1,10 @@
-"""Batches in an order that is known beforehand, so that training can stop anywhere and go on with exactly the next one.
+"""Batches in a known order, so that training can stop anywhere and continue with exactly the next one.
 
 The order of epoch e is a permutation drawn from (seed, e) alone, and whatever a dataset draws at random while making
-batch n of epoch e is drawn from (seed, e, n) alone. The position (epoch, batch) is therefore all there is to save: not
-the number of workers, nor the process's own random state, has a part in which data comes next. The position counts
-batches handed out, not those read ahead. Several processes share each batch: together they see what one process with a batch as large sees,
-so a run may go on with another number of them.
+batch n of epoch e is drawn from (seed, e, n) alone. So the position (epoch, batch) is all there is to save, whatever
+the number of workers and the process's own random state. It counts batches handed out, not those loaded ahead. Several
+processes share each batch: together they see what one process with a batch as large sees, so a run may be resumed with
+another number of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from diffusion_forcing.algorithms.parallel import Share, share_of
 from diffusion_forcing.errors import UserError
 
-# The process's random state as a value: Python, NumPy, PyTorch on the CPU and on every GPU.
-
 # ruff: noqa: NPY002 (NumPy's global generator is one of those this module is about)
+
+Place = tuple[int, int, list[int]]
+"""Epoch, batch within it, dataset indices of its samples that are in this process."""
 
 
 def seed_all(seed: int) -> None:
@@ -37,8 +39,8 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def get_state() -> dict[str, Any]:
-    """The state of every global generator, for `set_state`."""
+def random_state() -> dict[str, Any]:
+    """The state of every global generator: Python's, NumPy's, PyTorch's on the CPU and on GPUs."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -46,28 +48,31 @@ def get_state() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
-def set_state(state: dict[str, Any]) -> None:
-    """Put every global generator back; the GPUs' only where there are as many as there were."""
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` gave; GPUs' generators only where the same GPUs are there."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if len(state.get("cuda", ())) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 @contextlib.contextmanager
-def owned_by(*seeds: int) -> Iterator[None]:
-    """Inside, the CPU's generators start from `seeds`; outside they go on as if nothing had been drawn. Leaves GPUs
-    alone: ~0.1 ms."""
+def seeded(*seeds: int) -> Iterator[None]:
+    """Inside, the CPU's generators start from `seeds`; outside they go on as if nothing had been drawn (~0.1 ms)."""
     seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         random.seed(seed)
         np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs too
         yield
     finally:
         random.setstate(before[0])
@@ -75,40 +80,36 @@ def owned_by(*seeds: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-Place = tuple[int, int, list[int]]
-"""Epoch, batch within it, dataset indices of its samples that are here."""
-
-
+@dataclass(kw_only=True, eq=False)
 class Order(Sampler[Place]):
-    """Which samples are in which batch, and how far we are. Iterating gives what is left of the current epoch."""
+    """Which samples are in which batch, and the position in them. Iterating gives the rest of the current epoch."""
 
-    def __init__(
-        self,
-        samples: int,
-        *,
-        batch_size: int,
-        shuffle: bool,
-        seed: int = 0,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        even: bool = False,
-    ) -> None:
-        """`drop_last`: leave out an epoch's last, smaller batch, except where it is the only one. `even`: see `share_of`. Others: see
-        `BatchLoader`."""
-        self.samples = samples
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.even = even
-        self.whole_batch = batch_size * world_size
-        """Samples a batch, in all processes."""
-        whole = samples // self.whole_batch
-        self.length = whole if drop_last and whole else -(-samples // self.whole_batch)
-        self.epoch = 0
-        self.batch = 0
+    samples: int
+    """In the dataset."""
+    batch_size: int
+    """Samples per batch and process."""
+    shuffle: bool
+    seed: int = 0
+    drop_last: bool = False
+    """Without an epoch's last, smaller batch, unless it is the only one."""
+    rank: int = 0
+    world_size: int = 1
+    """This process among those that share each batch."""
+    even: bool = False
+    """Whether all processes have as many rows of a batch; see `share_of`."""
+    epoch: int = field(default=0, init=False)
+    batch: int = field(default=0, init=False)
+
+    @property
+    def whole_batch(self) -> int:
+        """Samples per batch, in all processes."""
+        return self.batch_size * self.world_size
+
+    @property
+    def length(self) -> int:
+        """Batches per epoch."""
+        complete = self.samples // self.whole_batch
+        return complete if self.drop_last and complete else -(-self.samples // self.whole_batch)
 
     def __len__(self) -> int:
         """Batches left in this epoch."""
@@ -121,13 +122,13 @@ class Order(Sampler[Place]):
             yield epoch, batch, order[[first + row for row in self.share(batch).rows]].tolist()
 
     def of_epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Dataset indices of all samples in the order of `epoch`, whole batch after whole batch."""
+        """Dataset indices of all samples in the order of `epoch`, batch after batch."""
         if self.shuffle:
             return np.random.default_rng([self.seed, epoch]).permutation(self.samples)
         return np.arange(self.samples)
 
     def share(self, batch: int) -> Share:
-        """What of batch number `batch` is this process's."""
+        """This process's share of batch number `batch`."""
         total = min(self.whole_batch, self.samples - batch * self.whole_batch)
         return share_of(total, self.rank, self.world_size, even=self.even)
 
@@ -138,7 +139,7 @@ class Order(Sampler[Place]):
             self.epoch, self.batch = self.epoch + 1, 0
 
     def signature(self) -> dict[str, int]:
-        """What a position is a position in. batch_size: of all processes together."""
+        """What must be the same for a saved position to hold. batch_size: of all processes together."""
         return {
             "samples": self.samples,
             "batch_size": self.whole_batch,
@@ -148,7 +149,7 @@ class Order(Sampler[Place]):
 
 
 class BatchLoader:
-    """Iterates over a map-style dataset in batches; each `iter()` starts over, in the same order. For validation, test."""
+    """Batches of a map-style dataset, for validation and test; each `iter()` starts over, in the same order."""
 
     def __init__(
         self,
@@ -158,53 +159,38 @@ class BatchLoader:
         shuffle: bool,
         seed: int = 0,
         num_workers: int | None = None,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
         pin_memory: bool = False,
-        even: bool = False,
+        **order: Any,
     ) -> None:
-        """`dataset.__getitems__(indices)` makes a whole batch where it exists; else items are collated one by one.
+        """`dataset.__getitems__(indices)` makes a whole batch, where it exists; else samples are collated.
 
-        batch_size: samples a batch and process. drop_last: leave out an epoch's last, smaller batch (a dataset smaller
-        than one batch still gives that one). num_workers: processes that read ahead; None lets the dataset decide (none
-        if it makes whole batches). rank, world_size: this process among those that share each batch. even: all of them have as many
-        rows, see `share_of`. UserError if there is no data.
+        `num_workers`: processes that load ahead; None: none for a dataset that makes whole batches, else up to 4.
+        `order`: more fields of `Order`. UserError if there is no data.
         """
         samples = len(dataset)  # type: ignore[arg-type]
         if samples == 0:
             raise UserError(
                 "the dataset has no samples; check dataset.* (episode_len longer than every episode?) and its files"
             )
-        self.position = Order(
-            samples,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-            rank=rank,
-            world_size=world_size,
-            even=even,
-        )
+        self.position = Order(samples=samples, batch_size=batch_size, shuffle=shuffle, seed=seed, **order)
         self.indices: list[int] = []
-        """Dataset indices of the batch handed out last."""
+        """Dataset indices of the newest batch."""
         self.share: Share | None = None
-        """What of the batch handed out last is here; None where all of it is."""
+        """Which rows of the newest batch are in this process; None for all."""
         if num_workers is None:
             num_workers = 0 if hasattr(dataset, "__getitems__") else min(4, (os.cpu_count() or 1) - 1)
         self._loader: DataLoader[Any] = DataLoader(
-            _Batches(dataset, seed, rank),
+            _Batches(dataset, seed, self.position.rank),
             batch_size=None,
             sampler=self.position,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            # its own, so that making an iterator draws nothing from the global one
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator().manual_seed(seed),  # making an iterator must not draw from the global one
         )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return self.position.length
 
     def __iter__(self) -> Iterator[Any]:
@@ -212,8 +198,7 @@ class BatchLoader:
         yield from self._rest_of_epoch()
 
     def close(self) -> None:
-        """End the worker processes now. Left to the garbage collector, which may take their queues first, it takes 5
-        seconds each."""
+        """End the worker processes. The garbage collector would need 5 seconds each, if it took their queues first."""
         workers = self._loader._iterator
         if workers is not None and hasattr(workers, "_shutdown_workers"):
             workers._shutdown_workers()
@@ -228,35 +213,33 @@ class BatchLoader:
 
 
 class ResumableLoader(BatchLoader):
-    """The same for training: each `iter()` goes on where the last one stopped, epoch after epoch; the position can be
-    saved."""
+    """For training: each `iter()` continues where the last one stopped, and the position can be saved."""
 
     def __iter__(self) -> Iterator[Any]:
-        """The rest of the current epoch; all of the next one where the last one was finished."""
+        """The rest of the current epoch, or all of the next one where that was finished."""
         yield from self._rest_of_epoch()
 
     def state_dict(self) -> dict[str, int]:
-        """The position, and what it is a position in."""
+        """The position, and what must be the same for it to hold."""
         return {"epoch": self.position.epoch, "batch": self.position.batch, **self.position.signature()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a saved position; UserError if the data or the size of the whole batch is not what it was."""
-        # states of earlier versions hold each process's part of a batch
-        before = {**state, "batch_size": state["batch_size"] * state.get("processes", 1)}
+        """Go to a saved position; UserError if the data or the size of the whole batch differs."""
         for key, now in self.position.signature().items():
-            if before.get(key) != now:
-                shared = f" ({self.position.world_size} processes)" if self.position.world_size > 1 else ""
+            if state[key] != now:
+                shared = self.position.world_size > 1
                 raise UserError(
-                    f"cannot resume with {key}={now}{shared}: the run was trained with {key}={before.get(key)}; "
-                    "resume with the same settings, or start a new run from its weights with load="
+                    f"cannot resume with {key}={now}{f' ({self.position.world_size} processes)' if shared else ''}: "
+                    f"the run was trained with {key}={state[key]}; resume with the same settings, or start a new run "
+                    "from its weights with load="
                     + ("; batch_size here is experiment.training.batch_size times the processes" if shared else "")
                 )
         self.position.epoch, self.position.batch = state["epoch"], state["batch"]
 
 
 class _Batches(Dataset[Any]):
-    """A dataset whose item (epoch, batch, indices) is the whole batch, whatever it draws at random owned by (seed,
-    epoch, batch), and the process where there are several."""
+    """A dataset whose item (epoch, batch, indices) is the batch, drawn from (seed, epoch, batch) and, in further
+    processes, the rank."""
 
     def __init__(self, dataset: Dataset[Any], seed: int, rank: int = 0) -> None:
         self._dataset = dataset
@@ -265,7 +248,8 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, place: Place) -> Any:
         epoch, number, indices = place
-        with owned_by(self._seed, epoch, number, *[self._rank] * bool(self._rank)):
+        seeds = [self._seed, epoch, number] + ([self._rank] if self._rank else [])
+        with seeded(*seeds):
             if hasattr(self._dataset, "__getitems__"):
                 batch = self._dataset.__getitems__(indices)
                 return default_collate(batch) if isinstance(batch, list) else batch

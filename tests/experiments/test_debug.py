@@ -85,6 +85,7 @@ def numbers(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
+@pytest.mark.slow
 def test_the_numbers_with_debug_are_those_without_and_the_rehearsal_leaves_no_trace(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_the_numbers_with_debug_are_those_without_and_the_rehearsal_leaves_no_tr
     assert said.count("trained to step") == 1, "the rehearsal says nothing of its own"
 
 
+@pytest.mark.slow
 def test_histograms_of_weights_and_gradients_are_in_the_runs_folder(project: Path) -> None:
     folder = run(project, "debug=True", "experiment.tasks=[training]")
     with np.load(folder / "debug" / "histograms.npz") as kept:
@@ -137,6 +139,7 @@ def test_a_task_of_ones_own_sees_one_batch_in_the_rehearsal_and_all_afterwards(p
     assert json.loads((folder / "metrics.json").read_text()) == {"rehearsed": 0.0, "samples": 32}
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_under_debug_as_it_is_without(project: Path) -> None:
     for name, words in (("plain", []), ("debugged", ["debug=True"])):
         folder = run(project, f"+name={name}", "experiment.tasks=[training]", "experiment.training.max_steps=3")

@@ -96,6 +96,7 @@ def test_a_second_signal_ends_at_once(capsys: pytest.CaptureFixture[str]) -> Non
     assert "again to stop at once" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_the_signals_code_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.experiments.toy", str(tmp_path), "interrupt=7"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

@@ -15,6 +15,8 @@ from diffusion_forcing.checkpoints import format as native
 from tests.experiments import processes, toy
 from tests.experiments.test_resume import ROOT
 
+pytestmark = pytest.mark.slow
+
 MORE = processes.STEPS + 2
 ALGORITHMS = ("planning", "video", "forecasting")
 SPEEDS = ("training/steps_per_second", "validation/seconds_per_frame")

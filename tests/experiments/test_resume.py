@@ -132,6 +132,7 @@ def toy_process(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_sigkill_continues_with_the_losses_of_a_run_in_one_go(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     killed = toy_process(str(folder), "accumulate=2", "kill=11")
