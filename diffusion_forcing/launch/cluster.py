@@ -26,6 +26,8 @@ from diffusion_forcing.experiments.processes import JOB_SIGNALS, Interrupted, is
 FOLDER, SCRIPT = "slurm", "job.sh"
 """In the run's folder: the job's script, number and logs."""
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
+_QUOTED = re.compile(r"""\\(?:\{\w+\}|.)|'[^']*'|"(?:\\.|[^"\\])*"|`[^`]*`|(?P<comment>(?:^|\s)#.*)""")
+"""An escaped character, a quoted text or a comment of the shell."""
 _DIRECTIVE = "#SBATCH"
 _LOG_NAME = re.compile(r"#SBATCH\s+(--output|--error|-o|-e)\b")
 _PARAMS = ("env_name", "num_gpus", "gpu_type", "num_cpus", "memory", "time", "email", "partition", "account")
@@ -105,7 +107,7 @@ def script(template: str, values: Mapping[str, Value], python_args: Sequence[str
             if name not in known:
                 near = did_you_mean(name, known)
                 raise UserError(f"{where} has unknown {{{name}}}{near}; known: {', '.join(sorted(known))}")
-        _check_quoting(line, names, where)
+        _check_quoting(line, where)
         if not any(None in known[name] for name in names):
             lines.append(_filled_in(line, known))
     return "\n".join(lines) + "\n"
@@ -124,18 +126,15 @@ def _filled_in(line: str, known: Mapping[str, Sequence[Value]]) -> str:
     return _PLACEHOLDER.sub(quoted, line)
 
 
-def _check_quoting(line: str, names: Sequence[str], where: str) -> None:
-    """UserError where the quotes around a value would not hold: beside other quotes, or in a text over several lines."""
-    if line.lstrip().startswith("#") and not line.startswith(_DIRECTIVE):
-        return
-    if names and set("'\"`\\") & set(line.rstrip("\\")):
-        raise UserError(f"{where} has {{{names[0]}}} beside quotes; remove them: values are quoted automatically")
-    try:
-        shlex.split(line.rstrip("\\"), comments=True)
-        continues = "<<" in line.replace("<<<", "")
-    except ValueError:
-        continues = True
-    if continues:
+def _check_quoting(line: str, where: str) -> None:
+    """UserError where the quotes around a value would not hold: inside other quotes, or in a text over several lines."""
+    line = line.removeprefix(_DIRECTIVE)
+    for found in _QUOTED.finditer(line):
+        inside = _PLACEHOLDER.search(found[0])
+        if inside and not found["comment"]:
+            raise UserError(f"{where} has {inside[0]} within quotes; remove them: values are quoted automatically")
+    bare = _QUOTED.sub("", line)
+    if set("'\"`") & set(bare) or "<<" in bare.replace("<<<", ""):
         raise UserError(
             f"{where} starts a text that continues below (<< or an open quote); write that text into a file"
         )

@@ -56,7 +56,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_project(folder)
     temporary.mkdir()
     experiment = folder / "my_waves" / "experiment.py"
-    experiment.write_text(experiment.read_text().replace("\n\ndef picture", f"{MORE}\n\ndef picture"))
+    experiment.write_text(experiment.read_text().replace("\n\ndef draw_pairs", f"{MORE}\n\ndef draw_pairs"))
     monkeypatch.chdir(folder)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])

@@ -87,18 +87,19 @@ def test_an_environment_and_an_address_are_used_and_without_gpus_none_are_asked_
 
 
 def test_what_has_no_name_in_a_template_stays_as_it_is() -> None:
-    template = "echo $HOME ${HOME} { a; } {} # {name}\n'a' \"$b\"\n# don't\nrun {name} \\\n{name}"
-    assert scripted(template) == "echo $HOME ${HOME} { a; } {} # mine\n'a' \"$b\"\n# don't\nrun mine \\\nmine\n"
+    template = "echo $HOME ${HOME} { a; } {} # {name}\n'a' \"$b's\" {name} # don't\nrun {name} \\\n{name}"
+    assert scripted(template) == "echo $HOME ${HOME} { a; } {} # mine\n'a' \"$b's\" mine # don't\nrun mine \\\nmine\n"
 
 
 @pytest.mark.parametrize(
     ("template", "line"),
     [
         ("\necho {nam}", r"line 2 of cluster.launch_template .*\{nam\} \(did you mean 'name'\?\)"),
-        ('echo "{name}"', r"line 1 .*\{name\} beside quotes"),
-        ("echo 'a {python_args}'", "beside quotes"),
-        ("echo `x {name}`", "beside quotes"),
-        (r"echo \{name}", "beside quotes"),
+        ('echo "{name}"', r"line 1 .*\{name\} within quotes"),
+        ("echo 'a {python_args}'", "within quotes"),
+        ("echo `x {name}`", "within quotes"),
+        ("#SBATCH --comment='{name}'", "within quotes"),
+        (r"echo \{name}", "within quotes"),
         ("bash <<EOF\n{name}\nEOF", "line 1 .*<<"),
         ('bash -c "\n{name}\n"', "line 1 .*an open quote"),
     ],

@@ -1,1 +1,1 @@
-"""A project on top of diffusion-forcing: a dataset, an algorithm, and an experiment with a task of its own."""
+"""A project with diffusion-forcing: a dataset, an algorithm, and an experiment with its own task."""

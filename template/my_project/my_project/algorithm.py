@@ -1,7 +1,7 @@
 """The algorithm: Diffusion Forcing over the dataset's tokens, with a small causal transformer.
 
-An algorithm is a LightningModule: `training_step` gives the loss, `configure_optimizers` the optimiser. The method itself (every token at
-its own noise level; a rollout, token by token) is diffusion_forcing.diffusion's.
+An algorithm is a LightningModule: `training_step` returns the loss, `configure_optimizers` the optimiser. The method itself (a noise level for
+every token; a rollout, token by token) comes from diffusion_forcing.diffusion.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diffusion_forcing.networks import Transformer
 
 @dataclass(frozen=True, kw_only=True)
 class MyAlgorithmOptions:
-    """The keys of configurations/algorithm/my_algorithm.yaml. tokens and samples are the dataset's."""
+    """The keys of configurations/algorithm/my_algorithm.yaml. tokens and samples come from the dataset."""
 
     tokens: int
     samples: int
@@ -39,11 +39,11 @@ class MyAlgorithmOptions:
 
     def __post_init__(self) -> None:
         if self.sampling_timesteps < 1:
-            raise UserError(f"algorithm.sampling_timesteps is {self.sampling_timesteps}; it must be 1 or more")
+            raise UserError(f"algorithm.sampling_timesteps must be at least 1, got {self.sampling_timesteps}")
 
 
 class MyAlgorithm(lightning.LightningModule):
-    """Learns sequences of tokens (b, tokens, samples), and continues them."""
+    """Learns sequences of tokens (b, tokens, samples) and continues them."""
 
     Options = MyAlgorithmOptions
 
@@ -68,7 +68,7 @@ class MyAlgorithm(lightning.LightningModule):
         self.log("validation/loss", self.loss(batch))
 
     def loss(self, batch: list[Tensor]) -> Tensor:
-        """The mean loss of a batch, every token of it at a noise level of its own."""
+        """The mean loss of a batch, with a noise level for every token."""
         (x,) = batch
         k = draw_noise_levels("random_all", *x.shape[:2], timesteps=self.forcing.schedule.timesteps, device=x.device)
         return self.forcing.loss(x, k).per_element.mean()
@@ -78,7 +78,7 @@ class MyAlgorithm(lightning.LightningModule):
 
     @torch.no_grad()
     def forecast(self, context: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """(b, t, samples) tokens that are known, continued to `options.tokens` of them."""
+        """Continue (b, t, samples) clean tokens to (b, options.tokens, samples)."""
         options = self.options
         sampler = Sampler(
             self.forcing, sampling_timesteps=options.sampling_timesteps, scheduling_matrix=options.scheduling_matrix

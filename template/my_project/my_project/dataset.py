@@ -1,7 +1,7 @@
-"""The dataset: sine waves of random phase and height, made when they are asked for.
+"""The dataset: sine waves of random phase and amplitude, generated on access.
 
-A dataset has `training()` and `validation()`, which give map-style datasets (`__len__`, `__getitem__`); also `test()` and `prepare()`
-(download, generate; called once before the first task) where it needs them.
+A dataset has `training()` and `validation()`, which return map-style datasets (`__len__`, `__getitem__`), and optionally `test()` and `prepare()`
+(download, generate; called once before the first task).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from diffusion_forcing.errors import UserError
 class MyDatasetOptions:
     """The keys of configurations/dataset/my_dataset.yaml."""
 
-    count: int = 1024  # waves to train on; a quarter as many to validate
-    tokens: int = 8  # in a wave
-    samples: int = 8  # of the wave, in a token
+    count: int = 1024  # training waves; a quarter as many for validation
+    tokens: int = 8  # per wave
+    samples: int = 8  # of the wave per token
     period: float = 16.0  # samples
 
     def __post_init__(self) -> None:
         if self.tokens < 2:
-            raise UserError(f"dataset.tokens is {self.tokens}; a forecast needs a past and a future: 2 or more")
+            raise UserError(f"dataset.tokens must be at least 2, for a context and a future; got {self.tokens}")
         if self.count < 4 or self.samples < 1 or self.period <= 0:
-            raise UserError("dataset: count is 4 or more, samples 1 or more, period above 0")
+            raise UserError("dataset.count must be at least 4, samples at least 1, period above 0")
 
 
 class MyDataset:
@@ -47,9 +47,9 @@ class MyDataset:
         return TensorDataset(self.waves(self.options.count // 4, seed=1))
 
     def waves(self, count: int, *, seed: int) -> Tensor:
-        """(count, tokens, samples). What draws has its own generator, so that the data is the same in every run."""
+        """(count, tokens, samples), drawn with an own generator, so that the data is the same in every run."""
         options, generator = self.options, torch.Generator().manual_seed(seed)
-        phase, height = torch.rand(2, count, 1, generator=generator)
+        phase, amplitude = torch.rand(2, count, 1, generator=generator)
         t = torch.arange(options.tokens * options.samples)
-        x = (0.5 + 0.5 * height) * torch.sin(2 * math.pi * (t / options.period + phase))
+        x = (0.5 + 0.5 * amplitude) * torch.sin(2 * math.pi * (t / options.period + phase))
         return x.reshape(count, options.tokens, options.samples)

@@ -1,4 +1,4 @@
-"""The experiment: trains and validates as every experiment does, and has a task of its own.
+"""The experiment: training and validation as in every experiment, and its own task.
 
 A task is a public method without arguments. `experiment.tasks=[training,my_task]` runs both, in this order.
 """
@@ -21,14 +21,14 @@ from my_project.dataset import MyDataset
 
 @dataclass(frozen=True, kw_only=True)
 class MyExperimentOptions(ExperimentOptions):
-    """The keys of configurations/experiment/my_experiment.yaml: every experiment's, and ours."""
+    """The keys of configurations/experiment/my_experiment.yaml: those of every experiment, and ours."""
 
-    shown: int = 8  # forecasts in the picture
+    shown: int = 8  # forecasts in the image
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shown < 1:
-            raise UserError(f"experiment.shown is {self.shown}; it must be 1 or more")
+            raise UserError(f"experiment.shown must be at least 1, got {self.shown}")
 
 
 class MyExperiment(BaseExperiment):
@@ -40,29 +40,33 @@ class MyExperiment(BaseExperiment):
     dataset: MyDataset
 
     def my_task(self) -> None:
-        """Forecast the second half of each validation wave: the error, beside that of the last token again, and a picture."""
+        """Forecast the second half of each validation wave; report the error, that of repeating the last token, and an image."""
         self._prepare()  # the data, and the weights of load= or resume=
         (truth,) = self.dataset.validation().tensors
-        known = truth.shape[1] // 2
+        length = truth.shape[1] // 2
         algorithm = self.algorithm.cpu().eval()
-        began = time.perf_counter()
-        forecast = algorithm.forecast(truth[:, :known], generator=torch.Generator().manual_seed(self.seed))
-        seconds = time.perf_counter() - began
-        again = truth[:, known - 1 : known].expand_as(truth[:, known:])
+        start = time.perf_counter()
+        forecast = algorithm.forecast(truth[:, :length], generator=torch.Generator().manual_seed(self.seed))
+        seconds = time.perf_counter() - start
+        repeated = truth[:, length - 1 : length].expand_as(truth[:, length:])
         self.run.summary(
             {
-                "my_task/rmse": (forecast - truth)[:, known:].square().mean().sqrt().item(),
-                "my_task/rmse_of_the_last_token_again": (again - truth[:, known:]).square().mean().sqrt().item(),
+                "my_task/rmse": (forecast - truth)[:, length:].square().mean().sqrt().item(),
+                "my_task/rmse_of_repeating_the_last_token": (repeated - truth[:, length:])
+                .square()
+                .mean()
+                .sqrt()
+                .item(),
                 "my_task/seconds": round(seconds, 3),
             }
         )
         rows = [row.flatten(1)[: self.options.shown] for row in (truth, forecast)]
-        self.run.image("my_task", picture(*(row.numpy() for row in rows)), caption="Pairs of rows: truth, forecast")
+        self.run.image("my_task", draw_pairs(*(row.numpy() for row in rows)), caption="Pairs of rows: truth, forecast")
         self._say(f"my_task: {len(truth)} forecasts in {seconds:.1f} s")
 
 
-def picture(truth: NDArray[np.float32], forecast: NDArray[np.float32], *, height: int = 8) -> NDArray[np.uint8]:
-    """(n, t) and (n, t) in [-1, 1] as a grey picture: row by row, each truth above its forecast."""
+def draw_pairs(truth: NDArray[np.float32], forecast: NDArray[np.float32], *, height: int = 8) -> NDArray[np.uint8]:
+    """(n, t) and (n, t) in [-1, 1] as a grey image: row by row, each truth above its forecast."""
     pairs = np.stack([truth, forecast], axis=1).reshape(-1, truth.shape[1])
     grey = (255 * (pairs.clip(-1, 1) + 1) / 2).astype(np.uint8)
     return grey.repeat(height, axis=0).repeat(height, axis=1)

@@ -1,4 +1,4 @@
-"""The three parts by themselves, then together as the command line runs them."""
+"""The three parts alone, then together through the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.cli import main
 from my_project.algorithm import MyAlgorithm, MyAlgorithmOptions
 from my_project.dataset import MyDataset, MyDatasetOptions
-from my_project.experiment import picture
+from my_project.experiment import draw_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 MINE = ["dataset=my_dataset", "algorithm=my_algorithm", "experiment=my_experiment"]
@@ -22,7 +22,7 @@ SMALL = ["dataset.count=16", "experiment.training.batch_size=4", "experiment.tra
 
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in the project, whose configurations/ are found there; runs go elsewhere."""
+    """Run in the project's folder, where its configurations/ are found, but write runs elsewhere."""
     monkeypatch.chdir(ROOT)
     return tmp_path / "outputs"
 
@@ -36,8 +36,8 @@ def test_the_dataset_is_the_same_every_time_and_validation_is_other_data() -> No
     assert not torch.equal(x[:2], data.validation().tensors[0])
 
 
-def test_the_dataset_refuses_what_cannot_be_forecast() -> None:
-    with pytest.raises(UserError, match=r"dataset\.tokens is 1"):
+def test_a_wave_of_one_token_is_refused() -> None:
+    with pytest.raises(UserError, match=r"dataset\.tokens .* got 1"):
         MyDatasetOptions(tokens=1)
 
 
@@ -56,7 +56,7 @@ def test_training_lowers_the_loss() -> None:
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
-def test_a_forecast_keeps_what_is_known() -> None:
+def test_a_forecast_keeps_its_context() -> None:
     algorithm = MyAlgorithm(MyAlgorithmOptions(tokens=4, samples=8, sampling_timesteps=2))
     known = torch.randn(3, 2, 8)
     forecast = algorithm.forecast(known)
@@ -64,8 +64,8 @@ def test_a_forecast_keeps_what_is_known() -> None:
     assert torch.equal(forecast[:, :2], known)
 
 
-def test_the_picture_has_a_pair_of_rows_a_wave() -> None:
-    pixels = picture(-np.ones((3, 5), np.float32), np.ones((3, 5), np.float32), height=2)
+def test_the_image_has_two_rows_per_wave() -> None:
+    pixels = draw_pairs(-np.ones((3, 5), np.float32), np.ones((3, 5), np.float32), height=2)
     assert pixels.shape == (12, 10)
     assert (pixels[:2] == 0).all() and (pixels[2:4] == 255).all()
 
