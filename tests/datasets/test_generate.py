@@ -18,7 +18,7 @@ import pytest
 from diffusion_forcing.datasets.generate import Simulator, episode_file, generate
 from diffusion_forcing.errors import UserError
 
-from .filming import Noise
+from .noise_simulator import Noise
 
 COUNTS = {"training": 4, "test": 2}
 
@@ -141,7 +141,7 @@ def test_an_interrupted_generation_leaves_whole_episodes_no_process_and_goes_on(
     tmp_path: Path, noise: Noise, how: signal.Signals
 ) -> None:
     folder = tmp_path / "set"
-    words = [sys.executable, "-m", "tests.datasets.filming", str(folder), str(noise.diary)]
+    words = [sys.executable, "-m", "tests.datasets.noise_simulator", str(folder), str(noise.diary)]
     # a shell's background jobs ignore Ctrl-C, and so would what a test started there inherits
     heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)

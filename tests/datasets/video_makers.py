@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 
-def film(count: int = 12, size: int | tuple[int, int] = 16, *, seed: int = 0) -> Pixels:
+def moving_pattern(count: int = 12, size: int | tuple[int, int] = 16, *, seed: int = 0) -> Pixels:
     """(count, h, w, 3): a soft pattern that moves, another one for each seed; every frame differs from every other."""
     height, width = (size, size) if isinstance(size, int) else size
     rng = np.random.default_rng(seed)
@@ -36,8 +36,8 @@ def write_npz(path: Path, video: Pixels, actions: Any = None, *, packed: bool = 
     return path
 
 
-def write_film(path: Path, video: Pixels, *, codec: str = "libx264", actions: Any = None, **words: str) -> Path:
-    """An encoded film; with `actions` TECO's Minecraft layout, a npz of them beside it. `words` are the encoder's."""
+def write_video(path: Path, video: Pixels, *, codec: str = "libx264", actions: Any = None, **words: str) -> Path:
+    """An encoded video; with `actions` TECO's Minecraft layout, a npz of them beside it. `words` are the encoder's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
         codec, pixels = "gif", "rgb8"
@@ -55,7 +55,7 @@ def write_film(path: Path, video: Pixels, *, codec: str = "libx264", actions: An
 
 
 def decode(path: Path) -> Pixels:
-    """(t, h, w, 3): every frame of a film, plainly from the first to the last."""
+    """(t, h, w, 3): every frame of a video, plainly from the first to the last."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
@@ -67,7 +67,7 @@ def cut(path: Path, size: int) -> Path:
 
 
 def trim(path: Path, *, first: int = 0, last: int = 0) -> Path:
-    """A mp4 of `write_film` whose edit list leaves out the `first` and `last` frames; their data stay in the file."""
+    """A mp4 of `write_video` whose edit list leaves out the `first` and `last` frames; their data stay in the file."""
     with av.open(str(path)) as container:
         step = int(1 / (20 * container.streams.video[0].time_base))
     raw = bytearray(path.read_bytes())

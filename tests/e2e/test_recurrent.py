@@ -12,7 +12,7 @@ import torch
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.run import plan
 from diffusion_forcing.released.sizes import PREFIX
-from tests.datasets.video_makers import film, write_npz
+from tests.datasets.video_makers import moving_pattern, write_npz
 from tests.parity.recorded import recording
 
 MAZE = [
@@ -58,7 +58,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def clips(tmp_path: Path) -> None:
     for split in ("training", "validation"):
         actions = np.random.default_rng(0).integers(3, size=48)
-        write_npz(tmp_path / "clips" / split / "0.npz", film(48, 8, seed=len(split)), actions)
+        write_npz(tmp_path / "clips" / split / "0.npz", moving_pattern(48, 8, seed=len(split)), actions)
 
 
 def run(*words: str) -> tuple[Path, dict[str, float]]:

@@ -14,7 +14,7 @@ import pytest
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.run import plan
-from tests.datasets.video_makers import film, write_npz
+from tests.datasets.video_makers import moving_pattern, write_npz
 
 FRAMES, GIVEN = 6, 2
 SIZES = "algorithm.diffusion.architecture"
@@ -53,7 +53,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(count):
             seed = 10 * len(split) + number
             actions = np.random.default_rng(seed).integers(3, size=24)
-            write_npz(folder / split / f"{number}.npz", film(24, 8, seed=seed), actions)
+            write_npz(folder / split / f"{number}.npz", moving_pattern(24, 8, seed=seed), actions)
     return folder
 
 
@@ -199,8 +199,8 @@ def test_bad_input_is_one_line_and_exit_code_2(words: list[str], said: str, capf
 
 def test_data_without_actions_for_a_model_that_is_told_them_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
-        write_npz(Path("silent") / "validation" / f"{number}.npz", film(24, 8, seed=number))
-        write_npz(Path("silent") / "training" / f"{number}.npz", film(24, 8, seed=number))
+        write_npz(Path("silent") / "validation" / f"{number}.npz", moving_pattern(24, 8, seed=number))
+        write_npz(Path("silent") / "training" / f"{number}.npz", moving_pattern(24, 8, seed=number))
     assert main([*ROLL, "dataset.path=silent"]) == 2
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and "action" in error[0]
@@ -212,7 +212,7 @@ def test_other_data_than_the_loaded_model_was_trained_with_is_one_line(
 ) -> None:
     for number in range(2):
         for split in ("training", "validation"):
-            write_npz(Path("large") / split / f"{number}.npz", film(24, 16, seed=number), np.arange(24) % 3)
+            write_npz(Path("large") / split / f"{number}.npz", moving_pattern(24, 16, seed=number), np.arange(24) % 3)
     ready = plan(TINY)
     video = ready.classes["algorithm"](ready.options["algorithm"])
     native.save(Path("model"), None, facts=video.describe(), model=video.sampling_weights(), step=1)

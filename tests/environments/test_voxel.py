@@ -60,7 +60,7 @@ def test_a_walker_walled_in_turns_once_around_and_tries() -> None:
     assert all(action != FORWARD for action in actions[1:40])
 
 
-def film(frames: int = 60) -> tuple[np.ndarray, np.ndarray, list[Sight]]:
+def good_walk(frames: int = 60) -> tuple[np.ndarray, np.ndarray, list[Sight]]:
     """A good one: forward, and a turn at every third frame."""
     video = np.random.default_rng(0).integers(0, 256, (frames, 8, 8, 3), dtype=np.uint8)
     actions = np.where(np.arange(frames) % 3 == 2, LEFT, FORWARD)
@@ -68,11 +68,11 @@ def film(frames: int = 60) -> tuple[np.ndarray, np.ndarray, list[Sight]]:
 
 
 def test_a_good_walk_has_no_faults() -> None:
-    assert faults(*film()) == []
+    assert faults(*good_walk()) == []
 
 
 def test_a_walk_is_refused_for_what_is_wrong_with_it() -> None:
-    video, actions, sights = film()
+    video, actions, sights = good_walk()
     assert faults(video, np.full_like(actions, LEFT), sights) == ["turns on the spot"]
     assert "runs into walls" in faults(video, actions, [each._replace(moved=False) for each in sights])
     assert faults(video, actions, [each._replace(x=0.0, z=0.0) for each in sights]) == ["stays in one place"]
@@ -234,7 +234,7 @@ def _installed() -> bool:
 
 
 @pytest.mark.skipif(not _installed(), reason=f"Minetest is not installed: {voxel_server.INSTALL}")
-def test_a_film_of_the_real_simulator_shows_what_its_actions_do() -> None:
+def test_a_walk_in_the_real_simulator_shows_what_its_actions_do() -> None:
     episodes = VoxelEpisodes(frames=24, size=32)
     try:
         made = episodes.make("test", 0)

@@ -20,7 +20,7 @@ from diffusion_forcing.experiments.video.report import Drawing, pixels_of, writi
 from diffusion_forcing.experiments.video.rollouts import BLEND, COPY, MEAN, MODEL, SHUFFLED, OnChunk, Roller, Scores
 from diffusion_forcing.metrics.video import PSNR_CAP
 from diffusion_forcing.tracking.run import NullRun, Run
-from tests.datasets.video_makers import decode, film
+from tests.datasets.video_makers import decode, moving_pattern
 
 GIVEN = 2
 
@@ -48,7 +48,7 @@ def video(*, causal: bool = True, actions: int = 0) -> Video:
 
 
 def batch(length: int, clips: int = 2, actions: int = 0) -> VideoBatch:
-    frames = np.stack([film(length, 8, seed=seed) for seed in range(clips)])
+    frames = np.stack([moving_pattern(length, 8, seed=seed) for seed in range(clips)])
     return VideoBatch(
         torch.from_numpy(frames).permute(0, 1, 4, 2, 3),
         torch.eye(max(actions, 1))[torch.arange(length) % max(actions, 1)].repeat(clips, 1, 1)[..., :actions],

@@ -31,7 +31,7 @@ if str(ROOT) not in sys.path:
 
 from diffusion_forcing.checkpoints import format as native  # noqa: E402
 from tests.checkpoints.same import same  # noqa: E402
-from tests.datasets.video_makers import film, write_npz  # noqa: E402
+from tests.datasets.video_makers import moving_pattern, write_npz  # noqa: E402
 from tests.soak.disks import small_disk  # noqa: E402
 from tests.soak.processes import Command, Fork, ended  # noqa: E402
 from tests.soak.whole import leftovers, torn  # noqa: E402
@@ -107,7 +107,7 @@ class Soak:
     def _write_clips(self) -> None:
         for split, count in (("training", 5), ("validation", 2)):
             for number in range(count):
-                clip = film(13, 8, seed=10 * len(split) + number)
+                clip = moving_pattern(13, 8, seed=10 * len(split) + number)
                 write_npz(self.folder / "clips" / split / f"{number}.npz", clip, [t % 3 for t in range(13)])
 
     def begin(self, words: list[str]) -> Command | Fork:

@@ -14,7 +14,7 @@ import torch
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.tracking.run import Run
-from tests.datasets.video_makers import film, write_film
+from tests.datasets.video_makers import moving_pattern, write_video
 from tests.soak.whole import leftovers, torn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> Run:
     made.summary({"loss": 0.5})
     made.image("grey", np.zeros((4, 4), np.uint8))
     made.table("numbers", [{"a": 1}])
-    write_film(made.pictures / "film.mp4", film(6, 16))
+    write_video(made.pictures / "film.mp4", moving_pattern(6, 16))
     native.save(made.checkpoints / "step-00000001", {"global_step": 1}, facts={}, model={"w": torch.zeros(3)}, step=1)
     made.finish()
     return made

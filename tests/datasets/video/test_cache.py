@@ -15,7 +15,7 @@ from diffusion_forcing.datasets.video.decode import FrameReader, blocks, fit
 from diffusion_forcing.datasets.video.episode import Episode, inspect
 from diffusion_forcing.datasets.video.files import find_groups
 from diffusion_forcing.errors import UserError
-from tests.datasets.video_makers import decode, film, noise, write_film, write_npz
+from tests.datasets.video_makers import decode, moving_pattern, noise, write_npz, write_video
 
 
 def episodes_of(root: Path) -> list[Episode]:
@@ -38,8 +38,8 @@ def small_disk(size: int) -> Iterator[None]:
 
 
 def some(root: Path) -> list[Episode]:
-    """A film, a packed and a stored npz of 32 by 32."""
-    write_film(root / "a" / "film.mp4", film(20, 32))
+    """A video, a packed and a stored npz of 32 by 32."""
+    write_video(root / "a" / "video.mp4", moving_pattern(20, 32))
     write_npz(root / "b" / "packed.npz", noise(20, 32, seed=1), packed=True)
     write_npz(root / "b" / "stored.npz", noise(20, 32, seed=2))
     return episodes_of(root)
@@ -58,7 +58,9 @@ def test_decoded_once_a_clip_is_what_decoding_it_gives(tmp_path: Path, size: int
             assert (fast.read(number, frames) == plain.read(number, frames)).all()
     written = everything_below(tmp_path / "cache")
     assert len(written) == (2 if size == 32 else 3)  # what is plain and of the right size is not copied
-    assert (np.load(next((tmp_path / "cache").rglob("film.*.npy"))) == fit(decode(root / "a" / "film.mp4"), size)).all()
+    assert (
+        np.load(next((tmp_path / "cache").rglob("video.*.npy"))) == fit(decode(root / "a" / "video.mp4"), size)
+    ).all()
 
 
 def test_what_is_decoded_is_not_decoded_again_and_a_changed_source_is(tmp_path: Path) -> None:
@@ -91,9 +93,9 @@ def test_a_damaged_clip_is_returned_with_its_reason_and_leaves_nothing(tmp_path:
 def test_a_source_that_has_gone_is_looked_for_again_next_time(tmp_path: Path) -> None:
     root = tmp_path / "data"
     episodes = some(root)
-    (root / "a" / "film.mp4").unlink()
+    (root / "a" / "video.mp4").unlink()
     damaged = VideoCache(root, tmp_path / "cache", 32).build(episodes, progress=False)
-    assert damaged["a/film"].again and "No such file" in damaged["a/film"].problem
+    assert damaged["a/video"].again and "No such file" in damaged["a/video"].problem
 
 
 @pytest.mark.parametrize("size", [50, 5000])

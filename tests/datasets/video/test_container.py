@@ -17,7 +17,7 @@ from diffusion_forcing.datasets.video import container
 from diffusion_forcing.datasets.video.decode import blocks, read_frames
 from diffusion_forcing.datasets.video.episode import Episode, inspect
 from diffusion_forcing.datasets.video.files import Unusable, find_groups
-from tests.datasets.video_makers import decode, film, trim, write_film
+from tests.datasets.video_makers import decode, moving_pattern, trim, write_video
 
 FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     "h264 as TECO has it": ("a.mp4", {}),
@@ -44,7 +44,7 @@ def test_frames_from_anywhere_are_those_of_decoding_everything(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, words = FORMATS[name]
-    path = write_film(tmp_path / file, film(40, 32), **words)  # type: ignore[arg-type]
+    path = write_video(tmp_path / file, moving_pattern(40, 32), **words)  # type: ignore[arg-type]
     every, episode = decode(path), looked_at(tmp_path)
     assert (episode.kind, episode.frames, episode.height, episode.width) == ("video", 40, 32, 32)
     for frames in ([0], [39], [20], list(range(17, 25)), list(range(5, 40, 6)), [38, 39, 39, 39]):
@@ -55,7 +55,7 @@ def test_frames_from_anywhere_are_those_of_decoding_everything(
 
 
 def test_a_clip_decodes_only_from_the_keyframe_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_film(tmp_path / "a.mp4", film(120, 32), g="10", bf="0")
+    write_video(tmp_path / "a.mp4", moving_pattern(120, 32), g="10", bf="0")
     episode = looked_at(tmp_path)
     assert episode.keyframes.tolist() == list(range(0, 120, 10)) and len(episode.times) == 2
     decoded: list[int] = []
@@ -96,7 +96,7 @@ def test_a_clip_decodes_only_from_the_keyframe_before_it(tmp_path: Path, monkeyp
 
 
 def test_uneven_times_are_kept_one_by_one(tmp_path: Path) -> None:
-    video, path = film(12, 32), tmp_path / "a.mp4"
+    video, path = moving_pattern(12, 32), tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=20, options={"g": "4", "crf": "10"})
         stream.height = stream.width = 32
@@ -111,22 +111,22 @@ def test_uneven_times_are_kept_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_container_that_seeks_wrongly_is_read_from_the_start(tmp_path: Path) -> None:
-    path = write_film(tmp_path / "a.mp4", film(40, 32), g="8")
+    path = write_video(tmp_path / "a.mp4", moving_pattern(40, 32), g="8")
     episode = looked_at(tmp_path)
     shifted = Episode(**{**vars(episode), "times": episode.times + 7})
     assert (read_frames(tmp_path, shifted, np.array([30, 31])) == decode(path)[[30, 31]]).all()
 
 
 @pytest.mark.parametrize(("frames", "size"), [(1, (16, 16)), (2, (18, 34)), (3, (16, 16))])
-def test_short_films_and_odd_shapes_are_read(tmp_path: Path, frames: int, size: tuple[int, int]) -> None:
-    path = write_film(tmp_path / "a.mp4", film(frames, size))
+def test_short_videos_and_odd_shapes_are_read(tmp_path: Path, frames: int, size: tuple[int, int]) -> None:
+    path = write_video(tmp_path / "a.mp4", moving_pattern(frames, size))
     episode = looked_at(tmp_path)
     assert (episode.frames, episode.height, episode.width) == (frames, *size)
     assert (read_frames(tmp_path, episode, np.arange(frames)) == decode(path)).all()
 
 
 def test_a_video_recorded_sideways_is_turned_upright(tmp_path: Path) -> None:
-    path = write_film(tmp_path / "a.mp4", film(3, (16, 32)))
+    path = write_video(tmp_path / "a.mp4", moving_pattern(3, (16, 32)))
     every, raw = decode(path), bytearray(path.read_bytes())
     matrix = raw.index(b"tkhd") + 44
     raw[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # clockwise by 90°
@@ -136,8 +136,8 @@ def test_a_video_recorded_sideways_is_turned_upright(tmp_path: Path) -> None:
     assert (read_frames(tmp_path, episode, np.array([1]))[0] == np.rot90(every[1], -1)).all()
 
 
-def test_a_film_damaged_inside_says_so_and_never_gives_other_frames(tmp_path: Path) -> None:
-    path = write_film(tmp_path / "a.mp4", film(60, 64), g="10")
+def test_a_video_damaged_inside_says_so_and_never_gives_other_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", moving_pattern(60, 64), g="10")
     episode, every = looked_at(tmp_path), decode(path)
     raw = bytearray(path.read_bytes())
     middle = raw.index(b"mdat") + (len(raw) - raw.index(b"mdat")) // 3
@@ -149,8 +149,8 @@ def test_a_film_damaged_inside_says_so_and_never_gives_other_frames(tmp_path: Pa
 
 
 @pytest.mark.parametrize("first", [0, 5])
-def test_a_film_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path, first: int) -> None:
-    path = write_film(tmp_path / "a.mp4", film(40, 32), movflags="+faststart")
+def test_a_video_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path, first: int) -> None:
+    path = write_video(tmp_path / "a.mp4", moving_pattern(40, 32), movflags="+faststart")
     raw = path.read_bytes()
     if raw.index(b"moov") > raw.index(b"mdat"):
         with (
@@ -173,7 +173,7 @@ def test_a_film_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path, fi
 
 @pytest.mark.parametrize(("first", "last"), [(5, 0), (0, 5), (13, 20)])
 def test_frames_outside_the_edit_list_of_a_trimmed_video_do_not_count(tmp_path: Path, first: int, last: int) -> None:
-    path = trim(write_film(tmp_path / "a.mp4", film(40, 32), g="10"), first=first, last=last)
+    path = trim(write_video(tmp_path / "a.mp4", moving_pattern(40, 32), g="10"), first=first, last=last)
     episode, every = looked_at(tmp_path), decode(path)
     assert len(every) == 40 - first - last
     assert (episode.problem, episode.frames, video_metadata(path)) == ("", len(every), (len(every), 20))

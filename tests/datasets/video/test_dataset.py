@@ -15,7 +15,7 @@ from diffusion_forcing.datasets.video.dataset import VideoDataset, VideoDatasetO
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.loader import BatchLoader, ResumableLoader
 from tests.datasets.video.test_cache import everything_below, small_disk
-from tests.datasets.video_makers import cut, decode, film, noise, write_film, write_npz
+from tests.datasets.video_makers import cut, decode, moving_pattern, noise, write_npz, write_video
 
 
 def data(folder: Path, **changes: Any) -> VideoDataset:
@@ -42,7 +42,11 @@ def minecraft(folder: Path, *, clips: int = 3, frames: int = 12, size: int = 16)
     """TECO's Minecraft layout: mp4 with a npz of actions beside it, one more than frames lead anywhere, folders train and test."""
     for split in ("train", "test"):
         for i in range(clips):
-            write_film(folder / split / "3" / f"{i:06d}.mp4", film(frames, size, seed=i), actions=np.arange(frames) % 4)
+            write_video(
+                folder / split / "3" / f"{i:06d}.mp4",
+                moving_pattern(frames, size, seed=i),
+                actions=np.arange(frames) % 4,
+            )
 
 
 @pytest.mark.parametrize("cache", ["auto", "none", "memmap"])
@@ -84,20 +88,20 @@ def test_an_unpacked_archive_placed_by_hand_is_found_below_its_own_folder(tmp_pa
     assert len(lab.episodes["training"]) == len(lab.episodes["validation"]) == 3
 
 
-def test_any_folder_of_films_is_split_by_itself(tmp_path: Path) -> None:
+def test_any_folder_of_videos_is_split_by_itself(tmp_path: Path) -> None:
     for i in range(4):
-        write_film(tmp_path / "films" / "holiday" / f"{i}.mp4", film(10, (18, 24), seed=i))
-    write_film(tmp_path / "films" / "a.gif", film(10, 18))
-    write_film(tmp_path / "films" / "b.webm", film(10, 20), codec="libvpx", b="200000")
-    np.save(tmp_path / "films" / "c.npy", noise(10, 20))
-    videos = data(tmp_path / "work", source="path", path=str(tmp_path / "films"))
+        write_video(tmp_path / "videos" / "holiday" / f"{i}.mp4", moving_pattern(10, (18, 24), seed=i))
+    write_video(tmp_path / "videos" / "a.gif", moving_pattern(10, 18))
+    write_video(tmp_path / "videos" / "b.webm", moving_pattern(10, 20), codec="libvpx", b="200000")
+    np.save(tmp_path / "videos" / "c.npy", noise(10, 20))
+    videos = data(tmp_path / "work", source="path", path=str(tmp_path / "videos"))
     videos.prepare(progress=False)
     counts = {split: len(episodes) for split, episodes in videos.episodes.items()}
     assert sum(counts.values()) == 7 and counts["validation"] >= 1 and counts["test"] == 0
     batch = videos.training().__getitems__(list(range(len(videos.training()))))
     assert batch.frames.shape[1:] == (4, 3, 16, 16) and batch.valid.all()
     assert not any(
-        path.name.startswith(".") for path in (tmp_path / "films").iterdir()
+        path.name.startswith(".") for path in (tmp_path / "videos").iterdir()
     )  # nothing is written beside the clips
 
 

@@ -12,7 +12,7 @@ import pytest
 from diffusion_forcing.datasets.video.decode import blocks, read_frames
 from diffusion_forcing.datasets.video.episode import Episode, inspect
 from diffusion_forcing.datasets.video.files import Unusable, find_groups
-from tests.datasets.video_makers import cut, film, noise, write_film, write_npz
+from tests.datasets.video_makers import cut, moving_pattern, noise, write_npz, write_video
 
 
 def looked_at(folder: Path) -> Episode:
@@ -47,8 +47,8 @@ def test_any_frames_of_a_npy_are_read_as_they_were_written(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("ending", [".npz", ".npy", ".csv", ".actions.npz", ".actions.npy", ".actions.csv"])
-def test_actions_are_found_beside_a_film_in_any_form(tmp_path: Path, ending: str) -> None:
-    write_film(tmp_path / "a.mp4", film(5))
+def test_actions_are_found_beside_a_video_in_any_form(tmp_path: Path, ending: str) -> None:
+    write_video(tmp_path / "a.mp4", moving_pattern(5))
     actions, path = np.array([3, 1, 0, 2, 1]), tmp_path / f"a{ending}"
     if ending.endswith("npz"):
         np.savez(path, actions=actions)
@@ -74,8 +74,8 @@ def test_of_npz_and_npy_the_one_with_frames_is_the_clip(tmp_path: Path) -> None:
         assert episode.file == f"a.{clip}" and episode.actions is not None and len(episode.actions) == 4
 
 
-def test_a_film_without_actions_has_none(tmp_path: Path) -> None:
-    write_film(tmp_path / "a.mp4", film(5))
+def test_a_video_without_actions_has_none(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", moving_pattern(5))
     episode = looked_at(tmp_path)
     assert episode.actions is None and not episode.action_problem and not episode.problem
 
@@ -96,7 +96,7 @@ def _npz_of(name: str, values: np.ndarray) -> object:
         (lambda folder: (folder / "a.npz").write_bytes(b""), "is not a readable npz file"),
         (lambda folder: (folder / "a.npy").write_bytes(b"no array"), "is not a readable npy array"),
         (lambda folder: (np.save(folder / "a.npy", noise(3)), cut(folder / "a.npy", 1)), "is cut off"),
-        (lambda folder: cut(write_film(folder / "a.mp4", film(9)), 400), "cannot be decoded"),
+        (lambda folder: cut(write_video(folder / "a.mp4", moving_pattern(9)), 400), "cannot be decoded"),
         (lambda folder: (folder / "a.mp4").write_bytes(b"x" * 5000), "cannot be decoded"),
         (lambda folder: (folder / "a.webm").write_bytes(b""), "cannot be decoded"),
     ],
@@ -121,7 +121,7 @@ def test_a_file_that_cannot_be_used_says_why_in_one_line(tmp_path: Path, make: o
 def test_actions_that_cannot_be_read_leave_the_pixels_usable(
     tmp_path: Path, name: str, values: object, words: str
 ) -> None:
-    write_film(tmp_path / "a.mp4", film(3))
+    write_video(tmp_path / "a.mp4", moving_pattern(3))
     if isinstance(values, dict):
         np.savez(tmp_path / name, **values)
     elif isinstance(values, str):

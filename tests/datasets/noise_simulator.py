@@ -1,4 +1,4 @@
-"""A simulator for tests of generation: its films are noise, it can be slow, and fail in the ways simulators do."""
+"""A simulator for tests of generation: its episodes are noise; it can be slow and fail as simulators do."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Noise:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 
 
-if __name__ == "__main__":  # a generation in a process of its own: filming.py FOLDER DIARY
+if __name__ == "__main__":  # a generation in a process of its own: noise_simulator.py FOLDER DIARY
     try:
         generate(Noise(diary=Path(sys.argv[2]), slow=0.05), Path(sys.argv[1]), {"training": 400}, workers=2)
     except KeyboardInterrupt:
