@@ -112,7 +112,7 @@ def checkpoint(folder: Path) -> dict[str, float]:
     state = {"global_step": 1, "state_dict": weights, "ema": average, "optimizer_states": [first, second]}
     times = {}
     began = time.perf_counter()
-    path = save(folder / "step-1", state, facts={}, model=average)
+    path = save(folder / "step-1", state, metadata={}, model=average)
     times["save"] = time.perf_counter() - began
     began = time.perf_counter()
     load(path)

@@ -141,7 +141,7 @@ class DiffusionForcingPredictor(Predictor):
         """Write the predictor into the folder `path`."""
         super().serialize(path)
         algorithm = self.algorithm
-        save(path / _FOLDER, None, facts=algorithm.describe(), model=algorithm.sampling_weights(), step=1)
+        save(path / _FOLDER, None, metadata=algorithm.describe(), model=algorithm.sampling_weights(), step=1)
         content = {"options": asdict(algorithm.options), "data": algorithm.describe()["data"], "seed": self.seed}
         (path / _FILE).write_text(json.dumps(content))
 

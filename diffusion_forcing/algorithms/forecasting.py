@@ -435,7 +435,7 @@ class Forecasting(ForcingAlgorithm):
             checkpoint,
             "forecast data with as many variates, lags and gaps, and set algorithm.network and algorithm.diffusion as it was trained",
         )
-        data = checkpoint.facts.get("data", {})
+        data = checkpoint.metadata.get("data", {})
         for name in STATISTICS:
             if name in data:
                 getattr(self, name).copy_(torch.tensor(data[name]))

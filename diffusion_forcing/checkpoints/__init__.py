@@ -1,5 +1,4 @@
-"""Checkpoints: our own format, released ones, and how `load=` and `resume=` find them. Needs torch and safetensors, not
-Lightning."""
+"""Checkpoints: our format, released files, and where `load=` and `resume=` look. torch and safetensors, no Lightning."""
 
 from diffusion_forcing.checkpoints.export import export
 from diffusion_forcing.checkpoints.format import load, save

@@ -1,5 +1,4 @@
-"""From a run's checkpoint to one to ship: the weights one samples with, their facts, and a card; nothing that only
-training needs."""
+"""From a run's checkpoint to one to ship: weights to sample with, their metadata, and a card."""
 
 from __future__ import annotations
 
@@ -23,30 +22,30 @@ def export(
     card: str | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the weights of the checkpoint `path_in` (ours or a released `.ckpt`) as a shippable checkpoint `path_out`.
+    """Write the weights of the checkpoint `path_in` (ours or a released `.ckpt`) as a checkpoint `path_out` to ship.
 
-    `dtype`: `float32`, or `float16` for half the size (read back as float16; the algorithm casts). `card`: text of its
-    README.md. `sampling`: nested options that loading it brings, such as
-    `{"algorithm": {"guidance_scale": 3}}`. UserError if `path_out` exists, for another dtype, and for weights that float16 cannot hold.
+    `dtype`: `float32`, or `float16` for half the size (algorithms cast it back). `card`: text of its README.md.
+    `sampling`: nested options that loading it sets, such as `{"algorithm": {"guidance_scale": 3}}`. UserError if
+    `path_out` exists, for another dtype, and for weights that float16 cannot hold.
     """
     path_out = Path(path_out)
     if dtype not in _DTYPES:
         raise UserError(f"cannot export as dtype '{dtype}'; pass {' or '.join(_DTYPES)}")
     if path_out.exists():
-        raise UserError(f"{path_out} is there already; remove it or export to another folder")
+        raise UserError(f"{path_out} exists already; remove it or export to another folder")
     loaded = native.load(Path(path_in))
     weights = {
         key: value.to(_DTYPES[dtype]) if value.is_floating_point() else value for key, value in loaded.weights.items()
     }
-    lost = [key for key, value in weights.items() if not torch.isfinite(value).all()]
-    if lost:
-        raise UserError(
-            f"{path_in}: '{lost[0]}' is not finite as {dtype}; export as float32 or take another checkpoint"
-        )
-    facts = loaded.facts | {"exported_from": {"kind": loaded.kind, "name": loaded.path.name}}
+    for key, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"{path_in}: '{key}' is not finite as {dtype}; export as float32 or take another checkpoint"
+            )
+    metadata = loaded.metadata | {"exported_from": {"kind": loaded.kind, "name": loaded.path.name}}
     if sampling:
-        facts["sampling"] = dict(sampling)
+        metadata["sampling"] = dict(sampling)
     if loaded.kind == "released":
-        facts["statistics"] = {key: value.tolist() for key, value in loaded.statistics.items()}
-    native.save(path_out, None, facts=facts, model=weights, step=loaded.step, card=card)
+        metadata["statistics"] = {key: value.tolist() for key, value in loaded.statistics.items()}
+    native.save(path_out, None, metadata=metadata, model=weights, step=loaded.step, card=card)
     return path_out

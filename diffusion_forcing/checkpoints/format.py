@@ -1,8 +1,8 @@
 """Our checkpoint: a folder, written whole or not at all, and read without running anything that is in it.
 
     step-00010000/
-    ├── checkpoint.json      format and version, step, metadata (what the weights are for), library versions,
-    │                        size and sha256 of the files below
+    ├── checkpoint.json      format and version, step, metadata (what the weights are for, under "facts"),
+    │                        library versions, size and sha256 of the files below
     ├── model.safetensors    weights to sample with: averaged ones where the run keeps an average
     ├── training.pt          what resuming needs: raw weights, average, optimiser, data position, random states
     └── README.md            a shipped checkpoint's card
@@ -40,7 +40,7 @@ from diffusion_forcing.released import importer as released
 
 FORMAT = "diffusion-forcing checkpoint"
 VERSION = 1
-FACTS, MODEL, TRAINING, CARD = "checkpoint.json", "model.safetensors", "training.pt", "README.md"
+HEADER, MODEL, TRAINING, CARD = "checkpoint.json", "model.safetensors", "training.pt", "README.md"
 _FORMER_TRAINING = "training.safetensors"
 _LIBRARIES = ("torch", "lightning", "numpy", "safetensors")
 _DAMAGE = (
@@ -61,14 +61,14 @@ def save(
     path: Path,
     lightning_checkpoint: Mapping[str, Any] | None,
     *,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     model: Mapping[str, Tensor],
     step: int | None = None,
     card: str | None = None,
 ) -> Path:
     """Write a checkpoint folder at `path`, replacing an existing one.
 
-    `lightning_checkpoint`: all that resuming needs, or None for weights only. `facts`: JSON-able, the algorithm's
+    `lightning_checkpoint`: all that resuming needs, or None for weights only. `metadata`: JSON-able, the algorithm's
     `describe()`. `model`: the network's tensors. `step`: optimiser steps; read from the Lightning checkpoint by
     default. `card`: text of a README.md beside them. UserError, the old checkpoint untouched, if the disk refuses;
     TypeError if `lightning_checkpoint` holds objects that could not be read back.
@@ -90,13 +90,13 @@ def save(
                 "version": VERSION,
                 "step": step,
                 "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-                "facts": dict(facts),
+                "facts": dict(metadata),
                 "libraries": _libraries(),
                 "files": {file.name: fingerprint(file) for file in sorted(folder.iterdir())},
             }
             if card is not None:
                 (folder / CARD).write_text(card, "utf-8")
-            (folder / FACTS).write_text(json.dumps(header, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            (folder / HEADER).write_text(json.dumps(header, indent=2, ensure_ascii=False) + "\n", "utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot save the checkpoint {path}: {getattr(error, 'strerror', None) or error}; older checkpoints are "
@@ -121,14 +121,14 @@ def load(path: Path, *, training: bool = False) -> LoadedCheckpoint:
     with _checked(path, header, MODEL) as file:
         weights = load_file(file)
     state = _load_training(path, header) if training else None
-    facts = dict(header["facts"])
-    numbers = facts.get("statistics") or {key: facts[key] for key in ("data_mean", "data_std") if key in facts}
-    with _damage_reported(path / FACTS):
+    metadata = header["facts"]
+    numbers = metadata.get("statistics") or {key: metadata[key] for key in ("data_mean", "data_std") if key in metadata}
+    with _damage_reported(path / HEADER):
         statistics = {name: torch.tensor(values, dtype=torch.float32) for name, values in dict(numbers).items()}
     return LoadedCheckpoint(
         path=path,
         kind="native",
-        facts=facts,
+        metadata=metadata,
         weights=weights,
         statistics=statistics,
         step=header["step"],
@@ -146,17 +146,17 @@ def verify(path: Path) -> None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is a checkpoint folder of ours."""
-    return (Path(path) / FACTS).is_file()
+    return (Path(path) / HEADER).is_file()
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """checkpoint.json of the checkpoint folder `path`; UserError if it is not ours or of another format version."""
-    file = Path(path) / FACTS
+    file = Path(path) / HEADER
     try:
         header = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path} is not a checkpoint: it has no {FACTS}; pass a checkpoint folder or a .ckpt file"
+            f"{path} is not a checkpoint: it has no {HEADER}; pass a checkpoint folder or a .ckpt file"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}); take another checkpoint") from None
@@ -167,12 +167,12 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint format version {header.get('version')!r}, this program reads {VERSION}; "
             f"use the version of diffusion-forcing that wrote it ({_writer(header)})"
         )
-    files, facts, step = header.get("files"), header.get("facts"), header.get("step")
-    complete = isinstance(files, dict) and MODEL in files and isinstance(facts, dict)
-    if not complete or not isinstance(step, int) or not 0 <= step < 2**63:
+    files, metadata, step = header.get("files"), header.get("facts"), header.get("step")
+    is_complete = isinstance(files, dict) and MODEL in files and isinstance(step, int) and 0 <= step < 2**63
+    if not is_complete or not isinstance(metadata, dict):
         raise UserError(f"{file} is incomplete (needs step, facts and files with {MODEL}); take another checkpoint")
     for key in ("task", "line"):
-        if not isinstance(facts.get(key, ""), str):  # type: ignore[union-attr]
+        if not isinstance(metadata.get(key, ""), str):
             raise UserError(f"{file} is damaged (facts.{key} is not a string); take another checkpoint")
     return header
 

@@ -1,8 +1,4 @@
-"""Lightning's own saving and resuming, in our format: `Trainer(plugins=[SafetensorsCheckpointIO()])`.
-
-What one samples with travels inside Lightning's checkpoint dict under the key `SAMPLING` (a callback puts it there) and
-is written to model.safetensors; without it, the module's whole state is.
-"""
+"""Lightning saves and resumes in our format with `Trainer(plugins=[SafetensorsCheckpointIO()])`."""
 
 from __future__ import annotations
 
@@ -17,21 +13,18 @@ from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.errors import UserError
 
 SAMPLING = "sampling"
-"""Key of `{"facts": …, "model": …, "resumable": bool}` in the dict that Lightning saves; it is not in the dict that it
-gets back."""
+"""Key, in the dict that Lightning saves, of `{"metadata": …, "model": …, "resumable": bool}`, which a callback puts there:
+what goes into checkpoint.json and model.safetensors. Without it the module's whole state is saved."""
 _NEEDED: dict[str, type] = {"state_dict": dict, "global_step": int, "loops": dict, "optimizer_states": list}
-"""What Lightning's checkpoint has whenever one can resume from it."""
-_NOT_KEPT = (
-    "hyper_parameters",
-    "hparams_name",
-    "hparams_type",
-    "datamodule_hyper_parameters",
-    "datamodule_hparams_name",
-)
+"""What a Lightning checkpoint has if it can be resumed from."""
+_NOT_KEPT = {
+    *(SAMPLING, "hyper_parameters", "hparams_name", "hparams_type"),
+    *("datamodule_hyper_parameters", "datamodule_hparams_name"),
+}
 
 
 class SafetensorsCheckpointIO(CheckpointIO):
-    """Reads and writes Lightning checkpoints as folders of safetensors and json."""
+    """Reads and writes Lightning checkpoints as our folders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,12 +32,12 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` as the folder `path`; UserError, an older one untouched, if the disk refuses."""
-        kept = {key: value for key, value in checkpoint.items() if key != SAMPLING and key not in _NOT_KEPT}
-        sampling = checkpoint.get(SAMPLING) or {"facts": {}, "model": kept["state_dict"], "resumable": True}
+        kept = {key: value for key, value in checkpoint.items() if key not in _NOT_KEPT}
+        sampling = checkpoint.get(SAMPLING) or {"metadata": {}, "model": kept["state_dict"], "resumable": True}
         native.save(
             Path(path),
-            kept if sampling.get("resumable", True) else None,
-            facts=sampling["facts"],
+            kept if sampling["resumable"] else None,
+            metadata=sampling["metadata"],
             model=sampling["model"],
             step=int(kept.get("global_step", 0)),
         )
@@ -52,7 +45,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The dict that was saved, its tensors on the CPU or where `map_location` (a device) says."""
+        """The dict that was saved, its tensors on the CPU, its weights on the device `map_location` if that is one."""
         state = self.preload(Path(path))
         self._preloaded.clear()
         if isinstance(map_location, (str, torch.device)) and torch.device(map_location).type != "cpu":
@@ -60,16 +53,14 @@ class SafetensorsCheckpointIO(CheckpointIO):
         return state
 
     def preload(self, path: Path) -> dict[str, Any]:
-        """Read the checkpoint `path` now, to look at it; Lightning's next load gets the same. UserError if it cannot be
-        read."""
+        """Read the checkpoint `path` now, for inspection; Lightning's next load gets the same. UserError if it cannot."""
         if path not in self._preloaded:
-            state = native.load(path, training=True).training
+            state: Any = native.load(path, training=True).training
             for key, kind in _NEEDED.items():
                 if not isinstance(state, dict) or not isinstance(state.get(key), kind):
                     raise UserError(
                         f"cannot resume from {path}: its {native.TRAINING} has no {key}; take another checkpoint"
                     )
-            assert state is not None
             self._preloaded = {path: state}
         return self._preloaded[path]
 

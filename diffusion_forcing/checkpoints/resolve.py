@@ -1,5 +1,4 @@
-"""From what a user writes after `load=` or `resume=` to a checkpoint on the disk: a path, a run's id, or the name of a
-shipped one."""
+"""Where `load=` and `resume=` look for a checkpoint: a path, a run's id, or the name of a shipped one."""
 
 from __future__ import annotations
 
@@ -30,11 +29,11 @@ def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
         path.stat()
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.EACCES):
-            raise UserError(f"cannot look at the checkpoint {spec}: {os.strerror(error.errno)}") from None  # type: ignore[union-attr, arg-type]
+            raise UserError(f"cannot read the checkpoint {spec}: {os.strerror(error.errno)}") from None  # type: ignore[union-attr, arg-type]
     if path.is_dir():
         return _in_folder(path, f"load={spec}")
     if path.exists():
-        return path.parent if path.name in (native.FACTS, native.MODEL) and native.is_checkpoint(path.parent) else path
+        return path.parent if path.name in (native.HEADER, native.MODEL) and native.is_checkpoint(path.parent) else path
     for place in shipped_places():
         candidate = place / str(spec).removeprefix(f"{SHIPPED}/")
         if native.is_checkpoint(candidate):
@@ -46,7 +45,7 @@ def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
 
 
 def latest(run_folder: Path) -> Path | None:
-    """The newest whole checkpoint in a run's folder or in its `checkpoints` folder; None if there is none."""
+    """The newest complete checkpoint in a run's folder or in its `checkpoints` folder; None if there is none."""
     folder = Path(run_folder)
     if (folder / "checkpoints").is_dir():
         folder = folder / "checkpoints"
@@ -59,7 +58,7 @@ def latest(run_folder: Path) -> Path | None:
 
 
 def shipped() -> list[str]:
-    """Names of the shipped checkpoints that are here."""
+    """Names of the shipped checkpoints that can be found."""
     return sorted({path.name for place in shipped_places() for path in _folders(place) if native.is_checkpoint(path)})
 
 
@@ -71,7 +70,7 @@ def shipped_places() -> list[Path]:
 
 
 def _in_folder(path: Path, what: str) -> Path:
-    """The checkpoint that a folder is or has."""
+    """The checkpoint folder `path`, or the newest checkpoint of the run `path`."""
     if native.is_checkpoint(path):
         return path
     found = latest(path)
@@ -87,11 +86,11 @@ def _runs(outputs: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(outputs.glob("*/*/run.json"), reverse=True):
         try:
-            facts = json.loads(file.read_text("utf-8"))
+            run = json.loads(file.read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(facts, dict) and isinstance(facts.get("id"), str):
-            found.setdefault(facts["id"], file.parent)
+        if isinstance(run, dict) and isinstance(run.get("id"), str):
+            found.setdefault(run["id"], file.parent)
     return found
 
 
@@ -101,8 +100,8 @@ def _missing(spec: str, outputs: Path, runs: Iterable[str]) -> str:
     here = f"shipped here: {', '.join(names)}" if names else "none are shipped here"
     if os.sep in spec or Path(spec).suffix:
         return (
-            f"the checkpoint {spec} is not there (looked in {Path.cwd()}){near}: put a downloaded checkpoint at that path, "
-            f"train one (leave load= out; it is saved in the run's folder), or use a shipped one ({here})"
+            f"the checkpoint {spec} does not exist (looked in {Path.cwd()}){near}: put a downloaded checkpoint at that "
+            f"path, train one (leave load= out; it is saved in the run's folder), or use a shipped one ({here})"
         )
     return (
         f"'{spec}' is neither a path, nor the id of a run in {outputs}, nor a shipped checkpoint{near}; "

@@ -127,7 +127,7 @@ class Retention:
         if options.save_top_k == -1:
             return
         ours = [path for path in self._folder.iterdir() if self._is_ours(path)]
-        ours.sort(key=lambda path: (path == self._newest, (path / native.FACTS).stat().st_mtime_ns))
+        ours.sort(key=lambda path: (path == self._newest, (path / native.HEADER).stat().st_mtime_ns))
         newest = options.keep_last if options.monitor else max(options.keep_last, options.save_top_k)
         scores = read_scores(self._folder)
         best = sorted(scores, key=lambda name: scores[name], reverse=options.mode == "max")[: options.save_top_k]
@@ -271,7 +271,7 @@ class Checkpoints(Callback):
         module: Any = pl_module
         weights = module.sampling_weights() if hasattr(module, "sampling_weights") else module.state_dict()
         checkpoint[SAMPLING] = {
-            "facts": dict(module.describe()) if hasattr(module, "describe") else {},
+            "metadata": dict(module.describe()) if hasattr(module, "describe") else {},
             "model": {name: full(weight) for name, weight in weights.items()},
             "resumable": not self.options.save_weights_only,
         }

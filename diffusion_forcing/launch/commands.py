@@ -24,7 +24,7 @@ def inspect(words: Sequence[str]) -> None:
     if len(words) != 1:
         raise UserError(f"inspect takes one checkpoint, got {len(words)}; diffusion-forcing inspect PATH")
     checkpoint = load(resolve(words[0]))
-    metadata = {key: value for key, value in checkpoint.facts.items() if key not in ("task", "line", "statistics")}
+    metadata = {key: value for key, value in checkpoint.metadata.items() if key not in ("task", "line", "statistics")}
     lines: dict[str, Any] = {
         "path": str(checkpoint.path),
         "step": checkpoint.step,
@@ -59,7 +59,7 @@ def _summary(checkpoint: LoadedCheckpoint) -> str:
     """One line: kind, line, task, sizes, parameters, step."""
     from diffusion_forcing.released.options import LINES
 
-    metadata = checkpoint.facts
+    metadata = checkpoint.metadata
     kind = "released checkpoint" if checkpoint.kind == "released" else "checkpoint"
     line = LINES.get(str(metadata.get("line")), "an unknown line")
     sizes = ", ".join(f"{key} {metadata[key]}" for key in ("network_size", "z_shape", "frame_stack") if key in metadata)

@@ -106,7 +106,7 @@ def _metadata(checkpoint: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
         metadata = native.read_header(checkpoint).get("facts")
     else:
         try:
-            metadata = native.load(checkpoint).facts
+            metadata = native.load(checkpoint).metadata
         except UserError:
             return {}
     if not isinstance(metadata, dict):

@@ -118,7 +118,7 @@ def load(path: Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(
         path=path,
         kind="released",
-        facts=facts,
+        metadata=facts,
         weights=weights,
         statistics=statistics,
         buffers=tables,

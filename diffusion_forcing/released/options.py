@@ -54,8 +54,8 @@ def released_network(facts: Mapping[str, Any]) -> nn.Module:
 
 def check_released(checkpoint: LoadedCheckpoint) -> None:
     """UserError with the first key in which a released `checkpoint` is not the network that its sizes say."""
-    network = released_network(checkpoint.facts)
-    what = f"the {checkpoint.facts['task']} network of {LINES[checkpoint.facts['line']]}"
+    network = released_network(checkpoint.metadata)
+    what = f"the {checkpoint.metadata['task']} network of {LINES[checkpoint.metadata['line']]}"
     own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     for key, shape in own.items():
         if key not in checkpoint.weights:

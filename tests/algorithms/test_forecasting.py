@@ -231,9 +231,9 @@ def test_what_cannot_be_is_one_line(changes: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize("network", ["rnn", "transformer"])
 def test_a_checkpoint_brings_weights_and_statistics(network: str, tmp_path: Path) -> None:
     built = build(network=network)
-    save(tmp_path / "saved", None, facts=built.describe(), model=built.sampling_weights(), step=5)
+    save(tmp_path / "saved", None, metadata=built.describe(), model=built.sampling_weights(), step=5)
     loaded = load(tmp_path / "saved")
-    assert json.loads(json.dumps(loaded.facts))["structure"]["algorithm"]["network"] == network
+    assert json.loads(json.dumps(loaded.metadata))["structure"]["algorithm"]["network"] == network
     torch.manual_seed(9)
     other = Forecasting(options(network=network))
     other.adapt(spec(mean=np.zeros(3, np.float32)))

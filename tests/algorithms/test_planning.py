@@ -264,7 +264,9 @@ def test_the_rate_warms_up_from_its_first_step() -> None:
 def loaded(built: Planning, **changes: Any) -> LoadedCheckpoint:
     weights = {name: value + 1.0 for name, value in built.network.state_dict().items()}
     statistics = {"data_mean": torch.tensor([9.0, 8.0]), "data_std": torch.tensor([7.0, 6.0])}
-    found = LoadedCheckpoint(path=Path("there.ckpt"), kind="released", facts={}, weights=weights, statistics=statistics)
+    found = LoadedCheckpoint(
+        path=Path("there.ckpt"), kind="released", metadata={}, weights=weights, statistics=statistics
+    )
     return replace(found, **changes)
 
 

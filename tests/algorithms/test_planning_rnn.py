@@ -288,9 +288,9 @@ def test_what_cannot_be_is_one_line(changes: dict[str, Any], message: str) -> No
 
 def test_a_checkpoint_brings_its_sizes_and_the_same_plan(tmp_path: Path) -> None:
     built = planning("xva")
-    save(tmp_path / "rnn", None, facts=built.describe(), model=built.sampling_weights(), step=5)
+    save(tmp_path / "rnn", None, metadata=built.describe(), model=built.sampling_weights(), step=5)
     loaded = load(tmp_path / "rnn")
-    facts = json.loads(json.dumps(loaded.facts))
+    facts = json.loads(json.dumps(loaded.metadata))
     assert (facts["task"], facts["line"]) == ("planning", "rnn")
     assert facts["structure"]["algorithm"]["z_shape"] == [8]
     assert facts["structure"]["algorithm"]["diffusion"]["num_mlp_layers"] == 1

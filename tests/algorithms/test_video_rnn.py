@@ -91,7 +91,7 @@ def test_a_rollout_goes_on_past_the_training_clip_and_listens_to_actions() -> No
 
 def test_its_checkpoint_comes_back_and_is_not_taken_for_one_of_the_attention_line(tmp_path: Path) -> None:
     video = build()
-    save(tmp_path / "rnn", None, facts=video.describe(), model=video.sampling_weights(), step=3)
+    save(tmp_path / "rnn", None, metadata=video.describe(), model=video.sampling_weights(), step=3)
     torch.manual_seed(7)
     other = RecurrentVideo(options())
     other.load_weights(load(tmp_path / "rnn"))

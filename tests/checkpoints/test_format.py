@@ -28,7 +28,7 @@ STATE = {
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return save(tmp_path / "step-00000040", STATE, facts=FACTS, model=WEIGHTS)
+    return save(tmp_path / "step-00000040", STATE, metadata=FACTS, model=WEIGHTS)
 
 
 def in_a_child(work: Callable[[], None]) -> tuple[int, str]:
@@ -56,14 +56,14 @@ def message_of(path: Path, *, training: bool = False) -> str:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    header = json.loads((path / native.FACTS).read_text())
-    (path / native.FACTS).write_text(json.dumps(header | changes))
+    header = json.loads((path / native.HEADER).read_text())
+    (path / native.HEADER).write_text(json.dumps(header | changes))
 
 
 def test_what_was_saved_comes_back(saved: Path) -> None:
     found = load(saved, training=True)
     assert (found.kind, found.step, found.path) == ("native", 40, saved)
-    assert found.facts == FACTS
+    assert found.metadata == FACTS
     assert found.weights.keys() == WEIGHTS.keys()
     assert torch.equal(found.weights["out.weight"], WEIGHTS["out.weight"])
     assert torch.equal(found.statistics["data_mean"], torch.tensor([3.5, 1 / 3]))
@@ -83,7 +83,7 @@ def test_model_safetensors_is_readable_with_nothing_but_safetensors(saved: Path)
 
 def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
     tied = torch.ones(2, 2)
-    found = load(save(tmp_path / "c", None, facts={}, model={"a": tied, "b": tied, "c": tied[0]}))
+    found = load(save(tmp_path / "c", None, metadata={}, model={"a": tied, "b": tied, "c": tied[0]}))
     assert {key: value.shape for key, value in found.weights.items()} == {
         "a": torch.Size([2, 2]),
         "b": torch.Size([2, 2]),
@@ -92,19 +92,19 @@ def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_training_state_says_so_when_resumed(tmp_path: Path) -> None:
-    path = save(tmp_path / "shipped", None, facts=FACTS, model=WEIGHTS, step=7, card="# A card")
+    path = save(tmp_path / "shipped", None, metadata=FACTS, model=WEIGHTS, step=7, card="# A card")
     assert sorted(file.name for file in path.iterdir()) == ["README.md", "checkpoint.json", "model.safetensors"]
     assert "keeps weights only; load=" in message_of(path, training=True)
 
 
 def test_a_card_may_be_edited(tmp_path: Path) -> None:
-    path = save(tmp_path / "shipped", None, facts=FACTS, model=WEIGHTS, card="# A card")
+    path = save(tmp_path / "shipped", None, metadata=FACTS, model=WEIGHTS, card="# A card")
     (path / "README.md").write_text("# A better card")
-    assert load(path).facts == FACTS
+    assert load(path).metadata == FACTS
 
 
 def test_saving_again_replaces_the_whole_folder(saved: Path) -> None:
-    save(saved, None, facts={"task": "other"}, model={"w": torch.ones(1)}, step=41)
+    save(saved, None, metadata={"task": "other"}, model={"w": torch.ones(1)}, step=41)
     assert load(saved).step == 41
     assert sorted(file.name for file in saved.iterdir()) == ["checkpoint.json", "model.safetensors"]
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
@@ -123,7 +123,7 @@ def test_a_kill_at_either_rename_leaves_an_old_checkpoint_readable(saved: Path, 
             replace(*paths)
 
         os.replace = kill_at  # type: ignore[assignment]
-        save(saved, None, facts={}, model={"w": torch.ones(1)}, step=41)
+        save(saved, None, metadata={}, model={"w": torch.ones(1)}, step=41)
 
     status, _ = in_a_child(killed_while_saving)
     assert os.WTERMSIG(status) == signal.SIGKILL
@@ -138,7 +138,7 @@ def test_a_kill_at_either_rename_leaves_an_old_checkpoint_readable(saved: Path, 
 def test_a_kill_before_the_first_checkpoint_is_whole_leaves_none(tmp_path: Path) -> None:
     def killed_while_saving() -> None:
         os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-        save(tmp_path / "step-1", None, facts={}, model=WEIGHTS)
+        save(tmp_path / "step-1", None, metadata={}, model=WEIGHTS)
 
     in_a_child(killed_while_saving)
     assert not (tmp_path / "step-1").exists()
@@ -152,7 +152,9 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_the_old_checkpoint(saved: Pa
     def with_little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         large = {"w": torch.ones(10000)}
-        save(saved, large if in_training_state else None, facts={}, model={} if in_training_state else large, step=41)
+        save(
+            saved, large if in_training_state else None, metadata={}, model={} if in_training_state else large, step=41
+        )
 
     _, message = in_a_child(with_little_room)
     assert message.startswith(f"cannot save the checkpoint {saved}: ")
@@ -168,7 +170,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(UserError, match=r"cannot save the checkpoint .*: Permission denied; .*outputs="):
-        save(tmp_path / "step-1", None, facts={}, model=WEIGHTS)
+        save(tmp_path / "step-1", None, metadata={}, model=WEIGHTS)
 
 
 def test_truncated_weights_are_named(saved: Path) -> None:
@@ -200,7 +202,7 @@ def test_verify_reads_every_file_though_nothing_is_loaded(saved: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02junk", b"x" * 1000])
 def test_a_damaged_training_state_whose_sha256_was_recorded_is_named(saved: Path, content: bytes) -> None:
     (saved / native.TRAINING).write_bytes(content)
-    header = json.loads((saved / native.FACTS).read_text())
+    header = json.loads((saved / native.HEADER).read_text())
     edit(saved, files=header["files"] | {native.TRAINING: native.fingerprint(saved / native.TRAINING)})
     assert "training.pt is damaged" in message_of(saved, training=True)
 
@@ -216,7 +218,7 @@ def test_a_damaged_training_state_whose_sha256_was_recorded_is_named(saved: Path
     ],
 )
 def test_a_foreign_or_broken_json_is_named(saved: Path, content: str, said: str) -> None:
-    (saved / native.FACTS).write_text(content, "latin-1")
+    (saved / native.HEADER).write_text(content, "latin-1")
     assert said in message_of(saved)
 
 

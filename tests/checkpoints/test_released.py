@@ -48,7 +48,7 @@ def test_a_released_planner_gives_the_network_its_statistics_and_its_schedule() 
 
 
 def test_sizes_are_read_off_the_tensors() -> None:
-    assert load(RELEASED).facts == {
+    assert load(RELEASED).metadata == {
         "task": "planning",
         "line": "v1.5",
         "x_dim": 20,
@@ -77,7 +77,7 @@ def test_a_compiled_models_prefix_is_dropped_wherever_it_is(tmp_path: Path, old:
 
 def test_a_bare_state_dict_and_the_old_file_format_are_read(tmp_path: Path) -> None:
     torch.save(OrderedDict(content()["state_dict"]), tmp_path / "bare.ckpt", _use_new_zipfile_serialization=False)
-    assert load(tmp_path / "bare.ckpt").facts == load(RELEASED).facts
+    assert load(tmp_path / "bare.ckpt").metadata == load(RELEASED).metadata
 
 
 VIDEO = RELEASED.with_name("ckpt_video.ckpt")
@@ -96,7 +96,7 @@ def test_a_released_video_model_gives_the_network_its_statistics_and_its_schedul
 
 
 def test_the_sizes_of_a_video_model_are_read_off_the_tensors() -> None:
-    facts = load(VIDEO).facts
+    facts = load(VIDEO).metadata
     power = facts.pop("signal_power")
     assert power == sorted(power, reverse=True)
     assert facts == {
@@ -123,7 +123,7 @@ def test_the_networks_of_a_video_models_metrics_are_left_out(tmp_path: Path) -> 
     extra = {f"validation_{name}_model.layer.weight": torch.zeros(2) for name in ("fid", "lpips", "fvd")}
     found = load(written(tmp_path / "minecraft.ckpt", {"state_dict": extra | state, "MixedPrecision": {"scale": 1.0}}))
     assert found.weights.keys() == load(VIDEO).weights.keys()
-    assert found.facts == load(VIDEO).facts
+    assert found.metadata == load(VIDEO).metadata
 
 
 @pytest.mark.parametrize(
@@ -133,15 +133,15 @@ def test_the_networks_of_a_video_models_metrics_are_left_out(tmp_path: Path) -> 
 def test_a_compiled_video_models_prefix_is_dropped(tmp_path: Path, old: str, new: str) -> None:
     state = torch.load(VIDEO, weights_only=True)["state_dict"]
     compiled = {key.replace(old, new, 1): value for key, value in state.items()}
-    assert load(written(tmp_path / "compiled.ckpt", {"state_dict": compiled})).facts == load(VIDEO).facts
+    assert load(written(tmp_path / "compiled.ckpt", {"state_dict": compiled})).metadata == load(VIDEO).metadata
 
 
 def test_the_stacked_frames_of_a_video_model_follow_from_its_mean(tmp_path: Path) -> None:
     state = torch.load(VIDEO, weights_only=True)["state_dict"]
     state[f"{PREFIX}module.init_conv.weight"] = torch.zeros(8, 6, 1, 7, 7)
-    assert load(written(tmp_path / "stacked.ckpt", {"state_dict": state})).facts["frame_stack"] == 2
+    assert load(written(tmp_path / "stacked.ckpt", {"state_dict": state})).metadata["frame_stack"] == 2
     state["data_mean"] = state["data_std"] = torch.full((2, 1, 1), 0.5)
-    assert load(written(tmp_path / "stacked.ckpt", {"state_dict": state})).facts["frame_stack"] == 3
+    assert load(written(tmp_path / "stacked.ckpt", {"state_dict": state})).metadata["frame_stack"] == 3
 
 
 def test_other_sizes_of_a_video_model_are_read_too() -> None:

@@ -20,7 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def checkpoint(path: Path | str, step: int = 1) -> Path:
-    return save(Path(path), None, facts={}, model={"w": torch.ones(1)}, step=step)
+    return save(Path(path), None, metadata={}, model={"w": torch.ones(1)}, step=step)
 
 
 def run(folder: str, run_id: str, *steps: int) -> Path:

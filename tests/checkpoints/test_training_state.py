@@ -24,7 +24,7 @@ from tests.checkpoints.same import same
 
 
 def through_a_checkpoint(folder: Path, value: Any) -> Any:
-    path = save(folder / "step-1", {"value": value}, facts={}, model={"w": torch.zeros(1)})
+    path = save(folder / "step-1", {"value": value}, metadata={}, model={"w": torch.zeros(1)})
     found = load(path, training=True).training
     assert found is not None
     return found["value"]
@@ -68,7 +68,7 @@ def test_the_state_of_optimizers_and_schedulers_comes_back(tmp_path: Path) -> No
 
 def test_tensors_that_share_memory_are_stored_once(tmp_path: Path) -> None:
     shared = torch.zeros(100_000)
-    path = save(tmp_path / "step-1", {"a": shared, "b": shared}, facts={}, model={})
+    path = save(tmp_path / "step-1", {"a": shared, "b": shared}, metadata={}, model={})
     assert (path / native.TRAINING).stat().st_size < 1.1 * shared.nbytes
 
 
@@ -89,13 +89,13 @@ class Calls:
 @pytest.mark.parametrize("value", [len, Mode.MIN, lambda: 0, np.array([object()])])
 def test_what_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path: Path, value: Any) -> None:
     with pytest.raises(TypeError, match="keeps more than tensors and plain values"):
-        save(tmp_path / "step-1", {"callbacks": [value]}, facts={}, model={})
+        save(tmp_path / "step-1", {"callbacks": [value]}, metadata={}, model={})
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_a_training_state_never_runs_anything(tmp_path: Path, protocol: int) -> None:
-    path = save(tmp_path / "step-1", {"global_step": 1}, facts={}, model={"w": torch.zeros(1)})
+    path = save(tmp_path / "step-1", {"global_step": 1}, metadata={}, model={"w": torch.zeros(1)})
     file, made = path / native.TRAINING, tmp_path / "made"
     for content in (
         lambda: torch.save(Calls(made), file),
@@ -104,7 +104,7 @@ def test_a_training_state_never_runs_anything(tmp_path: Path, protocol: int) -> 
         content()
         header = native.read_header(path)
         header["files"][native.TRAINING] = native.fingerprint(file)
-        (path / native.FACTS).write_text(json.dumps(header))
+        (path / native.HEADER).write_text(json.dumps(header))
         with pytest.raises(UserError, match=r"training\.pt is damaged") as caught:
             load(path, training=True)
         assert "\n" not in str(caught.value)
@@ -112,11 +112,11 @@ def test_a_training_state_never_runs_anything(tmp_path: Path, protocol: int) -> 
 
 
 def test_the_training_state_of_an_earlier_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    path = save(tmp_path / "step-1", None, facts={}, model={"w": torch.zeros(1)})
+    path = save(tmp_path / "step-1", None, metadata={}, model={"w": torch.zeros(1)})
     (path / "training.safetensors").write_bytes(b"x")
     header = native.read_header(path)
     header["files"]["training.safetensors"] = native.fingerprint(path / "training.safetensors")
-    (path / native.FACTS).write_text(json.dumps(header))
+    (path / native.HEADER).write_text(json.dumps(header))
     with pytest.raises(UserError, match=rf"cannot resume from {path}: .* load={path} starts a new run"):
         load(path, training=True)
     assert load(path).weights.keys() == {"w"}

@@ -215,7 +215,7 @@ def test_other_data_than_the_loaded_model_was_trained_with_is_one_line(
             write_npz(Path("large") / split / f"{number}.npz", moving_pattern(24, 16, seed=number), np.arange(24) % 3)
     ready = plan(TINY)
     video = ready.classes["algorithm"](ready.options["algorithm"])
-    native.save(Path("model"), None, facts=video.describe(), model=video.sampling_weights(), step=1)
+    native.save(Path("model"), None, metadata=video.describe(), model=video.sampling_weights(), step=1)
     assert main([*ROLL, "load=model", "dataset.path=large", word]) == 2
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1

@@ -207,7 +207,7 @@ class Describing(toy.Toy):
 def test_an_algorithm_says_what_it_is_and_which_weights_one_samples_with(tmp_path: Path) -> None:
     found = load(tmp_path / "checkpoints" / "latest") if trained(tmp_path, module=Describing()) else None
     assert found is not None
-    assert found.facts["task"] == "toy"
+    assert found.metadata["task"] == "toy"
     assert found.statistics["data_std"].tolist() == [2.0]
     assert found.weights["average"].tolist() == [17.0, 17.0]
     assert found.step == 17

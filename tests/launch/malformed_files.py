@@ -168,7 +168,7 @@ def checkpoint_cases(whole: Path) -> Iterator[tuple[str, Make]]:
         yield f"load: checkpoint.json {name}", _with_header(whole, change)
     for name, content in _safetensors().items():
         yield f"load: model.safetensors {name}", _with_model(whole, content)
-    for file in (native.FACTS, native.MODEL):
+    for file in (native.HEADER, native.MODEL):
         yield f"load: {file} cut short", _with_file(whole, file, lambda data: data[: len(data) // 2])
         yield f"load: {file} empty", _with_file(whole, file, lambda data: b"")
         yield f"load: {file} missing", _with_file(whole, file, None)
@@ -267,9 +267,9 @@ HEADERS: dict[str, Any] = {
 def _with_header(whole: Path, change: Any) -> Make:
     def make(here: Path) -> list[str]:
         _copy(whole, here / "bad")
-        header = json.loads((here / "bad" / native.FACTS).read_text())
+        header = json.loads((here / "bad" / native.HEADER).read_text())
         header = {**header, **change} if isinstance(change, dict) else change
-        (here / "bad" / native.FACTS).write_text(json.dumps(header))
+        (here / "bad" / native.HEADER).write_text(json.dumps(header))
         return _load("bad")
 
     return make
@@ -305,9 +305,9 @@ def _with_model(whole: Path, content: bytes) -> Make:
         bad = here / "bad"
         _copy(whole, bad)
         (bad / native.MODEL).write_bytes(content)
-        header = json.loads((bad / native.FACTS).read_text())
+        header = json.loads((bad / native.HEADER).read_text())
         header["files"][native.MODEL] = native.fingerprint(bad / native.MODEL)
-        (bad / native.FACTS).write_text(json.dumps(header))
+        (bad / native.HEADER).write_text(json.dumps(header))
         return _load("bad")
 
     return make
@@ -407,9 +407,9 @@ def _with_state(run: Path, step: str, content: bytes) -> Make:
     def make(here: Path) -> list[str]:
         words = _with_files(run, {f"{step}/training.pt": content})(here)
         folder = next(here.glob(f"outputs/*/*/{step}"))
-        header = json.loads((folder / native.FACTS).read_text())
+        header = json.loads((folder / native.HEADER).read_text())
         header["files"][native.TRAINING] = native.fingerprint(folder / native.TRAINING)
-        (folder / native.FACTS).write_text(json.dumps(header))
+        (folder / native.HEADER).write_text(json.dumps(header))
         return words
 
     return make

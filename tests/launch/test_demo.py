@@ -34,7 +34,7 @@ def save_untrained(name: str, words: list[str], more: dict[str, Any], *, fit_to_
     if fit_to_data:
         algorithm.adapt(ready.classes["dataset"](ready.options["dataset"]).spec)
     facts = algorithm.describe() | more
-    native.save(Path("pretrained") / name, None, facts=facts, model=algorithm.sampling_weights(), step=1)
+    native.save(Path("pretrained") / name, None, metadata=facts, model=algorithm.sampling_weights(), step=1)
 
 
 def run_demo(target: str, overrides: list[str], output: pytest.CaptureFixture[str]) -> list[Path]:

@@ -32,7 +32,7 @@ def trained_elsewhere(project: Path) -> str:
     (folder,) = (file.parent for file in project.glob("outputs/*/*/run.json"))
     run_id = str(json.loads((folder / "run.json").read_text())["id"])
     path = folder / "checkpoints" / "step-00000007"
-    native.save(path, {"global_step": 7}, facts={"task": "toy"}, model={"w": torch.arange(3.0)})
+    native.save(path, {"global_step": 7}, metadata={"task": "toy"}, model={"w": torch.arange(3.0)})
     (folder / "checkpoints" / "latest").symlink_to(path.name)
     assert main(["runs", "sync", run_id, "wandb.project=mazes"]) == 0
     shutil.rmtree(project / "outputs")

@@ -48,20 +48,20 @@ def test_a_released_configuration_is_recognised_and_its_network_built(name: str,
     found = load(written(tmp_path, state_of(name)))
     line, of = name.split("/")
     kind = of.split("_")[0]
-    assert (found.facts["line"], found.facts["task"], found.step) == (
+    assert (found.metadata["line"], found.metadata["task"], found.step) == (
         {"main": "v1.5", "paper": "rnn"}[line],
         TASKS.get(kind, kind),
         7,
     )
     check_released(found)
-    network = released_network(found.facts)
+    network = released_network(found.metadata)
     counted = LISTS[name].get("n_params_trainable", LISTS[name]["n_params"])  # without the rotary constants
     assert sum(parameter.numel() for parameter in network.parameters()) == counted
 
 
 @pytest.mark.parametrize("name", ["paper/maze2d_medium_net16", "paper/robot_swap", "main/planning_medium_x"])
 def test_the_first_key_that_differs_is_named(name: str, tmp_path: Path) -> None:
-    network = list(released_network(load(written(tmp_path, state_of(name))).facts).state_dict())
+    network = list(released_network(load(written(tmp_path, state_of(name))).metadata).state_dict())
     state, spoilt = state_of(name), network[-1]
     (key,) = [key for key in state if key.endswith(f".{spoilt}") or key == spoilt]
     state[key] = torch.zeros(math.prod(state[key].shape) + 1)
@@ -83,7 +83,7 @@ def test_a_compiled_model_with_metrics_is_read_as_without(tmp_path: Path) -> Non
     }
     compiled["validation_fid_model.inception.weight"] = torch.zeros(3)
     found = load(written(tmp_path, compiled))
-    assert found.facts == plain.facts
+    assert found.metadata == plain.metadata
     assert list(found.weights) == list(plain.weights)
     check_released(found)
 

@@ -95,7 +95,7 @@ def test_an_unknown_video_key_is_named_with_its_nearest(video_config: dict[str, 
 
 
 def test_a_released_video_checkpoint_says_its_sizes_and_its_schedule() -> None:
-    facts = load(DATA / "ckpt_video.ckpt").facts
+    facts = load(DATA / "ckpt_video.ckpt").metadata
     assert released_video_structure(facts, 64) == {
         "norm": "clip",
         "cache": "none",

@@ -287,7 +287,7 @@ class Planning(ForcingAlgorithm):
         """
         where = "algorithm.diffusion" + (".architecture" if "architecture" in self.sizes["diffusion"] else "")
         advice = f"set dataset.observation_mean, dataset.action_mean and {where} as it was trained"
-        trained_for = checkpoint.facts.get("env_id", self.options.env_id)
+        trained_for = checkpoint.metadata.get("env_id", self.options.env_id)
         if trained_for != self.options.env_id:
             advice = f"it was trained for {trained_for}, this is {self.options.env_id}: choose that dataset"
         self.check_weights(checkpoint, advice)
