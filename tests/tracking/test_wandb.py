@@ -40,7 +40,7 @@ def start(outputs: Path, **options: Any) -> TrackedRun:
 def save(run: Run, step: int) -> None:
     """A checkpoint, as a training leaves it."""
     path = run.checkpoints / f"step-{step:08d}"
-    native.save(path, {"global_step": step}, facts={"task": "toy"}, model={"w": torch.full((3,), float(step))})
+    native.save(path, {"global_step": step}, metadata={"task": "toy"}, model={"w": torch.full((3,), float(step))})
     (run.checkpoints / "new").symlink_to(path.name)
     os.replace(run.checkpoints / "new", run.checkpoints / "latest")
 
