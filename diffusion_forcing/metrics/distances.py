@@ -1,9 +1,9 @@
 """FVD and FID: Fréchet distances between features of real and generated video. `frechet.py` has the statistics.
 
-FVD (Unterthiner et al. 2018, arXiv:1812.01717) compares the 400 logits of I3D. Each clip of t frames (at least 9; papers
-use 16) is one sample. Frames are resized to 224 x 224, bilinear with half-pixel centres and without antialiasing, the
-aspect ratio not kept, and scaled from [0, 1] to [-1, 1], as in TECO and the released code. (The first implementation, on
-TensorFlow 1, put pixel centres on the corners: a shift by less than a pixel.)
+FVD (Unterthiner et al. 2018, arXiv:1812.01717) compares the 400 logits of I3D. Each clip of t frames (at least 9;
+papers use 16) is one sample. Frames are resized to 224 x 224, bilinear with half-pixel centres and without
+antialiasing, the aspect ratio not kept, and scaled from [0, 1] to [-1, 1], as in TECO and the released code. (The
+first implementation, on TensorFlow 1, put pixel centres on the corners: a shift by less than a pixel.)
 
 FID (Heusel et al. 2017, arXiv:1706.08500) compares the 2048 features of Inception-v3 and sees single frames, no motion.
 Each frame is a sample; the interval resamples whole clips, because the frames of a clip are much alike. Papers use
@@ -42,7 +42,7 @@ FID_BATCH = 16
 fvd_report = functools.partial(frechet_report, name="FVD")
 """`frechet_report` of features (n, 400)."""
 fid_report = functools.partial(frechet_report, name="FID", bootstrap=60)
-"""`frechet_report` of features (n, t, 2048); fewer resampled sets, because each costs the SVD of a 2048 x 2048 matrix."""
+"""`frechet_report` of features (n, t, 2048), with fewer resampled sets: each costs the SVD of a 2048 x 2048 matrix."""
 
 
 def i3d_features(

@@ -7,12 +7,12 @@ X_a X_b^T / sqrt((n_a - 1)(n_b - 1)): no square root of a matrix, no complex num
 fewer samples than dimensions and both covariances are singular. Everything is computed in float64.
 
 At few samples the value is far too high: two sets of 64 real clips are hundreds apart in 400 dimensions. It means
-something only beside the same distance between two real sets of the same size (the floor), and only values at the same n
-are comparable. The interval is one for the mean of the value at this n over other samples, not for n to infinity: the
-bootstrap's spread around its own mean, moved to the value (value + resampled - mean of the resampled). Resampling repeats
-samples, which raises the distance as a smaller n does, so plain percentiles never hold that mean. Two corrections widen
-the interval: for few resampled sets (the quantile of rank p (B + 1) instead of p (B - 1) + 1) and for few samples
-(`_widening`). docs/metrics.md has the measured coverage.
+something only beside the same distance between two real sets of the same size (the floor), and only values at the
+same n are comparable. The interval is one for the mean of the value at this n over other samples, not for n to
+infinity: the bootstrap's spread around its own mean, moved to the value (value + resampled - mean of the resampled).
+Resampling repeats samples, which raises the distance as a smaller n does, so plain percentiles never hold that mean.
+Two corrections widen the interval: for few resampled sets (the quantile of rank p (B + 1) instead of p (B - 1) + 1)
+and for few samples (`_widening`). docs/metrics.md has the measured coverage.
 """
 
 from __future__ import annotations
@@ -174,10 +174,10 @@ def _interval(
 
 
 def _widening(samples: int) -> float:
-    """Factor by which an interval from few samples is wider than the bootstrap's (Hesterberg 2015, "expanded percentile").
+    """Factor that widens an interval from few samples (Hesterberg 2015, "expanded percentile").
 
-    The resampled spread is too small by sqrt((n - 1)/n), and Student's t replaces the normal (its quantile to first order
-    in 1/n).
+    The resampled spread is too small by sqrt((n - 1)/n), and Student's t replaces the normal (its quantile to first
+    order in 1/n).
     """
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     return float(np.sqrt(samples / (samples - 1)) * (1 + (z**2 + 1) / (4 * (samples - 1))))

@@ -170,7 +170,7 @@ class Statistics(nn.Module):
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after an axis of `size` for "SAME": as few as give ceil(size / stride) outputs, the odd one after."""
+    """Zeros before and after an axis of `size` for "SAME": as few as give ceil(size / stride) outputs, odd one last."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -195,7 +195,7 @@ def max_pool_same(x: Tensor, kernel: Triple, stride: Triple) -> Tensor:
 
 
 def _padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float) -> Tensor:
-    """`x: (b, c, t, h, w)` with `before` and `after` of `value` around t, h, w; itself where there is nothing to add."""
+    """`x: (b, c, t, h, w)` with `before` and `after` of `value` around t, h, w; `x` itself if there are none."""
     pads = [pad for pair in zip(reversed(before), reversed(after), strict=True) for pad in pair]
     return F.pad(x, pads, value=value) if any(pads) else x
 

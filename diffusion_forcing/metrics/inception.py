@@ -1,8 +1,8 @@
 """The Inception-v3 behind FID: TensorFlow's network of 2015-12-05, as torch-fidelity and pytorch-fid carry it.
 
 Layers are named as in the published file (`WEIGHTS`), so its tensors load unchanged. It differs from torchvision's
-Inception-v3 as TensorFlow's does: average pooling does not count the padding, the last block pools by maximum, frames are
-resized to 299 x 299 with pixel centres on the corners (`resized`). Inference only. A test compares it with
+Inception-v3 as TensorFlow's does: average pooling does not count the padding, the last block pools by maximum, frames
+are resized to 299 x 299 with pixel centres on the corners (`resized`). Inference only. A test compares it with
 torch-fidelity 0.4.0.
 """
 
@@ -195,7 +195,7 @@ class Unit(nn.Module):
 
 
 def resized(x: Tensor) -> Tensor:
-    """(n, c, h, w) to 299 x 299 as TensorFlow 1 did: output pixel i is at i h / 299 of the input, bilinear between two."""
+    """(n, c, h, w) to 299 x 299 as in TensorFlow 1: pixel i is at i h / 299 of the input, bilinear between two."""
     for axis in (2, 3):
         size = x.shape[axis]
         at = torch.arange(RESOLUTION, device=x.device, dtype=torch.float32) * (size / RESOLUTION)

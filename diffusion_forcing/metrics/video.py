@@ -30,7 +30,7 @@ from diffusion_forcing.errors import UserError, did_you_mean
 SLACK = 1e-4
 """How far outside [0, 1] rounding may go (half precision rounds 1 to 1.0; a resize overshoots by less)."""
 CHUNK_VALUES = 1 << 18
-"""Pixel values scored at once: torchmetrics holds about a dozen copies, some 15 MB; the fastest size of those measured."""
+"""Pixel values scored at once: torchmetrics holds about a dozen copies, some 15 MB; the fastest measured size."""
 PSNR_CAP = 100.0
 """PSNR in dB of a perfect frame, as if its mse were 1e-10. Rounding to 8 bits alone limits PSNR to 59 dB."""
 WINDOW = 11
@@ -66,7 +66,7 @@ FRAME_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def frame_curves(prediction: Tensor, truth: Tensor, metrics: Sequence[str] = tuple(FRAME_METRICS)) -> dict[str, Tensor]:
-    """`metrics` of every frame of `prediction` and `truth: (b, t, c, h, w)` in [0, 1]: (b, t) each, float32, on the CPU.
+    """`metrics` of every frame of `prediction` and `truth: (b, t, c, h, w)` in [0, 1]: (b, t) float32 each, on the CPU.
 
     UserError for an unknown metric and for frames that `check_frames` refuses, such as ones too small for SSIM or UIQI.
     """

@@ -1,4 +1,4 @@
-"""What all images share: colours, matplotlib figures as arrays, and a canvas for frames of video with text beside them."""
+"""What all images share: colours, matplotlib figures as arrays, and a canvas for frames of video and text."""
 
 from __future__ import annotations
 

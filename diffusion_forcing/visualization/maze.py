@@ -1,10 +1,10 @@
 """Plans and executed trajectories in a maze: a grid of episodes, and videos of a plan and of its execution.
 
-Positions are in D4RL's coordinates, (…, 2) or wider (velocities and what follows are ignored): position (p0, p1) has p0
-along the maze's rows, which go down as in its ASCII map, and p1 along its columns, which go right. The wall box of cell
-(i, j) is the square of side 1 around (i - 0.2, j - 0.2). A plan is coloured by its own time, from blue (now) to orange
-(its end); the executed trajectory is the dark line over it; the start is a green dot, the goal a red star in the circle of
-radius 0.5 that is rewarded. Images are uint8, (h, w, 3) or (t, h, w, 3). Inputs are never edited.
+Positions are in D4RL's coordinates, (…, 2) or wider (velocities and what follows are ignored): position (p0, p1) has
+p0 along the maze's rows, which go down as in its ASCII map, and p1 along its columns, which go right. The wall box of
+cell (i, j) is the square of side 1 around (i - 0.2, j - 0.2). A plan is coloured by its own time, from blue (now) to
+orange (its end); the executed trajectory is the dark line over it; the start is a green dot, the goal a red star in
+the circle of radius 0.5 that is rewarded. Images are uint8, (h, w, 3) or (t, h, w, 3). Inputs are never edited.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def draw_plans(
     columns: int | None = None,
     pixels: int = GRID_PIXELS,
 ) -> Pixels:
-    """A grid of n episodes in one maze `walls: (H, W)`: each its plan (h, 2), executed trajectory (t, 2), start and goal.
+    """A grid of n episodes in a maze `walls: (H, W)`: each its plan (h, 2), executed trajectory (t, 2), start and goal.
 
     None is not drawn; a start that is None is the first position of the trajectory, else of the plan. All lists are n
     long. ValueError for arrays of another shape.
@@ -106,9 +106,9 @@ def video_of_plan(
 ) -> Pixels:
     """A plan emerging from noise: `rows: (m, h, 2)`, the plan after each row of the scheduling matrix, to (t, h, w, 3).
 
-    `levels: (m, tokens)`, the noise level of each token in each row (any scale from 0), colours its h / tokens positions
-    from orange (the greatest level) to blue (0) and fades their line in as the noise goes. Without levels the colour is the
-    plan's own time. Long videos are thinned to 150 frames; the last frame is held for 15 more.
+    `levels: (m, tokens)`, the noise level of each token in each row (any scale from 0), colours its h / tokens
+    positions from orange (the greatest level) to blue (0) and fades their line in as the noise goes. Without levels
+    the colour is the plan's own time. Long videos are thinned to 150 frames; the last frame is held for 15 more.
     """
     walls, path = _checked_walls(walls), _checked_path(rows, "rows", axes=3)
     noise = _noise_of_positions(levels, path.shape[0], path.shape[1])
@@ -179,7 +179,7 @@ def video_of_execution(
 
 
 class MazeFigure:
-    """A grid of `columns` x `rows` drawings of one maze, with a strip for a title above each and one legend below all."""
+    """A grid of `columns` x `rows` drawings of one maze, with room for a title above each and a legend below all."""
 
     LEGEND = 40
     """Height of the legend's strip in pixels."""

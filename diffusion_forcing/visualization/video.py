@@ -1,7 +1,7 @@
 """Predicted clips beside the true ones: the frames of a video, and a grid of frames.
 
-Frames are uint8 RGB, (…, h, w, 3), and never edited: frames that the model observed get an amber border around them, not
-over them. Small frames are enlarged, each pixel to a square.
+Frames are uint8 RGB, (…, h, w, 3), and never edited: frames that the model observed get an amber border around them,
+not over them. Small frames are enlarged, each pixel to a square.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class SideBySide:
         known: ArrayLike | None = None,
         columns: int = 0,
     ) -> None:
-        """size: height and width of a frame. observed: (T,) bool, frames that the model was given. actions: (T, A), drawn
-        in groups of `columns` numbers; known: (T,) bool, where an action is known."""
+        """size: height and width of a frame. observed: (T,) bool, frames that the model was given. actions: (T, A), in
+        groups of `columns` numbers; known: (T,) bool, where an action is known."""
         self.observed = np.asarray(observed, dtype=bool)
         self.scale = max(1, round(VIDEO_PIXELS / max(size)))
         height, width = size[0] * self.scale, size[1] * self.scale
@@ -76,7 +76,7 @@ class SideBySide:
         return canvas.array()
 
     def _draw_action(self, canvas: Canvas, now: int) -> None:
-        """The numbers of an action as boxes: filled for 1, empty for 0, from the middle up or down if some are negative.
+        """An action's numbers as boxes: filled for 1, empty for 0; from the middle up or down if some are negative.
 
         All boxes are empty where the action is not known. Actions too wide for half of the video are not drawn.
         """
@@ -120,8 +120,8 @@ def draw_grid(
 ) -> Pixels:
     """A grid of frames: columns are frames; of each clip the truth above the prediction.
 
-    truths, predictions: (m, h, w, 3) of each clip. frames: (m,), their numbers in the clip. observed: (T,) bool, frames of
-    the clip that the model was given.
+    truths, predictions: (m, h, w, 3) of each clip. frames: (m,), their numbers in the clip. observed: (T,) bool,
+    frames of the clip that the model was given.
     """
     numbers: list[int] = np.asarray(frames).tolist()
     observed = np.asarray(observed, dtype=bool)

@@ -173,8 +173,8 @@ def test_the_middle_is_filled_in_and_a_causal_network_is_told_of(
 
 
 BAD = [
-    (["dataset.external_cond_dim=0", "algorithm.external_cond_dim=3"], r"told actions of 3 numbers.*the data has 0"),
-    (["dataset.frame_skip=2", "algorithm.frame_skip=1"], r"told actions of 3 numbers.*the data has 6"),
+    (["dataset.external_cond_dim=0", "algorithm.external_cond_dim=3"], r"actions of 3 numbers.*the data has 0"),
+    (["dataset.frame_skip=2", "algorithm.frame_skip=1"], r"actions of 3 numbers.*the data has 6"),
     (["dataset.external_cond_dim=2"], r"actions from 0 to 2, but dataset\.external_cond_dim=2 allows 0 to 1"),
     (["dataset.context_length=6"], r"context_length 6 leaves no room in the window of 6"),
     (["dataset.resolution=16"], r"frames of 8x8, smaller than dataset\.resolution=16"),
@@ -204,6 +204,19 @@ def test_data_without_actions_for_a_model_that_is_told_them_is_one_line(capfd: p
     assert main([*ROLL, "dataset.path=silent"]) == 2
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and "action" in error[0]
+
+
+@pytest.mark.parametrize("frames", [1, GIVEN])
+@pytest.mark.parametrize("task", ["validation", "test", "interpolation"])
+def test_clips_no_longer_than_the_context_are_one_line(
+    task: str, frames: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        write_npz(Path("short") / f"{number}.npz", film(frames, 8, seed=number), np.arange(frames) % 3)
+    assert main([*ROLL, f"experiment.tasks=[{task}]", "dataset.path=short", "dataset.save_dir=cache"]) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1
+    assert task in error[0] and f"dataset.context_length (it is {GIVEN})" in error[0]
 
 
 @pytest.mark.parametrize("word", ["dataset.resolution=16", "dataset.external_cond_dim=0", "dataset.frame_skip=2"])

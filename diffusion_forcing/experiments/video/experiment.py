@@ -1,9 +1,9 @@
-"""Video: train on clips, then roll out from a context, score against the truth and against two trivial baselines, and draw.
+"""Video: train on clips, then roll out from a context, score against the truth and two trivial baselines, and draw.
 
-`validation` and `test` roll out `limit_batch` batches of clips and leave in the run's folder: metrics.json, a table with a row for each
-predicted frame (csv and json), its curves, a contact sheet and films. `interpolation` does so with clips whose both ends are given. Each validation
-during training rolls out too, with fewer numbers and a sheet. Long clips need no more memory than short ones: frames are scored, drawn and
-written as they come.
+`validation` and `test` roll out `limit_batch` batches of clips and leave in the run's folder: metrics.json, a table
+with a row for each predicted frame (csv and json), its curves, a grid of frames and videos. `interpolation` does the
+same with clips whose both ends are observed. Each validation during training also rolls clips out, with fewer numbers
+and a grid. Frames are scored, drawn and written as they come, so long clips need no more memory than short ones.
 """
 
 from __future__ import annotations
@@ -27,27 +27,29 @@ from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.loader import BatchLoader
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
-from diffusion_forcing.experiments.video import report as video_report
+from diffusion_forcing.experiments.video import report
 from diffusion_forcing.experiments.video.distances import distances_of
-from diffusion_forcing.experiments.video.report import Drawing, draw_curves
+from diffusion_forcing.experiments.video.drawing import Drawing
 from diffusion_forcing.experiments.video.rollouts import OPENING, Roller, Scores, frame_metrics
 from diffusion_forcing.progress import Bar, progress_bar
 from diffusion_forcing.tracking.run import NullRun
 
-# What a video experiment can be told beyond every experiment's options: the keys of `experiment/exp_video.yaml`.
+TEST_SEED_OFFSET, INTERPOLATION_SEED_OFFSET = 10_000, 20_000
+"""The tasks draw other noise than validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolationOptions:
-    """The task `interpolation`; batches and precision are validation's."""
+    """The task `interpolation`; its batches and precision are validation's."""
 
     end_frames: int = 1
-    """Frames that are given at the end of a clip, beside its context."""
+    """Observed frames at the end of a clip, beside its context."""
 
     def __post_init__(self) -> None:
         if self.end_frames < 1:
             raise UserError(
-                f"experiment.interpolation.end_frames is {self.end_frames}; give at least 1 frame at the end (validation rolls out without)"
+                f"experiment.interpolation.end_frames is {self.end_frames}; give at least 1 frame at the end "
+                "(the task validation rolls out without)"
             )
 
 
@@ -60,70 +62,15 @@ class VideoExperimentOptions(ExperimentOptions):
     films: int = 4
     """Clips of validation and test that are drawn."""
     shuffled_actions: bool = True
-    """Where the model is told actions: roll out again with other clips' actions, and compare."""
+    """For a model conditioned on actions: roll out again with other clips' actions, and compare."""
     save_predictions: bool = False
-    """Keep the frames that validation, test and interpolation predict, as predictions/*.npy: a file a batch, (b, n, h, w, 3) uint8."""
+    """Keep the predicted frames of every batch of the three tasks: predictions/*.npy, (b, n, h, w, 3) uint8."""
     interpolation: InterpolationOptions = field(default_factory=InterpolationOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.films < 0:
             raise UserError(f"experiment.films is {self.films}; it must be 0 (no pictures) or more")
-
-
-# What a validation during training also does for video: rolls the same clips out, scores and draws them.
-
-
-class RolloutsInTraining(Callback):
-    """Rolls out every batch that is validated on. The noise belongs to the run's seed, so one validation compares with the next."""
-
-    def __init__(self, experiment: VideoExperiment) -> None:
-        self._experiment = experiment
-        self._roller: Roller | None = None
-        self._scores: Scores | None = None
-        self._drawing: Drawing | None = None
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Video)
-        self._roller = self._experiment.roller(pl_module, seed=self._experiment.seed)
-        self._scores = Scores(self._roller.metrics)
-        self._drawing = self._experiment.drawing("training", films=False)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: VideoBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        assert self._roller is not None and self._scores is not None and self._drawing is not None
-        assert isinstance(pl_module, Video)
-        clips = VideoBatch(*batch)
-        valid = clips.valid.clone()
-        valid[pl_module.counted_rows(len(valid)) :] = False  # another process has those
-        clips = clips._replace(valid=valid)
-        with trainer.precision_plugin.val_step_context(), self._drawing.of(clips, batch_idx) as on_chunk:
-            self._roller.roll(clips, batch_idx, self._scores, on_chunk=on_chunk)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._scores is not None and self._drawing is not None
-        assert isinstance(pl_module, Video)
-        if not self._scores.clips:
-            return
-        if pl_module.share is not None:
-            self._scores = Scores.joined(gathered([replace(self._scores, openings={})]))
-        self._drawing.sheet(
-            f"Truth and prediction after {trainer.global_step:,} steps; amber: what the model was given"
-        )
-        for name, value in video_report.in_training(self._scores).items():
-            pl_module.log(f"validation/{name}", value, sync_dist=True)
-        self._roller = self._scores = self._drawing = None
-
-
-TEST_SEED_OFFSET = 10_000  # the test task draws other noise than validation
-FILLING_SEED_OFFSET = 20_000
 
 
 class VideoExperiment(BaseExperiment):
@@ -137,31 +84,34 @@ class VideoExperiment(BaseExperiment):
 
     @staticmethod
     def check(*, dataset: Any, algorithm: Any, experiment: Any) -> None:
-        """UserError where the options of dataset and algorithm do not go together; called before anything is built."""
+        """UserError where the options of dataset and algorithm do not fit together; called before anything is built."""
         if not isinstance(algorithm, VideoOptions):
-            return  # somebody's own
-        there = getattr(dataset, "num_action_columns", algorithm.action_width)
-        if algorithm.external_cond_dim and there != algorithm.action_width:
+            return  # a user's own algorithm
+        width = getattr(dataset, "num_action_columns", algorithm.action_width)
+        if algorithm.external_cond_dim and width != algorithm.action_width:
             raise UserError(
-                f"the model is told actions of {algorithm.action_width} numbers a frame (algorithm.external_cond_dim "
-                f"{algorithm.external_cond_dim}, frame_skip {algorithm.frame_skip}, {algorithm.action_kind}), the data has {there} "
-                f"(dataset.external_cond_dim {getattr(dataset, 'external_cond_dim', 0)}); set dataset.external_cond_dim="
-                f"{algorithm.external_cond_dim} for data with such actions, or algorithm.external_cond_dim=0 for a model without"
+                f"the model is conditioned on actions of {algorithm.action_width} numbers a frame "
+                f"(algorithm.external_cond_dim {algorithm.external_cond_dim}, frame_skip {algorithm.frame_skip}, "
+                f"{algorithm.action_kind}), the data has {width} "
+                f"(dataset.external_cond_dim {getattr(dataset, 'external_cond_dim', 0)}); set "
+                f"dataset.external_cond_dim={algorithm.external_cond_dim} for data with such actions, or "
+                "algorithm.external_cond_dim=0 for a model without"
             )
-        given, frames = algorithm.context_frames, getattr(dataset, "validation_frames", math.inf)
-        if given >= frames:
+        context, frames = algorithm.context_frames, getattr(dataset, "validation_frames", math.inf)
+        if context >= frames:
             raise UserError(
-                f"dataset.context_length {given} leaves nothing to predict of clips of {frames} frames; "
+                f"dataset.context_length {context} leaves nothing to predict of clips of {frames} frames; "
                 "lower it, or raise dataset.n_frames or dataset.validation_multiplier"
             )
         if "interpolation" in experiment.tasks:
             _check_interpolation(algorithm, frames, experiment.interpolation.end_frames)
 
     def generate_dataset(self) -> None:
-        """Make the data with the simulator that `dataset` names, or finish what was begun."""
+        """Make the data with the simulator that `dataset` names, or finish an interrupted generation."""
         if not hasattr(self.dataset, "generate"):
             raise UserError(
-                f"{type(self.dataset).__name__} cannot be generated; choose dataset=video_labmaze or dataset=video_voxel"
+                f"{type(self.dataset).__name__} cannot be generated; "
+                "choose dataset=video_labmaze or dataset=video_voxel"
             )
         self.dataset.generate(progress=True)
 
@@ -170,109 +120,111 @@ class VideoExperiment(BaseExperiment):
         self._roll_out("validation", self.options.validation, seed=self.seed)
 
     def test(self) -> None:
-        """The same for `dataset.test()`, all metrics too."""
+        """The same for `dataset.test()`."""
         self._roll_out("test", self.options.test, seed=self.seed + TEST_SEED_OFFSET)
 
     def interpolation(self) -> None:
-        """Fill in the middle of validation's clips, one window long, whose context and last frames are given; score and draw them."""
+        """Fill in the middle of validation's clips, one window long, whose context and last frames are observed."""
         if self.algorithm.options.causal:
             self._say(
-                "interpolation: with algorithm.causal=True a frame sees only what comes before it, so the middle does not know the given "
-                "end; train with algorithm.causal=False to meet it"
+                "interpolation: with algorithm.causal=True a frame sees only what comes before it, so the middle does "
+                "not know the given end; train with algorithm.causal=False to meet it"
             )
         end_frames = self.options.interpolation.end_frames
-        self._roll_out(
-            "interpolation", self.options.validation, seed=self.seed + FILLING_SEED_OFFSET, end_frames=end_frames
-        )
-
-    # ------------------------------------------------------------------------------------------------ rolling out
-
-    def _callbacks(self) -> list[Callback]:
-
-        return [RolloutsInTraining(self)] if self.options.rollouts_in_training else []
+        seed = self.seed + INTERPOLATION_SEED_OFFSET
+        self._roll_out("interpolation", self.options.validation, seed=seed, end_frames=end_frames)
 
     def roller(self, video: Video, *, seed: int, compiled: bool | str = False) -> Roller:
-        """Rolls clips out with `video`'s sampling network as the options say. A line says so where they cannot be followed."""
+        """A `Roller` with the network that `video` samples with."""
         options = video.options
         if options.cache_used != options.cache:
             self._say_once(
-                f"algorithm.cache={options.cache}: with causal=False frames see the future and nothing can be kept; computing without"
+                f"algorithm.cache={options.cache} needs algorithm.causal=True, otherwise frames see the future; "
+                "rolling out without a cache"
             )
         forcing = video.sampling_forcing()
         if compiled:
             compile_network(forcing, compiled)
         return Roller(video, video.sampler(forcing), metrics=frame_metrics(options.observation_shape[1]), seed=seed)
 
-    def drawing(self, task: str, *, given_after: int = 0, films: bool = True) -> Drawing:
-        """What draws the first `experiment.films` clips of `task`; films=False: the sheet alone, nothing kept as files."""
-        options, told = self.algorithm.options, self.algorithm.options.condition_width
-        keeps = films and self.options.save_predictions and not isinstance(self.run, NullRun)
+    def drawing(self, task: str, *, end_frames: int = 0, videos: bool = True) -> Drawing:
+        """A `Drawing` of the first `experiment.films` clips of `task`; videos=False: the grid alone, and no files."""
+        options = self.algorithm.options
+        keeps = videos and self.options.save_predictions and not isinstance(self.run, NullRun)
         return Drawing(
             self.run,
             task,
             clips=self.options.films,
-            given=options.context_frames,
-            given_after=given_after,
-            films=films,
-            columns=options.external_cond_dim if told else 0,
+            context=options.context_frames,
+            end_frames=end_frames,
+            videos=videos,
+            columns=options.external_cond_dim if options.condition_width else 0,
             predictions=self.run.folder / "predictions" if keeps else None,
         )
 
-    def _roll_out(
-        self, task: str, options: ValidationOptions | TestOptions, *, seed: int, end_frames: int | None = None
-    ) -> None:
-        """`end_frames`: fill in clips of one window whose last so many frames are given too, instead of rolling out."""
+    def _callbacks(self) -> list[Callback]:
+        return [RolloutsInTraining(self)] if self.options.rollouts_in_training else []
+
+    def _roll_out(self, task: str, options: ValidationOptions | TestOptions, *, seed: int, end_frames: int = 0) -> None:
+        """`end_frames`: fill in clips of one window whose last so many frames are observed, instead of rolling out."""
         self._prepare()
         if not self.step:
             self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
-        where = devices.device()
-        video = self.algorithm.to(where).eval()
+        device = devices.device()
+        video = self.algorithm.to(device).eval()
+        context = video.options.context_frames
         roller = self.roller(video, seed=seed, compiled=options.compile)
         scores = Scores(roller.metrics)
-        drawing = self.drawing(task, given_after=end_frames or 0)
+        drawing = self.drawing(task, end_frames=end_frames)
         loader = self._loader(task, options)
         count = batches_of(options.limit_batch, len(loader))
-        shuffling = end_frames is None and self.options.shuffled_actions and bool(video.options.condition_width)
-        # the last batch may have fewer clips, and is known to when it comes
+        shuffles = not end_frames and self.options.shuffled_actions and bool(video.options.condition_width)
+        # The last batch may have fewer clips.
         clips = min(count * options.batch_size, loader.position.samples)
         with contextlib.ExitStack() as stack:
             stack.callback(loader.close)
-            stack.enter_context(devices.computing(task, options.precision, where))
+            stack.enter_context(devices.computing(task, options.precision, device))
             bar: Bar | None = None
             for number, batch in enumerate(itertools.islice(loader, count)):
-                batch = VideoBatch(*(part.to(where) for part in batch))
-                if end_frames is not None:
+                batch = VideoBatch(*(part.to(device) for part in batch))
+                if end_frames:
                     batch = VideoBatch(*(part[:, : video.options.n_frames] for part in batch))
+                length = batch.frames.shape[1]
+                if not batch.valid[:, context : length - end_frames].any():
+                    continue
                 if bar is None:
-                    ahead = batch.frames.shape[1] - video.options.context_frames - (end_frames or 0)
-                    total = clips * (ahead + min(ahead, OPENING) * shuffling)
+                    predicted = length - context - end_frames
+                    total = clips * (predicted + min(predicted, OPENING) * shuffles)
                     bar = stack.enter_context(progress_bar(task, total=total, unit="frames"))
                     roller.on_frames = bar.advance
                 with drawing.of(batch, number) as on_chunk:
-                    if end_frames is None:
-                        roller.roll(batch, number, scores, on_chunk=on_chunk)
-                    else:
+                    if end_frames:
                         roller.fill(batch, number, scores, end_frames=end_frames, on_chunk=on_chunk)
-                if shuffling:
+                    else:
+                        roller.roll(batch, number, scores, on_chunk=on_chunk)
+                if shuffles:
                     roller.roll_shuffled(batch, number, scores)
-        self._report(task, scores, where, video.options.metrics if end_frames is None else ())
-        drawing.sheet()
-        draw_curves(self.run, task, scores)
+        if not scores.clips:
+            raise UserError(
+                f"{task}: none of the {clips} clips is longer than its context, so there is no frame to score; "
+                f"lower dataset.context_length (it is {context}) or give longer clips"
+            )
+        self._report(task, scores, device, () if end_frames else video.options.metrics)
+        drawing.grid()
+        report.draw_curves(self.run, task, scores)
         self._say_where(task)
 
-    def _report(self, task: str, scores: Scores, where: torch.device, asked: Sequence[str]) -> None:
-        actions = video_report.of_actions(scores)
-        for line in video_report.lines(scores, actions):
+    def _report(self, task: str, scores: Scores, device: torch.device, metrics: Sequence[str]) -> None:
+        gain = report.action_gain(scores)
+        for line in report.lines(scores, gain):
             self._say(line)
-        distances = distances_of(scores, asked, where=where, say=self._say)  # may add a curve
-        metrics: dict[str, Any] = video_report.summary(scores) | actions | distances
-        metrics["peak_memory_megabytes"] = devices.peak_memory(where)
-        self._say(
-            f"  {scores.clips} clips, {metrics['seconds_per_frame']:.3f} s a frame, at most {metrics['peak_memory_megabytes']:.0f} MB held"
-        )
-        self.run.summary({f"{task}/{name}": value for name, value in metrics.items()})
-        rows = video_report.rows(scores)
-        self.run.table(f"{task}_frames", rows, caption=f"Each predicted frame of {scores.clips} clips, {task}")
+        distances = distances_of(scores, metrics, device=device, say=self._say)  # may add a curve
+        numbers: dict[str, Any] = report.summary(scores) | gain | distances
+        memory = numbers["peak_memory_megabytes"] = devices.peak_memory(device)
+        self._say(f"  {scores.clips} clips, {numbers['seconds_per_frame']:.3f} s a frame, at most {memory:.0f} MB held")
+        self.run.summary({f"{task}/{name}": value for name, value in numbers.items()})
+        caption = f"Each predicted frame of {scores.clips} clips, {task}"
+        self.run.table(f"{task}_frames", report.rows(scores), caption=caption)
 
     def _say_where(self, task: str) -> None:
         if isinstance(self.run, NullRun):
@@ -280,14 +232,14 @@ class VideoExperiment(BaseExperiment):
         self._say(f"{task}: numbers   {self.run.folder / 'metrics.json'}")
         self._say(f"{task}: frames    {self.run.folder / 'tables' / f'{task}_frames.csv'} (and .json)")
         if self.options.films:
-            self._say(f"{task}: pictures  {self.run.pictures} (films, sheet, curves)")
+            self._say(f"{task}: pictures  {self.run.pictures} (videos, grid, curves)")
         if self.options.save_predictions:
             self._say(f"{task}: pixels    {self.run.folder / 'predictions'}")
 
     def _loader(self, task: str, options: ValidationOptions | TestOptions) -> BatchLoader:
-        own = getattr(self.dataset, task, self.dataset.validation)
+        clips = getattr(self.dataset, task, self.dataset.validation)()
         return BatchLoader(
-            own(),
+            clips,
             batch_size=options.batch_size,
             shuffle=options.data.shuffle,
             seed=self.seed,
@@ -295,24 +247,68 @@ class VideoExperiment(BaseExperiment):
         )
 
 
-def batches_of(limit: int | float | None, there: int) -> int:
-    """How many of `there` batches `limit_batch` means: a number, a share, or all; at least one."""
+class RolloutsInTraining(Callback):
+    """Rolls out, scores and draws every batch of a validation during training.
+
+    The noise depends on the run's seed alone, so one validation compares with the next.
+    """
+
+    def __init__(self, experiment: VideoExperiment) -> None:
+        self._experiment = experiment
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Video)
+        self._roller = self._experiment.roller(pl_module, seed=self._experiment.seed)
+        self._scores = Scores(self._roller.metrics)
+        self._drawing = self._experiment.drawing("training", videos=False)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: VideoBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(pl_module, Video)
+        clips = VideoBatch(*batch)
+        valid = clips.valid.clone()
+        valid[pl_module.counted_rows(len(valid)) :] = False  # clips of another process
+        clips = clips._replace(valid=valid)
+        with trainer.precision_plugin.val_step_context(), self._drawing.of(clips, batch_idx) as on_chunk:
+            self._roller.roll(clips, batch_idx, self._scores, on_chunk=on_chunk)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Video)
+        if not self._scores.clips:
+            return
+        if pl_module.share is not None:
+            self._scores = Scores.joined(gathered([replace(self._scores, openings={})]))
+        self._drawing.grid(f"Truth and prediction after {trainer.global_step:,} steps; amber: observed frames")
+        for name, value in report.in_training(self._scores).items():
+            pl_module.log(f"validation/{name}", value, sync_dist=True)
+        del self._roller, self._scores, self._drawing
+
+
+def batches_of(limit: int | float | None, available: int) -> int:
+    """How many of the `available` batches `limit_batch` means: a number, a share, or all; at least one."""
     if limit is None:
-        return there
-    wanted = math.ceil(limit * there) if isinstance(limit, float) else limit
-    return max(1, min(wanted, there))
+        return available
+    wanted = math.ceil(limit * available) if isinstance(limit, float) else limit
+    return max(1, min(wanted, available))
 
 
 def _check_interpolation(algorithm: VideoOptions, frames: float, end_frames: int) -> None:
     """UserError where clips of `frames` frames, cut to the window, have no middle between context and `end_frames`."""
-    f, given, length = algorithm.frame_stack, algorithm.context_frames, min(algorithm.n_frames, frames)
+    f, context, length = algorithm.frame_stack, algorithm.context_frames, min(algorithm.n_frames, frames)
     key = "experiment.interpolation.end_frames"
     if end_frames % f:
         raise UserError(f"{key} {end_frames} is no multiple of algorithm.frame_stack {f}; pass {key}={f}")
-    if not given:
+    if not context:
         raise UserError(f"interpolation needs frames at both ends; pass dataset.context_length={f} or more")
-    if given + end_frames >= length:
+    if context + end_frames >= length:
         raise UserError(
-            f"dataset.context_length {given} and {key} {end_frames} leave nothing to fill in of {length} frames; "
+            f"dataset.context_length {context} and {key} {end_frames} leave nothing to fill in of {length} frames; "
             "lower one of them, or take a model with a longer window"
         )

@@ -1,13 +1,14 @@
-"""Clips rolled out and scored chunk by chunk, so that memory does not grow with their length.
+"""Rolls clips out and scores them chunk by chunk, so that memory does not grow with their length.
 
-A batch is rolled out once; every chunk of predicted frames is compared with the truth as it comes, beside what two trivial predictors say
-(the last frame of the context again, and the mean of its frames), and then let go. What is kept of a frame is a few numbers; of the first
-`OPENING` predicted frames also the pixels, for distances between distributions.
+Each chunk of predicted frames is compared with the truth as it comes, together with trivial baselines, and then
+dropped. A few numbers are kept of every frame, and the pixels of the first `OPENING` predicted frames for LPIPS, FID
+and FVD.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -22,77 +23,78 @@ from diffusion_forcing.diffusion import Sampler
 from diffusion_forcing.metrics.video import WINDOW, copy_last, frame_curves, mean_frame
 
 OPENING = 16
-"""Predicted frames of each clip that are kept whole: the length at which FVD is compared."""
+"""Predicted frames of each clip whose pixels are kept: the length at which FVD is compared."""
 MODEL, TRUTH = "model", "truth"
 COPY, MEAN, BLEND, SHUFFLED = "copy_last", "mean_frame", "linear_blend", "shuffled_actions"
+PIXEL_MEAN, PIXEL_SQUARE = "pixel_mean", "pixel_square"
+"""Curves of MODEL and TRUTH beside the metrics: the mean of each frame's pixels and of their squares."""
+
 OnChunk = Callable[[int, Tensor, Tensor], None]
 """`on_chunk(start, prediction, truth)`: frames start … of the clips, both (b, n, c, h, w) in [0, 1]."""
-
+Baselines = Callable[[int, int], dict[str, Tensor]]
+"""`baselines(start, stop)`: their predictions of frames start … stop - 1, each (b, stop - start, c, h, w)."""
 Curve = NDArray[np.float64]
 
 
 def frame_metrics(resolution: int) -> list[str]:
-    """The metrics of single frames of this many pixels a side: windowed ones need frames larger than their window."""
+    """The metrics of frames of this many pixels a side; SSIM and UIQI need frames larger than their window."""
     return ["mse", "psnr", "ssim", "uiqi"] if resolution >= WINDOW else ["mse", "psnr"]
 
 
 @dataclass
 class Scores:
-    """What was measured of `clips` clips so far, in the order of the horizon: frame 0 is the first predicted one."""
+    """Measurements of all clips so far. Frame 0 is the first predicted one."""
 
     metrics: Sequence[str]
-    curves: dict[str, dict[str, list[Curve]]] = field(default_factory=dict)
-    """Predictor: metric: an array (b, n) a batch; NaN where a clip has ended."""
-    moments: dict[str, list[Curve]] = field(default_factory=dict)
-    """Model and truth: an array (b, n, 2) a batch, mean and mean square of each frame's pixels; NaN where a clip has ended."""
-    openings: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Predictor or truth: the first predicted frames of each batch, (b, ≤ OPENING, c, h, w) uint8, of clips that last so long."""
+    curves: dict[tuple[str, str], list[Curve]] = field(default_factory=lambda: defaultdict(list))
+    """(predictor, metric): an array (b, n) for each batch; NaN after the end of a clip."""
+    openings: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    """Predictor or TRUTH: for each batch the first predicted frames (b, ≤ OPENING, c, h, w), uint8, of long enough clips."""
     seconds: float = 0.0
     frames: int = 0
     """Frames predicted in `seconds`, clips times length."""
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """What was measured of the clips of all `parts`, such as those of several processes."""
+        """The measurements of all `parts`, such as those of several processes."""
         whole = cls(parts[0].metrics)
         for part in parts:
-            for who, curves in part.curves.items():
-                for metric, found in curves.items():
-                    whole.curves.setdefault(who, {}).setdefault(metric, []).extend(found)
-            for who, moments in part.moments.items():
-                whole.moments.setdefault(who, []).extend(moments)
+            for key, batches in part.curves.items():
+                whole.curves[key] += batches
             for who, openings in part.openings.items():
-                whole.openings.setdefault(who, []).extend(openings)
-            whole.seconds, whole.frames = whole.seconds + part.seconds, whole.frames + part.frames
+                whole.openings[who] += openings
+            whole.seconds += part.seconds
+            whole.frames += part.frames
         return whole
 
     @property
     def clips(self) -> int:
-        return sum(len(part) for part in self.curves.get(MODEL, {}).get(self.metrics[0], []))
+        return sum(map(len, self.curves.get((MODEL, self.metrics[0]), [])))
 
     def curve(self, who: str, metric: str) -> Curve:
-        """(clips, n) of a predictor; batches of other lengths are filled up with NaN."""
-        return _stacked(self.curves[who][metric])
+        """(clips, n) of a predictor; shorter batches end in NaN."""
+        batches = self.curves[who, metric]
+        longest = max(batch.shape[1] for batch in batches)
+        padded = [np.pad(b, [(0, 0), (0, longest - b.shape[1])], constant_values=np.nan) for b in batches]
+        return np.concatenate(padded)
 
     def pixels(self, who: str) -> tuple[Curve, Curve]:
         """Mean and variance of the pixels of all clips at each frame, (n,) each; `who` is MODEL or TRUTH."""
-        first, second = np.moveaxis(mean_of(_stacked(self.moments[who])), -1, 0)
-        return first, second - first**2
+        mean, square = (mean_of(self.curve(who, metric)) for metric in (PIXEL_MEAN, PIXEL_SQUARE))
+        return mean, square - mean**2
 
     def opening(self, who: str) -> Tensor:
         """(clips, t, c, h, w) in [0, 1]."""
         return torch.cat(self.openings[who]).float() / 255
 
-    def add(self, who: str, found: dict[str, Tensor], valid: Tensor) -> None:
-        """The curves (b, n) of one whole batch."""
-        keep = valid.cpu().numpy()
-        for metric, values in found.items():
-            curve = np.where(keep, values.double().numpy(), np.nan)
-            self.curves.setdefault(who, {}).setdefault(metric, []).append(curve)
+    def add(self, who: str, curves: dict[str, Tensor], valid: Tensor) -> None:
+        """Add the curves (b, n) of a batch; `valid: (b, n)` is false after the end of a clip."""
+        for metric, values in curves.items():
+            self.curves[who, metric].append(np.where(valid.cpu().numpy(), values.double().numpy(), np.nan))
 
 
 class Roller:
-    """Rolls batches out with the network one samples with. `metrics`: of single frames."""
+    """Rolls batches of clips out with `sampler` and scores them."""
 
     def __init__(
         self,
@@ -103,128 +105,64 @@ class Roller:
         seed: int,
         on_frames: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """on_frames: told how many frames were just predicted, clips times length."""
+        """metrics: of single frames. on_frames: called with the number of frames just predicted, clips times length."""
         self.video = video
         self.sampler = sampler
         self.metrics = metrics
         self.seed = seed
         self.on_frames = on_frames
 
-    def roll(
-        self,
-        batch: VideoBatch,
-        number: int,
-        scores: Scores,
-        *,
-        on_chunk: OnChunk | None = None,
-        baselines: bool = True,
-    ) -> None:
-        """Roll the clips of batch `number` out from their context, on the device of the model, and add to `scores`."""
-        given, length = self.video.options.context_frames, batch.frames.shape[1]
-        context = batch.frames[:, :given].float() / 255
+    def roll(self, batch: VideoBatch, number: int, scores: Scores, *, on_chunk: OnChunk | None = None) -> None:
+        """Predict the clips of batch `number` from their context and add to `scores`, on the model's device."""
+        start, length = self.video.options.context_frames, batch.frames.shape[1]
+        context = batch.frames[:, :start].float() / 255
 
-        def rivals(start: int, stop: int) -> dict[str, Tensor]:
-            if not baselines or not given:
+        def baselines(start: int, stop: int) -> dict[str, Tensor]:
+            if not context.shape[1]:
                 return {}
             return {COPY: copy_last(context, stop - start), MEAN: mean_frame(context, stop - start)}
 
-        self._score(self.stream(batch, number, length), batch, given, length, scores, rivals, on_chunk)
+        self._score(self.stream(batch, number, length), batch, slice(start, length), scores, baselines, on_chunk)
 
     def fill(
         self, batch: VideoBatch, number: int, scores: Scores, *, end_frames: int, on_chunk: OnChunk | None = None
     ) -> None:
-        """Fill in what lies between the context of the clips of batch `number` and their last `end_frames` frames; add to `scores`."""
-        given, stop = self.video.options.context_frames, batch.frames.shape[1] - end_frames
-        first, last = batch.frames[:, :given].float() / 255, batch.frames[:, stop:].float() / 255
+        """Fill in the clips of batch `number` between their context and last `end_frames` frames; add to `scores`."""
+        start, stop = self.video.options.context_frames, batch.frames.shape[1] - end_frames
+        before, after = (batch.frames[:, i, None].float() / 255 for i in (start - 1, stop))
 
-        def rivals(start: int, end: int) -> dict[str, Tensor]:
-            far = torch.arange(start - given + 1, end - given + 1, device=last.device) / (stop - given + 1)
-            blend = torch.lerp(first[:, -1:], last[:, :1], far[:, None, None, None])
-            return {COPY: copy_last(first, end - start), BLEND: blend}
+        def baselines(first: int, last: int) -> dict[str, Tensor]:
+            weight = torch.arange(first - start + 1, last - start + 1, device=after.device) / (stop - start + 1)
+            blend = torch.lerp(before, after, weight[:, None, None, None])
+            return {COPY: copy_last(before, last - first), BLEND: blend}
 
-        middle = (frames[:, given:stop] for frames in self._filled(batch, number, end_frames))
-        self._score(middle, batch, given, stop, scores, rivals, on_chunk)
+        middle = (frames[:, start:stop] for frames in self._filled(batch, number, end_frames))
+        self._score(middle, batch, slice(start, stop), scores, baselines, on_chunk)
 
-    def _filled(self, batch: VideoBatch, number: int, end_frames: int) -> Iterator[Tensor]:
-        """Whole clips (b, T, c, h, w) in [0, 1], when they are asked for."""
-        video, f = self.video, self.video.options.frame_stack
-        tokens, _, conditions = video.encode(batch)
-        known = torch.zeros(tokens.shape[1], dtype=torch.bool)
-        known[: video.options.context_tokens] = True
-        known[len(known) - end_frames // f :] = True
-        filled = self.sampler.fill(tokens, known, conditions=conditions, generator=self._generator(number))
-        yield video.frames(filled).clamp(0, 1)
-        self.on_frames(int((~known).sum()) * f * len(tokens))
+    def roll_shuffled(self, batch: VideoBatch, number: int, scores: Scores) -> None:
+        """Predict the first `OPENING` frames of the same clips from the same noise with other clips' future actions.
 
-    def _score(
-        self,
-        chunks: Iterator[Tensor],
-        batch: VideoBatch,
-        given: int,
-        stop: int,
-        scores: Scores,
-        rivals: Callable[[int, int], dict[str, Tensor]],
-        on_chunk: OnChunk | None,
-    ) -> None:
-        """Compare the `chunks` of frames given … stop - 1 with the truth as they come, beside what `rivals(start, stop)` say of them."""
-        parts: dict[str, list[dict[str, Tensor]]] = {}
-        moments: dict[str, list[Tensor]] = {MODEL: [], TRUTH: []}
-        openings: dict[str, list[Tensor]] = {}
-        now, began = given, time.perf_counter()
-        for prediction in chunks:
-            scores.seconds += time.perf_counter() - began
-            count = prediction.shape[1]
-            truth = batch.frames[:, now : now + count].float() / 255
-            predictors = {MODEL: prediction, **rivals(now, now + count)}
-            for who, frames in predictors.items():
-                parts.setdefault(who, []).append(frame_curves(frames, truth, self.metrics))
-            for who, frames in ((MODEL, prediction), (TRUTH, truth)):
-                moments[who].append(_moments(frames))
-            left = OPENING - (now - given)
-            if left > 0:
-                for who, frames in (*predictors.items(), (TRUTH, truth)):
-                    openings.setdefault(who, []).append((frames[:, :left] * 255).round().byte().cpu())
-            if on_chunk is not None:
-                on_chunk(now, prediction, truth)
-            now += count
-            began = time.perf_counter()
-        scores.frames += (stop - given) * len(batch.frames)
-        valid = batch.valid[:, given:stop]
-        for who, found in parts.items():
-            scores.add(who, {name: torch.cat([part[name] for part in found], dim=1) for name in self.metrics}, valid)
-        for who, each in moments.items():
-            keep = valid[..., None].cpu().numpy()
-            scores.moments.setdefault(who, []).append(np.where(keep, torch.cat(each, dim=1).double().numpy(), np.nan))
-        whole = valid[:, :OPENING].all(dim=1).cpu()
-        for who, chunks_of in openings.items():
-            scores.openings.setdefault(who, []).append(torch.cat(chunks_of, dim=1)[whole])
-
-    def roll_shuffled(self, batch: VideoBatch, number: int, scores: Scores, *, frames: int = OPENING) -> None:
-        """The same clips from the same noise, but each with the future actions of the clip before it; the first `frames` frames.
-
-        A batch of one clip has no other: its scores are NaN.
+        Each clip gets the actions of the clip before it. The scores of a batch of one clip are NaN.
         """
-        given = self.video.options.context_frames
-        length = min(batch.frames.shape[1], given + frames)
+        start = self.video.options.context_frames
+        stop = min(batch.frames.shape[1], start + OPENING)
+        valid = batch.valid[:, start:stop]
         if len(batch.frames) == 1:
-            nothing = torch.full((1, length - given), torch.nan)
-            scores.add(SHUFFLED, dict.fromkeys(self.metrics, nothing), batch.valid[:, given:length])
+            scores.add(SHUFFLED, dict.fromkeys(self.metrics, torch.full(valid.shape, torch.nan)), valid)
             return
         mixed = batch._replace(
-            actions=torch.cat([batch.actions[:, :given], batch.actions.roll(1, dims=0)[:, given:]], dim=1),
-            known=torch.cat([batch.known[:, :given], batch.known.roll(1, dims=0)[:, given:]], dim=1),
+            actions=torch.cat([batch.actions[:, :start], batch.actions.roll(1, dims=0)[:, start:]], dim=1),
+            known=torch.cat([batch.known[:, :start], batch.known.roll(1, dims=0)[:, start:]], dim=1),
         )
-        found = []
-        now = given
-        for prediction in self.stream(mixed, number, length):
+        parts, now = [], start
+        for prediction in self.stream(mixed, number, stop):
             truth = batch.frames[:, now : now + prediction.shape[1]].float() / 255
-            found.append(frame_curves(prediction, truth, self.metrics))
+            parts.append(frame_curves(prediction, truth, self.metrics))
             now += prediction.shape[1]
-        curves = {name: torch.cat([part[name] for part in found], dim=1) for name in self.metrics}
-        scores.add(SHUFFLED, curves, batch.valid[:, given:length])
+        scores.add(SHUFFLED, _concatenated(parts), valid)
 
     def stream(self, batch: VideoBatch, number: int, length: int) -> Iterator[Tensor]:
-        """The model's chunks for the clips of batch `number`; the noise belongs to (seed, number)."""
+        """The model's chunks for the clips of batch `number`; the noise depends on (seed, number) alone."""
         video = self.video
         conditioned = bool(video.options.condition_width)
         chunks = video.stream(
@@ -239,37 +177,91 @@ class Roller:
             yield chunk
             self.on_frames(chunk.shape[0] * chunk.shape[1])
 
+    def _filled(self, batch: VideoBatch, number: int, end_frames: int) -> Iterator[Tensor]:
+        """Whole clips (b, T, c, h, w) in [0, 1], computed when they are asked for."""
+        video, f = self.video, self.video.options.frame_stack
+        tokens, _, conditions = video.encode(batch)
+        known = torch.zeros(tokens.shape[1], dtype=torch.bool)
+        known[: video.options.context_tokens] = True
+        known[len(known) - end_frames // f :] = True
+        filled = self.sampler.fill(tokens, known, conditions=conditions, generator=self._generator(number))
+        yield video.frames(filled).clamp(0, 1)
+        self.on_frames(int((~known).sum()) * f * len(tokens))
+
+    def _score(
+        self,
+        chunks: Iterator[Tensor],
+        batch: VideoBatch,
+        span: slice,
+        scores: Scores,
+        baselines: Baselines,
+        on_chunk: OnChunk | None,
+    ) -> None:
+        """Compare `chunks`, the predictions of frames `span`, and the baselines with the truth as they come."""
+        curves: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
+        openings: dict[str, list[Tensor]] = defaultdict(list)
+        now, started = span.start, time.perf_counter()
+        for chunk in chunks:
+            _synchronize(chunk.device)
+            scores.seconds += time.perf_counter() - started
+            prediction = chunk.float()  # half precision under autocast
+            stop = now + prediction.shape[1]
+            truth = batch.frames[:, now:stop].float() / 255
+            predictions = {MODEL: prediction, **baselines(now, stop)}
+            for who, frames in predictions.items():
+                curves[who].append(frame_curves(frames, truth, self.metrics))
+            curves[MODEL][-1] |= _pixel_statistics(prediction)
+            curves[TRUTH].append(_pixel_statistics(truth))
+            left = OPENING - (now - span.start)
+            if left > 0:
+                for who, frames in (*predictions.items(), (TRUTH, truth)):
+                    openings[who].append((frames[:, :left] * 255).round().byte().cpu())
+            if on_chunk is not None:
+                on_chunk(now, prediction, truth)
+            now, started = stop, time.perf_counter()
+        scores.frames += (span.stop - span.start) * len(batch.frames)
+        valid = batch.valid[:, span]
+        for who, parts in curves.items():
+            scores.add(who, _concatenated(parts), valid)
+        whole = valid[:, :OPENING].all(dim=1).cpu()
+        for who, pieces in openings.items():
+            scores.openings[who].append(torch.cat(pieces, dim=1)[whole])
+
     def _generator(self, number: int) -> torch.Generator:
         seed = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0]
         return self.video.generator(int(seed) % 2**63)
 
 
-def _moments(frames: Tensor) -> Tensor:
-    """Mean and mean square of the pixels of each frame: (b, n, 2)."""
-    return torch.stack([frames.mean(dim=(2, 3, 4)), frames.square().mean(dim=(2, 3, 4))], dim=-1).cpu()
-
-
-def _stacked(parts: Sequence[Curve]) -> Curve:
-    """Arrays (b, n, …) of several batches as one; shorter ones end in NaN."""
-    longest = max(part.shape[1] for part in parts)
-    filled = [
-        np.pad(part, [(0, 0), (0, longest - part.shape[1]), *[(0, 0)] * (part.ndim - 2)], constant_values=np.nan)
-        for part in parts
-    ]
-    return np.concatenate(filled)
-
-
 def mean_of(values: Curve) -> Curve:
-    """The mean over clips where there are any, else NaN, without a warning."""
+    """Mean over the first axis, ignoring NaN; NaN, without a warning, where nothing else is there."""
     count = np.isfinite(values).sum(axis=0)
     total = np.nansum(values, axis=0)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
 def mean_and_interval(values: Curve) -> tuple[Curve, Curve, Curve]:
-    """(clips, n) to the mean over clips at each frame and its 95 % interval (normal, from the clips' spread): (n,) each."""
+    """Mean over clips of (clips, n) and its 95 % interval (normal, from the clips' spread): (n,) each."""
     mean, count = mean_of(values), np.isfinite(values).sum(axis=0)
     spread = mean_of((values - mean) ** 2)
     error = 1.96 * np.sqrt(spread / np.maximum(count - 1, 1))
     error = np.where(count > 1, error, np.nan)
     return mean, mean - error, mean + error
+
+
+def _pixel_statistics(frames: Tensor) -> dict[str, Tensor]:
+    """Mean and mean square of the pixels of each frame (b, n, c, h, w): (b, n) each, on the CPU."""
+    return {
+        PIXEL_MEAN: frames.mean(dim=(2, 3, 4)).cpu(),
+        PIXEL_SQUARE: frames.square().mean(dim=(2, 3, 4)).cpu(),
+    }
+
+
+def _concatenated(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Curves (b, n) of consecutive chunks as one."""
+    return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+
+
+def _synchronize(device: torch.device) -> None:
+    """Wait for the device, so that times measured on the CPU include its work."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()

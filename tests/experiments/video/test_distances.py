@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,16 @@ from torch import Tensor, nn
 from diffusion_forcing.experiments.video import distances as video_distances
 from diffusion_forcing.experiments.video import report as video_report
 from diffusion_forcing.experiments.video.distances import distances_of
-from diffusion_forcing.experiments.video.rollouts import COPY, MEAN, MODEL, SHUFFLED, TRUTH, Scores
+from diffusion_forcing.experiments.video.rollouts import (
+    COPY,
+    MEAN,
+    MODEL,
+    PIXEL_MEAN,
+    PIXEL_SQUARE,
+    SHUFFLED,
+    TRUTH,
+    Scores,
+)
 from diffusion_forcing.metrics import i3d
 from diffusion_forcing.metrics.frechet import frechet_ratio, frechet_report
 from diffusion_forcing.metrics.lpips import LPIPS
@@ -55,19 +63,16 @@ def scores_of(clips: int = 8, frames: int = 10, side: int = 32, batches: int = 2
         for who, amount in ((TRUTH, 0.0), (MODEL, 0.2), (COPY, 0.8), (MEAN, 0.5)):
             other = torch.rand(truth.shape, generator=rng)
             pixels = (torch.lerp(truth, other, amount) * 255).round().byte()
-            scores.openings.setdefault(who, []).append(pixels)
-            moments = torch.zeros(len(truth) + 1, frames, 2).numpy().astype(np.float64)
-            if who in (TRUTH, MODEL):
-                scores.moments.setdefault(who, []).append(moments)
-            if who != TRUTH:
-                curve = torch.full((len(truth) + 1, frames), amount)
-                scores.add(who, {"mse": curve, "psnr": curve}, torch.ones(len(truth) + 1, frames, dtype=torch.bool))
+            scores.openings[who].append(pixels)
+            curve = torch.full((len(truth) + 1, frames), amount)
+            names = (PIXEL_MEAN, PIXEL_SQUARE) if who == TRUTH else ("mse", "psnr", PIXEL_MEAN, PIXEL_SQUARE)
+            scores.add(who, dict.fromkeys(names, curve), torch.ones(curve.shape, dtype=torch.bool))
     return scores
 
 
 def measured(scores: Scores, metrics: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
-    return distances_of(scores, metrics, where=CPU, say=said.append), said
+    return distances_of(scores, metrics, device=CPU, say=said.append), said
 
 
 def test_fvd_is_of_the_openings_beside_copying_with_n_interval_floor_and_ratio(networks: None) -> None:
@@ -102,7 +107,8 @@ def test_fid_is_of_all_frames_of_the_openings_and_names_its_clips(networks: None
 
 def test_lpips_is_one_more_curve_of_every_predictor(networks: None) -> None:
     scores = scores_of()
-    scores.curves[SHUFFLED] = {"mse": scores.curves[MODEL]["mse"], "psnr": scores.curves[MODEL]["psnr"]}
+    for metric in ("mse", "psnr"):
+        scores.curves[SHUFFLED, metric] = scores.curves[MODEL, metric]
     found, said = measured(scores, ["lpips"])
     assert found == {} and scores.metrics == ["mse", "psnr", "lpips"] and len(said) == 3
     numbers, rows = video_report.summary(scores), video_report.rows(scores)

@@ -16,7 +16,7 @@ from diffusion_forcing.algorithms.video import UNetOptions, Video, VideoDiffusio
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.video import report as video_report
-from diffusion_forcing.experiments.video.report import Drawing, pixels_of, writing
+from diffusion_forcing.experiments.video.drawing import Drawing, pixels_of, writing
 from diffusion_forcing.experiments.video.rollouts import BLEND, COPY, MEAN, MODEL, SHUFFLED, OnChunk, Roller, Scores
 from diffusion_forcing.metrics.video import PSNR_CAP
 from diffusion_forcing.tracking.run import NullRun, Run
@@ -101,7 +101,7 @@ def test_the_table_has_a_row_for_each_predicted_frame_and_the_gain_is_that_over_
     assert [row["frame"] for row in rows] == list(range(1, 8))
     assert all(row["clips"] == 2 and row["psnr"] == PSNR_CAP for row in rows)
     black = -10 * np.log10(((clips.frames[:, GIVEN:].double() / 255) ** 2).mean(dim=(2, 3, 4)).numpy())
-    gain = video_report.of_actions(scores)
+    gain = video_report.action_gain(scores)
     assert gain["actions_gain"] == pytest.approx(PSNR_CAP - black.mean(), rel=1e-5)
     assert gain["actions_gain_frame_4"] == pytest.approx(PSNR_CAP - black.mean(axis=0)[3], rel=1e-5)
 
@@ -114,12 +114,12 @@ def test_a_last_batch_of_one_clip_has_no_other_actions_and_spoils_nothing() -> N
         knowing.roll(clips, number, scores)
         knowing.roll_shuffled(clips, number, scores)
     assert scores.curve(SHUFFLED, "psnr").shape == (3, 7)
-    assert np.isfinite(video_report.of_actions(scores)["actions_gain"])
+    assert np.isfinite(video_report.action_gain(scores)["actions_gain"])
     alone = Scores(["mse", "psnr"])
     clips = batch(9, 1, actions=3)
     Knowing(clips).roll(clips, 0, alone)
     Knowing(clips).roll_shuffled(clips, 0, alone)
-    assert video_report.of_actions(alone) == {}
+    assert video_report.action_gain(alone) == {}
 
 
 def test_padded_frames_count_nothing() -> None:
@@ -177,7 +177,7 @@ def most_retained(length: int, folder: Path) -> int:
     """The most bytes of tensors beside the clips at a chunk of a rollout of `length` frames: filmed, written to disk, scored."""
     model, clips, found = video(), batch(length), []
     scores, run = Scores(["mse", "psnr"]), Run.create(folder, "long")
-    drawing = Drawing(run, "test", clips=1, given=GIVEN, predictions=folder)
+    drawing = Drawing(run, "test", clips=1, context=GIVEN, predictions=folder)
     before = retained()
     with drawing.of(clips, 0) as on_chunk:
 
@@ -211,7 +211,7 @@ def stopped_after_two_frames(on_chunk: OnChunk, clips: VideoBatch) -> None:
 
 def test_predictions_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     clips = batch(9)
-    drawing = Drawing(NullRun(tmp_path / "null"), "test", clips=0, given=GIVEN, predictions=tmp_path / "kept")
+    drawing = Drawing(NullRun(tmp_path / "null"), "test", clips=0, context=GIVEN, predictions=tmp_path / "kept")
     with drawing.of(clips, 3) as on_chunk:
         Knowing(clips).roll(clips, 0, Scores(["mse", "psnr"]), on_chunk=on_chunk)
     kept = np.load(tmp_path / "kept" / "test_0003.npy")
@@ -230,8 +230,31 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_a_film_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     run, clips = Run.create(tmp_path, "stopped"), batch(9)
-    drawing = Drawing(run, "test", clips=2, given=GIVEN)
+    drawing = Drawing(run, "test", clips=2, context=GIVEN)
     with pytest.raises(KeyboardInterrupt), drawing.of(clips, 0) as on_chunk:
         stopped_after_two_frames(on_chunk, clips)
-    drawing.sheet()
+    drawing.grid()
     assert not list(run.pictures.iterdir())
+
+
+class Halved(Knowing):
+    """Its predictions come in half precision, as from a network under autocast."""
+
+    def stream(self, batch: VideoBatch, number: int, length: int) -> Any:
+        for chunk in super().stream(batch, number, length):
+            yield (chunk * 0.9).bfloat16()
+
+
+def test_scores_are_computed_in_float32_whatever_the_precision_of_the_model() -> None:
+    clips = batch(9)
+    plain, autocast = Scores(["mse", "psnr"]), Scores(["mse", "psnr"])
+    Halved(clips).roll(clips, 0, plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Halved(clips).roll(clips, 0, autocast)
+    prediction = (clips.frames[:, GIVEN:].float() / 255 * 0.9).bfloat16().double().numpy()
+    for scores in (plain, autocast):
+        assert set(scores.curves) == set(plain.curves)
+        mean, variance = scores.pixels(MODEL)
+        np.testing.assert_allclose(mean, prediction.mean(axis=(0, 2, 3, 4)), rtol=1e-5)
+        np.testing.assert_allclose(variance, prediction.var(axis=(0, 2, 3, 4)), rtol=1e-4)
+        np.testing.assert_array_equal(scores.curve(MODEL, "psnr"), plain.curve(MODEL, "psnr"))

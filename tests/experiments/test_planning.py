@@ -17,11 +17,18 @@ from diffusion_forcing.algorithms.planning.planner import PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.vector import VectorMaze2d
-from diffusion_forcing.experiments.planning import LEAST_PULL, Episodes, PlayOptions, play
+from diffusion_forcing.experiments.planning import LEAST_PULL, Episodes, play
 
 MAZE = Maze.from_ascii(r"#######\#OOOOO#\#O###O#\#OOOOG#\#######")
 CPU = torch.device("cpu")
-PLAY = PlayOptions(open_loop_horizon=10, episode_len=40, controller="pd", stay_at_goal=True, warm_start=0.0)
+PLAY = PlanningOptions(
+    observation_mean=(0.0, 0.0),
+    observation_std=(1.0, 1.0),
+    open_loop_horizon=10,
+    episode_len=40,
+    controller="pd",
+    stay_at_goal=True,
+)
 
 
 def untrained(*, actions: bool = False, sampling_timesteps: int = 3, eta: float = 0.0, **changes: Any) -> Planning:
@@ -46,7 +53,7 @@ def untrained(*, actions: bool = False, sampling_timesteps: int = 3, eta: float 
 
 
 def played(
-    planner: Any, count: int, options: PlayOptions = PLAY, *, first: int = 0, steps: int = 40, goal: Any = "random"
+    planner: Any, count: int, options: PlanningOptions = PLAY, *, first: int = 0, steps: int = 40, goal: Any = "random"
 ) -> Episodes:
     env = VectorMaze2d(MAZE, count, goal=goal, max_steps=steps)
     with torch.no_grad():
