@@ -1,11 +1,13 @@
 """Generate a data set of episodes with a simulator, on several processes: every episode is a complete file or missing.
 
-The layout is TECO's: `<folder>/{training,validation,test}/NNNNNN.npz` with `video` (T, h, w, 3) uint8, `actions` (T,) and whatever else the
-simulator returns. The arrays are not compressed, so that a clip is read by position. An episode follows from the simulator's recipe, its split and
-its index alone. An interrupted generation therefore continues with the missing episodes and ends in the same bytes, whatever the number of workers,
-and asking for more episodes later makes only the new ones. `recipe.json` prevents episodes of two recipes in one folder.
+The layout is TECO's: `<folder>/{training,validation,test}/NNNNNN.npz` with `video` (T, h, w, 3) uint8, `actions` (T,)
+and whatever else the simulator returns. The arrays are not compressed, so that a clip is read by position. An episode
+follows from the simulator's recipe, its split and its index alone. An interrupted generation therefore continues with
+the missing episodes and ends in the same bytes, whatever the number of workers, and asking for more episodes later
+makes only the new ones. `recipe.json` prevents episodes of two recipes in one folder.
 
-Workers are spawned processes that receive one episode at a time through a pipe and end when it closes, also if this process is killed.
+Workers are spawned processes that receive one episode at a time through a pipe and end when it closes, also if this
+process is killed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 import signal
 import traceback
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -34,15 +36,15 @@ Episode = Mapping[str, NDArray[Any]]
 Task = tuple[str, int]
 """Split and index."""
 
+Save = Callable[[Path, Episode], None]
+
 _CLOSE_SECONDS = 5.0
 """Time for a worker to close its simulator before it is killed."""
 
 
 class Simulator(Protocol):
-    """What makes episodes. It is pickled into each worker, which calls `make` many times and `close` once; slow starts are left to `make`.
-
-    A simulator with a method `save(path, episode)` writes its own files, each whole or not at all, `path` last.
-    """
+    """What makes episodes. It is pickled into each worker, which calls `make` many times and `close` once; slow
+    starts are left to `make`."""
 
     @property
     def frames(self) -> int:
@@ -53,19 +55,33 @@ class Simulator(Protocol):
         """Everything that determines the bytes of the episodes, for `recipe.json`."""
 
     def make(self, split: str, index: int) -> Episode:
-        """The arrays of an episode: `video` (T, h, w, 3) uint8, `actions` (T,) or (T, a), and others. The same recipe gives the same bytes."""
+        """The arrays of an episode: `video` (T, h, w, 3) uint8, `actions` (T,) or (T, a), and others. The same
+        recipe gives the same bytes."""
 
     def close(self) -> None:
         """Release what `make` opened."""
 
 
+def save_episode(path: Path, episode: Episode) -> None:
+    """Write one episode; the bytes depend on the arrays only."""
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **episode)  # type: ignore[arg-type]
+
+
 def generate(
-    simulator: Simulator, folder: Path, counts: Mapping[str, int], *, workers: int = 0, progress: bool = True
+    simulator: Simulator,
+    folder: Path,
+    counts: Mapping[str, int],
+    *,
+    save: Save = save_episode,
+    workers: int = 0,
+    progress: bool = True,
 ) -> list[Path]:
     """Make the missing episodes 0 … counts[split] - 1 of every split in `folder`; return the files of all, in order.
 
-    workers: number of processes, 0 for one on each core. Raises `UserError` if `folder` holds episodes of another recipe or cannot be written, or
-    if the simulator is not installed. Finished episodes stay, and the next call continues.
+    save: writes the files of an episode, each whole or not at all, `path` last. workers: number of processes, 0 for one
+    on each core. Raises `UserError` if `folder` holds episodes of another recipe or cannot be written, or if the
+    simulator is not installed. Finished episodes stay, and the next call continues.
     """
     check_minimum("workers", workers, 0)
     with locked(folder):
@@ -77,7 +93,7 @@ def generate(
             progress_bar(
                 f"generating {folder.name}", total=total, done=total - left, unit="frames", show=progress
             ) as bar,
-            _Workers(simulator, folder, min(len(missing), workers or _cores())) as pool,
+            _Workers((simulator, save, folder), min(len(missing), workers or _cores())) as pool,
         ):
             for _ in pool.run(missing):
                 bar.advance(simulator.frames)
@@ -89,26 +105,18 @@ def episode_file(folder: Path, split: str, index: int) -> Path:
     return folder / split / f"{index:06d}.npz"
 
 
-def save_episode(path: Path, episode: Episode) -> None:
-    """Write one episode; the bytes depend on the arrays only."""
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **episode)  # type: ignore[arg-type]
-
-
 class _Workers:
     """Worker processes. Leaving the `with` block ends them, immediately if it is left by an exception."""
 
-    def __init__(self, simulator: Simulator, folder: Path, count: int) -> None:
-        self._simulator, self._folder, self._count = simulator, folder, count
+    def __init__(self, job: tuple[Simulator, Save, Path], count: int) -> None:
+        self._job, self._count = job, count
         self._processes: dict[Connection, BaseProcess] = {}
 
     def __enter__(self) -> _Workers:
         context = multiprocessing.get_context("spawn")
         for number in range(self._count):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work, args=(self._simulator, self._folder, theirs), name=f"episodes-{number}", daemon=True
-            )
+            process = context.Process(target=_work, args=(*self._job, theirs), name=f"episodes-{number}", daemon=True)
             process.start()
             theirs.close()
             self._processes[ours] = process
@@ -162,8 +170,9 @@ class _Workers:
             )
 
 
-def _work(simulator: Simulator, folder: Path, connection: Connection) -> None:
-    """A worker process: make the episodes that arrive through `connection` and answer None or the exception, until it closes."""
+def _work(simulator: Simulator, save: Save, folder: Path, connection: Connection) -> None:
+    """A worker process: make the episodes that arrive through `connection` and answer None or the exception, until
+    it closes."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C reaches only the main process, which ends this one; simulators never see it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -171,17 +180,16 @@ def _work(simulator: Simulator, folder: Path, connection: Connection) -> None:
     try:
         while True:
             split, index = connection.recv()
-            connection.send(_make(simulator, folder, split, index))
+            connection.send(_make(simulator, save, folder, split, index))
     except (EOFError, ConnectionError):
         pass
     finally:
         simulator.close()
 
 
-def _make(simulator: Simulator, folder: Path, split: str, index: int) -> Exception | None:
+def _make(simulator: Simulator, save: Save, folder: Path, split: str, index: int) -> Exception | None:
     try:
         with explaining_os_errors(f"cannot write in {folder}", "make room or choose another dataset.save_dir"):
-            save = getattr(simulator, "save", save_episode)
             save(episode_file(folder, split, index), simulator.make(split, index))
     except UserError as error:
         return error

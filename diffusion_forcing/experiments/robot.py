@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.algorithms.robot.algorithm import Robot, RobotPolicyOptions
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
 from diffusion_forcing.environments.swap.environment import SwapBatch, SwapEnv
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
@@ -56,11 +56,9 @@ class RobotExperimentOptions(ExperimentOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.episodes < 1:
-            raise UserError(f"experiment.episodes is {self.episodes}; it must be at least 1")
+        check_minimum("experiment.episodes", self.episodes, 1)
         for name in ("episode_seed", "films", "episodes_in_training", "distractors"):
-            if getattr(self, name) < 0:
-                raise UserError(f"experiment.{name} is {getattr(self, name)}; it must be at least 0")
+            check_minimum(f"experiment.{name}", getattr(self, name), 0)
         if not 0 <= self.blocking <= 1:
             raise UserError(f"experiment.blocking is {self.blocking}; it is a probability from 0 to 1")
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.robot.video import read_image, resize
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum
 
 Image = NDArray[np.uint8]
 Actions = NDArray[np.float32]
@@ -56,8 +56,8 @@ class CameraOptions:
             raise UserError(f"camera_timeout is {self.camera_timeout}; it must be above 0 s")
         if not 0 <= self.blocking <= 1:
             raise UserError(f"blocking is {self.blocking}; it is a probability from 0 to 1")
-        if self.seed < 0 or self.distractors < 0:
-            raise UserError(f"seed is {self.seed}, distractors {self.distractors}; both must be at least 0")
+        check_minimum("seed", self.seed, 0)
+        check_minimum("distractors", self.distractors, 0)
 
 
 class Cameras(Protocol):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.algorithms.robot.algorithm import Robot
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum
 from diffusion_forcing.serve.cameras import HOME, CameraOptions, Cameras, open_cameras
 
 STOPPED = b"stopped"
@@ -63,8 +63,7 @@ class ServeOptions(CameraOptions):
         if not self.session_timeout > 0:
             raise UserError(f"session_timeout is {self.session_timeout}; it must be above 0 s")
         for name in ("max_sessions", "max_bytes", "report_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            check_minimum(name, getattr(self, name), 1)
 
     @property
     def local(self) -> bool:

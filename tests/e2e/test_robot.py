@@ -147,9 +147,9 @@ def test_every_network_and_packing_is_a_choice(tiny: list[str], words: list[str]
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["algorithm=df_video"], "dataset=robot_swap has none"),
+        (["algorithm=df_video"], "algorithm=df_video"),
         (["dataset.action_stack=10"], "observation_shape"),
-        (["experiment.distractors=-1"], "experiment.distractors is -1"),
+        (["experiment.distractors=-1"], "experiment.distractors"),
         (["experiment.blocking=2"], "from 0 to 1"),
         (["load=maze2d_medium_x"], "is a checkpoint for planning"),
     ],

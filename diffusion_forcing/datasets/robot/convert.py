@@ -21,7 +21,7 @@ from diffusion_forcing.datasets.robot.lerobot_writer import LeRobotOptions, writ
 from diffusion_forcing.datasets.robot.released import ReleasedFolders
 from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, RobotSource, check_camera
 from diffusion_forcing.datasets.robot.video import write_video
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_choice, explaining_os_errors
 from diffusion_forcing.files import locked, remove_leftovers, replacing, write_atomic
 from diffusion_forcing.progress import Bar, progress_bar
 
@@ -40,8 +40,7 @@ class ConvertOptions(LeRobotOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.to not in LAYOUTS:
-            raise UserError(f"--to is {self.to!r}; allowed: {', '.join(LAYOUTS)}")
+        check_choice("--to", self.to, LAYOUTS)
         if self.resolution is not None and not 8 <= self.resolution <= 4096:
             raise UserError(f"--resolution is {self.resolution}; allowed: 8 to 4096 pixels a side")
 
@@ -101,7 +100,7 @@ def _write_ours(
     source: RobotSource, target: Path, counts: Mapping[str, int], options: ConvertOptions, bar: Bar
 ) -> None:
     partial = target.with_name(f".{target.name}.partial")
-    try:
+    with explaining_os_errors(f"cannot write {target}", "make room and run it again to continue"):
         _begin(partial, source, counts, options)
         for split, count in counts.items():
             folder = partial / split
@@ -115,10 +114,6 @@ def _write_ours(
         if target.exists():
             target.rmdir()
         os.replace(partial, target)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {target}: {error.strerror or error}; make room and run it again to continue"
-        ) from error
 
 
 def _begin(partial: Path, source: RobotSource, counts: Mapping[str, int], options: ConvertOptions) -> None:

@@ -20,11 +20,11 @@ from torch.utils.data import Dataset
 from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.datasets.generate import Simulator, generate
 from diffusion_forcing.datasets.robot.cache import FrameCache
-from diffusion_forcing.datasets.robot.files import RATE, RobotFiles, SavedAsVideos
+from diffusion_forcing.datasets.robot.files import RATE, RobotFiles, save_demonstration
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.released import is_released
 from diffusion_forcing.datasets.robot.source import SPLITS, RobotSource
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum
 from diffusion_forcing.progress import progress_bar
 
 CAMERAS = ("front", "over")
@@ -68,8 +68,8 @@ class RobotOptions:
 
     def __post_init__(self) -> None:
         for name in ("action_stack", "n_frames", "num_episodes", "num_validation_episodes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"dataset.{name} is {getattr(self, name)}; it must be at least 1")
+            check_minimum(f"dataset.{name}", getattr(self, name), 1)
+        check_minimum("dataset.tail", self.tail, 0)
         if not 1 <= self.n_cameras <= len(self.cameras):
             raise UserError(
                 f"dataset.n_cameras is {self.n_cameras}; dataset.cameras names {len(self.cameras)}: "
@@ -79,8 +79,6 @@ class RobotOptions:
             raise UserError(f"dataset.cameras is {list(self.cameras)}; give different names")
         if self.resolution < 16 or self.resolution % 8 or self.resolution > 512:
             raise UserError(f"dataset.resolution is {self.resolution}; it must be a multiple of 8 from 16 to 512")
-        if self.tail < 0:
-            raise UserError(f"dataset.tail is {self.tail}; it must be at least 0")
         shape = (3 * self.n_cameras + self.action_stack, self.resolution, self.resolution)
         if tuple(self.observation_shape) != shape:
             raise UserError(
@@ -147,8 +145,14 @@ class RobotDataset:
                 f"dataset.cameras is {list(self.cameras)}; the simulator has {', '.join(CAMERAS)}, and {root} has no "
                 "other demonstrations"
             )
-        simulator = SavedAsVideos(self._simulator())
-        return generate(simulator, root, options.counts, workers=options.workers, progress=progress)
+        return generate(
+            self._simulator(),
+            root,
+            options.counts,
+            save=save_demonstration,
+            workers=options.workers,
+            progress=progress,
+        )
 
     def _source(self, progress: bool) -> RobotSource:
         """The set in `save_dir`, generated where there is none."""

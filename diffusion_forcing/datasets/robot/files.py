@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.generate import Simulator
 from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, check_actions, stamp_of
 from diffusion_forcing.datasets.robot.video import TooSmall, read_video, write_video
 from diffusion_forcing.errors import UserError
@@ -113,35 +111,6 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def video_file(path: Path, camera: str) -> Path:
     """The video of a camera beside the npz `path`."""
     return path.with_name(f"{path.stem}.{camera}.mp4")
-
-
-@dataclass(frozen=True)
-class SavedAsVideos:
-    """A simulator whose episodes `generate` saves in our layout."""
-
-    simulator: Simulator
-
-    @property
-    def frames(self) -> int:
-        """See `Simulator`."""
-        return self.simulator.frames
-
-    @property
-    def recipe(self) -> Mapping[str, str | int | float]:
-        """See `Simulator`."""
-        return self.simulator.recipe
-
-    def make(self, split: str, index: int) -> Mapping[str, NDArray[Any]]:
-        """See `Simulator`."""
-        return self.simulator.make(split, index)
-
-    def save(self, path: Path, episode: Mapping[str, NDArray[Any]]) -> None:
-        """See `save_demonstration`."""
-        save_demonstration(path, episode)
-
-    def close(self) -> None:
-        """See `Simulator`."""
-        self.simulator.close()
 
 
 def _read_npz(path: Path) -> Demonstration:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from diffusion_forcing.datasets.robot import lerobot as layout
 from diffusion_forcing.datasets.robot.lerobot import import_pyarrow
 from diffusion_forcing.datasets.robot.source import ACTION, Demonstration, check_actions
 from diffusion_forcing.datasets.robot.video import CODECS, VideoWriter
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_choice, explaining_os_errors
 from diffusion_forcing.files import replacing
 
 DONE = "next.done"
@@ -49,8 +48,7 @@ class LeRobotOptions:
     video_files_size_in_mb: float = 200
 
     def __post_init__(self) -> None:
-        if self.codec not in CODECS:
-            raise UserError(f"codec is {self.codec!r}; allowed: {', '.join(CODECS)}")
+        check_choice("codec", self.codec, CODECS)
         for name in ("fps", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -64,14 +62,12 @@ def write_lerobot(
     exists or one cannot be written."""
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} exists; choose a new folder")
-    try:
-        with replacing(root) as temporary:
-            temporary.mkdir(parents=True)
-            _Writer(temporary, options or LeRobotOptions()).write(demonstrations)
-    except (OSError, av.FFmpegError) as error:
-        raise UserError(
-            f"cannot write {root}: {error.strerror or error}; make room or choose another folder"
-        ) from error
+    with (
+        explaining_os_errors(f"cannot write {root}", "make room or choose another folder"),
+        replacing(root) as temporary,
+    ):
+        temporary.mkdir(parents=True)
+        _Writer(temporary, options or LeRobotOptions()).write(demonstrations)
     return root
 
 

@@ -28,7 +28,7 @@ from diffusion_forcing.datasets.robot.source import (
     stamp_of,
 )
 from diffusion_forcing.datasets.robot.video import read_video, video_metadata
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.pickles import MAX_BYTES, Refused, read_arrays
 
 TRAJECTORIES = (".npz", ".json", ".pkl", ".pickle")
@@ -160,10 +160,8 @@ class ReleasedFolders:
 
 
 def _folders(root: Path) -> list[Path]:
-    try:
+    with explaining_os_errors(f"cannot read the folder {root}", "choose another"):
         return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"cannot read the folder {root}: {error.strerror or error}") from error
 
 
 def _trajectories(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.environments.swap.environment import SwapEnv
 from diffusion_forcing.environments.swap.scene import CAMERAS, DOWN, HOME, OBJECTS, SLOT_X, SLOTS_Y, TABLE
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum
 
 SPEED = 0.06
 """Maximum distance of one action, m."""
@@ -103,10 +103,8 @@ class SwapEpisodes:
     blocking: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"generate_seed must be at least 0, got {self.seed}")
-        if self.noise < 0:
-            raise UserError(f"noise is {self.noise}; it is a length in m, at least 0")
+        check_minimum("generate_seed", self.seed, 0)
+        check_minimum("noise", self.noise, 0)
 
     @property
     def frames(self) -> int:

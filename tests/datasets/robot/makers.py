@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.generate import generate
-from diffusion_forcing.datasets.robot.files import SavedAsVideos, save_demonstration
+from diffusion_forcing.datasets.robot.files import save_demonstration
 from diffusion_forcing.datasets.robot.video import write_video
 
 CAMERAS = ("front", "over")
@@ -111,4 +111,4 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":  # a generation in a process of its own: makers.py FOLDER
-    generate(SavedAsVideos(Slow(0.05)), Path(sys.argv[1]), {"training": 200, "validation": 2}, workers=2)
+    generate(Slow(0.05), Path(sys.argv[1]), {"training": 200, "validation": 2}, workers=2, save=save_demonstration)

@@ -209,11 +209,11 @@ def test_sources_that_are_none_are_one_line(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["a"], "takes a folder and a new one, got 1"),
-        (["a", "b", "--to", "rlds"], "--to is 'rlds'; allowed: ours, lerobot"),
+        (["a", "b", "--to", "rlds"], "--to 'rlds' is unknown; choose one of ours, lerobot"),
         (["a", "b", "--allow-pickles"], "has no option '--allow-pickles' (did you mean"),
         (["a", "b", "--fps", "many"], "invalid float value"),
         (["a", "b", "--fps", "0"], "fps is 0.0"),
-        (["a", "b", "--codec", "divx"], "allowed: lossless, h264, av1"),
+        (["a", "b", "--codec", "divx"], "lossless, h264, av1"),
         (["a", "b", "--cameras", "front=,over"], "give different names"),
         (["a", "b", "--resolution", "4"], "8 to 4096"),
     ],
