@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import accumulate
 from pathlib import Path
@@ -69,26 +69,20 @@ def _merged(a: Point, b: Point | None = None) -> Point:
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """The curves of a `metrics.jsonl`, by metric; none without the file. Lines cut short by a kill are skipped."""
-    try:
-        with path.open("rb") as lines:
-            return curves_of(lines)
-    except FileNotFoundError:
-        return {}
-
-
-def curves_of(lines: Iterable[bytes]) -> dict[str, Curve]:
-    """The curves of the lines of a `metrics.jsonl`."""
+    """The curves of a `metrics.jsonl`, by metric; none without the file. Damaged lines are skipped."""
     curves: dict[str, Curve] = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-            step = record["step"]
-        except (ValueError, TypeError, KeyError):
-            continue
-        for name, value in record.items():
-            if name not in ("step", "time") and isinstance(value, (int, float)):
-                curves.setdefault(name, Curve()).add(step, value)
+    if not path.exists():
+        return curves
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+                step = record["step"]
+            except (ValueError, TypeError, KeyError):
+                continue
+            for name, value in record.items():
+                if name not in ("step", "time") and isinstance(value, (int, float)):
+                    curves.setdefault(name, Curve()).add(step, value)
     return curves
 
 

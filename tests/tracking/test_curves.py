@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_forcing.tracking.charts import POINTS, Curve, curves_of, read_curves
+from diffusion_forcing.tracking.charts import POINTS, Curve, read_curves
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(2, 20))
@@ -67,7 +67,7 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     assert [p.first for p in curve.points()] == [0, 3]
 
 
-def test_broken_lines_are_skipped() -> None:
+def test_broken_lines_are_skipped(tmp_path: Path) -> None:
     texts = [
         b'{"step": 1, "time": 5, "a": 1}',
         b'{"step": 2, "a',
@@ -76,7 +76,8 @@ def test_broken_lines_are_skipped() -> None:
         b"\xff",
         b'{"step": 3, "a": null, "b": "x", "c": 2}',
     ]
-    curves = curves_of(texts)
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(texts))
+    curves = read_curves(tmp_path / "metrics.jsonl")
     assert {name: [(p.first, p.mean) for p in curve.points()] for name, curve in curves.items()} == {
         "a": [(1, 1)],
         "c": [(3, 2)],

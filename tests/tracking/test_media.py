@@ -1,4 +1,4 @@
-"""Pictures and films, read back by other programs' decoders."""
+"""Images and videos, read back by other programs' decoders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import av
 import numpy as np
 import pytest
 
-from diffusion_forcing.tracking.media import png_bytes, write_mp4
+from diffusion_forcing.tracking.media import Mp4, png_bytes
 from diffusion_forcing.tracking.run import Run
+
+
+def write(path: Path, frames: np.ndarray, *, fps: float) -> None:
+    video = Mp4(path, fps=fps)
+    video.add(frames)
+    video.close()
 
 
 def decoded(source: object) -> np.ndarray:
@@ -29,23 +35,23 @@ def test_a_png_holds_exactly_its_pixels(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 49)])
-def test_a_film_has_its_frames_size_rate_and_colours(tmp_path: Path, height: int, width: int) -> None:
+def test_a_video_has_its_frames_size_rate_and_colours(tmp_path: Path, height: int, width: int) -> None:
     frames = np.zeros((6, height, width, 3), np.uint8)
     frames[:, :, width // 2 :] = (200, 40, 90)
     frames += np.arange(6, dtype=np.uint8)[:, None, None, None] * 8
     before = frames.copy()
-    write_mp4(tmp_path / "film.mp4", frames, fps=12.5)
-    found = decoded(str(tmp_path / "film.mp4"))
+    write(tmp_path / "video.mp4", frames, fps=12.5)
+    found = decoded(str(tmp_path / "video.mp4"))
     assert found.shape == (6, height + height % 2, width + width % 2, 3)  # the codec wants even sides
     assert np.abs(found[:, :height, :width].astype(int) - frames).mean() < 4
-    with av.open(str(tmp_path / "film.mp4")) as container:
+    with av.open(str(tmp_path / "video.mp4")) as container:
         assert float(container.streams.video[0].average_rate) == 12.5  # type: ignore[arg-type]
         assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"  # what every browser plays
     assert (frames == before).all()
 
 
-def test_a_run_keeps_a_film_with_its_last_frame_as_poster(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, "film")
+def test_a_run_keeps_a_video_with_its_last_frame_as_poster(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "video")
     frames = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     run.video("the plan", frames, fps=10, caption="row by row")
     assert (decoded(str(run.pictures / "the-plan-poster.png"))[0] == frames[-1]).all()
@@ -54,20 +60,20 @@ def test_a_run_keeps_a_film_with_its_last_frame_as_poster(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)])
-def test_pictures_of_another_kind_are_refused(pixels: np.ndarray) -> None:
+def test_images_of_another_kind_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(ValueError, match="uint8"):
         png_bytes(pixels)
 
 
-def test_films_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_videos_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="uint8"):
-        write_mp4(tmp_path / "x.mp4", np.zeros((3, 4, 4, 3)), fps=5)
+        write(tmp_path / "x.mp4", np.zeros((3, 4, 4, 3)), fps=5)
     with pytest.raises(ValueError, match="fps"):
-        write_mp4(tmp_path / "x.mp4", np.zeros((3, 4, 4, 3), np.uint8), fps=0)
+        write(tmp_path / "x.mp4", np.zeros((3, 4, 4, 3), np.uint8), fps=0)
 
 
-def test_a_film_that_comes_in_pieces_is_the_film_that_comes_at_once(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, "film")
+def test_a_video_that_comes_in_pieces_is_the_video_that_comes_at_once(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "video")
     frames = np.random.default_rng(0).integers(0, 256, (7, 18, 24, 3), dtype=np.uint8)
     run.video("whole", frames, fps=10)
     with run.video_writer("pieces", fps=10) as add:
@@ -84,8 +90,8 @@ def test_a_film_that_comes_in_pieces_is_the_film_that_comes_at_once(tmp_path: Pa
     ]
 
 
-def test_a_film_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, "film")
+def test_a_video_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "video")
 
     def interrupted() -> None:
         with run.video_writer("half") as add:

@@ -29,7 +29,7 @@ def lines(run: Run) -> list[dict]:
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_has_its_folder_id_facts_and_link(tmp_path: Path) -> None:
+def test_a_run_has_its_folder_id_metadata_and_link(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "maze", command=["main.py", "+name=maze"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-maze", str(run.folder.relative_to(tmp_path)))
     assert re.fullmatch(r"[a-z][a-z0-9]{7}", run.id)
@@ -170,7 +170,7 @@ def test_what_fails_later_warns_once_and_goes_on(tmp_path: Path, monkeypatch: py
     assert [*run.pictures.glob(".*"), *run.folder.glob(".*")] == []
 
 
-def test_pictures_come_from_arrays_files_and_figures(tmp_path: Path) -> None:
+def test_images_come_from_arrays_files_and_figures(tmp_path: Path) -> None:
     run = Run.create(tmp_path, "pictures")
     run.image("array", PICTURE)
     run.image("from/file", run.pictures / "array.png", "a copy")

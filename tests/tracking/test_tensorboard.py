@@ -33,7 +33,7 @@ def scalars(run: TrackedRun, name: str) -> list[tuple[int, float]]:
     return [(event.step, round(event.value, 6)) for event in read(run).Scalars(name)]
 
 
-def test_curves_pictures_films_tables_and_results_are_in_its_event_files(tmp_path: Path) -> None:
+def test_curves_images_videos_tables_and_results_are_in_its_event_files(tmp_path: Path) -> None:
     from PIL import Image
 
     run = start(TrackedRun.create(tmp_path, "toy"), video_frames=4, video_width=16)

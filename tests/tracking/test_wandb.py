@@ -61,7 +61,7 @@ def expected(*steps: int) -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
-def test_a_run_is_on_wandb_with_config_curves_pictures_results_and_its_newest_checkpoint(
+def test_a_run_is_on_wandb_with_config_curves_images_results_and_its_newest_checkpoint(
     server: WandbServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = start(tmp_path)

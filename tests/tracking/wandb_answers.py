@@ -154,14 +154,6 @@ class Answers:
         file = {"id": "RmlsZTox", "uploadUrl": self._place(v["artifactID"], v["name"]), "uploadHeaders": []}
         return {"createArtifactManifest": {"artifactManifest": {"id": v["artifactID"], "file": file}}}
 
-    def on_UpdateArtifactManifest(self, v: dict[str, Any]) -> dict[str, Any]:
-        file = {
-            "id": "RmlsZTox",
-            "uploadUrl": self._place(v["artifactManifestID"], "wandb_manifest.json"),
-            "uploadHeaders": [],
-        }
-        return {"updateArtifactManifest": {"artifactManifest": {"id": v["artifactManifestID"], "file": file}}}
-
     def on_CreateArtifactFiles(self, v: dict[str, Any]) -> dict[str, Any]:
         edges = []
         for file in v["input"]["artifactFiles"]:
@@ -193,12 +185,6 @@ class Answers:
 
     def on_ArtifactByID(self, v: dict[str, Any]) -> dict[str, Any]:
         return {"artifact": self._artifact(self.artifacts[v["id"]])}
-
-    def on_RunOutputArtifacts(self, v: dict[str, Any]) -> dict[str, Any]:
-        found = [a for a in self.artifacts.values() if a["run"] == v["run"] and a["state"] == "COMMITTED"]
-        edges = [{"node": self._artifact(a)} for a in found]
-        page = {"endCursor": None, "hasNextPage": False}
-        return {"project": {"run": {"artifacts": {"totalCount": len(edges), "pageInfo": page, "edges": edges}}}}
 
     def on_ProjectArtifacts(self, v: dict[str, Any]) -> dict[str, Any]:
         found = self.versions(v["collection"])
