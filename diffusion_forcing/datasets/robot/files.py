@@ -8,17 +8,15 @@ length of a video that continues after the last action.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, check_actions, stamp_of
-from diffusion_forcing.datasets.robot.video import TooSmall, read_video, write_video
+from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, check_actions, reading, stamp_of
+from diffusion_forcing.datasets.robot.video import read_video, write_video
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import replacing
 
@@ -26,7 +24,7 @@ RATE = 10
 """Frames and actions per second of the demonstrations made here."""
 NOTE = "converted.json"
 """In a converted set: its origin and fps."""
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, av.FFmpegError)
+_REMEDY = "remove it, then generate or convert it again"
 
 
 class RobotFiles:
@@ -58,14 +56,11 @@ class RobotFiles:
         stored = _read_npz(path)
         needed = len(stored["actions"]) + 1
         expected = int(stored.get(f"frames.{camera}", needed))
-        try:
-            frames = read_video(video_file(path, camera), size)
+        video = video_file(path, camera)
+        with reading(video, _REMEDY):
+            frames = read_video(video, size)
             if len(frames) != expected or expected < needed:
-                raise ValueError(
-                    f"camera {camera} has {len(frames)} frames for {needed - 1} actions, expected {expected}"
-                )
-        except _DAMAGE as failure:
-            raise _unreadable(path, failure) from failure
+                raise ValueError(f"it has {len(frames)} frames for {needed - 1} actions, expected {expected}")
         return frames[:needed]
 
     def stamp(self, split: str, index: int, camera: str) -> str:
@@ -87,10 +82,8 @@ class RobotFiles:
         note = self.root / NOTE
         if not note.exists():
             return RATE
-        try:
+        with reading(note, "convert the set again"):
             return float(json.loads(note.read_text())["fps"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{note} is damaged ({error}); convert the set again") from error
 
 
 def save_demonstration(path: Path, episode: Mapping[str, NDArray[Any]], fps: float = RATE) -> None:
@@ -114,16 +107,6 @@ def video_file(path: Path, camera: str) -> Path:
 
 
 def _read_npz(path: Path) -> Demonstration:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+    with reading(path, _REMEDY), np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
         return {**arrays, "actions": check_actions(arrays["actions"])}
-    except _DAMAGE as failure:
-        raise _unreadable(path, failure) from failure
-
-
-def _unreadable(path: Path, failure: Exception) -> UserError:
-    if isinstance(failure, TooSmall):
-        return UserError(f"{path}: {failure}; lower dataset.resolution or choose another dataset.save_dir")
-    reason = f"{failure} is missing" if isinstance(failure, KeyError) else failure
-    return UserError(f"{path} cannot be read: {reason}; remove it, then generate or convert it again")

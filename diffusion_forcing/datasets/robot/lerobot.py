@@ -14,13 +14,10 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +28,7 @@ from diffusion_forcing.datasets.robot.source import (
     check_camera,
     check_quaternions,
     default_splits,
+    reading,
     stamp_of,
 )
 from diffusion_forcing.datasets.robot.video import read_image, read_segment, squeeze
@@ -67,99 +65,34 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-@dataclass(frozen=True)
-class Info:
-    """The content of meta/info.json that is needed to read a set. splits: episodes of "training", "validation" and
-    others."""
-
-    root: Path
-    fps: float
-    features: Mapping[str, Mapping[str, Any]]
-    data_path: str
-    video_path: str
-    splits: Mapping[str, range]
-
-    @property
-    def cameras(self) -> dict[str, str]:
-        """Feature of every camera by its name, which is the feature without `observation.images.`."""
-        keys = [key for key, feature in self.features.items() if feature.get("dtype") in ("video", "image")]
-        return {key.removeprefix(IMAGES): key for key in keys}
-
-    def file(self, template: str, **parts: Any) -> Path:
-        """The file that `data_path` or `video_path` names."""
-        try:
-            name = Path(template.format(**parts))
-        except (KeyError, ValueError, IndexError, AttributeError) as error:
-            raise UserError(f"{self.root / INFO}: {template!r} is not a template of file names ({error})") from error
-        if name.is_absolute() or ".." in name.parts:
-            raise UserError(f"{self.root / INFO}: {template!r} points outside {self.root}")
-        return self.root / name
-
-
-def read_info(root: Path) -> Info:
-    """meta/info.json of the set in `root`. UserError where it is missing, damaged, or of another version."""
-    path = root / INFO
-    if not path.exists():
-        older = (root / "meta" / "episodes.jsonl").exists()
-        hint = f"; it looks like an older version: convert it with LeRobot's own {_CONVERTER}" if older else ""
-        raise UserError(f"{root} is not a LeRobot set of version {VERSION}: {INFO} is missing{hint}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = str(content["codebase_version"])
-        if not version.startswith("v3."):
-            raise UserError(
-                f"{root} is a LeRobot set of version {version}, expected {VERSION}: convert it with LeRobot's own "
-                f"{_CONVERTER}"
-            )
-        info = Info(
-            root=root,
-            fps=float(content["fps"]),
-            features={str(key): dict(feature) for key, feature in content["features"].items()},
-            data_path=str(content.get("data_path") or DATA),
-            video_path=str(content.get("video_path") or VIDEOS),
-            splits=_splits(content.get("splits") or {}, int(content["total_episodes"])),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(f"{path} cannot be read: {reason}") from error
-    if not 0 < info.fps < 1e4:
-        raise UserError(f"{path}: fps is {info.fps}, expected frames per second")
-    return info
-
-
-def _splits(splits: Mapping[str, Any], total: int) -> dict[str, range]:
-    """`{"train": "0:150", …}` under our names; without a validation split, the first episodes."""
-    ranges: dict[str, range] = {}
-    for name, text in splits.items():
-        begin, _, end = str(text).partition(":")
-        ranges[name] = range(int(begin), min(int(end), total))
-    training = ranges.get("train") or ranges.get("training") or range(total)
-    validation = next((ranges[name] for name in _VALIDATION if ranges.get(name)), None)
-    if validation is None:
-        return {split: training[part.start : part.stop] for split, part in default_splits(len(training)).items()}
-    return {"training": training, "validation": validation}
-
-
 class LeRobotSet:
-    """The LeRobot set in `root` as a `RobotSource`. UserError where it cannot be read, or its robot does not act as
-    ours."""
+    """The LeRobot set in `root` as a `RobotSource`. UserError where it cannot be read, or its robot does not act as ours."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.info = root, read_info(root)
-        self.fps = self.info.fps
         import_pyarrow()
-        self._orders = {"action": self._action_order(), STATE: _order(_names(self.info.features.get(STATE, {})))}
+        self.root = root
+        info = self._read_info()
+        with reading(root / INFO):
+            self.fps = float(info["fps"])
+            if not 0 < self.fps < 1e4:
+                raise ValueError(f"fps is {self.fps}, expected frames per second")
+            self._features = {str(key): dict(feature) for key, feature in info["features"].items()}
+            self._data_path, self._video_path = info.get("data_path") or DATA, info.get("video_path") or VIDEOS
+            self.splits = _splits(info.get("splits") or {}, int(info["total_episodes"]))
+        kinds = {key: feature.get("dtype") for key, feature in self._features.items()}
+        self._cameras = {key.removeprefix(IMAGES): key for key, kind in kinds.items() if kind in ("video", "image")}
+        self._orders = {"action": self._action_order(), STATE: _order(_names(self._features.get(STATE, {})))}
         self._episodes = self._read_episodes()
         self._rows = lru_cache(1)(self._read_rows)
 
     @property
     def counts(self) -> Mapping[str, int]:
         """Number of demonstrations in every split."""
-        return {split: len(numbers) for split, numbers in self.info.splits.items()}
+        return {split: len(numbers) for split, numbers in self.splits.items()}
 
     def cameras(self) -> list[str]:
         """Names of all cameras, without `observation.images.`."""
-        return list(self.info.cameras)
+        return list(self._cameras)
 
     def arrays(self, split: str, index: int) -> Demonstration:
         """See `RobotSource`."""
@@ -192,31 +125,57 @@ class LeRobotSet:
 
     def images(self, split: str, index: int, camera: str, size: int | None = None) -> NDArray[np.uint8]:
         """See `RobotSource`."""
-        key, episode = self.info.cameras[check_camera(self, camera)], self._episode(split, index)
+        key, episode = self._cameras[check_camera(self, camera)], self._episode(split, index)
         path = self._images_file(key, episode)
-        try:
-            if self.info.features[key]["dtype"] == "video":
+        with reading(path):
+            if self._features[key]["dtype"] == "video":
                 start = self._number(episode, f"videos/{key}/from_timestamp")
                 return read_segment(path, start, episode["length"], self.fps, size)
             images = [read_image(data) for data in self._image_files(path, key, episode)]
             if len({image.shape for image in images}) != 1:
                 raise ValueError("its images differ in size")
             return np.stack(images) if size is None else squeeze(np.stack(images), size)
-        except (OSError, ValueError, av.FFmpegError) as error:
-            raise _unreadable(path, error, f" at episode {episode['episode_index']}") from error
 
     def stamp(self, split: str, index: int, camera: str) -> str:
         """See `RobotSource`. The metadata count too: they say where in a file the images are."""
-        key = self.info.cameras[check_camera(self, camera)]
+        key = self._cameras[check_camera(self, camera)]
         return stamp_of(self._images_file(key, self._episode(split, index)), extra=self._metadata_stamp)
 
     @cached_property
     def _metadata_stamp(self) -> str:
         return stamp_of(self.root / INFO, *sorted((self.root / "meta" / "episodes").rglob("*.parquet")))
 
+    def _read_info(self) -> dict[str, Any]:
+        """meta/info.json, of version 3."""
+        path = self.root / INFO
+        if not path.exists():
+            older = (self.root / "meta" / "episodes.jsonl").exists()
+            hint = f"; it looks like an older version: convert it with LeRobot's own {_CONVERTER}" if older else ""
+            raise UserError(f"{self.root} is not a LeRobot set of version {VERSION}: {INFO} is missing{hint}")
+        with reading(path):
+            info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version = str(info["codebase_version"])
+        if not version.startswith("v3."):
+            raise UserError(
+                f"{self.root} is a LeRobot set of version {version}, expected {VERSION}: "
+                f"convert it with LeRobot's own {_CONVERTER}"
+            )
+        return info
+
+    def _file(self, template: str, **parts: Any) -> Path:
+        """The file that `data_path` or `video_path` names."""
+        with reading(self.root / INFO):
+            try:
+                name = Path(template.format(**parts))
+            except (KeyError, IndexError) as error:
+                raise ValueError(f"{template!r} is not a template of file names") from error
+            if name.is_absolute() or ".." in name.parts:
+                raise ValueError(f"{template!r} points outside the set")
+        return self.root / name
+
     def _action_order(self) -> list[int]:
         """The place of each number of our action in theirs."""
-        feature = self.info.features.get("action")
+        feature = self._features.get("action")
         if feature is None:
             raise UserError(f"{self.root} has no feature 'action'; a demonstration needs one")
         shape = list(feature.get("shape") or [])
@@ -245,7 +204,7 @@ class LeRobotSet:
             )
         episodes = {}
         for file in files:
-            with _open_parquet(file) as parquet:
+            with reading(file), import_pyarrow().parquet.ParquetFile(file) as parquet:
                 columns = [name for name in parquet.schema_arrow.names if not name.startswith("stats/")]
                 rows = parquet.read(columns=columns).to_pylist()
             for row in rows:
@@ -255,7 +214,7 @@ class LeRobotSet:
         return episodes
 
     def _episode(self, split: str, index: int) -> dict[str, Any]:
-        number = self.info.splits[split][index]
+        number = self.splits[split][index]
         if number not in self._episodes:
             raise UserError(f"{self.root}: episode {number} is not in meta/episodes; download the set again")
         return self._episodes[number]
@@ -282,17 +241,17 @@ class LeRobotSet:
 
     def _data_file(self, episode: Mapping[str, Any]) -> Path:
         chunk, file = (self._index(episode, f"data/{name}") for name in ("chunk_index", "file_index"))
-        return self.info.file(self.info.data_path, chunk_index=chunk, file_index=file)
+        return self._file(self._data_path, chunk_index=chunk, file_index=file)
 
     def _images_file(self, key: str, episode: Mapping[str, Any]) -> Path:
-        if self.info.features[key]["dtype"] == "image":
+        if self._features[key]["dtype"] == "image":
             return self._data_file(episode)
         chunk, file = (self._index(episode, f"videos/{key}/{name}") for name in ("chunk_index", "file_index"))
-        return self.info.file(self.info.video_path, video_key=key, chunk_index=chunk, file_index=file)
+        return self._file(self._video_path, video_key=key, chunk_index=chunk, file_index=file)
 
     def _read_rows(self, path: Path) -> dict[str, NDArray[Any]]:
         """The needed columns of a data file as arrays, one row per frame."""
-        with _open_parquet(path) as parquet:
+        with reading(path), import_pyarrow().parquet.ParquetFile(path) as parquet:
             names = parquet.schema_arrow.names
             for needed in ("action", "episode_index"):
                 if needed not in names:
@@ -304,7 +263,7 @@ class LeRobotSet:
 
     def _image_files(self, path: Path, key: str, episode: Mapping[str, Any]) -> list[bytes]:
         """The images of a feature of dtype "image", each as the bytes of a file."""
-        with _open_parquet(path) as parquet:
+        with reading(path), import_pyarrow().parquet.ParquetFile(path) as parquet:
             sorting = [name for name in ("frame_index",) if name in parquet.schema_arrow.names]
             own = [("episode_index", "=", episode["episode_index"])]
             table = import_pyarrow().parquet.read_table(path, columns=[key, *sorting], filters=own)
@@ -316,20 +275,17 @@ class LeRobotSet:
         return data
 
 
-@contextmanager
-def _open_parquet(path: Path) -> Iterator[Any]:
-    """A parquet file; errors inside the block become `UserError`s about it."""
-    arrow = import_pyarrow()
-    try:
-        with arrow.parquet.ParquetFile(path) as parquet:
-            yield parquet
-    except (OSError, ValueError, KeyError, TypeError, arrow.ArrowException) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception, where: str = "") -> UserError:
-    reason = "it does not exist" if isinstance(error, FileNotFoundError) else error
-    return UserError(f"{path} cannot be read{where}: {reason}; download the set again")
+def _splits(splits: Mapping[str, Any], total: int) -> dict[str, range]:
+    """`{"train": "0:150", …}` under our names; without a validation split, the first episodes."""
+    ranges: dict[str, range] = {}
+    for name, text in splits.items():
+        begin, _, end = str(text).partition(":")
+        ranges[name] = range(int(begin), min(int(end), total))
+    training = ranges.get("train") or ranges.get("training") or range(total)
+    validation = next((ranges[name] for name in _VALIDATION if ranges.get(name)), None)
+    if validation is None:
+        return {split: training[part.start : part.stop] for split, part in default_splits(len(training)).items()}
+    return {"training": training, "validation": validation}
 
 
 def _array(column: Any) -> NDArray[Any]:

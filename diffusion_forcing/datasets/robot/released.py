@@ -10,12 +10,10 @@ nothing was filmed, is dropped, and the first twentieth of the folders is for va
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,11 +23,12 @@ from diffusion_forcing.datasets.robot.source import (
     check_camera,
     check_quaternions,
     default_splits,
+    reading,
     stamp_of,
 )
 from diffusion_forcing.datasets.robot.video import read_video, video_metadata
 from diffusion_forcing.errors import UserError, explaining_os_errors
-from diffusion_forcing.pickles import MAX_BYTES, Refused, read_arrays
+from diffusion_forcing.pickles import MAX_BYTES, read_arrays
 
 TRAJECTORIES = (".npz", ".json", ".pkl", ".pickle")
 """Endings of a trajectory file, the preferred first."""
@@ -100,10 +99,8 @@ class ReleasedFolders:
         """See `RobotSource`."""
         video = self.video(split, index, camera)
         count = len(self.arrays(split, index)["actions"]) + 1
-        try:
+        with reading(video):
             return read_video(video, size)[:count]
-        except (OSError, ValueError, av.FFmpegError) as error:
-            raise UserError(f"{video} cannot be read: {error}; download it again") from error
 
     def stamp(self, split: str, index: int, camera: str) -> str:
         """See `RobotSource`."""
@@ -141,7 +138,7 @@ class ReleasedFolders:
 
     def _read(self, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Actions (n, 8), and states (n, 8) where the file has them."""
-        try:
+        with reading(path):
             content = _load(path)
             columns = {key: _column(content, key, width) for key, width in _WIDTHS.items() if key in content}
             missing = [key for key in _ACTION if key not in columns]
@@ -152,9 +149,6 @@ class ReleasedFolders:
                 raise ValueError(f"its values differ in length: {lengths}")
             actions = check_actions(np.concatenate([columns[key] for key in _ACTION], axis=1))
             check_quaternions(actions)
-        except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, EOFError) as error:
-            kind = "refused" if isinstance(error, Refused) else "cannot be read"
-            raise UserError(f"{path} {kind}: {error}") from error
         has_states = {*_STATE} <= columns.keys()
         return actions, np.concatenate([columns[key] for key in _STATE], axis=1) if has_states else None
 
@@ -172,10 +166,8 @@ def _trajectories(folder: Path) -> list[Path]:
 
 def _metadata(video: Path) -> tuple[int, float]:
     """Frames and frames per second."""
-    try:
+    with reading(video):
         return video_metadata(video)
-    except (OSError, ValueError, av.FFmpegError) as error:
-        raise UserError(f"{video} cannot be read: {error}; download it again") from error
 
 
 def _load(path: Path) -> Mapping[str, Any]:

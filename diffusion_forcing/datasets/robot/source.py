@@ -9,13 +9,17 @@ name N + 1 images (N + 1, h, w, 3) uint8, one before every action and one after 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.datasets.robot.video import TooSmall
 from diffusion_forcing.errors import UserError
 
 ACTION = ("x", "y", "z", "qx", "qy", "qz", "qw", "grasp")
@@ -26,6 +30,12 @@ _UNIT = 0.02
 """How far the norm of a quaternion may be from 1."""
 _DECODER = 2
 """Raised when the same files would be decoded to other images, so that cached images are decoded again."""
+
+_DAMAGE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, av.FFmpegError),
+)
+"""What numpy, json, pyarrow, Pillow and PyAV raise for a missing or damaged file."""
 
 Demonstration = dict[str, NDArray[Any]]
 
@@ -51,6 +61,22 @@ class RobotSource(Protocol):
 
     def stamp(self, split: str, index: int, camera: str) -> str:
         """Eight hex digits that change when the files behind `images` change. `UserError` where one is missing."""
+
+
+@contextmanager
+def reading(path: Path, remedy: str = "download it again") -> Iterator[None]:
+    """Turn errors of reading inside the block into a `UserError` about `path`."""
+    try:
+        yield
+    except TooSmall as error:
+        raise UserError(f"{path}: {error}; lower dataset.resolution or choose another dataset.save_dir") from error
+    except _DAMAGE as error:
+        reason: object = error
+        if isinstance(error, FileNotFoundError):
+            reason = "it does not exist"
+        elif isinstance(error, KeyError):
+            reason = f"{error} is missing"
+        raise UserError(f"{path} cannot be read: {reason}; {remedy}") from error
 
 
 def check_actions(actions: NDArray[Any]) -> NDArray[np.float32]:
@@ -94,10 +120,8 @@ def stamp_of(*files: Path, extra: str = "") -> str:
     a file is missing."""
     stats: list[tuple[str, int, int]] = []
     for file in files:
-        try:
+        with reading(file, "restore it"):
             found = file.stat()
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
         stats.append((file.name, found.st_size, found.st_mtime_ns))
     return hashlib.sha256(repr((_DECODER, stats, extra)).encode()).hexdigest()[:8]
 
