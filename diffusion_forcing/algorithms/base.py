@@ -21,9 +21,11 @@ from diffusion_forcing.diffusion import (
     Loss,
     build_parameterization,
     build_schedule,
-    counted,
     draw_noise_levels,
     ema_of,
+    loss_mask,
+    per_token,
+    teacher_forcing_loss,
 )
 from diffusion_forcing.diffusion.loss_weighting import Weighting, weighting_of
 from diffusion_forcing.diffusion.noise_levels import MATRICES, NoiseLevel
@@ -273,16 +275,7 @@ class ForcingAlgorithm(lightning.LightningModule):
 
     def sampling_forcing(self) -> DiffusionForcing:
         """The method over the network one samples with."""
-        forcing = self.forcing
-        return DiffusionForcing(
-            self.sampling_network,
-            forcing.schedule,
-            forcing.parameterization,
-            weighting=forcing.weighting,
-            cum_snr_decay=forcing.cum_snr_decay,
-            clip_noise=forcing.clip_noise,
-            stabilization_level=forcing.stabilization_level,
-        )
+        return self.forcing.over(self.sampling_network)
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -303,32 +296,41 @@ class ForcingAlgorithm(lightning.LightningModule):
         return rows if self.share is None else self.share.counted
 
     @property
-    def each(self) -> bool:
-        """Whether next-token prediction trains every token of a sequence at once: the network can be shown a clean past beside them."""
+    def teacher_forced(self) -> bool:
+        """Whether next-token prediction trains all tokens of a sequence at once, by showing the network a clean past beside them."""
         network: Any = self.forcing.network
         return (
-            self.options.noise_level == "teacher_forcing" and hasattr(network, "behind_clean") and network.keeps_memory
+            self.options.noise_level == "teacher_forcing"
+            and hasattr(network, "teacher_forced")
+            and network.keeps_memory
         )
 
-    def draw_levels(self, batch: int, time: int, *, given: int = 0, generator: torch.Generator | None = None) -> Tensor:
-        """Levels (b, t) in −1…K−1 of a training batch, by `algorithm.noise_level`. given: tokens that sampling always begins with."""
+    def draw_levels(
+        self, batch: int, time: int, *, context: int = 0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Levels (b, t) in −1…K−1 of a training batch, by `algorithm.noise_level`. context: tokens that sampling always begins with."""
         return draw_noise_levels(
             self.options.noise_level,
             batch,
             time,
             timesteps=self.options.diffusion.timesteps,
-            given=given,
-            each=self.each,
+            context=context,
+            teacher_forced=self.teacher_forced,
             generator=generator,
             device=self.device,
         )
 
-    def counted_loss(self, x: Tensor, levels: Tensor, *, forcing: DiffusionForcing | None = None, **how: Any) -> Loss:
-        """`DiffusionForcing.loss` of tokens x: (b, t, *c) at `levels`: (b, t) as drawn by `draw_levels`, each token's error times how often
-        it counts."""
-        result = (forcing or self.forcing).loss(x, levels, clean_past=self.each, **how)
-        weight = counted(self.options.noise_level, levels, each=self.each)
-        return result._replace(per_element=result.per_element * weight.reshape(*levels.shape, *(1,) * (x.ndim - 2)))
+    def masked_loss(
+        self, x: Tensor, levels: Tensor, *, forcing: DiffusionForcing | None = None, **options: Any
+    ) -> Loss:
+        """`DiffusionForcing.loss` of tokens x: (b, t, *c) at `levels`: (b, t) from `draw_levels`, 0 where a token is not trained."""
+        forcing = forcing or self.forcing
+        if self.teacher_forced:
+            loss = teacher_forcing_loss(forcing, x, levels, **options)
+        else:
+            loss = forcing.loss(x, levels, **options)
+        mask = loss_mask(self.options.noise_level, levels, teacher_forced=self.teacher_forced)
+        return loss._replace(per_element=loss.per_element * per_token(mask, x))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW; the rate rises linearly over `warmup_steps`, from (1/warmup)·lr at the first."""

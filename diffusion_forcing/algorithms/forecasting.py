@@ -25,8 +25,8 @@ from diffusion_forcing.algorithms.base import (
 from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler
+from diffusion_forcing.diffusion.history import Cache
 from diffusion_forcing.diffusion.noise import normal, uniform
-from diffusion_forcing.diffusion.past import Cache
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
@@ -282,7 +282,7 @@ class Forecasting(ForcingAlgorithm):
         self, encoded: Encoded, levels: Tensor, noise: Tensor, *, forcing: DiffusionForcing | None = None
     ) -> Tensor:
         """The weighted squared error, a mean over what was observed; of several processes' losses the mean is that."""
-        result = self.counted_loss(encoded.x, levels, noise=noise, conditions=encoded.conditions, forcing=forcing)
+        result = self.masked_loss(encoded.x, levels, noise=noise, conditions=encoded.conditions, forcing=forcing)
         observed = encoded.observed.to(encoded.x.dtype)
         count = observed.sum() if self.share is None else mean_of_processes(observed.sum())
         return (result.per_element * observed).sum() / count.clamp(min=1)
@@ -383,7 +383,7 @@ class Forecasting(ForcingAlgorithm):
             chunk_size=together,
             cache=cache,
             conditions=conditions,
-            given=None if given is None else given[rows],
+            observed=None if given is None else given[rows],
             generator=generator,
         )
         done, found = 0, []

@@ -376,7 +376,7 @@ class Video(ForcingAlgorithm):
         levels = mask_absent(draws.levels, per_token.any(dim=-1), self.options.diffusion.timesteps)
         if conditions is not None and draws.dropped is not None:
             conditions = torch.where(draws.dropped[:, None, None], 0, conditions)
-        result = self.counted_loss(tokens, levels, noise=draws.noise, conditions=conditions, forcing=forcing)
+        result = self.masked_loss(tokens, levels, noise=draws.noise, conditions=conditions, forcing=forcing)
         per_frame = result.per_element.unflatten(2, (f, -1))
         return (per_frame * per_token[..., None, None, None]).mean(), result.x0
 

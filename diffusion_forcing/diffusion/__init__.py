@@ -1,19 +1,18 @@
-"""The paper: torch only; no task, no configuration, no file. Read `forcing.py` first."""
+"""The paper: torch only; no task, no configuration, no file. Read `forcing.py` first, then `sampler.py`."""
 
-from diffusion_forcing.diffusion.composition import Composition, compose
 from diffusion_forcing.diffusion.ema import ema_of
 from diffusion_forcing.diffusion.forcing import DiffusionForcing, Loss
-from diffusion_forcing.diffusion.guidance import Guidance
-from diffusion_forcing.diffusion.noise_levels import counted, draw_noise_levels, mask_absent
+from diffusion_forcing.diffusion.guidance import GradientGuidance, classifier_free_guidance, history_guidance
+from diffusion_forcing.diffusion.noise_levels import draw_noise_levels, loss_mask, mask_absent
 from diffusion_forcing.diffusion.parameterization import Prediction, add_noise, build_parameterization
 from diffusion_forcing.diffusion.sampler import Sampler
-from diffusion_forcing.diffusion.schedules import NoiseSchedule, build_schedule
+from diffusion_forcing.diffusion.schedules import NoiseSchedule, build_schedule, per_token
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix, validate_matrix
+from diffusion_forcing.diffusion.teacher_forcing import teacher_forcing_loss
 
 __all__ = [
-    "Composition",
     "DiffusionForcing",
-    "Guidance",
+    "GradientGuidance",
     "Loss",
     "NoiseSchedule",
     "Prediction",
@@ -21,12 +20,15 @@ __all__ = [
     "add_noise",
     "build_parameterization",
     "build_schedule",
-    "compose",
-    "counted",
+    "classifier_free_guidance",
     "draw_noise_levels",
     "ema_of",
+    "history_guidance",
+    "loss_mask",
     "mask_absent",
+    "per_token",
     "sampling_levels",
     "scheduling_matrix",
+    "teacher_forcing_loss",
     "validate_matrix",
 ]

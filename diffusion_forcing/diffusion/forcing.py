@@ -1,45 +1,45 @@
-"""Diffusion Forcing: the loss (Algorithm 1) and one denoising row (Algorithm 2). Read this first.
+"""Diffusion Forcing: the loss (Algorithm 1) and one denoising step (Algorithm 2). Read this first.
 
-Every token of a sequence has its own noise level. Training draws them independently, so the one network learns every combination;
-sampling then chooses the combination: clean past and noisy next token is next-token prediction, all equal is full-sequence
-diffusion, and everything between is a row of a scheduling matrix.
+Every token of a sequence has its own noise level. Training draws the levels independently, so one network learns every combination.
+Sampling chooses the combination: a clean past and one noisy token is next-token prediction, one level for all is full-sequence diffusion,
+and everything between is a row of a scheduling matrix.
 
 Tokens are x: (b, t, *c), levels k: (b, t) in −1…K−1, −1 being clean. A network is a callable
-`network(x, k, conditions, memory) -> (output, memory)` that knows no schedule; `memory` stands for tokens before x.
+`network(x, k, conditions, memory) -> (output, memory)` that knows no schedule; `memory` stands for the tokens before x.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.diffusion.composition import Composition, Views
-from diffusion_forcing.diffusion.guidance import Guidance
+from diffusion_forcing.diffusion.denoiser import Denoiser
 from diffusion_forcing.diffusion.loss_weighting import Weighting, loss_weight
 from diffusion_forcing.diffusion.noise import normal
-from diffusion_forcing.diffusion.parameterization import Parameterization, Prediction, add_noise, x0_from_eps
-from diffusion_forcing.diffusion.schedules import NoiseSchedule
+from diffusion_forcing.diffusion.parameterization import Parameterization, Prediction, add_noise
+from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
 from diffusion_forcing.errors import UserError
 
 Network = Callable[[Tensor, Tensor, Tensor | None, Any], tuple[Tensor, Any]]
 
 
 class Loss(NamedTuple):
-    """per_element: (b, t, *c), weighted, not reduced; x0: (b, t, *c), the clean tokens as predicted."""
+    """per_element: (b, t, *c), weighted, not reduced; x0: (b, t, *c), the predicted clean tokens."""
 
     per_element: Tensor
     x0: Tensor
 
 
 class DiffusionForcing(nn.Module):
-    """A network, a schedule and what the network predicts, together: `loss` to train, `step` to sample.
+    """A network, a noise schedule and what the network predicts: `loss` to train, `step` to sample. Calling it denoises.
 
     weighting: `min_snr`, `uniform`, or `fused_snr` and `cum_snr` with `cum_snr_decay` already raised to the power frame_stack·frame_skip.
-    clip_noise: all Gaussian noise is clamped to ± this. stabilization_level: clean context is shown to the network as if its
-    level were stabilization_level − 1.
+    clip_noise: all Gaussian noise is clamped to ± this. stabilization_level: clean tokens are shown to the network as if their level
+    were stabilization_level − 1.
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class DiffusionForcing(nn.Module):
         super().__init__()
         if not 1 <= stabilization_level <= schedule.timesteps:
             raise UserError(
-                f"stabilization_level is {stabilization_level}; it must lie in 1…{schedule.timesteps} (1: context as good as clean)"
+                f"stabilization_level is {stabilization_level}; it must lie in 1…{schedule.timesteps} "
+                "(1: context is shown as good as clean)"
             )
         self.network = network
         self.schedule = schedule
@@ -73,52 +74,27 @@ class DiffusionForcing(nn.Module):
         x: Tensor,
         k: Tensor,
         *,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
         conditions: Tensor | None = None,
         memory: Any = None,
-        clean_past: bool = False,
-        seen: Callable[[Tensor], Tensor] | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Loss:
-        """The weighted squared error of clean tokens x: (b, t, *c) noised at levels k: (b, t) in −1…K−1, −1 staying clean.
+        """Algorithm 1: the weighted squared error for clean tokens x: (b, t, *c) noised at levels k: (b, t), k = −1 staying clean.
 
-        noise: standard normal (b, t, *c) to use instead of a draw; clamped either way. memory: what stands before x, as for `predict`.
-        clean_past: what each token sees before it is clean, whatever its own level (next-token prediction of all tokens at once); for
-        networks with `behind_clean`.
-        seen: what the network sees of the noised tokens, where that is not all of them.
+        conditions: (b, t, d). memory: stands for the tokens before x. noise: standard normal like x, instead of a draw; clamped.
         """
-        eps = self.clamp_noise(normal(x.shape, generator=generator, device=x.device) if noise is None else noise)
         clean = k < 0
         k = torch.where(clean, self.stabilization_level - 1, k)
-        eps = torch.where(_over(clean, x), 0.0, eps)  # as `stabilize` shows a clean token
+        # Noise every token at its own level. Clean tokens are scaled as `stabilize` shows them.
+        eps = torch.where(per_token(clean, x), 0.0, self.gaussian_noise(x, noise, generator))
         x_k = add_noise(self.schedule, x, k, eps)
-        if seen is not None:
-            x_k = seen(x_k)
-        if clean_past:
-            prediction = self._behind_clean(x, x_k, k, conditions, memory)
-            weight = self._weight_behind_clean(k)
-        else:
-            prediction, _ = self.predict(x_k, k, conditions, memory)
-            weight = self.loss_weight(k)
+        # Predict, and weigh the squared error.
+        prediction, _ = self(x_k, k, conditions, memory)
         target = self.parameterization.target(self.schedule, x, k, eps)
-        return Loss(_over(weight, x) * (prediction.output - target) ** 2, prediction.x0)
-
-    def _behind_clean(self, x: Tensor, x_k: Tensor, k: Tensor, conditions: Tensor | None, memory: Any) -> Prediction:
-        """What the network makes of each token of x_k at its level k, (b, t), when all tokens before it are those of x, clean."""
-        network: Any = self.network
-        shown, shown_k = self.stabilize(x, torch.full_like(k, -1))
-        output = network.behind_clean(shown, shown_k, x_k, k, conditions, memory)
-        return self.parameterization.resolve(self.schedule, x_k, k, output.to(x_k.dtype))
-
-    def _weight_behind_clean(self, k: Tensor) -> Tensor:
-        """(b, t): `loss_weight` of each token where all tokens before it are clean."""
-        token = torch.arange(k.shape[1], device=k.device)
-        past = token < token[:, None]  # (own, other)
-        rows = torch.where(past, self.stabilization_level - 1, k[..., None].expand(*k.shape, k.shape[1]))
-        return self.loss_weight(rows.flatten(0, 1)).unflatten(0, k.shape).diagonal(dim1=-2, dim2=-1)
+        return Loss(per_token(self.loss_weight(k), x) * (prediction.output - target) ** 2, prediction.x0)
 
     def loss_weight(self, k: Tensor) -> Tensor:
-        """Weights (b, t) of tokens at levels k: (b, t), by docs/method.md §4."""
+        """Weights (b, t) of tokens at levels k: (b, t) in 0…K−1 (docs/method.md §4)."""
         return loss_weight(self.schedule, k, self.parameterization.name, self.weighting, decay=self.cum_snr_decay)
 
     # ------------------------------------------------------------------------------------------------ sampling: Algorithm 2
@@ -126,132 +102,71 @@ class DiffusionForcing(nn.Module):
     def step(
         self,
         x: Tensor,
-        k_from: Tensor,
+        k: Tensor,
         k_to: Tensor,
         *,
+        denoise: Denoiser | None = None,
+        conditions: Tensor | None = None,
+        memory: Any = None,
         eta: float = 0.0,
         ancestral: bool = False,
-        guidance: Guidance | None = None,
-        composition: Composition | None = None,
-        conditions: Tensor | None = None,
-        memory: Any = None,
         noise: Tensor | None = None,
-        context_noise: Tensor | None = None,
-        history_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Tokens x: (b, t, *c) one row cleaner: each from its level k_from to its k_to ≤ k_from, both (b, t) in −1…K−1.
+        """One row of Algorithm 2: tokens x: (b, t, *c), each from its level k to its level k_to ≤ k, both (b, t) in −1…K−1.
 
-        DDIM with `eta` (0 deterministic, 1 as noisy as DDPM), or the DDPM posterior (`ancestral`). A token whose level does not
-        change comes back bit for bit. guidance moves ε̂ along the gradient of a return; composition adds several ε̂ up. memory: what stands
-        for earlier tokens, remembered under the same composition. noise: standard normal (b, t, *c) to use instead of a draw;
-        context_noise: the same for what DDPM puts on clean context; history_noise: the same for the past a composition noises.
+        DDIM with `eta` (0 deterministic, 1 as noisy as DDPM), or the DDPM posterior (`ancestral`). A token whose level does not change
+        comes back bit for bit. denoise: a wrapper of this denoiser, for guidance. noise: standard normal like x, instead of a draw.
         """
-        clean = k_from < 0
-        shown, k = self.stabilize(x, k_from, noisy=ancestral, noise=context_noise, generator=generator)
-        views = self._views(composition, x, clean, history_noise, generator)
-        if guidance is None:
-            prediction, _ = self.predict(shown, k, conditions, memory, views)
-            x0, eps = prediction.x0, prediction.eps
-        else:
-            prediction, gradient = guidance.gradient(self, shown, k, clean, conditions, memory, generator, views)
-            x0, eps = prediction.x0, prediction.eps
-            if not guidance.after_row:
-                strength = (1 - self.schedule.signal_power(k_to, x)).sqrt()
-                eps = eps - strength * gradient
-                x0 = x0_from_eps(self.schedule, shown, k, eps)
+        prediction, _ = (denoise or self)(x, k, conditions, memory, k_to=k_to)
         if ancestral:
-            moved = self._posterior(x0, shown, k, k_to, noise, generator)
+            x_next = self._posterior(prediction.x0, x, k, k_to, noise, generator)
         else:
-            moved = self.ddim(x0, eps, k, k_to, eta, noise, generator)
-        if guidance is not None and guidance.after_row:
-            moved = moved + self.row_constant(k, k_to, 1.0 if ancestral else eta, x) * gradient
-        still = (k_from == k_to).reshape(*k_from.shape, *(1,) * (x.ndim - k_from.ndim))
-        return torch.where(still, x, moved)
+            x_next = self.ddim(prediction.x0, prediction.eps, k, k_to, eta, noise, generator)
+        return torch.where(per_token(k == k_to, x), x, x_next)
 
-    def predict(
-        self,
-        x_k: Tensor,
-        k: Tensor,
-        conditions: Tensor | None = None,
-        memory: Any = None,
-        views: Views | None = None,
-    ) -> tuple[Prediction, Any]:
-        """What the network makes of tokens x_k: (b, t, *c) at levels k: (b, t) in 0…K−1, and the memory after them.
-
-        views: what the branches of a composition see, whose predictions are added up.
-        """
-        if views is not None:
-            return views.predict(self, x_k, k, conditions, memory)
-        output, memory = self.network(x_k, k, conditions, memory)
-        # a network under autocast may answer in half precision; what follows is not computed in it
-        return self.parameterization.resolve(self.schedule, x_k, k, output.to(x_k.dtype)), memory
-
-    def stabilize(
+    def forward(
         self,
         x: Tensor,
         k: Tensor,
+        conditions: Tensor | None = None,
+        memory: Any = None,
         *,
-        noisy: bool = False,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens and levels as the network sees them: a clean token (k = −1) is shown as √ᾱ_j·x at level j = stabilization_level − 1.
+        k_to: Tensor | None = None,
+    ) -> tuple[Prediction, Any]:
+        """The plain denoiser: x̂₀ and ε̂ of tokens x: (b, t, *c) at levels k: (b, t) in −1…K−1, and the memory after them."""
+        shown, k = self.stabilize(x, k)
+        output, memory = self.network(shown, k, conditions, memory)
+        # A network under autocast may answer in half precision; nothing that follows is computed in it.
+        return self.parameterization.resolve(self.schedule, shown, k, output.to(shown.dtype)), memory
 
-        The model is told that its history is slightly noisy, so its own small errors do not compound (paper §3.3, docs/method.md §5). With
-        `noisy` the noise is really there: `noise`, standard normal like x, or a draw.
+    def stabilize(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and levels as the network sees them: a clean token (k = −1) becomes √ᾱ_j·x at level j = stabilization_level − 1.
+
+        The model is told that its history is slightly noisy, so that its own small errors do not compound (paper §3.3).
         """
         clean = k < 0
-        shown_k = torch.where(clean, self.stabilization_level - 1, k)
-        level = self.schedule.at("sqrt_alphas_cumprod", shown_k, x)
-        shown = level * x
-        if noisy:
-            eps = self._draw(x, noise, generator)
-            shown = shown + self.schedule.at("sqrt_one_minus_alphas_cumprod", shown_k, x) * eps
-        return torch.where(clean.reshape(*k.shape, *(1,) * (x.ndim - k.ndim)), shown, x), shown_k
+        k = torch.where(clean, self.stabilization_level - 1, k)
+        return torch.where(per_token(clean, x), self.schedule.signal(k, x) * x, x), k
 
-    def remember(
+    def prefill(
         self,
         x: Tensor,
         *,
+        denoise: Denoiser | None = None,
         conditions: Tensor | None = None,
         memory: Any = None,
-        composition: Composition | None = None,
-        history_noise: Tensor | None = None,
     ) -> Any:
-        """The memory after clean tokens x: (b, t, *c), shown at the stabilization level, behind what `memory` holds.
+        """The memory after clean tokens x: (b, t, *c) that follow what `memory` holds.
 
-        UserError from a network that keeps none: its past cannot be finished before its future.
+        UserError from a network that keeps no memory, because its past depends on its future.
         """
         clean = torch.full(x.shape[:2], -1, device=x.device)
-        shown, k = self.stabilize(x, clean)
-        memory = self.predict(shown, k, conditions, memory, self._views(composition, x, clean < 0, history_noise))[1]
+        _, memory = (denoise or self)(x, clean, conditions, memory)
         if memory is None:
-            why = getattr(self.network, "why_no_memory", "") or "this network keeps no memory of the past"
-            raise UserError(f"{why}; sample it with cache=none")
+            reason = getattr(self.network, "why_no_memory", "") or "this network keeps no memory of the past"
+            raise UserError(f"{reason}; sample it with cache=none")
         return memory
-
-    def clamp_noise(self, noise: Tensor) -> Tensor:
-        """Noise within ±clip_noise."""
-        return noise.clamp(-self.clip_noise, self.clip_noise)
-
-    def _views(
-        self,
-        composition: Composition | None,
-        x: Tensor,
-        clean: Tensor,
-        history_noise: Tensor | None,
-        generator: torch.Generator | None = None,
-    ) -> Views | None:
-        if composition is None:
-            return None
-        noise = self._draw(x, history_noise, generator) if composition.noises_history else None
-        return composition.views(x, clean, noise)
-
-    def _draw(self, like: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        return self.clamp_noise(
-            normal(like.shape, generator=generator, device=like.device, dtype=like.dtype) if noise is None else noise
-        )
 
     def ddim(
         self,
@@ -259,35 +174,29 @@ class DiffusionForcing(nn.Module):
         eps: Tensor,
         k: Tensor,
         k_to: Tensor,
-        eta: float,
-        noise: Tensor | None,
-        generator: torch.Generator | None,
+        eta: float = 0.0,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """√ᾱ'·x̂₀ + √(1−ᾱ'−σ²)·ε̂ + σ·noise with σ = η·√((1−ᾱ/ᾱ')·(1−ᾱ')/(1−ᾱ)), 0 on the step to clean (Song et al. 2021)."""
-        power = self.schedule.at("alphas_cumprod", k, x0)
+        """√ᾱ'·x̂₀ + √(1−ᾱ'−σ²)·ε̂ + σ·noise, σ = η·√((1−ᾱ/ᾱ')·(1−ᾱ')/(1−ᾱ)), 0 on the step to clean (Song et al. 2021, eq. 12)."""
         power_to = self.schedule.signal_power(k_to, x0)
         if eta == 0:
             return power_to.sqrt() * x0 + (1 - power_to).sqrt() * eps
-        # a token that stays (k_to = k, or clean context shown at its stabilization level) has no σ; its result is not used
+        # A token that stays where it is has no σ; its result is not used.
+        power = self.schedule.at("alphas_cumprod", k.clamp(min=0), x0)
         variance = ((1 - power / power_to) * (1 - power_to) / (1 - power)).clamp(min=0)
         sigma = eta * variance.sqrt()
         direction = (1 - power_to - sigma**2).clamp(min=0).sqrt()
-        return power_to.sqrt() * x0 + direction * eps + sigma * self._draw(x0, noise, generator)
-
-    def row_constant(self, k: Tensor, k_to: Tensor, eta: float, like: Tensor) -> Tensor:
-        """(1−ᾱ) − √(1−ᾱ'−σ²)·√(1−ᾱ): how far a DDIM step carries a gradient that moved ε̂ by −√(1−ᾱ)·∇J, with ᾱ'/ᾱ taken for 1 (docs/method.md §10)."""
-        power, power_to = self.schedule.at("alphas_cumprod", k, like), self.schedule.signal_power(k_to, like)
-        variance = eta**2 * ((1 - power / power_to) * (1 - power_to) / (1 - power)).clamp(min=0)
-        return (1 - power) - (1 - power_to - variance).clamp(min=0).sqrt() * (1 - power).sqrt()
+        return power_to.sqrt() * x0 + direction * eps + sigma * self.gaussian_noise(x0, noise, generator)
 
     def _posterior(
         self, x0: Tensor, x_k: Tensor, k: Tensor, k_to: Tensor, noise: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
-        """A draw from q(x_k' | x_k, x̂₀), the DDPM posterior, for any k' < k: from the tables where k' = k − 1 (Ho et al. 2020)."""
-        schedule = self.schedule
+        """A draw from q(x_k' | x_k, x̂₀) for any k' < k: from the tables where k' = k − 1 (Ho et al. 2020, eq. 6–7)."""
+        schedule, next_level = self.schedule, per_token(k_to == k - 1, x0)
+        k = k.clamp(min=0)
         power, power_to = schedule.at("alphas_cumprod", k, x0), schedule.signal_power(k_to, x0)
         ratio = (power / power_to).clamp(max=1)
-        next_level = (k_to == k - 1).reshape(*k.shape, *(1,) * (x0.ndim - k.ndim))
         mean_x0 = torch.where(
             next_level, schedule.at("posterior_mean_coef1", k, x0), power_to.sqrt() * (1 - ratio) / (1 - power)
         )
@@ -297,9 +206,27 @@ class DiffusionForcing(nn.Module):
         variance = torch.where(
             next_level, schedule.at("posterior_variance", k, x0), (1 - ratio) * (1 - power_to) / (1 - power)
         )
-        return mean_x0 * x0 + mean_x_k * x_k + variance.clamp(min=0).sqrt() * self._draw(x0, noise, generator)
+        deviation = variance.clamp(min=0).sqrt()
+        return mean_x0 * x0 + mean_x_k * x_k + deviation * self.gaussian_noise(x0, noise, generator)
 
+    # ------------------------------------------------------------------------------------------------ shared
 
-def _over(per_token: Tensor, like: Tensor) -> Tensor:
-    """(b, t) with an axis of 1 for each of `like`'s others: (b, t, *c)."""
-    return per_token.reshape(*per_token.shape, *(1,) * (like.ndim - per_token.ndim))
+    def gaussian_noise(
+        self, like: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`noise`, or a standard normal draw like `like`, clamped to ±clip_noise."""
+        if noise is None:
+            noise = normal(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        return self.clamp_noise(noise)
+
+    def clamp_noise(self, noise: Tensor) -> Tensor:
+        """Noise within ±clip_noise."""
+        return noise.clamp(-self.clip_noise, self.clip_noise)
+
+    def over(self, network: nn.Module, *, loss_weight: Callable[[Tensor], Tensor] | None = None) -> DiffusionForcing:
+        """The same method over another network: an average of the weights, or a wrapper. loss_weight: instead of this one's."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "network": network}
+        if loss_weight is not None:
+            other.loss_weight = loss_weight  # type: ignore[method-assign, assignment]
+        return other

@@ -1,80 +1,106 @@
-"""Guidance by a return: samples are pulled to where J(x̂₀) is high (docs/method.md §5, paper §3.4).
+"""Guidance: wrappers of a denoiser that change ε̂ while sampling. They do not know each other, so they can be combined.
 
-J sees the clean prediction; its gradient with respect to the *noisy* tokens moves ε̂. Because tokens have their own levels, the
-gradient of the future reaches the present through the network. Monte Carlo guidance averages that gradient over several sampled
-futures instead of one: the model's clean prediction is noised again at the same levels and denoised again, `samples` − 1 times.
+Gradient guidance (paper §3.4) moves samples to where a return J(x̂₀) is high. J sees the clean prediction; its gradient with respect to the
+*noisy* tokens moves ε̂. Because every token has its own level, the gradient of the future reaches the present through the network.
+
+Classifier-free guidance (Ho & Salimans 2022) amplifies what the conditions change: ε̂ + (w − 1)·(ε̂ − ε̂(∅)), ∅ being conditions set to
+zero, as in training when they were dropped. History guidance (Song et al. 2025) does the same for the past. It needs no dropout in training,
+since a token's own noise level says how much of it is shown: ∅ is a history of pure noise. Its fractional form compares two noisy
+histories: ε̂ + (w − 1)·(ε̂(history at `level`) − ε̂(∅)).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.diffusion.noise import normal
-from diffusion_forcing.diffusion.parameterization import Prediction, add_noise
+from diffusion_forcing.diffusion.denoiser import Denoiser, noisy_context
+from diffusion_forcing.diffusion.forcing import DiffusionForcing
+from diffusion_forcing.diffusion.parameterization import Prediction, add_noise, x0_from_eps
+from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
 from diffusion_forcing.errors import UserError
-
-if TYPE_CHECKING:
-    from diffusion_forcing.diffusion.composition import Views
-    from diffusion_forcing.diffusion.forcing import DiffusionForcing
 
 Return = Callable[[Tensor], Tensor]
 
 
-class Guidance:
-    """The gradient of a return `returns(x0: (b, t, *c)) -> (b,)`, higher is better, its scale included.
+# ---------------------------------------------------------------------------------------------------- gradient guidance
 
-    Each sample's return must depend on that sample alone. samples: Monte Carlo continuations (`mcg_samples`); 1 is plain guidance.
-    after_row: the gradient is not put into ε̂ but, as the RNN line does, added to the tokens that a row leaves, times what a DDIM step
-    would make of it (`DiffusionForcing.step`). begun: tokens that are still pure noise say nothing, for a network that was not trained to
-    foresee them.
+
+class GradientGuidance:
+    """Moves ε̂ along the gradient of a return `returns(x0: (b, t, *c)) -> (b,)`, higher is better, its scale included.
+
+    Each sample's return must depend on that sample alone. samples: Monte Carlo guidance averages the gradient over so many continuations
+    (paper §3.4); the first is the prediction itself, the others are denoised again from it, noised at the same levels. started_only: tokens
+    that are still pure noise give no gradient, for a network that was not trained to foresee them.
     """
 
-    def __init__(self, returns: Return, *, samples: int = 1, after_row: bool = False, begun: bool = False) -> None:
+    def __init__(self, returns: Return, *, samples: int = 1, started_only: bool = False) -> None:
         if samples < 1:
             raise UserError(f"mcg_samples is {samples}; guidance needs at least 1 continuation")
         self.returns = returns
         self.samples = samples
-        self.after_row = after_row
-        self.begun = begun
+        self.started_only = started_only
+
+    def wrap(self, denoise: Denoiser, forcing: DiffusionForcing, generator: torch.Generator | None = None) -> Denoiser:
+        """`denoise`, guided. generator: draws the noise of the continuations."""
+
+        def guided(
+            x: Tensor,
+            k: Tensor,
+            conditions: Tensor | None = None,
+            memory: Any = None,
+            *,
+            k_to: Tensor | None = None,
+        ) -> tuple[Prediction, Any]:
+            assert k_to is not None, "gradient guidance needs to know where the step leads"
+            prediction, gradient, memory = self.gradient(denoise, forcing, x, k, conditions, memory, generator)
+            return self.move(forcing.schedule, prediction, gradient, x, k, k_to), memory
+
+        return guided
 
     def gradient(
         self,
+        denoise: Denoiser,
         forcing: DiffusionForcing,
-        x_k: Tensor,
+        x: Tensor,
         k: Tensor,
-        clean: Tensor,
         conditions: Tensor | None = None,
         memory: Any = None,
         generator: torch.Generator | None = None,
-        views: Views | None = None,
-    ) -> tuple[Prediction, Tensor]:
-        """The prediction for tokens x_k: (b, t, *c) at levels k: (b, t), and ∇J with respect to x_k, averaged over continuations.
-
-        clean: (b, t), tokens that are context: a continuation keeps them. views: of a composition, whose sum is then what J sees.
-        """
+    ) -> tuple[Prediction, Tensor, Any]:
+        """The prediction for tokens x: (b, t, *c), ∇J with respect to x averaged over continuations, and the memory."""
+        clean, level = per_token(k < 0, x), k.clamp(min=0)
         with torch.enable_grad(), _frozen(forcing):
-            x_k = x_k.detach().requires_grad_()
-            prediction, _ = forcing.predict(x_k, k, conditions, memory, views)
-            total = self._return(forcing, prediction.x0, k)
+            x = x.detach().requires_grad_()
+            prediction, after = denoise(x, k, conditions, memory)
+            total = self._total_return(prediction.x0, k, forcing.schedule)
             for _ in range(self.samples - 1):
-                noise = normal(x_k.shape, generator=generator, device=x_k.device)
-                again = add_noise(forcing.schedule, prediction.x0, k, forcing.clamp_noise(noise))
-                again = torch.where(clean.reshape(*k.shape, *(1,) * (x_k.ndim - k.ndim)), x_k, again)
-                continuation, _ = forcing.predict(again, k, conditions, memory, views)
-                total = total + self._return(forcing, continuation.x0, k)
-            (gradient,) = torch.autograd.grad(total / self.samples, x_k)
-        return Prediction(*(part.detach() for part in prediction)), gradient
+                # A continuation: noise the prediction again and denoise it again. Context stays as it is.
+                noise = forcing.gaussian_noise(x, generator=generator)
+                again = torch.where(clean, x, add_noise(forcing.schedule, prediction.x0, level, noise))
+                continuation, _ = denoise(again, k, conditions, memory)
+                total = total + self._total_return(continuation.x0, k, forcing.schedule)
+            (gradient,) = torch.autograd.grad(total / self.samples, x)
+        return Prediction(*(part.detach() for part in prediction)), gradient, after
 
-    def _return(self, forcing: DiffusionForcing, x0: Tensor, k: Tensor) -> Tensor:
-        """The sum over samples of J(x0), x0: (b, t, *c) predicted of tokens at levels k: (b, t)."""
-        if self.begun:
-            begun = (k < forcing.schedule.timesteps - 1).reshape(*k.shape, *(1,) * (x0.ndim - k.ndim))
-            x0 = torch.where(begun, x0, x0.detach())
+    def move(
+        self, schedule: NoiseSchedule, prediction: Prediction, gradient: Tensor, x: Tensor, k: Tensor, k_to: Tensor
+    ) -> Prediction:
+        """ε̂ − √(1−ᾱ')·∇J, and x̂₀ from it: nothing on the step to clean, as released."""
+        eps = prediction.eps - (1 - schedule.signal_power(k_to, x)).sqrt() * gradient
+        return prediction._replace(x0=x0_from_eps(schedule, x, k.clamp(min=0), eps), eps=eps)
+
+    def _total_return(self, x0: Tensor, k: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """The sum of J(x0) over samples, x0: (b, t, *c) predicted of tokens at levels k: (b, t)."""
+        if self.started_only:
+            x0 = torch.where(per_token(k < schedule.timesteps - 1, x0), x0, x0.detach())
         return self.returns(x0).sum()
 
 
@@ -89,3 +115,100 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+# ---------------------------------------------------------------------- classifier-free guidance and history guidance
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One prediction among several. conditions: whether it sees them. history: the level its clean tokens are noised to; None: clean."""
+
+    conditions: bool = True
+    history: int | None = None
+
+
+Weights = dict[Branch, float]
+"""Branches and their weights. Those of a guidance have sum 0: it is added to the plain prediction."""
+PLAIN = Branch()
+
+
+def classifier_free_guidance(scale: float) -> Weights:
+    """(w − 1)·(ε̂ − ε̂(no conditions)), w = scale ≥ 0."""
+    _check_scale("condition_scale", scale)
+    return {PLAIN: scale - 1, Branch(conditions=False): 1 - scale}
+
+
+def history_guidance(scale: float, timesteps: int, level: int | None = None) -> Weights:
+    """(w − 1)·(ε̂(history) − ε̂(no history)), w = scale ≥ 0. level: 0…K−2, the history of fractional history guidance; None: clean."""
+    _check_scale("history_scale", scale)
+    if level is not None and not 0 <= level <= timesteps - 2:
+        raise UserError(
+            f"history_level is {level}; it must lie in 0…{timesteps - 2} (a history at {timesteps - 1} is no history), "
+            "or be null for vanilla history guidance"
+        )
+    return {Branch(history=level): scale - 1, Branch(history=timesteps - 1): 1 - scale}
+
+
+def combine(*guidances: Weights) -> Weights:
+    """The plain prediction and all `guidances`, branches of weight 0 left out: weights of sum 1."""
+    total: Weights = defaultdict(float, {PLAIN: 1.0})
+    for guidance in guidances:
+        for branch, weight in guidance.items():
+            total[branch] += weight
+    return {branch: weight for branch, weight in total.items() if weight != 0}
+
+
+def _check_scale(name: str, scale: float) -> None:
+    if not (math.isfinite(scale) and scale >= 0):
+        raise UserError(f"{name} is {scale}; it must be a finite number, 0 or more (1: no guidance)")
+
+
+class WeightedBranches:
+    """Σ weight·(x̂₀, ε̂) over branches. They are stacked on the batch axis: one call of the network, one memory for all.
+
+    history_noise: standard normal like the tokens, what branches with a noisy history see instead of it. The same noise must be used in
+    every row.
+    """
+
+    def __init__(
+        self, denoise: Denoiser, schedule: NoiseSchedule, weights: Weights, history_noise: Tensor | None = None
+    ) -> None:
+        self.denoise, self.schedule, self.weights, self.history_noise = denoise, schedule, weights, history_noise
+
+    def __call__(
+        self,
+        x: Tensor,
+        k: Tensor,
+        conditions: Tensor | None = None,
+        memory: Any = None,
+        *,
+        k_to: Tensor | None = None,
+    ) -> tuple[Prediction, Any]:
+        # (n·b, t, …): what each branch sees.
+        views = [self._view(branch, x, k, conditions) for branch in self.weights]
+        tokens, levels, conditioned = zip(*views, strict=True)
+        stacked = None if conditions is None else torch.cat(conditioned)
+        prediction, memory = self.denoise(torch.cat(tokens), torch.cat(levels), stacked, memory)
+        clean = per_token(k < 0, x)
+        return Prediction(*(self._sum(part, clean) for part in prediction)), memory
+
+    def _sum(self, stacked: Tensor, clean: Tensor) -> Tensor:
+        """(n·b, t, *c) → (b, t, *c), the weighted sum over branches. For clean tokens, which may differ, the first branch counts."""
+        parts = stacked.unflatten(0, (len(self.weights), -1))
+        total = sum(weight * part for weight, part in zip(self.weights.values(), parts, strict=True))
+        return torch.where(clean, parts[0], total)
+
+    def _view(
+        self, branch: Branch, x: Tensor, k: Tensor, conditions: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not branch.conditions:
+            if conditions is None:
+                raise UserError(
+                    "condition_scale needs conditions, and there are none; pass conditions, or condition_scale=1"
+                )
+            conditions = torch.zeros_like(conditions)
+        if branch.history is not None:
+            assert self.history_noise is not None
+            x, k = noisy_context(self.schedule, x, k, level=branch.history, noise=self.history_noise)
+        return x, k, conditions

@@ -1,13 +1,13 @@
-"""Training noise levels: every token draws its own. That is the method (Algorithm 1, docs/method.md §4); its baselines are other draws.
+"""Training noise levels: every token draws its own. That is the method (Algorithm 1, docs/method.md §4); baselines draw otherwise.
 
-| noise_level | levels of a sequence | what counts | sampled |
+| noise_level | levels of a sequence | in the loss | sampled |
 |---|---|---|---|
-| `random_all` | every token its own: Diffusion Forcing | all | by any matrix |
-| `shared` | one | all | by any matrix, the past clean as always |
-| `full_sequence` | one | all | `full_sequence`, the past given at the level of the rest: full-sequence diffusion |
-| `teacher_forcing` | the past clean, one token noised, what follows pure noise | that token | `autoregressive`: next-token prediction |
+| `random_all` | one for each token: Diffusion Forcing | all | by any matrix |
+| `shared` | one | all | by any matrix, with a clean past |
+| `full_sequence` | one | all | `full_sequence`, with a past at the level of the rest: full-sequence diffusion |
+| `teacher_forcing` | clean past, one noised token, then pure noise | that token | `autoregressive`: next-token prediction |
 
-−1 is a clean token. It is shown as sampling shows its past (`DiffusionForcing.stabilize`) and counts nothing.
+−1 is a clean token. It is shown as sampling shows its past (`DiffusionForcing.stabilize`), and is not in the loss.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NoiseLevel = Literal["random_all", "shared", "full_sequence", "teacher_forcing"]
 NOISE_LEVELS = ("random_all", "shared", "full_sequence", "teacher_forcing")
 CLEAN = -1
 MATRICES = {"full_sequence": "full_sequence", "teacher_forcing": "autoregressive"}
-"""The one scheduling matrix whose rows hold levels as the training's, for those that know no others."""
+"""The only scheduling matrix whose rows look like the training of these kinds."""
 
 
 def draw_noise_levels(
@@ -35,16 +35,16 @@ def draw_noise_levels(
     time: int,
     *,
     timesteps: int,
-    given: int = 0,
-    each: bool = False,
+    context: int = 0,
+    teacher_forced: bool = False,
     generator: torch.Generator | None = None,
     device: torch.device,
 ) -> Tensor:
     """Levels (b, t) in −1…K−1, by `kind`.
 
-    given: the first so many tokens are always known when sampling begins; the two baselines train them clean. each: of teacher_forcing,
-    where the network is shown a clean past beside the noised tokens (`DiffusionForcing.loss(clean_past=True)`): every token draws its own
-    level and counts; without, one token of each sequence does.
+    context: sampling always begins with so many known tokens; `full_sequence` and `teacher_forcing` train them clean. teacher_forced:
+    of `teacher_forcing`, whether the network is shown a clean past beside the noised tokens (`teacher_forcing.py`): then every token draws
+    its own level; else one token of each sequence does.
     """
     match kind:
         case "random_all":
@@ -52,17 +52,17 @@ def draw_noise_levels(
         case "shared" | "full_sequence":
             k = integers(0, timesteps, (batch, 1), generator=generator, device=device).expand(batch, time).clone()
             if kind == "full_sequence":
-                k[:, :given] = CLEAN
+                k[:, :context] = CLEAN
             return k
         case "teacher_forcing":
             token = torch.arange(time, device=device)
-            if each:
+            if teacher_forced:
                 own = integers(0, timesteps, (batch, time), generator=generator, device=device)
-                return torch.where(token < given, CLEAN, own)
-            next_one = integers(min(given, time - 1), time, (batch, 1), generator=generator, device=device)
+                return torch.where(token < context, CLEAN, own)
+            target = integers(min(context, time - 1), time, (batch, 1), generator=generator, device=device)
             own = integers(0, timesteps, (batch, 1), generator=generator, device=device)
-            behind = torch.where(token == next_one, own, timesteps - 1)
-            return torch.where(token < next_one, CLEAN, behind)
+            after_past = torch.where(token == target, own, timesteps - 1)
+            return torch.where(token < target, CLEAN, after_past)
     raise UserError(
         f"noise_level '{kind}' is not known; allowed: {', '.join(NOISE_LEVELS)}{did_you_mean(kind, NOISE_LEVELS)}"
     )
@@ -106,14 +106,16 @@ def _level_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
     return torch.searchsorted(sigmas, sigma).clamp(max=len(sigmas) - 1)
 
 
-def counted(kind: str, k: Tensor, *, each: bool = False) -> Tensor:
-    """(b, t): how often the error of tokens at levels k: (b, t), drawn by `kind`, counts. Clean ones never do; the one token that
-    teacher_forcing noises counts for all, so that the mean over tokens has the size it has elsewhere."""
+def loss_mask(kind: str, k: Tensor, *, teacher_forced: bool = False) -> Tensor:
+    """(b, t): the factor of the error of tokens at levels k: (b, t), drawn by `kind`: 0 for clean ones, else 1.
+
+    Where `teacher_forcing` trains one token of a sequence, its factor is t, so that the mean over tokens has the usual size.
+    """
     clean = k < 0
-    if kind != "teacher_forcing" or each:
+    if kind != "teacher_forcing" or teacher_forced:
         return (~clean).float()
-    next_one = clean.sum(dim=1, keepdim=True)
-    return (torch.arange(k.shape[1], device=k.device) == next_one).float() * k.shape[1]
+    target = clean.sum(dim=1, keepdim=True)
+    return (torch.arange(k.shape[1], device=k.device) == target).float() * k.shape[1]
 
 
 def mask_absent(k: Tensor, present: Tensor, timesteps: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""What the network predicts, and the two things everybody wants from it: the clean token x̂₀ and its noise ε̂ (docs/method.md §3).
+"""What the network predicts, and how the clean token x̂₀ and its noise ε̂ follow from it (docs/method.md §3).
 
-x_k = √ᾱ_k·x + √(1−ᾱ_k)·ε. One class a row of that section: its training target, and (x̂₀, ε̂) from the network's output.
+x_k = √ᾱ_k·x + √(1−ᾱ_k)·ε. Each class is one
+choice of what the network predicts: its training target, and (x̂₀, ε̂) from the network's output.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from diffusion_forcing.errors import UserError, did_you_mean
 
 
 class Prediction(NamedTuple):
-    """x0, eps: (b, t, *c), the clean tokens and the noise that together make the noised ones; output: the network's own."""
+    """x0, eps: (b, t, *c), the predicted clean tokens and their noise; output: the network's own output."""
 
     x0: Tensor
     eps: Tensor
@@ -23,7 +24,7 @@ class Prediction(NamedTuple):
 
 def add_noise(schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor:
     """x_k = √ᾱ_k·x + √(1−ᾱ_k)·ε for tokens x: (b, t, *c) at levels k: (b, t) in 0…K−1."""
-    return schedule.at("sqrt_alphas_cumprod", k, x) * x + schedule.at("sqrt_one_minus_alphas_cumprod", k, x) * eps
+    return schedule.signal(k, x) * x + schedule.noise(k, x) * eps
 
 
 def x0_from_eps(schedule: NoiseSchedule, x_k: Tensor, k: Tensor, eps: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class Parameterization(Protocol):
 
 
 class PredictNoise:
-    """The network says ε; clamped to ±clip_noise where it is used."""
+    """The network predicts ε, clamped to ±clip_noise where it is used."""
 
     name = "pred_noise"
 
@@ -68,7 +69,7 @@ class PredictNoise:
 
 
 class PredictX0:
-    """The network says the clean token."""
+    """The network predicts the clean token."""
 
     name = "pred_x0"
 
@@ -80,18 +81,15 @@ class PredictX0:
 
 
 class PredictV:
-    """The network says v = √ᾱ·ε − √(1−ᾱ)·x (Salimans & Ho 2022), so x̂₀ = √ᾱ·x_k − √(1−ᾱ)·v."""
+    """The network predicts v = √ᾱ·ε − √(1−ᾱ)·x (Salimans & Ho 2022), so x̂₀ = √ᾱ·x_k − √(1−ᾱ)·v."""
 
     name = "pred_v"
 
     def target(self, schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Tensor:
-        return schedule.at("sqrt_alphas_cumprod", k, x) * eps - schedule.at("sqrt_one_minus_alphas_cumprod", k, x) * x
+        return schedule.signal(k, x) * eps - schedule.noise(k, x) * x
 
     def resolve(self, schedule: NoiseSchedule, x_k: Tensor, k: Tensor, output: Tensor) -> Prediction:
-        x0 = (
-            schedule.at("sqrt_alphas_cumprod", k, x_k) * x_k
-            - schedule.at("sqrt_one_minus_alphas_cumprod", k, x_k) * output
-        )
+        x0 = schedule.signal(k, x_k) * x_k - schedule.noise(k, x_k) * output
         return Prediction(x0, eps_from_x0(schedule, x_k, k, x0), output)
 
 

@@ -1,31 +1,43 @@
-"""One sampler for every task: walk a scheduling matrix over tokens, and roll a sequence out chunk by chunk (docs/method.md §6, §7).
+"""One sampler for every task: denoise tokens down a scheduling matrix, and roll a sequence out chunk by chunk (docs/method.md §6, §7).
 
-`walk` is the whole of sampling: the matrix decides which task it is. `fill` walks over the unknown tokens of a sequence; `stream` appends
-chunks to a growing one for as long as it is asked to, `rollout` up to a length. With a causal network the finished past can be kept as
-memory (keys and values, or a recurrent state), so that a row costs the chunk alone (`past.py`).
+`denoise` is the whole of sampling: the matrix decides which task it is. `fill` denoises the unknown tokens of a sequence; `stream` appends
+chunks to a growing one for as long as it is asked to, `rollout` up to a length. What a chunk sees of the past is its `History`
+(`history.py`): with a causal network, a memory, so that a row costs the chunk alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion.composition import compose
+from diffusion_forcing.diffusion.denoiser import Denoiser, NoisyContext
 from diffusion_forcing.diffusion.forcing import DiffusionForcing
-from diffusion_forcing.diffusion.given import impose, noise_further
-from diffusion_forcing.diffusion.guidance import Guidance
+from diffusion_forcing.diffusion.guidance import (
+    GradientGuidance,
+    WeightedBranches,
+    classifier_free_guidance,
+    combine,
+    history_guidance,
+)
+from diffusion_forcing.diffusion.history import (
+    Cache,
+    History,
+    NoisyWindow,
+    OnRow,
+    Tokens,
+    build_history,
+    check_history,
+    is_recurrent,
+)
 from diffusion_forcing.diffusion.noise import normal
-from diffusion_forcing.diffusion.past import Cache, Carried, Tokens, carries, check_cache, past_of
-from diffusion_forcing.diffusion.recurrent_walk import walk_unfinished
+from diffusion_forcing.diffusion.observed import noise_further, with_observed
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix
 from diffusion_forcing.errors import UserError
 
-OnRow = Callable[[int, Tensor, Tensor], None]
 Conditions = Tensor | Callable[[int, int], Tensor]
 """(b, length, d), or `conditions(start, end) -> (b, end − start, d)`: asked once for each token, when it is about to be sampled."""
 
@@ -34,10 +46,10 @@ class Sampler:
     """Draws tokens from a trained DiffusionForcing.
 
     sampling_timesteps: S ≤ K; S = K samples with DDPM, S < K with DDIM and `eta`. scheduling_matrix, uncertainty_scale: the order in
-    which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`). condition_scale, history_scale, history_level: how far to
-    lean on the conditions and on the past (`composition.compose`); at 1 nothing is added and nothing paid. resample: how often a row is
-    walked where part of a token is given (`given.py`). past: how a rollout shows what is finished: `clean`, or at the `same` level as the
-    chunk that is sampled, given there (full-sequence diffusion, for networks that know no other levels).
+    which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`). condition_scale: classifier-free guidance; history_scale,
+    history_level: history guidance (`guidance.py`); 1 is none, and costs nothing. resample: how often each row is repeated where part of a
+    token is observed (`observed.py`). past: how a rollout shows finished tokens: `clean`, or at the `same` level as the chunk that is
+    sampled, observed there (full-sequence diffusion, for networks that know one level for all).
     """
 
     def __init__(
@@ -56,25 +68,24 @@ class Sampler:
     ) -> None:
         if past == "same" and scheduling_matrix != "full_sequence":
             raise UserError(
-                f"scheduling_matrix={scheduling_matrix} has tokens of several levels; past=same is one level for all: full_sequence"
+                f"scheduling_matrix={scheduling_matrix} gives tokens different levels; past=same needs one level: full_sequence"
             )
-        self.past = past
         if resample < 1:
-            raise UserError(f"resample is {resample}; a row is walked once or more")
-        self.resample = resample
+            raise UserError(f"resample must be at least 1, got {resample}")
         self.forcing = forcing
         self.sampling_timesteps = sampling_timesteps
         self.scheduling_matrix = scheduling_matrix
         self.uncertainty_scale = uncertainty_scale
         self.eta = eta
-        self.levels = sampling_levels(forcing.schedule.timesteps, sampling_timesteps)
-        self.ancestral = sampling_timesteps == forcing.schedule.timesteps
-        self.composition = compose(
-            forcing.schedule.timesteps,
-            condition_scale=condition_scale,
-            history_scale=history_scale,
-            history_level=history_level,
+        self.resample = resample
+        self.past = past
+        timesteps = forcing.schedule.timesteps
+        self.levels = sampling_levels(timesteps, sampling_timesteps)
+        self.ancestral = sampling_timesteps == timesteps
+        self.branches = combine(
+            classifier_free_guidance(condition_scale), history_guidance(history_scale, timesteps, history_level)
         )
+        self.noises_history = any(branch.history is not None for branch in self.branches)
 
     def matrix(self, horizon: int) -> Tensor:
         """The scheduling matrix for `horizon` tokens: (rows, horizon), entries s ∈ {0…S}."""
@@ -88,59 +99,49 @@ class Sampler:
         """Pure noise tokens of `shape` (b, t, *c), clamped."""
         return self.forcing.clamp_noise(normal(shape, generator=generator, device=device))
 
+    # ------------------------------------------------------------------------------------------------ one set of tokens
+
     @torch.no_grad()
-    def walk(
+    def denoise(
         self,
         x: Tensor,
         matrix: Tensor,
         *,
-        guidance: Guidance | None = None,
+        guidance: GradientGuidance | None = None,
         conditions: Tensor | None = None,
         memory: Any = None,
         history_noise: Tensor | None = None,
-        given: Tensor | None = None,
+        observed: Tensor | None = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
     ) -> Tensor:
-        """Tokens x: (b, t, *c) taken down the rows of `matrix`: (rows, t) or (rows, b, t) of sampling levels; columns that stay at 0 are
-        context, columns that stay at S are absent. Returns (b, t, *c).
+        """Tokens x: (b, t, *c) taken down the rows of `matrix`: (rows, t) or (rows, b, t) of sampling levels. Returns (b, t, *c).
 
-        history_noise: (b, t, *c), what history guidance puts in the place of clean tokens, to use instead of a draw. given: like x, what
-        is known of tokens that are sampled, NaN elsewhere; it comes back as it is, and the rest goes with it (`given.py`). on_row(row, x,
-        levels) sees the tokens after each row; levels: (t,) or (b, t) are sampling levels.
+        Columns that stay at 0 are context, columns that stay at S are absent. history_noise: (b, t, *c), what history guidance noises
+        clean tokens with, instead of a draw. observed: like x, what is known of tokens that are sampled, NaN elsewhere; it comes back as
+        it is (`observed.py`). on_row(row, x, levels) sees the tokens after each row, and their sampling levels.
         """
         if matrix.shape[-1] != x.shape[1]:
             raise UserError(
                 f"the scheduling matrix has {matrix.shape[-1]} columns for {x.shape[1]} tokens; give one column a token"
             )
-        k = self.levels[matrix].to(x.device)
-        moving = (matrix[0] != matrix[-1]).reshape(-1, x.shape[1]).any(dim=0)
-        if history_noise is None:
-            history_noise = self._history_noise(x, generator)
+        if history_noise is None and self.noises_history:
+            history_noise = self._noise_like(x, generator)
+        levels = self.levels[matrix].to(x.device, non_blocking=True)
+        moving = (matrix[0] != matrix[-1]).reshape(-1, x.shape[1]).any(dim=0).nonzero().flatten()
+        moving = moving.to(x.device, non_blocking=True)
         for row in range(len(matrix) - 1):
             if torch.equal(matrix[row], matrix[row + 1]):
                 continue
-            now, then = k[row].expand(x.shape[:2]), k[row + 1].expand(x.shape[:2])
-            for again in reversed(range(1 if given is None else self.resample)):
-                if given is not None:
-                    x = self._impose(x, given, now, generator)
-                moved = self.forcing.step(
-                    x,
-                    now,
-                    then,
-                    eta=self.eta,
-                    ancestral=self.ancestral,
-                    guidance=guidance,
-                    composition=self.composition,
-                    conditions=conditions,
-                    memory=memory,
-                    noise=self._step_noise(x, moving, generator),
-                    history_noise=history_noise,
-                    generator=generator,
-                )
-                x = self._back(x, moved, then, now, generator) if again else moved
-            if given is not None:
-                x = self._impose(x, given, then, generator)
+            k, k_to = levels[row].expand(x.shape[:2]), levels[row + 1].expand(x.shape[:2])
+            for repeats_left in reversed(range(1 if observed is None else self.resample)):
+                if observed is not None:
+                    x = with_observed(self.forcing.schedule, x, observed, k, self._noise_like(x, generator))
+                x_next = self._step(x, k, k_to, moving, guidance, conditions, memory, history_noise, generator)
+                # Repeat the row from its noisier end, so that what is observed and the rest come to agree.
+                x = self._noised_back(x, x_next, k_to, k, generator) if repeats_left else x_next
+            if observed is not None:
+                x = with_observed(self.forcing.schedule, x, observed, k_to, self._noise_like(x, generator))
             if on_row is not None:
                 on_row(row, x, matrix[row + 1])
         return x
@@ -150,7 +151,7 @@ class Sampler:
         x: Tensor,
         known: Tensor,
         *,
-        guidance: Guidance | None = None,
+        guidance: GradientGuidance | None = None,
         conditions: Tensor | None = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
@@ -170,11 +171,13 @@ class Sampler:
             matrix[: len(rows), sequence, ~known[sequence].cpu()] = rows
         noise = self.noise(tuple(x.shape), device=x.device, generator=generator)
         start = torch.where(known.reshape(*known.shape, *(1,) * (x.ndim - 2)), x, noise)
-        return self.walk(start, matrix, guidance=guidance, conditions=conditions, generator=generator, on_row=on_row)
+        return self.denoise(start, matrix, guidance=guidance, conditions=conditions, generator=generator, on_row=on_row)
 
-    def rollout(self, context: Tensor, length: int, **how: Any) -> Tensor:
-        """A sequence of `length` tokens (b, length, *c) that begins with the clean `context`: (b, t₀, *c). `how`: as for `stream`."""
-        return torch.cat([context, *self.stream(context, length, **how)], dim=1)
+    # ------------------------------------------------------------------------------------------------ growing sequences
+
+    def rollout(self, context: Tensor, length: int, **options: Any) -> Tensor:
+        """A sequence of `length` tokens (b, length, *c) that begins with the clean `context`: (b, t₀, *c). options: as for `stream`."""
+        return torch.cat([context, *self.stream(context, length, **options)], dim=1)
 
     def stream(
         self,
@@ -185,144 +188,176 @@ class Sampler:
         chunk_size: int = 1,
         cache: Cache = "none",
         sinks: int = 0,
-        guidance: Guidance | None = None,
+        guidance: GradientGuidance | None = None,
         conditions: Conditions | None = None,
         memory: Any = None,
-        given: Tensor | None = None,
+        observed: Tensor | None = None,
         generator: torch.Generator | None = None,
         on_row: OnRow | None = None,
     ) -> Iterator[Tensor]:
         """The chunks (b, chunk, *c) that follow the clean `context`: (b, t₀, *c), each as soon as it is finished, until there are `length`
-        tokens with the context (None: for ever). What is kept meanwhile does not grow.
+        tokens with the context (None: for ever). The memory in use does not grow.
 
         window: the most tokens the network sees at once; the oldest slide out. chunk_size: tokens denoised together (−1: all that
-        remain). cache: `exact` and `streaming` keep the past as a causal network's memory. `exact` gives the same result (but DDPM's own
-        noise on the context stays away); `streaming` gives the same until the window slides, then what was computed stays, and the first
-        `sinks` tokens of all. Under a cache a return sees the chunk alone. A recurrent network's past is one latent: under either cache no
-        window is needed, nor read, and it steps neither waiting nor finished tokens (`recurrent_walk.py`). memory: what such a network
-        holds before the context, a latent made from a start state, say. given: (b, length, *c), what is known of tokens to come, NaN
-        elsewhere (`given.py`).
+        remain). cache, sinks: how the past is kept (`history.py`). Under a cache a return sees the chunk alone, and DDPM's noise on the
+        context stays away. memory: what a recurrent network holds before the context, such as a latent made from a start state. observed:
+        (b, length, *c), what is known of tokens to come, NaN elsewhere (`observed.py`).
         """
         if chunk_size < 0 and length is None:
             raise UserError(
-                "chunk_size=-1 denoises all that remain together; a rollout without end needs a chunk_size of 1 or more"
+                "chunk_size=-1 denoises all remaining tokens together; an endless rollout needs chunk_size >= 1"
             )
         remaining = chunk_size if length is None else max(0, length - context.shape[1])
         chunk_size = min(chunk_size, remaining) if chunk_size > 0 else remaining
+        network = self.forcing.network
         if self.past == "same" and cache != "none":
             raise UserError(f"cache={cache} with past=same: the past is noised anew in every row; pass cache=none")
-        check_cache(cache, self.forcing.network, chunk=chunk_size, window=window, sinks=sinks, length=length)
-        if carries(cache, self.forcing.network):
-            window = None
+        check_history(cache, network, chunk=chunk_size, window=window, sinks=sinks, length=length)
+        if is_recurrent(cache, network):
+            window = None  # and none is needed
         elif memory is not None:
             raise UserError(
-                "a memory to begin with is for a recurrent network under cache=exact or streaming; give context instead"
+                "only a recurrent network under cache=exact or streaming begins with a memory; pass context instead"
             )
-        how = {"guidance": guidance, "generator": generator, "on_row": on_row}
-        if given is not None and (length is None or given.shape != (len(context), length, *context.shape[2:])):
+        if observed is not None and (length is None or observed.shape != (len(context), length, *context.shape[2:])):
             raise UserError(
-                f"given has shape {tuple(given.shape)}; ({len(context)}, {length}, …) is needed: every token, the context's too"
+                f"observed has shape {tuple(observed.shape)}; ({len(context)}, {length}, …) is needed: every token, the context's too"
             )
-        return self._chunks(context, length, window, chunk_size, cache, sinks, conditions, memory, given, how)
 
-    @torch.no_grad()
-    def _chunks(
-        self,
-        context: Tensor,
-        length: int | None,
-        window: int | None,
-        chunk_size: int,
-        cache: Cache,
-        sinks: int,
-        conditions: Conditions | None,
-        memory: Any,
-        given: Tensor | None,
-        how: dict[str, Any],
-    ) -> Iterator[Tensor]:
-        now = context.shape[1]
-        visible = context if window is None else context[:, max(0, now - window) :]
-        shown = self._tokens(visible, now, conditions, how["generator"])
-        past = past_of(
-            cache, self.forcing.network, shown, window=window, sinks=sinks, remember=self._remember, memory=memory
-        )
-        while length is None or now < length:
-            chunk = chunk_size if length is None else min(chunk_size, length - now)
-            now += chunk
-            noise = self.noise(
-                (len(context), chunk, *context.shape[2:]), device=context.device, generator=how["generator"]
-            )
-            new = self._tokens(noise, now, conditions, how["generator"])
-            new = replace(new, given=None if given is None else given[:, now - chunk : now])
-            seen, memory = past.before(chunk)
-            tokens, rows = seen.then(new), self.matrix(chunk)
-            if isinstance(past, Carried) and how["guidance"] is None:
-                walk = partial(self.walk, generator=how["generator"])
-                finished, fresh, memory = walk_unfinished(
-                    new, rows, memory, walk=walk, remember=self._remember, on_row=how["on_row"]
-                )
-                past.add(fresh, memory)
-                yield finished
-                continue
-            before = rows.new_zeros(len(rows), seen.count)
-            if self.past == "same":
-                before = rows[:, :1].expand(-1, seen.count)
-                tokens = replace(seen, given=seen.x).then(new)
-            x = self.walk(
+        def denoise_rows(tokens: Tokens, matrix: Tensor, memory: Any = None, on_row: OnRow | None = None) -> Tensor:
+            return self.denoise(
                 tokens.x,
-                torch.cat([before, rows], dim=1),
+                matrix,
+                guidance=guidance,
                 conditions=tokens.conditions,
                 memory=memory,
                 history_noise=tokens.history_noise,
-                given=tokens.given,
-                **how,
+                observed=tokens.observed,
+                generator=generator,
+                on_row=on_row,
             )
-            finished = x[:, seen.count :].clone()
-            past.add(replace(new, x=finished, given=None))
-            yield finished
 
-    def _tokens(self, x: Tensor, end: int, conditions: Conditions | None, generator: torch.Generator | None) -> Tokens:
-        """Tokens x: (b, t, *c), the last of them number `end` − 1, with what belongs to them."""
-        start, told = end - x.shape[1], None
-        if conditions is not None and start < end:
-            told = conditions(start, end) if callable(conditions) else conditions[:, start:end]
-            if told.shape[:2] != x.shape[:2]:
-                raise UserError(
-                    f"conditions for tokens {start} to {end - 1} have shape {tuple(told.shape)}; "
-                    f"({x.shape[0]}, {end - start}, width) is needed: a row for every token, the context's too"
+        @torch.no_grad()
+        def chunks() -> Iterator[Tensor]:
+            end = context.shape[1]
+            visible = context if window is None else context[:, max(0, end - window) :]
+            seen = self._tokens(visible, end, conditions, generator)
+            history = self._history(seen, end, cache, window, sinks, memory, guided=guidance is not None)
+            while length is None or history.end < length:
+                # New tokens begin as pure noise.
+                chunk = chunk_size if length is None else min(chunk_size, length - history.end)
+                end = history.end + chunk
+                noise = self.noise(
+                    (len(context), chunk, *context.shape[2:]), device=context.device, generator=generator
                 )
-        return Tokens(x, told, self._history_noise(x, generator))
+                new = self._tokens(noise, end, conditions, generator, observed)
+                # They go down the scheduling matrix, seeing the history, and then belong to it.
+                x = history.denoise(new, self.matrix(chunk), denoise_rows, on_row)
+                history.append(replace(new, x=x, observed=None))
+                yield x
 
-    def _remember(self, tokens: Tokens, memory: Any) -> Any:
-        return self.forcing.remember(
-            tokens.x,
-            conditions=tokens.conditions,
+        return chunks()
+
+    def _history(
+        self, context: Tokens, end: int, cache: Cache, window: int | None, sinks: int, memory: Any, *, guided: bool
+    ) -> History:
+        if self.past == "same":
+            assert window is not None
+            return NoisyWindow(context, end=end, window=window)
+        return build_history(
+            cache,
+            self.forcing.network,
+            context,
+            end=end,
+            window=window,
+            prefill=self._prefill,
+            sinks=sinks,
             memory=memory,
-            composition=self.composition,
-            history_noise=tokens.history_noise,
+            whole_rows=guided,
         )
 
-    def _history_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        if self.composition is None or not self.composition.noises_history:
-            return None
-        return self.noise(tuple(x.shape), device=x.device, generator=generator)
+    def _tokens(
+        self,
+        x: Tensor,
+        end: int,
+        conditions: Conditions | None,
+        generator: torch.Generator | None,
+        observed: Tensor | None = None,
+    ) -> Tokens:
+        """Tokens x: (b, t, *c), the last of them number `end` − 1, with what belongs to them."""
+        start, own = end - x.shape[1], None
+        if conditions is not None and start < end:
+            own = conditions(start, end) if callable(conditions) else conditions[:, start:end]
+            if own.shape[:2] != x.shape[:2]:
+                raise UserError(
+                    f"conditions for tokens {start} to {end - 1} have shape {tuple(own.shape)}; "
+                    f"({x.shape[0]}, {end - start}, width) is needed: a row for every token, the context's too"
+                )
+        history_noise = self._noise_like(x, generator) if self.noises_history else None
+        return Tokens(x, own, history_noise, None if observed is None else observed[:, start:end])
 
-    def _impose(self, x: Tensor, given: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
-        """x: (b, t, *c) at levels k: (b, t), with `given`, as noisy, in its places."""
-        noise = self.noise(tuple(x.shape), device=x.device, generator=generator).to(x.dtype)
-        return impose(self.forcing.schedule, x, given, k, noise)
+    def _prefill(self, tokens: Tokens, memory: Any) -> Any:
+        """The memory after clean tokens."""
+        denoise = self._denoiser(tokens.history_noise)
+        return self.forcing.prefill(tokens.x, denoise=denoise, conditions=tokens.conditions, memory=memory)
 
-    def _back(self, before: Tensor, x: Tensor, k: Tensor, k_to: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Tokens x at levels k, noised again to k_to, where they were `before`; those that did not move stay as they were."""
-        noise = self.noise(tuple(x.shape), device=x.device, generator=generator).to(x.dtype)
-        noised = noise_further(self.forcing.schedule, x, k, k_to, noise)
-        return torch.where((k != k_to).reshape(*k.shape, *(1,) * (x.ndim - 2)), noised, before)
+    # ------------------------------------------------------------------------------------------------ one row
+
+    def _step(
+        self,
+        x: Tensor,
+        k: Tensor,
+        k_to: Tensor,
+        moving: Tensor,
+        guidance: GradientGuidance | None,
+        conditions: Tensor | None,
+        memory: Any,
+        history_noise: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Tokens x: (b, t, *c) from levels k to k_to, both (b, t), by the guided denoiser. moving: numbers of the tokens being sampled."""
+        noise = self._step_noise(x, moving, generator)
+        denoise: Denoiser = self.forcing
+        if self.ancestral:
+            # DDPM shows its context with real noise.
+            level = self.forcing.stabilization_level - 1
+            context_noise = self.forcing.gaussian_noise(x, generator=generator)
+            denoise = NoisyContext(denoise, self.forcing.schedule, level=level, noise=context_noise)
+        denoise = self._denoiser(history_noise, denoise)
+        if guidance is not None:
+            denoise = guidance.wrap(denoise, self.forcing, generator)
+        return self.forcing.step(
+            x,
+            k,
+            k_to,
+            denoise=denoise,
+            conditions=conditions,
+            memory=memory,
+            eta=self.eta,
+            ancestral=self.ancestral,
+            noise=noise,
+        )
+
+    def _denoiser(self, history_noise: Tensor | None, denoise: Denoiser | None = None) -> Denoiser:
+        """`denoise`, or the plain denoiser, under classifier-free and history guidance."""
+        denoise = self.forcing if denoise is None else denoise
+        if len(self.branches) == 1 and not self.noises_history and next(iter(self.branches)).conditions:
+            return denoise
+        return WeightedBranches(denoise, self.forcing.schedule, self.branches, history_noise)
+
+    def _noise_like(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.noise(tuple(x.shape), device=x.device, generator=generator).to(x.dtype)
 
     def _step_noise(self, x: Tensor, moving: Tensor, generator: torch.Generator | None) -> Tensor | None:
         """What a step that is not deterministic draws, for the `moving` tokens alone: the draw does not depend on what else is seen."""
         if self.eta == 0 and not self.ancestral:
             return None
-        noise = torch.zeros_like(x)
-        noise[:, moving] = self.noise(
-            (x.shape[0], int(moving.sum()), *x.shape[2:]), device=x.device, generator=generator
-        ).to(x.dtype)
-        return noise
+        drawn = self.noise((len(x), len(moving), *x.shape[2:]), device=x.device, generator=generator)
+        return torch.zeros_like(x).index_copy_(1, moving, drawn.to(x.dtype))
+
+    def _noised_back(
+        self, before: Tensor, x: Tensor, k: Tensor, k_to: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Tokens x at levels k, noised again to k_to, where they were `before`; those that did not move stay as they were."""
+        noised = noise_further(self.forcing.schedule, x, k, k_to, self._noise_like(x, generator))
+        return torch.where((k != k_to).reshape(*k.shape, *(1,) * (x.ndim - 2)), noised, before)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from diffusion_forcing.errors import UserError, did_you_mean
 
 MAX_BETA = 0.999  # no single step may destroy everything (Nichol & Dhariwal 2021)
-MIN_POSTERIOR_VARIANCE = 1e-20
 
 
 def linear_betas(timesteps: int) -> Tensor:
@@ -69,14 +68,11 @@ class NoiseSchedule(nn.Module):
 
     betas: Tensor
     alphas_cumprod: Tensor
-    alphas_cumprod_prev: Tensor
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
-    log_one_minus_alphas_cumprod: Tensor
     sqrt_recip_alphas_cumprod: Tensor
     sqrt_recipm1_alphas_cumprod: Tensor
     posterior_variance: Tensor
-    posterior_log_variance_clipped: Tensor
     posterior_mean_coef1: Tensor
     posterior_mean_coef2: Tensor
     snr: Tensor
@@ -88,21 +84,17 @@ class NoiseSchedule(nn.Module):
         alphas = 1 - betas
         alphas_cumprod = alphas.cumprod(0)
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
-        variance = betas * (1 - previous) / (1 - alphas_cumprod)
         snr = alphas_cumprod / (1 - alphas_cumprod)
         self.timesteps = len(betas)
         self.snr_clip = snr_clip
         tables = {
             "betas": betas,
             "alphas_cumprod": alphas_cumprod,
-            "alphas_cumprod_prev": previous,
             "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
             "sqrt_one_minus_alphas_cumprod": (1 - alphas_cumprod).sqrt(),
-            "log_one_minus_alphas_cumprod": (1 - alphas_cumprod).log(),
             "sqrt_recip_alphas_cumprod": (1 / alphas_cumprod).sqrt(),
             "sqrt_recipm1_alphas_cumprod": (1 / alphas_cumprod - 1).sqrt(),
-            "posterior_variance": variance,
-            "posterior_log_variance_clipped": variance.clamp(min=MIN_POSTERIOR_VARIANCE).log(),
+            "posterior_variance": betas * (1 - previous) / (1 - alphas_cumprod),
             "posterior_mean_coef1": betas * previous.sqrt() / (1 - alphas_cumprod),
             "posterior_mean_coef2": (1 - previous) * alphas.sqrt() / (1 - alphas_cumprod),
             "snr": snr,
@@ -117,14 +109,25 @@ class NoiseSchedule(nn.Module):
         return self.sqrt_recipm1_alphas_cumprod
 
     def at(self, name: str, k: Tensor, like: Tensor) -> Tensor:
-        """The table `name` at levels k: (b, t) in 0…K−1, with as many trailing 1s as `like`: (b, t, *c) needs."""
-        values: Tensor = getattr(self, name)[k]
-        return values.reshape(*k.shape, *(1,) * (like.ndim - k.ndim))
+        """The table `name` at levels k: (b, t) in 0…K−1, shaped to broadcast over `like`: (b, t, *c)."""
+        return per_token(getattr(self, name)[k], like)
+
+    def signal(self, k: Tensor, like: Tensor) -> Tensor:
+        """√ᾱ_k, the factor of the clean token in x_k, at levels k: (b, t) in 0…K−1."""
+        return self.at("sqrt_alphas_cumprod", k, like)
+
+    def noise(self, k: Tensor, like: Tensor) -> Tensor:
+        """√(1−ᾱ_k), the factor of the noise in x_k, at levels k: (b, t) in 0…K−1."""
+        return self.at("sqrt_one_minus_alphas_cumprod", k, like)
 
     def signal_power(self, k: Tensor, like: Tensor) -> Tensor:
-        """ᾱ_k for k in −1…K−1, with ᾱ_{−1} = 1; shaped as `at` does."""
-        values = torch.where(k < 0, 1.0, self.alphas_cumprod[k.clamp(min=0)])
-        return values.reshape(*k.shape, *(1,) * (like.ndim - k.ndim))
+        """ᾱ_k at levels k: (b, t) in −1…K−1, with ᾱ_{−1} = 1."""
+        return per_token(torch.where(k < 0, 1.0, self.alphas_cumprod[k.clamp(min=0)]), like)
+
+
+def per_token(values: Tensor, like: Tensor) -> Tensor:
+    """values: (b, t), one a token, as (b, t, 1, …), to broadcast over tokens `like`: (b, t, *c)."""
+    return values.reshape(*values.shape, *(1,) * (like.ndim - values.ndim))
 
 
 def build_schedule(

@@ -8,7 +8,7 @@ and by `why_no_memory` what stands in the way ("" where nothing does). `memory_s
 `trimmed` and go on. `recurrent`: the memory has one size whatever it stands for, and a call costs one step a token, so that no window is
 needed and no token should be shown in vain.
 
-A network may also have `behind_clean(clean, clean_k, x, k, conditions, memory) -> output`: each noised token of x behind the clean tokens
+A network may also have `teacher_forced(clean, clean_k, x, k, conditions, memory) -> output`: each noised token of x behind the clean tokens
 before it, all in one call, for next-token prediction.
 """
 

@@ -140,7 +140,7 @@ class Recurrent(nn.Module):
         output: Tensor = self.x_from_z(torch.stack(states, dim=1).flatten(0, 1))
         return output.unflatten(0, x.shape[:2]), Latent(z, latent.length + len(states))
 
-    def behind_clean(
+    def teacher_forced(
         self,
         clean: Tensor,
         clean_k: Tensor,

@@ -91,7 +91,7 @@ class SensorNetwork(nn.Module):
         told, memory = self.inner(vector, k, conditions, memory)
         return self._decoded(told, level, skips), memory
 
-    def behind_clean(
+    def teacher_forced(
         self,
         clean: Tensor,
         clean_k: Tensor,
@@ -103,7 +103,7 @@ class SensorNetwork(nn.Module):
         """Each token of x: (b, t, d) at its level k: (b, t), when the inner network has seen the `clean` tokens before it, at levels clean_k."""
         inner: Any = self.inner
         vector, level, skips = self._encoded(x, k)
-        told = inner.behind_clean(self._encoded(clean, clean_k)[0], clean_k, vector, k, conditions, memory)
+        told = inner.teacher_forced(self._encoded(clean, clean_k)[0], clean_k, vector, k, conditions, memory)
         return self._decoded(told, level, skips)
 
     def _encoded(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

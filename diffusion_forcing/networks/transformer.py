@@ -178,7 +178,7 @@ class Transformer(nn.Module):
         hidden, present = self.transformer(self._embed(x, k, conditions, start), self.causal, memory)
         return self.out(hidden), present if self.causal else None
 
-    def behind_clean(
+    def teacher_forced(
         self,
         clean: Tensor,
         clean_k: Tensor,

@@ -41,7 +41,7 @@ def ddim_row(
         x = forcing.clamp_noise(x)
     k = levels[s].expand(x.shape[:2]).to(x.device)
     k_to = levels[s - 1].expand(x.shape[:2]).to(x.device)
-    prediction, memory = forcing.predict(x, k, conditions, memory)
+    prediction, memory = forcing(x, k, conditions, memory)
     return forcing.ddim(prediction.x0, prediction.eps, k, k_to, eta, noise, None), memory
 
 
@@ -82,7 +82,7 @@ def released_rollout(
     eps = forcing.clamp_noise(torch.stack([next(fresh) for _ in range(context.shape[1])], dim=1))
     shown = add_noise(forcing.schedule, context, zero, eps)
     seen = None if conditions is None else conditions[:, : context.shape[1]]
-    prediction, latent = forcing.predict(shown, zero, seen, latent)
+    prediction, latent = forcing(shown, zero, seen, latent)
     tokens, indices = [prediction.x0], list[int]()
     done = context.shape[1]
     while done < length:

@@ -118,7 +118,7 @@ def test_sampling_shows_no_levels_but_those_of_training(task: str, kind: str) ->
 @pytest.mark.parametrize("task", ["planning", "video"])
 def test_only_the_next_token_moves_the_weights_where_one_is_trained(task: str) -> None:
     built = build(task, "teacher_forcing")
-    drawn = built.draw_levels(64, 4, given=1, generator=torch.Generator().manual_seed(0))
+    drawn = built.draw_levels(64, 4, context=1, generator=torch.Generator().manual_seed(0))
     x = small.randn(64, 4, 6, seed=1) if task == "planning" else small.randn(64, 4, 3, 8, 8, seed=1)
     error = built.counted_loss(x, drawn, noise=torch.randn_like(x)).per_element.flatten(2).sum(-1)
     next_one = (drawn < 0).sum(dim=1)

@@ -156,7 +156,7 @@ def test_a_warm_start_walks_down_from_the_earlier_plan_noised(restart: int) -> N
     x = torch.cat([built.bundle.present_normalized(start), x, torch.zeros(3, 1, 6)], dim=1)
     rows = sampler.matrix(3).clamp(max=restart)
     matrix = torch.cat([torch.zeros(len(rows), 1).long(), rows, torch.full((len(rows), 1), 4)], dim=1)
-    assert torch.equal(found, built.bundle.unstack(sampler.walk(x, matrix)[:, 1:4]))
+    assert torch.equal(found, built.bundle.unstack(sampler.denoise(x, matrix)[:, 1:4]))
 
 
 def test_a_shorter_earlier_plan_goes_on_with_its_last_frame() -> None:
@@ -224,7 +224,7 @@ def test_refining_noises_the_plan_again_and_walks_it_down_unguided(refine: float
     x = first[-1].clone()
     x[:, 1:4] = add_noise(built.forcing.schedule, x[:, 1:4], k, again)
     matrix = torch.tensor([[0, *[s] * 3, 4] for s in range(level, -1, -1)])
-    expected = built.bundle.unstack(sampler.walk(x, matrix)[:, 1:4])
+    expected = built.bundle.unstack(sampler.denoise(x, matrix)[:, 1:4])
 
     rows: list[int] = []
     refined = planning(guidance_scale=5.0, refine=refine).planner()

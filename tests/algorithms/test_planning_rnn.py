@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.algorithms.base import RecurrentMLPOptions
-from diffusion_forcing.algorithms.planning.guidance import position_return
+from diffusion_forcing.algorithms.planning.guidance import RowGuidance, position_return
 from diffusion_forcing.algorithms.planning.planner import Planner
 from diffusion_forcing.algorithms.planning.recurrent import (
     LOSS_SCALE,
@@ -21,7 +21,7 @@ from diffusion_forcing.algorithms.planning.recurrent import (
 )
 from diffusion_forcing.algorithms.planning.tokens import Steps
 from diffusion_forcing.checkpoints import load, save
-from diffusion_forcing.diffusion import DiffusionForcing, Guidance, build_parameterization, build_schedule
+from diffusion_forcing.diffusion import DiffusionForcing, build_parameterization, build_schedule
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import STATISTICS, batch, randn
 from tests.diffusion.gaussian import ExactGaussian
@@ -187,9 +187,9 @@ def test_the_gradient_is_added_after_the_row_times_the_ddim_constant(eta: float)
     forcing = DiffusionForcing(network, schedule, build_parameterization("pred_x0", clip_noise=20.0))
     x, noise = randn(2, 3, 4, seed=1), randn(2, 3, 4, seed=2)
     k, k_to = torch.tensor([[900, 500, 20]]).expand(2, 3), torch.tensor([[700, 500, -1]]).expand(2, 3)
-    guidance = Guidance(lambda x0: 2.0 * x0.sum(dim=(1, 2)), after_row=True)
+    guidance = RowGuidance(lambda x0: 2.0 * x0.sum(dim=(1, 2)))
     plain = forcing.step(x, k, k_to, eta=eta, noise=noise)
-    guided = forcing.step(x, k, k_to, eta=eta, noise=noise, guidance=guidance)
+    guided = forcing.step(x, k, k_to, eta=eta, noise=noise, denoise=guidance.wrap(forcing, forcing))
     abar = schedule.alphas_cumprod.double()
     for token, (high, low) in enumerate([(900, 700), (500, 500), (20, -1)]):
         a, b = abar[high], torch.ones(()).double() if low < 0 else abar[low]
@@ -246,10 +246,10 @@ def test_the_past_is_what_the_latent_has_seen() -> None:
     found = planner.plan_normalized(now, goal, 6, noise=noise, past=past)
     tokens, _ = bundle.encode(seen, torch.cat([pushes, pushes[:, :1]], 1), torch.zeros(2, 7), torch.ones(2, 6).bool())
     with torch.no_grad():
-        latent = planner.forcing.remember(
+        latent = planner.forcing.prefill(
             tokens[:, 1:], memory=after(planner.forcing, (seen[:, 0] - bundle.mean[:4]) / bundle.std[:4])
         )
-        x = planner.sampler.walk(noise, planner.sampler.matrix(2), memory=latent)
+        x = planner.sampler.denoise(noise, planner.sampler.matrix(2), memory=latent)
     assert latent.length == 2
     assert torch.allclose(found, bundle.unstack(x), atol=1e-6)
     assert not torch.allclose(found, planner.plan_normalized(now, goal, 6, noise=noise))

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from diffusion_forcing.diffusion import (
     DiffusionForcing,
-    Guidance,
+    GradientGuidance,
     Sampler,
     build_parameterization,
     build_schedule,
-    counted,
     draw_noise_levels,
+    loss_mask,
 )
+from diffusion_forcing.diffusion.teacher_forcing import teacher_forcing_loss
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
@@ -55,11 +56,11 @@ def test_a_token_trained_behind_a_clean_past_sees_what_sampling_shows_it(kind: s
     network: Any = forcing.network
     start = network.starting(randn(2, 2, seed=5)) if kind == "rnn_start" else None
     k = levels(700, 20, 999, 3).expand(2, 4)
-    trained = forcing.loss(x, k, noise=noise, conditions=conditions, memory=start, clean_past=True)
+    trained = teacher_forcing_loss(forcing, x, k, noise=noise, conditions=conditions, memory=start)
     for token in range(4):
         memory = start
         if token:
-            memory = forcing.remember(x[:, :token], conditions=conditions[:, :token], memory=start)
+            memory = forcing.prefill(x[:, :token], conditions=conditions[:, :token], memory=start)
         one = slice(token, token + 1)
         alone = forcing.loss(x[:, one], k[:, one], noise=noise[:, one], conditions=conditions[:, one], memory=memory)
         torch.testing.assert_close(trained.x0[:, one], alone.x0, atol=1e-4, rtol=1e-4)
@@ -71,12 +72,12 @@ def test_one_token_of_a_sequence_or_all_at_once_have_the_same_errors(weighting: 
     forcing = forcing_over("transformer", weighting=weighting, cum_snr_decay=0.9)
     x, noise, conditions = tokens_for("transformer")
     own = (700, 20, 999, 3)
-    at_once = forcing.loss(x, levels(*own).expand(2, 4), noise=noise, conditions=conditions, clean_past=True)
+    at_once = teacher_forcing_loss(forcing, x, levels(*own).expand(2, 4), noise=noise, conditions=conditions)
     for token in range(4):
         k = levels(*[-1] * token, own[token], *[K - 1] * (3 - token)).expand(2, 4)
         one = forcing.loss(x, k, noise=noise, conditions=conditions)
         torch.testing.assert_close(one.per_element[:, token], at_once.per_element[:, token], atol=1e-5, rtol=1e-4)
-        mean = (one.per_element * counted("teacher_forcing", k)[..., None]).mean()
+        mean = (one.per_element * loss_mask("teacher_forcing", k)[..., None]).mean()
         torch.testing.assert_close(mean, one.per_element[:, token].mean())
 
 
@@ -95,7 +96,7 @@ def test_a_network_that_sees_the_future_has_no_clean_past_beside() -> None:
     network = Transformer(3, network_size=16, num_layers=1, attn_heads=2, causal=False)
     x, k = randn(1, 2, 3), levels(3, 3)
     with pytest.raises(UserError, match="is for causal networks"):
-        network.behind_clean(x, k, x, k)
+        network.teacher_forced(x, k, x, k)
 
 
 # --------------------------------------------------------------------------------------- exact denoisers of random walks
@@ -131,7 +132,7 @@ def test_the_loss_of_an_exact_denoiser_is_the_error_of_theory_at_its_levels(kind
     x = torch.randn(count, STEPS, 1, generator=drawn).cumsum(dim=1)
     k = draw_noise_levels(kind, count, STEPS, timesteps=timesteps, generator=drawn, device=CPU)
     error = forcing.loss(x, k, generator=drawn).per_element[..., 0] / (schedule.snr_clip / 2)
-    weight = counted(kind, k)
+    weight = loss_mask(kind, k)
     rows, index = torch.unique(k, dim=0, return_inverse=True)
     theory = torch.stack([expected_error(schedule.alphas_cumprod[row.clamp(min=0)], row < 0) for row in rows])[index]
     difference = ((error - theory) * weight).mean(dim=1)
@@ -186,7 +187,7 @@ def test_full_sequence_diffusion_goes_on_from_its_context() -> None:
 
 def test_sampling_that_shows_other_levels_is_refused() -> None:
     forcing = walk_of()
-    with pytest.raises(UserError, match="pyramid has tokens of several levels"):
+    with pytest.raises(UserError, match=r"scheduling_matrix=pyramid.*past=same"):
         Sampler(forcing, sampling_timesteps=5, scheduling_matrix="pyramid", past="same")
     sampler = Sampler(forcing, sampling_timesteps=5, scheduling_matrix="full_sequence", past="same")
     with pytest.raises(UserError, match="pass cache=none"):
@@ -195,11 +196,11 @@ def test_sampling_that_shows_other_levels_is_refused() -> None:
 
 def test_tokens_that_wait_do_not_guide_where_the_network_foresees_nothing() -> None:
     forcing = walk_of(causal=True)
-    x, k, clean = randn(1, 3, 1), levels(3, 500, K - 1), torch.tensor([[True, False, False]])
+    x, k = randn(1, 3, 1), levels(3, 500, K - 1)
     last = lambda x0: x0[:, -1, 0]  # noqa: E731
-    _, all_of_it = Guidance(last).gradient(forcing, x, k, clean)
-    _, of_begun = Guidance(last, begun=True).gradient(forcing, x, k, clean)
+    _, all_of_it, _ = GradientGuidance(last).gradient(forcing, forcing, x, k)
+    _, of_begun, _ = GradientGuidance(last, started_only=True).gradient(forcing, forcing, x, k)
     assert all_of_it[0, 1].abs() > 0
     assert (of_begun == 0).all()
-    _, of_next = Guidance(lambda x0: x0[:, 1, 0], begun=True).gradient(forcing, x, k, clean)
+    _, of_next, _ = GradientGuidance(lambda x0: x0[:, 1, 0], started_only=True).gradient(forcing, forcing, x, k)
     assert of_next[0, 1].abs() > 0

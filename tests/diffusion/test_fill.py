@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion import Guidance, Sampler, build_schedule
+from diffusion_forcing.diffusion import GradientGuidance, Sampler, build_schedule
 from tests.diffusion.gaussian import forcing_of, randn, walk_of
 
 WIDTH = 2
@@ -58,7 +58,7 @@ def test_one_pattern_may_serve_all_sequences_and_is_a_walk() -> None:
     start = torch.where(known[:, None], x, noise)
     matrix = torch.zeros(len(sampler.matrix(3)), 5, dtype=torch.long)
     matrix[:, 1:4] = sampler.matrix(3)
-    assert torch.allclose(out, sampler.walk(start, matrix), atol=1e-6)
+    assert torch.allclose(out, sampler.denoise(start, matrix), atol=1e-6)
     each = sampler.fill(x, known.expand(3, 5), generator=torch.Generator().manual_seed(0))
     assert torch.equal(out, each)
 
@@ -100,7 +100,7 @@ def test_what_is_filled_in_can_be_guided() -> None:
     x, known = torch.zeros(4, 5, 1), PATTERNS[0]
     free, guided = (
         sampler.fill(x, known, guidance=guidance, generator=torch.Generator().manual_seed(0))
-        for guidance in (None, Guidance(lambda x0: x0[:, 1:4].sum(dim=(1, 2))))
+        for guidance in (None, GradientGuidance(lambda x0: x0[:, 1:4].sum(dim=(1, 2))))
     )
     assert (guided[:, 1:4] > free[:, 1:4]).all()
     assert torch.equal(guided[:, known], free[:, known])

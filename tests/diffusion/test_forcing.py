@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.diffusion import DiffusionForcing, add_noise, build_parameterization, build_schedule
+from diffusion_forcing.diffusion.denoiser import NoisyContext, noisy_context
 from diffusion_forcing.errors import UserError
 from tests.diffusion.gaussian import Certain, ExactGaussian, forcing_of, randn
 
@@ -93,7 +94,8 @@ def test_clean_context_is_shown_as_slightly_noisy_without_noise(stabilization_le
 def test_under_ddpm_the_noise_of_the_context_is_really_there() -> None:
     forcing = forcing_of(stabilization_level=200)
     x, k = torch.full((1, 4000, 1), 2.0), torch.full((1, 4000), -1)
-    shown, shown_k = forcing.stabilize(x, k, noisy=True, generator=torch.Generator().manual_seed(0))
+    noise = randn(1, 4000, 1, seed=0)
+    shown, shown_k = noisy_context(forcing.schedule, x, k, level=199, noise=noise)
     assert (shown_k == 199).all()
     power = forcing.schedule.alphas_cumprod[199]
     assert shown.mean() == pytest.approx(2 * power.sqrt().item(), abs=0.05)
@@ -112,7 +114,8 @@ def test_the_noise_of_ddpms_context_may_be_given_and_is_clamped() -> None:
     assert isinstance(network, ExactGaussian)
     x, noise = randn(1, 3, 4), randn(1, 3, 4, seed=1)
     now, then = torch.tensor([[-1, 900, -1]]), torch.tensor([[-1, 899, -1]])
-    out = forcing.step(x, now, then, ancestral=True, noise=noise, context_noise=noise)
+    context = NoisyContext(forcing, forcing.schedule, level=199, noise=forcing.clamp_noise(noise))
+    out = forcing.step(x, now, then, ancestral=True, noise=noise, denoise=context)
     ((shown, shown_k, _),) = network.calls
     power = forcing.schedule.alphas_cumprod[199]
     assert shown_k.tolist() == [[199, 900, 199]]

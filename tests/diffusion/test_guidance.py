@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion import DiffusionForcing, Guidance
+from diffusion_forcing.diffusion import DiffusionForcing, GradientGuidance
 from diffusion_forcing.errors import UserError
 from tests.diffusion.gaussian import ExactGaussian, forcing_of, levels, randn
 
@@ -24,6 +24,12 @@ def along(x0: Tensor) -> Tensor:
     return STRENGTH * x0.sum(dim=(1, 2))
 
 
+def guided_step(
+    forcing: DiffusionForcing, guidance: GradientGuidance | None, x: Tensor, k: Tensor, k_to: Tensor
+) -> Tensor:
+    return forcing.step(x, k, k_to, denoise=None if guidance is None else guidance.wrap(forcing, forcing))
+
+
 def affine(forcing: DiffusionForcing, k: Tensor) -> tuple[Tensor, Tensor]:
     network = forcing.network
     assert isinstance(network, ExactGaussian)
@@ -37,7 +43,7 @@ def test_a_guided_step_is_the_formula(now: int, then: int, objective: str) -> No
     forcing = forcing_of(MEAN, STD, objective=objective)
     x = randn(2, 3, 4)
     k, k_to = torch.full((2, 3), now), torch.full((2, 3), then)
-    out = forcing.step(x, k, k_to, guidance=Guidance(near_goal))
+    out = guided_step(forcing, GradientGuidance(near_goal), x, k, k_to)
 
     x64, power = x.double(), forcing.schedule.alphas_cumprod[now].double()
     power_to = torch.ones(()).double() if then < 0 else forcing.schedule.alphas_cumprod[then].double()
@@ -53,10 +59,10 @@ def test_a_guided_step_is_the_formula(now: int, then: int, objective: str) -> No
 def test_guidance_raises_the_return_of_what_is_sampled() -> None:
     forcing = forcing_of(MEAN, STD)
     ends = []
-    for guidance in (None, Guidance(near_goal)):
+    for guidance in (None, GradientGuidance(near_goal)):
         x = randn(4, 2, 3)
         for k in range(999, -1, -111):
-            x = forcing.step(x, torch.full((4, 2), k), torch.full((4, 2), max(k - 111, -1)), guidance=guidance)
+            x = guided_step(forcing, guidance, x, torch.full((4, 2), k), torch.full((4, 2), max(k - 111, -1)))
         ends.append(near_goal(x))
     assert (ends[1] > ends[0] + 0.5).all()
 
@@ -67,23 +73,23 @@ def test_guidance_leaves_the_step_to_clean_alone() -> None:
     x = randn(2, 3, 4)
     now, then = torch.full((2, 3), 50), torch.full((2, 3), -1)
     assert torch.allclose(
-        forcing.step(x, now, then, guidance=Guidance(near_goal)), forcing.step(x, now, then), atol=1e-5
+        guided_step(forcing, GradientGuidance(near_goal), x, now, then), forcing.step(x, now, then), atol=1e-5
     )
 
 
 def test_no_graph_is_left_behind() -> None:
     forcing = forcing_of(MEAN, STD)
-    out = forcing.step(randn(1, 2, 3), levels(500, 500), levels(20, 20), guidance=Guidance(along))
+    out = guided_step(forcing, GradientGuidance(along), randn(1, 2, 3), levels(500, 500), levels(20, 20))
     assert not out.requires_grad
     with torch.no_grad():
-        again = forcing.step(randn(1, 2, 3), levels(500, 500), levels(20, 20), guidance=Guidance(along))
+        again = guided_step(forcing, GradientGuidance(along), randn(1, 2, 3), levels(500, 500), levels(20, 20))
     assert torch.equal(out, again)
 
 
 def test_the_gradient_is_with_respect_to_the_noisy_tokens() -> None:
     forcing, k = forcing_of(MEAN, STD), levels(900, 400, 10)
     x = randn(1, 3, 2)
-    prediction, gradient = Guidance(near_goal).gradient(forcing, x, k, k < 0)
+    prediction, gradient, _ = GradientGuidance(near_goal).gradient(forcing, forcing, x, k)
     slope, offset = affine(forcing, k)
     assert torch.allclose(prediction.x0, slope * x + offset, atol=1e-6)
     assert torch.allclose(gradient, -STRENGTH * (prediction.x0 - GOAL) * slope, rtol=1e-5, atol=1e-6)
@@ -97,8 +103,8 @@ def gradients(samples: int, *, draws: int = 4000, k: int = 400) -> tuple[Tensor,
     continuation on average, and its standard deviation."""
     forcing = forcing_of(MEAN, STD)
     x, at = torch.full((draws, 1, 1), 0.3), torch.full((draws, 1), k)
-    guidance = Guidance(near_goal, samples=samples)
-    _, gradient = guidance.gradient(forcing, x, at, at < 0, generator=torch.Generator().manual_seed(samples))
+    guidance = GradientGuidance(near_goal, samples=samples)
+    _, gradient, _ = guidance.gradient(forcing, forcing, x, at, generator=torch.Generator().manual_seed(samples))
     slope, offset = (part[0, 0, 0].item() for part in affine(forcing, at))
     power = forcing.schedule.alphas_cumprod[k].item()
     x0 = slope * 0.3 + offset
@@ -130,8 +136,8 @@ def test_one_sample_is_plain_guidance_and_draws_nothing() -> None:
     before = generator.get_state()
     forcing, k = forcing_of(MEAN, STD), levels(900, 400, 10)
     x = randn(1, 3, 2)
-    _, plain = Guidance(near_goal).gradient(forcing, x, k, k < 0)
-    _, one = Guidance(near_goal, samples=1).gradient(forcing, x, k, k < 0, generator=generator)
+    _, plain, _ = GradientGuidance(near_goal).gradient(forcing, forcing, x, k)
+    _, one, _ = GradientGuidance(near_goal, samples=1).gradient(forcing, forcing, x, k, generator=generator)
     assert torch.equal(plain, one)
     assert torch.equal(generator.get_state(), before)
     network = forcing.network
@@ -144,19 +150,20 @@ def test_a_continuation_keeps_the_context_and_renoises_the_rest_at_its_own_level
     network = forcing.network
     assert isinstance(network, ExactGaussian)
     n = 4000
-    k, clean = torch.tensor([[9, 500, 100]]).expand(n, 3), torch.tensor([[True, False, False]]).expand(n, 3)
+    k, shown_as = torch.tensor([[-1, 500, 100]]).expand(n, 3), torch.tensor([[9, 500, 100]]).expand(n, 3)
     x = randn(1, 3, 1).expand(n, 3, 1)
     conditions = randn(n, 3, 2)
-    Guidance(along, samples=3).gradient(forcing, x, k, clean, conditions, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    GradientGuidance(along, samples=3).gradient(forcing, forcing, x, k, conditions, generator=generator)
     first, *continuations = network.calls
     assert len(continuations) == 2
-    assert torch.equal(first[0], x)
-    slope, offset = affine(forcing, k)
+    assert torch.equal(first[0][:, 1:], x[:, 1:])
+    slope, offset = affine(forcing, shown_as)
     x0 = slope * x + offset
     for shown, shown_k, shown_conditions in continuations:
-        assert torch.equal(shown_k, k)
+        assert torch.equal(shown_k, shown_as)
         assert shown_conditions is conditions
-        assert torch.equal(shown[:, 0], x[:, 0])
+        assert torch.equal(shown[:, 0], first[0][:, 0])
         for t in (1, 2):
             power = forcing.schedule.alphas_cumprod[k[0, t]].item()
             noise = (shown[:, t] - power**0.5 * x0[:, t]) / (1 - power) ** 0.5
@@ -167,4 +174,4 @@ def test_a_continuation_keeps_the_context_and_renoises_the_rest_at_its_own_level
 
 def test_guidance_needs_a_continuation() -> None:
     with pytest.raises(UserError, match="mcg_samples is 0"):
-        Guidance(along, samples=0)
+        GradientGuidance(along, samples=0)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_forcing.diffusion import build_schedule, counted, draw_noise_levels, mask_absent
+from diffusion_forcing.diffusion import build_schedule, draw_noise_levels, loss_mask, mask_absent
 from diffusion_forcing.diffusion.noise import offset_normal
 from diffusion_forcing.diffusion.noise_levels import LevelDensity
 from diffusion_forcing.errors import UserError
@@ -37,17 +37,17 @@ def test_a_shared_level_is_one_a_sequence() -> None:
 
 @pytest.mark.parametrize("given", [0, 2])
 def test_full_sequence_diffusion_is_one_level_and_what_is_given_clean(given: int) -> None:
-    k = draw("full_sequence", 2000, 5, timesteps=10, given=given)
+    k = draw("full_sequence", 2000, 5, timesteps=10, context=given)
     assert (k[:, :given] == -1).all()
     assert (k[:, given:] == k[:, -1:]).all()
     share = torch.bincount(k[:, -1], minlength=10) / 2000
     assert ((share - 0.1).abs() < 5 * (0.1 * 0.9 / 2000) ** 0.5).all()
-    assert torch.equal(counted("full_sequence", k), (k >= 0).float())
+    assert torch.equal(loss_mask("full_sequence", k), (k >= 0).float())
 
 
 @pytest.mark.parametrize("given", [0, 2])
 def test_teacher_forcing_is_a_clean_past_one_noised_token_and_noise(given: int) -> None:
-    k = draw("teacher_forcing", 4000, 6, timesteps=10, given=given)
+    k = draw("teacher_forcing", 4000, 6, timesteps=10, context=given)
     next_one = (k < 0).sum(dim=1)
     token = torch.arange(6)
     assert (k[token < next_one[:, None]] == -1).all()
@@ -58,23 +58,23 @@ def test_teacher_forcing_is_a_clean_past_one_noised_token_and_noise(given: int) 
         even = 1 / (high - low)
         assert (share[:low] == 0).all()
         assert ((share[low:] - even).abs() < 5 * (even * (1 - even) / 4000) ** 0.5).all()
-    weight = counted("teacher_forcing", k)
+    weight = loss_mask("teacher_forcing", k)
     assert torch.equal(
         weight, 6.0 * (token == next_one[:, None])
     )  # one counts for all: the mean over tokens is its error
 
 
 def test_teacher_forcing_of_every_token_is_a_level_each_and_all_count() -> None:
-    k = draw("teacher_forcing", 500, 4, timesteps=10, each=True, given=1)
+    k = draw("teacher_forcing", 500, 4, timesteps=10, teacher_forced=True, context=1)
     assert (k[:, 0] == -1).all()
     assert k[:, 1:].min() == 0
     assert (k[:, 1] != k[:, 2]).any()
-    assert torch.equal(counted("teacher_forcing", k, each=True), (k >= 0).float())
+    assert torch.equal(loss_mask("teacher_forcing", k, teacher_forced=True), (k >= 0).float())
 
 
 def test_the_method_counts_every_token() -> None:
     for kind in ("random_all", "shared"):
-        assert (counted(kind, draw(kind, 8, 4, timesteps=10)) == 1).all()
+        assert (loss_mask(kind, draw(kind, 8, 4, timesteps=10)) == 1).all()
 
 
 @pytest.mark.parametrize("kind", ["random_all", "shared", "full_sequence", "teacher_forcing"])

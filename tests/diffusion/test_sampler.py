@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion import DiffusionForcing, Guidance, Sampler, build_parameterization, build_schedule
+from diffusion_forcing.diffusion import (
+    DiffusionForcing,
+    GradientGuidance,
+    Sampler,
+    build_parameterization,
+    build_schedule,
+)
 from diffusion_forcing.diffusion.scheduling import SCHEDULING_MATRICES
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
@@ -49,7 +55,7 @@ def test_a_walk_visits_every_row_of_the_matrix_in_order(kind: str) -> None:
     matrix = sampler.matrix(3)
     seen: list[tuple[int, Tensor, Tensor]] = []
     x = randn(2, 3, WIDTH)
-    out = sampler.walk(x, matrix, on_row=lambda row, tokens, levels: seen.append((row, tokens, levels)))
+    out = sampler.denoise(x, matrix, on_row=lambda row, tokens, levels: seen.append((row, tokens, levels)))
     j = forcing.stabilization_level - 1
     # shown to the network: the level of each row but the last, clean tokens at the stabilization level
     shown = torch.stack([k for _, k, _ in network.calls])
@@ -69,7 +75,7 @@ def test_a_walk_is_its_steps_one_after_the_other() -> None:
         expected = forcing.step(
             expected, sampler.levels[matrix[now]].expand(2, 3), sampler.levels[matrix[then]].expand(2, 3)
         )
-    assert torch.equal(sampler.walk(x, matrix), expected)
+    assert torch.equal(sampler.denoise(x, matrix), expected)
 
 
 def test_rows_that_change_nothing_cost_nothing() -> None:
@@ -78,7 +84,7 @@ def test_rows_that_change_nothing_cost_nothing() -> None:
     assert isinstance(network, ExactGaussian)
     matrix = torch.tensor([[4, 4], [4, 4], [2, 4], [2, 4], [0, 0]])
     rows: list[int] = []
-    sampler_of(forcing).walk(randn(1, 2, WIDTH), matrix, on_row=lambda row, tokens, levels: rows.append(row))
+    sampler_of(forcing).denoise(randn(1, 2, WIDTH), matrix, on_row=lambda row, tokens, levels: rows.append(row))
     assert len(network.calls) == 2
     assert rows == [1, 3]
 
@@ -88,7 +94,7 @@ def test_context_and_absent_tokens_come_back_bit_for_bit() -> None:
     x = randn(2, 4, WIDTH)
     rows = sampler.matrix(2)
     matrix = torch.cat([torch.zeros(len(rows), 1).long(), rows, torch.full((len(rows), 1), 4)], dim=1)
-    out = sampler.walk(x, matrix)
+    out = sampler.denoise(x, matrix)
     assert torch.equal(out[:, [0, 3]], x[:, [0, 3]])
     assert (out[:, 1:3] != x[:, 1:3]).all()
 
@@ -96,7 +102,7 @@ def test_context_and_absent_tokens_come_back_bit_for_bit() -> None:
 def test_a_matrix_needs_a_column_a_token() -> None:
     sampler = sampler_of(forcing_of())
     with pytest.raises(UserError, match="3 columns for 2 tokens"):
-        sampler.walk(randn(1, 2, WIDTH), sampler.matrix(3))
+        sampler.denoise(randn(1, 2, WIDTH), sampler.matrix(3))
 
 
 def test_pure_noise_is_clamped_and_a_function_of_the_seed() -> None:
@@ -186,7 +192,7 @@ def test_every_chunk_is_guided() -> None:
         sampler.rollout(
             context, 5, window=5, chunk_size=2, guidance=guidance, generator=torch.Generator().manual_seed(0)
         )
-        for guidance in (None, Guidance(lambda x0: -5 * ((x0 - goal) ** 2).sum(dim=(1, 2))))
+        for guidance in (None, GradientGuidance(lambda x0: -5 * ((x0 - goal) ** 2).sum(dim=(1, 2))))
     )
     assert torch.equal(guided[:, :1], context)
     for chunk in (slice(1, 3), slice(3, 5)):
@@ -197,6 +203,6 @@ def test_sampling_keeps_no_graph() -> None:
     sampler = sampler_of(transformer())
     assert any(p.requires_grad for p in sampler.forcing.network.parameters())
     x = randn(1, 2, WIDTH)
-    assert not sampler.walk(x, sampler.matrix(2)).requires_grad
+    assert not sampler.denoise(x, sampler.matrix(2)).requires_grad
     for cache in ("none", "exact"):
         assert not sampler.rollout(x, 4, window=4, cache=cache).requires_grad

@@ -67,7 +67,7 @@ def test_behind_a_clean_past_is_one_token_after_the_other(kind: str) -> None:
     net, (x, k, told) = network(kind), tokens()
     clean = torch.randn_like(x)
     clean_k = torch.full_like(k, 9)
-    together = net.behind_clean(clean, clean_k, x, k, told)
+    together = net.teacher_forced(clean, clean_k, x, k, told)
     for token in range(x.shape[1]):
         shown = torch.cat([clean[:, :token], x[:, token : token + 1]], dim=1)
         levels = torch.cat([clean_k[:, :token], k[:, token : token + 1]], dim=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion import Guidance, build_schedule, sampling_levels, scheduling_matrix
+from diffusion_forcing.diffusion import GradientGuidance, build_schedule, sampling_levels, scheduling_matrix
 from diffusion_forcing.diffusion.loss_weighting import fused_snr_weight, min_snr_weight
 from diffusion_forcing.networks import Transformer
 from tests.parity.recorded import flip, recording, weights
@@ -140,12 +140,12 @@ def test_one_denoising_row_is_the_recorded_one(name: str) -> None:
         def returns(x0: Tensor) -> Tensor:
             return -recorded.meta["guidance_coef"] * ((x0 - target) ** 2).sum(dim=(1, 2))
 
-        guidance = Guidance(returns)
+        guidance = GradientGuidance(returns)
     out = planning.forcing.step(
         flip(recorded["x"]),
         sampler.levels[flip(recorded["curr"])],
         sampler.levels[flip(recorded["next"])],
-        guidance=guidance,
+        denoise=None if guidance is None else guidance.wrap(planning.forcing, planning.forcing),
     )
     recorded.agrees(flip(out), "out")
     still = flip(recorded["curr"]) == flip(recorded["next"])

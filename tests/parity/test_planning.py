@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_forcing.algorithms.planning.algorithm import Draws, Planning
 from diffusion_forcing.algorithms.planning.guidance import goal_return
 from diffusion_forcing.checkpoints import load
-from diffusion_forcing.diffusion import Guidance
+from diffusion_forcing.diffusion import GradientGuidance
 from diffusion_forcing.released.options import planning_options_from_released, released_guidance_scale
 from tests.parity.recorded import DATA, NETWORK, Recording, flip, norm, recording
 
@@ -107,7 +107,8 @@ def test_a_whole_plan_with_the_weights_of_the_source_text_is_the_recorded_one(na
 def test_every_row_of_a_plan_is_the_recorded_one(name: str) -> None:
     recorded = recording(name)
     planning = recorded.planning()
-    guidance = Guidance(returns(recorded, planning)) if recorded.options.guidance_scale else None
+    guidance = GradientGuidance(returns(recorded, planning)) if recorded.options.guidance_scale else None
+    denoise = None if guidance is None else guidance.wrap(planning.forcing, planning.forcing)
     levels = planning.planner().sampler.levels
     rows = []
     for step_in, now, then in zip(
@@ -116,7 +117,7 @@ def test_every_row_of_a_plan_is_the_recorded_one(name: str) -> None:
         x = flip(step_in)
         shape = x.shape[:2]
         rows.append(
-            flip(planning.forcing.step(x, levels[now].expand(shape), levels[then].expand(shape), guidance=guidance))
+            flip(planning.forcing.step(x, levels[now].expand(shape), levels[then].expand(shape), denoise=denoise))
         )
     # a guided row reaches 100 times the plan's own size, as ∇J is large where levels are high
     recorded.agrees(torch.stack(rows), "step_out")

@@ -158,7 +158,7 @@ def test_one_transition(name: str) -> None:
     r = recording(name)
     told = r["external_cond"][:, None] if "external_cond" in r else None
     with torch.no_grad():
-        prediction, latent = forcing(r).predict(r["x"][:, None], r["t"][:, None], told, Latent(r["z"], 1))
+        prediction, latent = forcing(r)(r["x"][:, None], r["t"][:, None], told, Latent(r["z"], 1))
     r.agrees(prediction.x0[:, 0], "pred_x_start")
     r.agrees(latent.z, "pred_z")
     if "model_out" in r:

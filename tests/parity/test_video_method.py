@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion import Guidance
+from diffusion_forcing.diffusion import GradientGuidance
+from diffusion_forcing.diffusion.denoiser import Denoiser, NoisyContext
 from tests.parity.recorded import flip, norm, recording
 
 NETWORKS = ("video_u1", "video_u2", "video_u3")
@@ -75,7 +76,14 @@ def test_one_denoising_row_is_the_recorded_one(name: str) -> None:
         def returns(x0: Tensor) -> Tensor:
             return -recorded.meta["guidance_coef"] * ((x0 - target) ** 2).flatten(1).sum(dim=1)
 
-        guidance = Guidance(returns)
+        guidance = GradientGuidance(returns)
+    denoise: Denoiser = video.forcing
+    if sampler.ancestral:
+        context_noise = video.forcing.clamp_noise(flip(recorded["noise_context_raw"]))
+        level = video.forcing.stabilization_level - 1
+        denoise = NoisyContext(denoise, video.forcing.schedule, level=level, noise=context_noise)
+    if guidance is not None:
+        denoise = guidance.wrap(denoise, video.forcing)
     noise = recorded["noise_step_raw" if sampler.ancestral else "noise_raw"]
     out = video.forcing.step(
         flip(recorded["x"]),
@@ -83,9 +91,8 @@ def test_one_denoising_row_is_the_recorded_one(name: str) -> None:
         sampler.levels[flip(recorded["next"])],
         eta=sampler.eta,
         ancestral=sampler.ancestral,
-        guidance=guidance,
+        denoise=denoise,
         noise=flip(noise),
-        context_noise=flip(recorded["noise_context_raw"]) if sampler.ancestral else None,
     )
     recorded.agrees(flip(out), "out")
     still = flip(recorded["curr"]) == flip(recorded["next"])

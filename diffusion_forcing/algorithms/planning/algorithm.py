@@ -183,7 +183,7 @@ class Planning(ForcingAlgorithm):
         end = None
         if not self.options.causal:
             end = integers(2, time + 1, (batch,), generator=generator, device=device)
-        levels = self.draw_levels(batch, time, given=1, generator=generator)
+        levels = self.draw_levels(batch, time, context=1, generator=generator)
         first = None
         if not self.options.baseline and uniform((), generator=generator, device=device) < NEARLY_CLEAN_SHARE:
             first = integers(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
@@ -206,7 +206,7 @@ class Planning(ForcingAlgorithm):
         levels = mask_absent(draws.levels, present, self.options.diffusion.timesteps)
         if draws.first_levels is not None:
             levels = torch.cat([draws.first_levels[:, None], levels[:, 1:]], dim=1)
-        result = self.counted_loss(tokens, levels, noise=draws.noise, forcing=forcing)
+        result = self.masked_loss(tokens, levels, noise=draws.noise, forcing=forcing)
         per_frame = result.per_element.unflatten(-1, (f, -1))
         return (per_frame * weight.unflatten(1, (-1, f))[..., None]).mean(), result.x0
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.algorithms.planning.tokens import Bundle
+from diffusion_forcing.diffusion import GradientGuidance, NoiseSchedule, Prediction
 from diffusion_forcing.errors import UserError, did_you_mean
 
 RELEASED_BATCH = 128  # the released strength is divided by the batch; the published scales are for this one
@@ -100,3 +101,17 @@ def reward_return(
         return 1000 * scale / RELEASED_BATCH * (rewards * discount).mean(dim=1)
 
     return returns
+
+
+class RowGuidance(GradientGuidance):
+    """The RNN line's guidance: the gradient is added to the plan after each row, times what a DDIM step makes of it (docs/method.md §10).
+
+    That constant, (1−ᾱ) − √(1−ᾱ'−σ²)·√(1−ᾱ), is what remains of a shift of ε̂ by −√(1−ᾱ)·∇J when ᾱ'/ᾱ is taken for 1.
+    """
+
+    def move(
+        self, schedule: NoiseSchedule, prediction: Prediction, gradient: Tensor, x: Tensor, k: Tensor, k_to: Tensor
+    ) -> Prediction:
+        noise = schedule.noise(k.clamp(min=0), x)
+        x0 = prediction.x0 + noise**2 / schedule.signal_power(k_to, x).sqrt() * gradient
+        return prediction._replace(x0=x0, eps=prediction.eps - noise * gradient)

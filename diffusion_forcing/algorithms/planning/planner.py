@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_forcing.algorithms.planning.guidance import goal_return, reward_return
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
-from diffusion_forcing.diffusion import DiffusionForcing, Guidance, Sampler, add_noise
+from diffusion_forcing.diffusion import DiffusionForcing, GradientGuidance, Sampler, add_noise
 from diffusion_forcing.diffusion.sampler import OnRow
 from diffusion_forcing.errors import UserError
 
@@ -177,7 +177,7 @@ class Planner:
         x: Tensor,
         rows: Tensor,
         absent: int,
-        guidance: Guidance | None,
+        guidance: GradientGuidance | None,
         memory: Any,
         generator: torch.Generator | None,
         on_row: OnRow | None,
@@ -187,7 +187,7 @@ class Planner:
         last = rows.new_full((len(rows), absent), self.sampler.sampling_timesteps)
         matrix = torch.cat([rows.new_zeros(len(rows), self.present_tokens), rows, last], dim=1)
         told = None if on_row is None else lambda row, x, levels: on_row(done + row, x, levels)
-        return self.sampler.walk(x, matrix, guidance=guidance, memory=memory, generator=generator, on_row=told)
+        return self.sampler.denoise(x, matrix, guidance=guidance, memory=memory, generator=generator, on_row=told)
 
     def _noise(
         self, shape: tuple[int, ...], given: Tensor | None, device: torch.device, generator: torch.Generator | None
@@ -196,7 +196,7 @@ class Planner:
             return self.forcing.clamp_noise(given)
         return self.sampler.noise(shape, device=device, generator=generator)
 
-    def _guidance(self, start: Tensor, goal: Tensor, horizon: int, pull: Tensor | None) -> Guidance | None:
+    def _guidance(self, start: Tensor, goal: Tensor, horizon: int, pull: Tensor | None) -> GradientGuidance | None:
         options = self.options
         scale = options.guidance_scale if pull is None else options.guidance_scale * pull
         if options.guidance_scale == 0:
@@ -213,4 +213,4 @@ class Planner:
                 scale=scale,
                 weights=options.guidance_weights,
             )
-        return Guidance(returns, samples=options.mcg_samples, begun=not options.foresees)
+        return GradientGuidance(returns, samples=options.mcg_samples, started_only=not options.foresees)

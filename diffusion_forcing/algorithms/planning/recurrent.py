@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import RecurrentMLPOptions, not_negative, positive, within
 from diffusion_forcing.algorithms.planning.algorithm import Draws, Planning, PlanningOptions
-from diffusion_forcing.algorithms.planning.guidance import position_return, reward_return
+from diffusion_forcing.algorithms.planning.guidance import RowGuidance, position_return, reward_return
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
-from diffusion_forcing.diffusion import DiffusionForcing, Guidance, Sampler
+from diffusion_forcing.diffusion import DiffusionForcing, GradientGuidance, Sampler
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.recurrent import Latent, recurrent_mlp
@@ -143,7 +143,7 @@ class RecurrentPlanning(Planning):
         f, o = self.bundle.frame_stack, self.bundle.observation_dim
         start = self.bundle.unstack(tokens[:, :1])[:, -1, :o]
         forcing = forcing or self.forcing
-        result = self.counted_loss(
+        result = self.masked_loss(
             tokens[:, 1:], draws.levels, noise=draws.noise, memory=after(forcing, start), forcing=forcing
         )
         per_frame = result.per_element.unflatten(-1, (f, -1))
@@ -212,9 +212,9 @@ class RecurrentPlanner(Planner):
         seen = (past.observations[..., :o] - mean[:o]) / std[:o]
         rest = torch.cat([past.actions[..., : bundle.action_dim], past.rewards[..., : bundle.reward_dim]], dim=-1)
         frames = torch.cat([torch.cat([seen[:, 1:], start[:, None]], dim=1), (rest - mean[o:]) / std[o:]], dim=-1)
-        return nothing, self.forcing.remember(bundle.stack(frames), memory=after(self.forcing, seen[:, 0]))
+        return nothing, self.forcing.prefill(bundle.stack(frames), memory=after(self.forcing, seen[:, 0]))
 
-    def _guidance(self, start: Tensor, goal: Tensor, horizon: int, pull: Tensor | None) -> Guidance | None:
+    def _guidance(self, start: Tensor, goal: Tensor, horizon: int, pull: Tensor | None) -> GradientGuidance | None:
         options = self.options
         if options.guidance_scale == 0:
             return None
@@ -225,7 +225,7 @@ class RecurrentPlanner(Planner):
             )
         else:
             returns = position_return(self.bundle, goal, planned=horizon, scale=scale)
-        return Guidance(returns, samples=options.mcg_samples, after_row=True, begun=not options.foresees)
+        return RowGuidance(returns, samples=options.mcg_samples, started_only=not options.foresees)
 
 
 def after(forcing: DiffusionForcing, start: Tensor) -> Latent:

@@ -8,6 +8,7 @@ be noisier than the token: the network is told, and a camera that is blocked is 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -36,8 +37,8 @@ from diffusion_forcing.algorithms.robot.tokens import (
 from diffusion_forcing.algorithms.video import UNetOptions
 from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
-from diffusion_forcing.diffusion.given import noise_further
 from diffusion_forcing.diffusion.noise import normal, uniform
+from diffusion_forcing.diffusion.observed import noise_further
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
@@ -393,15 +394,13 @@ class Robot(ForcingAlgorithm):
         tokens: (b, t, *shape); valid: (b, t) bool, what is not behind a demonstration's end.
         """
         levels = mask_absent(draws.levels, valid, self.options.diffusion.timesteps)
-        conditions, seen = None, None
+        forcing, conditions = forcing or self.forcing, None
         if draws.part_levels is not None and draws.part_noise is not None:
             part_levels, part_noise = torch.maximum(draws.part_levels, levels[..., None]), draws.part_noise
             conditions = self.told(part_levels, levels)
-
-            def seen(x_k: Tensor) -> Tensor:
-                return self.noised_parts(x_k, levels, part_levels, part_noise)
-
-        result = self.counted_loss(tokens, levels, noise=draws.noise, conditions=conditions, seen=seen, forcing=forcing)
+            noisier = NoisierParts(forcing.network, self, levels, part_levels, part_noise)
+            forcing = forcing.over(noisier)
+        result = self.masked_loss(tokens, levels, noise=draws.noise, conditions=conditions, forcing=forcing)
         there = valid.reshape(*valid.shape, *(1,) * (tokens.ndim - 2)).to(tokens.dtype)
         of_actions = (self.part_of == self.options.n_cameras).expand(self.layout.shape)
         pictures = (result.per_element * there)[..., ~of_actions].mean()
@@ -501,3 +500,15 @@ class Robot(ForcingAlgorithm):
             if value is not None and value.shape == ours.shape:
                 ours.copy_(value)
         self.take_weights(checkpoint.weights)
+
+
+class NoisierParts(nn.Module):
+    """A network that sees each part of its tokens at the part's own level. The arguments: as for `Robot.noised_parts`."""
+
+    def __init__(self, network: nn.Module, robot: Robot, levels: Tensor, part_levels: Tensor, noise: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self._noised = partial(robot.noised_parts, levels=levels, part_levels=part_levels, noise=noise)
+
+    def forward(self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None) -> tuple[Tensor, Any]:
+        return self.network(self._noised(x), k, conditions, memory)

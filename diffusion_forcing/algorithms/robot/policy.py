@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_forcing.algorithms.robot.algorithm import Robot
 from diffusion_forcing.algorithms.robot.tokens import blocked
-from diffusion_forcing.diffusion.past import Past, Tokens, past_of
+from diffusion_forcing.diffusion.history import History, OnRow, Tokens, build_history
 from diffusion_forcing.errors import UserError
 
 
@@ -29,14 +29,14 @@ class RobotPolicy:
         self.generator = generator
         self.wait = wait
         self._done: Tensor | None = None
-        self._past: Past | None = None
+        self._history: History | None = None
         self._batch = 0
         self.blocked: Tensor | None = None
         """(b, cameras) bool: cameras that showed nothing when last looked at."""
 
     def reset(self) -> None:
         """Forget everything."""
-        self._past = self._done = self.blocked = None
+        self._history = self._done = self.blocked = None
 
     @torch.no_grad()
     def observe(self, frames: Tensor, *, state: Tensor | None = None, done: Tensor | None = None) -> None:
@@ -51,34 +51,32 @@ class RobotPolicy:
             done = self._waiting(len(frames), state)
         self.blocked = blocked(frames, options.blocked_contrast)
         shown = self._shown(robot.tokens(frames[:, None], done[:, None]))
-        if self._past is None or not options.memory:
-            self._past = past_of(
+        if self._history is None or not options.memory:
+            self._history = build_history(
                 "streaming",
                 self.sampler.forcing.network,
-                shown.first(0),
+                shown[:0],
+                end=0,
                 window=options.n_frames,
-                sinks=0,
-                remember=self._remember,
+                prefill=self._remember,
+                whole_rows=True,
             )
-        self._past.add(shown)
+        self._history.append(shown)
         self._batch = len(frames)
 
     @torch.no_grad()
     def act(self) -> tuple[Tensor, Tensor]:
         """The next actions (b, n, 8), and what the model expects to see after them, frames (b, cameras, 3, h, w) in [0, 1]."""
-        if self._past is None:
+        if self._history is None:
             raise UserError("the policy has seen nothing yet; call observe(frames) before act()")
         robot, options = self.robot, self.robot.options
         ahead = max(1, options.chunk_size)
-        _, memory = self._past.before(ahead)
         batch = self._batch
         noise = self.sampler.noise((batch, ahead, *robot.layout.shape), device=robot.device, generator=self.generator)
         conditions = None
         if options.part_noise:
             conditions = noise.new_zeros(batch, ahead, options.parts)
-        x = self.sampler.walk(
-            noise, self.sampler.matrix(ahead), conditions=conditions, memory=memory, generator=self.generator
-        )
+        x = self._history.denoise(Tokens(noise, conditions), self.sampler.matrix(ahead), self._denoise_rows)
         frames, actions = robot.decode(x[:, :1])
         self._done = actions[:, 0]
         return actions[:, 0], frames[:, 0].clamp(0, 1)
@@ -111,6 +109,11 @@ class RobotPolicy:
         clean = torch.full(x.shape[:2], -1, device=x.device)
         return Tokens(self.robot.noised_parts(x, clean, levels, noise), levels.float())
 
+    def _denoise_rows(self, tokens: Tokens, matrix: Tensor, memory: Any = None, on_row: OnRow | None = None) -> Tensor:
+        return self.sampler.denoise(
+            tokens.x, matrix, conditions=tokens.conditions, memory=memory, generator=self.generator, on_row=on_row
+        )
+
     def _remember(self, tokens: Tokens, memory: Any) -> Any:
         """The memory after tokens as `_shown` made them."""
         forcing = self.sampler.forcing
@@ -119,6 +122,6 @@ class RobotPolicy:
         base = torch.full(levels.shape[:2], forcing.stabilization_level - 1, device=levels.device)
         if self.robot.options.part_noise:
             told = self.robot.told(torch.maximum(levels, base[..., None]), base)
-            return forcing.remember(tokens.x, conditions=told, memory=memory)
+            return forcing.prefill(tokens.x, conditions=told, memory=memory)
         shown, k = forcing.stabilize(tokens.x, levels[..., 0])
-        return forcing.predict(shown, k, None, memory)[1]
+        return forcing(shown, k, None, memory)[1]

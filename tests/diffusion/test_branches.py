@@ -1,4 +1,4 @@
-"""Guidance by composition against Gaussians, where what leaning on conditions or on the past does is known exactly."""
+"""Classifier-free and history guidance against Gaussians, where their effect is known exactly."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.diffusion import Composition, DiffusionForcing, Guidance, Sampler, compose
+from diffusion_forcing.diffusion import (
+    DiffusionForcing,
+    GradientGuidance,
+    Sampler,
+    classifier_free_guidance,
+    history_guidance,
+)
+from diffusion_forcing.diffusion.guidance import WeightedBranches, Weights, combine
 from diffusion_forcing.diffusion.parameterization import add_noise
 from diffusion_forcing.errors import UserError
 from tests.diffusion.gaussian import RandomWalk, forcing_of, randn, walk_of
-from tests.diffusion.test_past import CONDITIONS, WIDTH, Diary, Relative, forcing_over, seeded, transformer
+from tests.diffusion.test_history import CONDITIONS, WIDTH, Diary, Relative, forcing_over, seeded, transformer
 
 K = 1000
 GUIDED: dict[str, dict[str, Any]] = {
@@ -26,9 +33,12 @@ GUIDED: dict[str, dict[str, Any]] = {
 }
 
 
-def weights(composition: Composition | None) -> dict[tuple[bool, int | None], float]:
-    assert composition is not None
-    return {(branch.conditions, branch.history): branch.weight for branch in composition.branches}
+def branches(condition_scale: float = 1.0, history_scale: float = 1.0, history_level: int | None = None) -> Weights:
+    return combine(classifier_free_guidance(condition_scale), history_guidance(history_scale, K, history_level))
+
+
+def weights(**scales: Any) -> dict[tuple[bool, int | None], float]:
+    return {(branch.conditions, branch.history): weight for branch, weight in branches(**scales).items()}
 
 
 # ------------------------------------------------------------------------------------------------------- the branches
@@ -36,23 +46,23 @@ def weights(composition: Composition | None) -> dict[tuple[bool, int | None], fl
 
 def test_the_branches_are_the_formulas() -> None:
     full, dropped, empty, partly = (True, None), (False, None), (True, K - 1), (True, 500)
-    assert weights(compose(K, condition_scale=3.0)) == {full: 3, dropped: -2}
-    assert weights(compose(K, history_scale=2.5)) == {full: 2.5, empty: -1.5}
-    assert weights(compose(K, history_scale=2.5, history_level=500)) == {full: 1, partly: 1.5, empty: -1.5}
-    assert weights(compose(K, condition_scale=3.0, history_scale=2.0)) == {full: 4, dropped: -2, empty: -1}
+    assert weights(condition_scale=3.0) == {full: 3, dropped: -2}
+    assert weights(history_scale=2.5) == {full: 2.5, empty: -1.5}
+    assert weights(history_scale=2.5, history_level=500) == {full: 1, partly: 1.5, empty: -1.5}
+    assert weights(condition_scale=3.0, history_scale=2.0) == {full: 4, dropped: -2, empty: -1}
     # what has no weight is not computed
-    assert weights(compose(K, condition_scale=0.0)) == {dropped: 1}
-    assert weights(compose(K, history_scale=0.0)) == {empty: 1}
+    assert weights(condition_scale=0.0) == {dropped: 1}
+    assert weights(history_scale=0.0) == {empty: 1}
 
 
 @pytest.mark.parametrize("how", GUIDED.values(), ids=GUIDED)
 def test_weights_have_sum_one(how: dict[str, Any]) -> None:
-    assert sum(weights(compose(K, **how)).values()) == pytest.approx(1)
+    assert sum(weights(**how).values()) == pytest.approx(1)
 
 
 def test_a_scale_of_one_is_no_guidance_bit_for_bit_and_costs_nothing() -> None:
-    assert compose(K) is None
-    assert compose(K, condition_scale=1.0, history_scale=1.0, history_level=500) is None
+    assert weights() == {(True, None): 1}
+    assert weights(condition_scale=1.0, history_scale=1.0, history_level=500) == {(True, None): 1}
     conditions = randn(2, 7, CONDITIONS, seed=1)
     network, outs, calls = transformer(), [], []
     network.register_forward_hook(lambda module, given, out: calls.append(given[0].shape))
@@ -70,19 +80,19 @@ def test_a_scale_of_one_is_no_guidance_bit_for_bit_and_costs_nothing() -> None:
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
 def test_a_scale_that_cannot_be_is_refused(name: str, scale: float) -> None:
     with pytest.raises(UserError, match=f"{name} is {scale}"):
-        compose(K, **{name: scale})
+        branches(**{name: scale})
 
 
 @pytest.mark.parametrize("level", [-1, K - 1, K])
 def test_a_history_level_that_cannot_be_is_refused(level: int) -> None:
     with pytest.raises(UserError, match=rf"history_level is {level}; it must lie in 0…998"):
-        compose(K, history_scale=2.0, history_level=level)
+        branches(history_scale=2.0, history_level=level)
 
 
 def test_there_must_be_conditions_to_lean_on() -> None:
     sampler = Sampler(forcing_of(), sampling_timesteps=3, condition_scale=2.0)
-    with pytest.raises(UserError, match="condition_scale leans on conditions and there are none"):
-        sampler.walk(randn(1, 2, WIDTH), sampler.matrix(2))
+    with pytest.raises(UserError, match="condition_scale needs conditions"):
+        sampler.denoise(randn(1, 2, WIDTH), sampler.matrix(2))
 
 
 # ------------------------------------------------------------------------------------------------------- conditions
@@ -118,7 +128,7 @@ def test_the_unconditional_branch_alone_is_the_rollout_of_conditions_that_are_ze
 
 
 def eps_of(forcing: DiffusionForcing, x: Tensor, k: Tensor) -> Tensor:
-    return forcing.predict(x, k)[0].eps
+    return forcing(x, k)[0].eps
 
 
 @pytest.mark.parametrize("objective", ["pred_x0", "pred_noise", "pred_v"])
@@ -130,13 +140,13 @@ def test_history_guidance_is_the_formula(level: int | None, objective: str) -> N
     x, noise, scale = randn(2, 4, WIDTH), randn(2, 4, WIDTH, seed=2), 2.3
     k = torch.tensor([[-1, -1, 300, 800]]).expand(2, 4)
     k_to = torch.tensor([[-1, -1, 100, 800]]).expand(2, 4)
-    composition = compose(K, history_scale=scale, history_level=level)
-    out = forcing.step(x, k, k_to, composition=composition, history_noise=noise)
+    scales = branches(history_scale=scale, history_level=level)
+    out = forcing.step(x, k, k_to, denoise=WeightedBranches(forcing, forcing.schedule, scales, noise))
 
     def told(history: int | None) -> Tensor:
         """ε̂ of the last two tokens, their past noised to a level."""
         if history is None:
-            return eps_of(forcing, *forcing.stabilize(x, k))[:, 2:]
+            return eps_of(forcing, x, k)[:, 2:]
         levels = torch.where(k < 0, history, k)
         past = add_noise(forcing.schedule, x, levels, noise)
         return eps_of(forcing, torch.cat([past[:, :2], x[:, 2:]], dim=1), levels)[:, 2:]
@@ -292,7 +302,7 @@ def test_a_return_is_climbed_on_the_composed_prediction(scale: float, cache: str
             window=6,
             chunk_size=2,
             conditions=told,
-            guidance=Guidance(lambda x0: -((x0 - 2) ** 2).sum(dim=(1, 2))),
+            guidance=GradientGuidance(lambda x0: -((x0 - 2) ** 2).sum(dim=(1, 2))),
             generator=torch.Generator().manual_seed(0),
             cache=cache,  # type: ignore[arg-type]
         )
@@ -320,7 +330,7 @@ def test_history_guidance_and_a_return_go_together(samples: int) -> None:
         Sampler(walk_of(), sampling_timesteps=10, history_scale=1.5).rollout(
             randn(3, 2, 1), 5, window=5, guidance=guidance, generator=torch.Generator().manual_seed(0)
         )
-        for guidance in (None, Guidance(lambda x0: x0[:, -1].sum(dim=1), samples=samples))
+        for guidance in (None, GradientGuidance(lambda x0: x0[:, -1].sum(dim=1), samples=samples))
     )
     assert torch.equal(guided[:, :2], free[:, :2])
     assert (guided[:, -1] > free[:, -1]).all()

@@ -425,7 +425,7 @@ def test_sinks_belong_to_streaming_and_leave_room() -> None:
 
 
 def test_a_rollout_without_end_needs_a_chunk_size() -> None:
-    refused(transformer(), "chunk_size=-1 denoises all that remain", length=None, chunk_size=-1)
+    refused(transformer(), "chunk_size=-1", length=None, chunk_size=-1)
 
 
 def test_a_chunk_longer_than_the_window_is_refused() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_forcing.diffusion import Sampler, build_schedule
-from diffusion_forcing.diffusion.given import impose, noise_further
+from diffusion_forcing.diffusion.observed import noise_further, with_observed
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.recurrent import recurrent_mlp
 from tests.diffusion.gaussian import forcing_of, pair_of, randn
@@ -20,7 +20,7 @@ def drawn(resample: int, *, eta: float = 1.0) -> tuple[torch.Tensor, torch.Tenso
     sampler = Sampler(pair_of(RHO), sampling_timesteps=200, eta=eta, resample=resample)
     x = randn(4000, 1, 2)
     given = torch.tensor([GIVEN, NAN]).expand(4000, 1, 2)
-    walked = sampler.walk(x, sampler.matrix(1), given=given, generator=torch.Generator().manual_seed(1))
+    walked = sampler.denoise(x, sampler.matrix(1), observed=given, generator=torch.Generator().manual_seed(1))
     return walked[:, 0, 0], walked[:, 0, 1]
 
 
@@ -39,10 +39,10 @@ def test_walking_rows_again_is_what_brings_it_there() -> None:
 def test_nothing_given_is_the_ordinary_walk_bit_for_bit() -> None:
     sampler = Sampler(pair_of(RHO), sampling_timesteps=5, resample=3)
     x = randn(3, 4, 2)
-    assert torch.equal(sampler.walk(x, sampler.matrix(4)), sampler.walk(x, sampler.matrix(4), given=None))
+    assert torch.equal(sampler.denoise(x, sampler.matrix(4)), sampler.denoise(x, sampler.matrix(4), observed=None))
     everywhere = torch.full_like(x, NAN)
     once = Sampler(pair_of(RHO), sampling_timesteps=5)
-    torch.testing.assert_close(once.walk(x, once.matrix(4), given=everywhere), once.walk(x, once.matrix(4)))
+    torch.testing.assert_close(once.denoise(x, once.matrix(4), observed=everywhere), once.denoise(x, once.matrix(4)))
 
 
 @pytest.mark.parametrize("cache", ["none", "exact", "streaming"])
@@ -78,15 +78,15 @@ def test_what_is_given_is_as_noisy_as_its_token() -> None:
     schedule = build_schedule("cosine")
     x, noise, k = randn(1, 2, 2), randn(1, 2, 2, seed=1), torch.tensor([[-1, 500]])
     given = torch.tensor([[[2.0, NAN], [NAN, 3.0]]])
-    shown = impose(schedule, x, given, k, noise)
+    shown = with_observed(schedule, x, given, k, noise)
     assert (shown[0, 0, 0], shown[0, 0, 1], shown[0, 1, 0]) == (2.0, x[0, 0, 1], x[0, 1, 0])
     power = schedule.alphas_cumprod[500]
     torch.testing.assert_close(shown[0, 1, 1], power.sqrt() * 3 + (1 - power).sqrt() * noise[0, 1, 1])
 
 
 def test_bad_words_are_one_line() -> None:
-    with pytest.raises(UserError, match="resample is 0"):
+    with pytest.raises(UserError, match="resample must be at least 1, got 0"):
         Sampler(pair_of(RHO), sampling_timesteps=3, resample=0)
     sampler = Sampler(pair_of(RHO), sampling_timesteps=3)
-    with pytest.raises(UserError, match="given has shape"):
-        sampler.rollout(randn(2, 1, 2), 4, window=4, given=torch.zeros(2, 3, 2))
+    with pytest.raises(UserError, match="observed has shape"):
+        sampler.rollout(randn(2, 1, 2), 4, window=4, observed=torch.zeros(2, 3, 2))

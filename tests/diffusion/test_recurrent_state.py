@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion import DiffusionForcing, Guidance, Sampler, build_parameterization, build_schedule
+from diffusion_forcing.diffusion import (
+    DiffusionForcing,
+    GradientGuidance,
+    Sampler,
+    build_parameterization,
+    build_schedule,
+)
 from diffusion_forcing.diffusion.scheduling import SCHEDULING_MATRICES
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.recurrent import Latent, Recurrent, recurrent_mlp
@@ -27,9 +33,9 @@ class Counted(DiffusionForcing):
         )
         self.steps = 0
 
-    def predict(self, x_k: Tensor, *others: Any) -> Any:
-        self.steps += x_k.shape[1]
-        return super().predict(x_k, *others)
+    def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:
+        self.steps += x.shape[1]
+        return super().forward(x, *others, **options)
 
 
 def forcing_of(*, timesteps: int = 1000) -> Counted:
@@ -63,9 +69,9 @@ def plain(sampler: Sampler, length: int, chunk_size: int, *, context: int = 2, s
     while x.shape[1] < length:
         now, chunk = x.shape[1], min(chunk_size, length - x.shape[1])
         noise = sampler.noise((2, chunk, WIDTH), device=x.device, generator=generator)
-        memory = forcing.remember(x, conditions=conditions[:, :now]) if now else None
+        memory = forcing.prefill(x, conditions=conditions[:, :now]) if now else None
         told = conditions[:, now : now + chunk]
-        x = torch.cat([x, sampler.walk(noise, sampler.matrix(chunk), conditions=told, memory=memory)], dim=1)
+        x = torch.cat([x, sampler.denoise(noise, sampler.matrix(chunk), conditions=told, memory=memory)], dim=1)
     return x
 
 
@@ -113,13 +119,13 @@ def test_pyramids_step_less_than_their_area() -> None:
 def test_a_thousand_tokens_cost_the_thousandth_what_the_first_cost_and_keep_one_latent() -> None:
     sampler = sampler_of(steps=1)
     memories: list[Latent] = []
-    before = sampler.forcing.remember
+    before = sampler.forcing.prefill
 
-    def remember(x: Tensor, **how: Any) -> Any:
+    def prefill(x: Tensor, **how: Any) -> Any:
         memories.append(before(x, **how))
         return memories[-1]
 
-    sampler.forcing.remember = remember  # type: ignore[method-assign]
+    sampler.forcing.prefill = prefill  # type: ignore[method-assign]
     with torch.no_grad():
         stream = sampler.stream(
             randn(2, 3, WIDTH), None, cache="streaming", conditions=lambda a, b: torch.zeros(2, b - a, CONDITIONS)
@@ -167,7 +173,7 @@ def test_a_return_sees_the_chunk() -> None:
         shapes.append(tuple(x0.shape))
         return x0.flatten(1).sum(1)
 
-    guided = rolled(sampler, 5, chunk_size=3, guidance=Guidance(value))
+    guided = rolled(sampler, 5, chunk_size=3, guidance=GradientGuidance(value))
     assert set(shapes) == {(2, 3, WIDTH)}
     assert not torch.equal(guided, rolled(sampler, 5, chunk_size=3))
 
@@ -185,7 +191,7 @@ def test_a_latent_to_begin_with_is_where_the_rollout_stands() -> None:
     sampler = sampler_of()
     context = randn(2, 2, WIDTH)
     conditions = randn(2, 5, CONDITIONS, seed=5)
-    memory = sampler.forcing.remember(context, conditions=conditions[:, :2])
+    memory = sampler.forcing.prefill(context, conditions=conditions[:, :2])
     ours = rolled(sampler, 5)[:, 2:]
     generator = torch.Generator().manual_seed(1)
     rest = sampler.rollout(
@@ -198,8 +204,8 @@ def test_a_latent_to_begin_with_is_where_the_rollout_stands() -> None:
     ("how", "message"),
     [
         ({"cache": "none"}, "only a recurrent network under cache=exact or streaming rolls out without a window"),
-        ({"cache": "none", "window": 6, "memory": Latent(torch.zeros(2, STATE), 0)}, "a memory to begin with"),
-        ({"sinks": 1}, "holds no tokens; pass 0"),
+        ({"cache": "none", "window": 6, "memory": Latent(torch.zeros(2, STATE), 0)}, "begins with a memory"),
+        ({"sinks": 1}, "sinks is .* pass 0"),
     ],
 )
 def test_what_cannot_be_is_one_line(how: dict[str, Any], message: str) -> None:

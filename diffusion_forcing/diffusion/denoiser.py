@@ -1,0 +1,63 @@
+"""A denoiser predicts the clean token and its noise for every token of a sequence. Guidance wraps one denoiser in another.
+
+`denoise(x, k, conditions, memory, k_to=…) -> (Prediction, memory)` with tokens x: (b, t, *c) at levels k: (b, t) in −1…K−1, −1 being
+clean. `DiffusionForcing` is the plain denoiser; the wrappers below and in `guidance.py` change what it sees or what it answers, and know
+nothing of each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion_forcing.diffusion.parameterization import Prediction, add_noise
+from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
+
+
+class Denoiser(Protocol):
+    """The call that sampling makes for each row of a scheduling matrix."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        k: Tensor,
+        conditions: Tensor | None = None,
+        memory: Any = None,
+        *,
+        k_to: Tensor | None = None,
+    ) -> tuple[Prediction, Any]:
+        """The prediction for tokens x: (b, t, *c) at levels k: (b, t), and the memory after them.
+
+        conditions: (b, t, d). memory: stands for the tokens before x. k_to: (b, t), the levels that the step leads to, which gradient
+        guidance needs.
+        """
+        ...
+
+
+class NoisyContext:
+    """Shows clean tokens with real noise, at a level of 0…K−1: noise: standard normal (b, t, *c), the same in every row of a rollout."""
+
+    def __init__(self, denoise: Denoiser, schedule: NoiseSchedule, *, level: int, noise: Tensor) -> None:
+        self.denoise, self.schedule, self.level, self.noise = denoise, schedule, level, noise
+
+    def __call__(
+        self,
+        x: Tensor,
+        k: Tensor,
+        conditions: Tensor | None = None,
+        memory: Any = None,
+        *,
+        k_to: Tensor | None = None,
+    ) -> tuple[Prediction, Any]:
+        noise = self.noise.repeat(len(x) // len(self.noise), *(1,) * (x.ndim - 1))  # branches of guidance are stacked
+        x, k = noisy_context(self.schedule, x, k, level=self.level, noise=noise)
+        return self.denoise(x, k, conditions, memory, k_to=k_to)
+
+
+def noisy_context(schedule: NoiseSchedule, x: Tensor, k: Tensor, *, level: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens x: (b, t, *c) and levels k: (b, t) in which the clean tokens (k = −1) are noised to `level`."""
+    clean = k < 0
+    noised = add_noise(schedule, x, torch.full_like(k, level), noise)
+    return torch.where(per_token(clean, x), noised, x), torch.where(clean, level, k)
