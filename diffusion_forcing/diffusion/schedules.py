@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError, did_you_mean
 
+MIN_POSTERIOR_VARIANCE = 1e-20
 MAX_BETA = 0.999  # no single step may destroy everything (Nichol & Dhariwal 2021)
 
 
@@ -68,11 +69,14 @@ class NoiseSchedule(nn.Module):
 
     betas: Tensor
     alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
+    log_one_minus_alphas_cumprod: Tensor
     sqrt_recip_alphas_cumprod: Tensor
     sqrt_recipm1_alphas_cumprod: Tensor
     posterior_variance: Tensor
+    posterior_log_variance_clipped: Tensor
     posterior_mean_coef1: Tensor
     posterior_mean_coef2: Tensor
     snr: Tensor
@@ -85,16 +89,20 @@ class NoiseSchedule(nn.Module):
         alphas_cumprod = alphas.cumprod(0)
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
         snr = alphas_cumprod / (1 - alphas_cumprod)
+        variance = betas * (1 - previous) / (1 - alphas_cumprod)
         self.timesteps = len(betas)
         self.snr_clip = snr_clip
         tables = {
             "betas": betas,
             "alphas_cumprod": alphas_cumprod,
+            "alphas_cumprod_prev": previous,
             "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
             "sqrt_one_minus_alphas_cumprod": (1 - alphas_cumprod).sqrt(),
+            "log_one_minus_alphas_cumprod": (1 - alphas_cumprod).log(),
             "sqrt_recip_alphas_cumprod": (1 / alphas_cumprod).sqrt(),
             "sqrt_recipm1_alphas_cumprod": (1 / alphas_cumprod - 1).sqrt(),
-            "posterior_variance": betas * (1 - previous) / (1 - alphas_cumprod),
+            "posterior_variance": variance,
+            "posterior_log_variance_clipped": variance.clamp(min=MIN_POSTERIOR_VARIANCE).log(),
             "posterior_mean_coef1": betas * previous.sqrt() / (1 - alphas_cumprod),
             "posterior_mean_coef2": (1 - previous) * alphas.sqrt() / (1 - alphas_cumprod),
             "snr": snr,

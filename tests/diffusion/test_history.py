@@ -411,8 +411,8 @@ def test_a_network_that_says_nothing_of_memory_and_keeps_none_is_refused_when_as
 
 def test_sinks_belong_to_streaming_and_leave_room() -> None:
     for cache in ("none", "exact"):
-        refused(transformer(), f"2 sinks with cache={cache}", cache=cache, sinks=2)
-    refused(transformer(), "-1 sinks with cache=streaming", cache="streaming", sinks=-1)
+        refused(transformer(), f"sinks is 2 with cache={cache}", cache=cache, sinks=2)
+    refused(transformer(), "sinks is -1 with cache=streaming", cache="streaming", sinks=-1)
     refused(
         transformer(),
         "6 sinks and a chunk of 2 tokens leave nothing of the window of 8",
