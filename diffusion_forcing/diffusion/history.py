@@ -239,7 +239,7 @@ class RecurrentState:
 
     def append(self, finished: Tokens) -> None:
         # Those that the rows have put into the latent already are not kept.
-        self.fresh = finished.last(len(finished) - self._in_memory)
+        self.fresh = self.fresh.extended(finished[self._in_memory :])
         self._in_memory = 0
         self.end += len(finished)
 

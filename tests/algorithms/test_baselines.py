@@ -83,7 +83,7 @@ def levels_shown(built: ForcingAlgorithm, call: Callable[[], Any]) -> list[Tenso
 @pytest.mark.parametrize("kind", BASELINES)
 def test_a_baseline_trains_and_samples_in_every_task(task: str, kind: str) -> None:
     built = build(task, kind)
-    assert built.each == (kind == "teacher_forcing" and task not in ("planning", "video"))
+    assert built.teacher_forced == (kind == "teacher_forcing" and task not in ("planning", "video"))
     loss = train(built, task, torch.Generator().manual_seed(0))
     loss.backward()
     gradients = [p.grad for p in built.network.parameters() if p.requires_grad and p.grad is not None]
@@ -120,7 +120,7 @@ def test_only_the_next_token_moves_the_weights_where_one_is_trained(task: str) -
     built = build(task, "teacher_forcing")
     drawn = built.draw_levels(64, 4, context=1, generator=torch.Generator().manual_seed(0))
     x = small.randn(64, 4, 6, seed=1) if task == "planning" else small.randn(64, 4, 3, 8, 8, seed=1)
-    error = built.counted_loss(x, drawn, noise=torch.randn_like(x)).per_element.flatten(2).sum(-1)
+    error = built.masked_loss(x, drawn, noise=torch.randn_like(x)).per_element.flatten(2).sum(-1)
     next_one = (drawn < 0).sum(dim=1)
     assert ((error > 0) == (torch.arange(4) == next_one[:, None])).all()
 

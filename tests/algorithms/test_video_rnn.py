@@ -99,7 +99,7 @@ def test_its_checkpoint_comes_back_and_is_not_taken_for_one_of_the_attention_lin
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     config = {"algorithm": {"_target_": "diffusion_forcing.algorithms.video.Video"}, "dataset": {}}
     with pytest.raises(
-        UserError, match=r"of the rnn line, the chosen algorithm is of the v1.5 line: choose algorithm=df_video_rnn"
+        UserError, match=r"of the rnn line, the algorithm is of the v1.5 line: choose algorithm=df_video_rnn"
     ):
         check_task(config, tmp_path / "rnn")
 
