@@ -185,7 +185,7 @@ class WorldNetwork(nn.Module):
         h, skips, film, _ = self._encode(x, k, past, warped, memory, history=present)
         return self._decode(h, skips, film, k, warped), memory.then(past_x, past_k, conditions, present, warped)
 
-    def behind_clean(
+    def teacher_forced(
         self,
         clean: Tensor,
         clean_k: Tensor,

@@ -190,7 +190,7 @@ def test_noisy_frames_behind_another_past_are_what_streaming_gives() -> None:
     assert (torch.cat(outputs, dim=1) - together).abs().max() < 1e-5
     assert memory is not None
     assert torch.allclose(last.layers[-1][0], memory.layers[-1][0], atol=1e-5)
-    assert torch.equal(network.behind_clean(past_x, past_k, x, k, conditions), together)
+    assert torch.equal(network.teacher_forced(past_x, past_k, x, k, conditions), together)
 
 
 @torch.no_grad()

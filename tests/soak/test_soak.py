@@ -46,7 +46,9 @@ def run(tmp_path: Path) -> Run:
     made.image("grey", np.zeros((4, 4), np.uint8))
     made.table("numbers", [{"a": 1}])
     write_video(made.pictures / "film.mp4", moving_pattern(6, 16))
-    native.save(made.checkpoints / "step-00000001", {"global_step": 1}, metadata={}, model={"w": torch.zeros(3)}, step=1)
+    native.save(
+        made.checkpoints / "step-00000001", {"global_step": 1}, metadata={}, model={"w": torch.zeros(3)}, step=1
+    )
     made.finish()
     return made
 

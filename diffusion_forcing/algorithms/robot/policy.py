@@ -1,6 +1,6 @@
 """The trained model as a policy: it is shown what was seen and done, remembers, and says what to do next.
 
-The past is kept as the network keeps it (`diffusion.past`): one latent, or the keys and values of a window. A camera that is noisy, or blocked, is
+The past is kept as the network keeps it (`diffusion.history`): one latent, or the keys and values of a window. A camera that is noisy, or blocked, is
 shown as noise of the level that the network is told.
 """
 
