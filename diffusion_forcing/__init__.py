@@ -11,9 +11,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    # the paper
+    # the method
     "DiffusionForcing": "diffusion",
-    "Guidance": "diffusion",
+    "GradientGuidance": "diffusion",
     "NoiseSchedule": "diffusion",
     "Sampler": "diffusion",
     "build_parameterization": "diffusion",
@@ -22,24 +22,44 @@ _PUBLIC = {
     "sampling_levels": "diffusion",
     "scheduling_matrix": "diffusion",
     # networks
-    "KVCache": "networks",
     "Transformer": "networks",
-    # mazes and their data
+    "UNet3D": "networks",
+    "WorldNetwork": "networks",
+    "Recurrent": "networks",
+    "SensorNetwork": "networks",
+    "KVCache": "networks",
+    # video
+    "Video": "algorithms.video",
+    "VideoOptions": "algorithms.video",
+    "RecurrentVideo": "algorithms.video",
+    "VideoDataset": "datasets.video.dataset",
+    "VideoExperiment": "experiments.video.experiment",
+    # planning
+    "Planning": "algorithms.planning.algorithm",
+    "PlanningOptions": "algorithms.planning.algorithm",
+    "RecurrentPlanning": "algorithms.planning.recurrent",
+    "Planner": "algorithms.planning.planner",
+    "Maze2d": "datasets.mazes.maze2d",
+    "Maze2dOptions": "datasets.mazes.maze2d",
+    "SequenceBatch": "datasets.batch",
     "MAZES": "environments.mazes.layout",
     "Maze": "environments.mazes.layout",
     "Maze2dEnv": "environments.mazes.maze2d",
     "VectorMaze2d": "environments.mazes.vector",
-    "Maze2d": "datasets.mazes.maze2d",
-    "Maze2dOptions": "datasets.mazes.maze2d",
-    "SequenceBatch": "datasets.batch",
-    # planning
-    "Planner": "algorithms.planning.planner",
-    "Planning": "algorithms.planning.algorithm",
-    "PlanningOptions": "algorithms.planning.algorithm",
+    "PlanningExperiment": "experiments.planning",
+    # forecasting
+    "Forecasting": "algorithms.forecasting",
+    "TimeSeries": "datasets.series.dataset",
+    "ForecastingExperiment": "experiments.forecasting",
+    # robot imitation
+    "Robot": "algorithms.robot.algorithm",
+    "RobotPolicy": "algorithms.robot.policy",
+    "RobotDataset": "datasets.robot.dataset",
+    "SwapEnv": "environments.swap.environment",
+    "RobotExperiment": "experiments.robot",
     # running
     "BaseExperiment": "experiments.base",
     "ExperimentOptions": "experiments.options",
-    "PlanningExperiment": "experiments.planning",
     "LoadedCheckpoint": "checkpoints",
     "Run": "tracking.run",
     "NullRun": "tracking.run",

@@ -1,4 +1,4 @@
-"""Who may import whom (LAYOUT): read from the sources, so that a wrong import fails here and not in a reader's head."""
+"""Who may import whom, read from the sources: layers, homes of third-party packages, and no circles between modules."""
 
 from __future__ import annotations
 
@@ -129,3 +129,64 @@ def test_every_room_is_known() -> None:
 
 def test_no_module_is_a_utils() -> None:
     assert [file for file in FILES if file.stem in ("utils", "util", "helpers", "misc", "common")] == []
+
+
+# ---------------------------------------------------------------------------------------------------- circles of modules
+
+
+def module(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(sources: dict[str, str]) -> list[set[str]]:
+    """Sets of modules that import each other, whether at the top, inside a function or for type checking alone (Tarjan 1972)."""
+    edges = {}
+    for name, source in sources.items():
+        found = {imported if imported in sources else imported.rpartition(".")[0] for imported in imports(source)}
+        edges[name] = sorted((found & sources.keys()) - {name})
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    components: list[set[str]] = []
+
+    def visit(node: str) -> None:
+        order[node] = low[node] = len(order)
+        stack.append(node)
+        for other in edges[node]:
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[node] = min(low[node], low[other])
+        if low[node] == order[node]:
+            component = set(stack[stack.index(node) :])
+            del stack[stack.index(node) :]
+            if len(component) > 1:
+                components.append(component)
+
+    for node in sorted(edges):
+        if node not in order:
+            visit(node)
+    return components
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles({module(file): file.read_text(encoding="utf-8") for file in FILES}) == []
+
+
+def test_a_circle_is_found_also_inside_functions() -> None:
+    sources = {
+        "p.a": "import p.b",
+        "p.b": "def f():\n    from p.c import x",
+        "p.c": "from p import a",
+        "p.d": "import p.a",
+    }
+    assert circles(sources) == [{"p.a", "p.b", "p.c"}]
+
+
+def test_every_public_name_exists() -> None:
+    import diffusion_forcing
+    from diffusion_forcing import diffusion, networks
+
+    for room in (diffusion_forcing, diffusion, networks):
+        assert [name for name in room.__all__ if not hasattr(room, name)] == []
