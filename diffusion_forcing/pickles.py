@@ -1,8 +1,9 @@
 """Read pickles of numpy arrays, numbers, strings and plain containers, without running any code that the file names.
 
-A pickle is a program: it may import and call any function. `pickle.Unpickler.find_class` is the one place where names become functions, so a
-reader that replaces it by a short allow-list is safe (Python's documentation, "Restricting Globals"). Here even numpy's own functions are
-replaced: dtypes are limited to numbers and text, and arrays to the bytes in the file, so that neither objects nor large allocations are possible.
+A pickle is a program: it may import and call any function. `pickle.Unpickler.find_class` is the one place where names
+become functions, so a reader that replaces it by a short allow-list is safe (Python's documentation, "Restricting
+Globals"). Here even numpy's own functions are replaced: dtypes are limited to numbers and text, and arrays to the bytes
+in the file, so that neither objects nor large allocations are possible.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def read_arrays(path: Path) -> Any:
 
 
 def load_arrays(data: bytes) -> Any:
-    """The dicts, lists, tuples, sets, strings, numbers and numpy arrays in a pickle of any protocol. `Refused` for any other content."""
+    """Dicts, lists, tuples, sets, strings, numbers and arrays in a pickle of any protocol; otherwise `Refused`."""
     if len(data) > MAX_BYTES:
         raise Refused(f"larger than {MAX_BYTES >> 20} MB")
     try:
@@ -47,7 +48,7 @@ def load_arrays(data: bytes) -> Any:
 
 
 def _check_sizes(data: bytes) -> None:
-    """Refuse strings that are longer than the file, and memo entries that would make the unpickler allocate gigabytes."""
+    """Refuse strings longer than the file, and memo entries for which the unpickler would allocate gigabytes."""
     for opcode, argument, position in pickletools.genops(data):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
             raise Refused(f"asks for too much memory at byte {position}")
@@ -68,7 +69,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class _Function:
-    """A function the pickle may call. `__setstate__` is what the pickle's BUILD instruction calls: it cannot change the function."""
+    """A function the pickle may call. BUILD, a pickle's way to change an object, calls `__setstate__`."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function

@@ -39,7 +39,7 @@ class Bar:
         console: Console | None = None,
         line_seconds: float = LINE_SECONDS,
     ) -> None:
-        """total: number of units, None or 0 if unknown; done: units finished by an earlier run, which do not count for the rate."""
+        """total: number of units, 0 if unknown; done: units of an earlier run, which do not count for the rate."""
         self._console = console or Console(stderr=True, soft_wrap=True)
         self._prints_lines = show and not self._console.is_terminal
         self._unit = unit
@@ -98,7 +98,7 @@ class Bar:
 
 
 def progress_bar(description: str, *, total: int, done: int = 0, unit: str = "steps", show: bool = True) -> Bar:
-    """A `Bar` on stderr for `total` units (0: unknown), of which `done` were finished earlier; silent if `show` is False."""
+    """A `Bar` on stderr for `total` units (0: unknown), `done` of them finished earlier; silent unless `show`."""
     return Bar(description, total=total, done=done, unit=unit, show=show)
 
 

@@ -1,1 +1,1 @@
-"""Data sets: mazes, video, time series and robot demonstrations. Each yields batches of `batch.py` in the units of the data."""
+"""Mazes, video, time series and robot demonstrations: data sets that yield the batches of `batch.py`."""

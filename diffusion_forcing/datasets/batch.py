@@ -29,7 +29,8 @@ class RobotBatch(NamedTuple):
     frames: Tensor
     """(b, T, cameras, 3, h, w) uint8 in [0, 255]."""
     actions: Tensor
-    """(b, T, n, 8) float32 [x, y, z, qx, qy, qz, qw, grasp]: row t holds the n actions between tokens t − 1 and t; row 0 holds a waiting arm's."""
+    """(b, T, n, 8) float32 [x, y, z, qx, qy, qz, qw, grasp]: row t holds the n actions between tokens t − 1 and t; row
+    0 holds a waiting arm's."""
     valid: Tensor
     """(b, T) bool: False after the end of a demonstration."""
 
@@ -42,29 +43,30 @@ class VideoBatch(NamedTuple):
     actions: Tensor
     """(b, T, A) float32: row t holds the actions between frames t − 1 and t of the clip, zeros if unknown.
 
-    Discrete: the one-hots of all `frame_skip` actions side by side, oldest first. Continuous: their sum. A is 0 for data without actions.
+    Discrete: the one-hots of all `frame_skip` actions side by side, oldest first. Continuous: their sum. A is 0 for
+    data without actions.
     """
     known: Tensor
-    """(b, T) bool: all actions of row t are known. False before the start of an episode, in padding, and if actions are not used."""
+    """(b, T) bool: all actions of row t are known. False before an episode starts, in padding, and without actions."""
     valid: Tensor
     """(b, T) bool: False for the padding of a clip longer than its episode (the last frame repeated)."""
 
 
 class SeriesBatch(NamedTuple):
-    """Forecasting: b windows of L time steps of V variates. The first `context_length` steps are history, the others are to be forecast."""
+    """Forecasting: b windows of L time steps of V variates, of which the first `context_length` are history."""
 
     values: Tensor
     """(b, L, V) float32; 0 where nothing was observed."""
     observed: Tensor
     """(b, L, V) bool: False in gaps and before the beginning of the data."""
     dates: Tensor
-    """(b, L, D) float32 in [-1, 1]: cosine and sine of the time of day, of the week, of the year, …, depending on the frequency."""
+    """(b, L, D) float32 in [-1, 1]: cosine and sine of the time of day, of the week, …, depending on the frequency."""
     lagged: Tensor
     """(b, L, n, V) float32: the values n lags before each step; 0 if unknown."""
     lag_known: Tensor
     """(b, L, n, V) bool: that step was observed and lies before the forecast."""
     seasonal: Tensor | None = None
-    """(b, L, V) float32: the last value at the same time of the season before the step and before the forecast; 0 if unknown."""
+    """(b, L, V) float32: the last value before the forecast at the same time of the season; 0 if unknown."""
     season_known: Tensor | None = None
     """(b, L, V) bool."""
 

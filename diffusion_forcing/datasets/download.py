@@ -1,8 +1,9 @@
-"""Download one large file over an unreliable network: continue where it broke off, check it, and only then give it its name.
+"""Download one large file over an unreliable network: continue where it broke off, check it, and only then give it its
+name.
 
-Bytes go to `<path>.part`. The server's ETag is kept beside it, and a download continues (HTTP Range with If-Range) only if the file on the server
-is still the same. The SHA-256 is compared with a known one; if none is known, it is printed and kept in `<path>.sha256`.
-`pooch` and `torch.hub` were considered: both start again after a broken connection.
+Bytes go to `<path>.part`. The server's ETag is kept beside it, and a download continues (HTTP Range with If-Range) only
+if the file on the server is still the same. The SHA-256 is compared with a known one; if none is known, it is printed
+and kept in `<path>.sha256`. `pooch` and `torch.hub` were considered: both start again after a broken connection.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def download(
 ) -> Path:
     """Download `url` to `path` unless it exists, and return it. `sha256` (hex) is checked if given.
 
-    After `timeout` seconds without a byte, or a broken connection, the next attempt follows in `patience`, 2 `patience`, … seconds, five in a row.
-    Raises `UserError` if the checksum differs or the download fails; the message says where to place the file by hand, and `instead`.
+    After `timeout` seconds without a byte, or a broken connection, the next attempt follows in `patience`, 2
+    `patience`, … seconds, five in a row. Raises `UserError` if the checksum differs or the download fails; the message
+    says where to place the file by hand, and `instead`.
     """
     if path.exists():
         return path

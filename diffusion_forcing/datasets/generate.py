@@ -55,8 +55,7 @@ class Simulator(Protocol):
         """Everything that determines the bytes of the episodes, for `recipe.json`."""
 
     def make(self, split: str, index: int) -> Episode:
-        """The arrays of an episode: `video` (T, h, w, 3) uint8, `actions` (T,) or (T, a), and others. The same
-        recipe gives the same bytes."""
+        """Arrays: `video` (T, h, w, 3) uint8, `actions` (T,) or (T, a), …; the same bytes for the same recipe."""
 
     def close(self) -> None:
         """Release what `make` opened."""
@@ -165,14 +164,13 @@ class _Workers:
             process = self._processes[connection]
             process.join(_CLOSE_SECONDS)
             return UserError(
-                f"the worker at episode {task[1]} of {task[0]} ended with exit code {process.exitcode} (out of memory?); "
+                f"the worker at episode {task[1]} of {task[0]} ended with exit code {process.exitcode} (no memory?); "
                 "run it again to continue, perhaps with fewer dataset.workers"
             )
 
 
 def _work(simulator: Simulator, save: Save, folder: Path, connection: Connection) -> None:
-    """A worker process: make the episodes that arrive through `connection` and answer None or the exception, until
-    it closes."""
+    """A worker: make the episodes that `connection` asks for, answering None or the exception, until it closes."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C reaches only the main process, which ends this one; simulators never see it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -225,8 +223,9 @@ def _prepare_folder(folder: Path, recipe: Mapping[str, str | int | float], split
         if before.get(key) != recipe.get(key)
     ]
     if changes:
+        what = "; ".join(changes)
         raise UserError(
-            f"{folder} holds episodes of another recipe ({'; '.join(changes)}); choose another dataset.save_dir or remove the folder"
+            f"{folder} holds episodes of another recipe ({what}); remove it or choose another dataset.save_dir"
         )
 
 

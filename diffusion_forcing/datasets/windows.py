@@ -1,11 +1,12 @@
 """Windows of L consecutive maze steps out of memory-mapped arrays, as a map-style data set.
 
-`open_store` decodes a source file once into a folder with one .npy for each array, the borders of the episodes, and statistics; it is made again
-if the source changes. An *episode* is a stretch of uninterrupted motion: it ends at a terminal, and where the position jumps farther than a ball
-can roll.
+`open_store` decodes a source file once into a folder with one .npy for each array, the borders of the episodes, and
+statistics; it is made again if the source changes. An *episode* is a stretch of uninterrupted motion: it ends at a
+terminal, and where the position jumps farther than a ball can roll.
 
-Window i starts at the i-th step from which L steps follow in the same episode. An episode shorter than L gives one window, padded with its last
-step and marked so in `valid`. `__getitems__` is the fast path: a batch is one fancy index into each array.
+Window i starts at the i-th step from which L steps follow in the same episode. An episode shorter than L gives one
+window, padded with its last step and marked so in `valid`. `__getitems__` is the fast path: a batch is one fancy index
+into each array.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ MIN_STEPS = 2
 _WIDTHS: dict[str, tuple[int, ...]] = {"observations": (4,), "actions": (2,), "rewards": ()}
 
 Steps = Mapping[str, NDArray[Any]]
-"""Arrays of equal length: observations (n, 4), actions (n, 2), rewards (n,), and ends (n,) bool, True at the last step of an episode."""
+"""observations (n, 4), actions (n, 2), rewards (n,), and ends (n,) bool, True at the last step of an episode."""
 
 
 class RunningStatistics:
-    """Mean, standard deviation and range of the columns of observations and actions, over parts of a run too long for memory."""
+    """Mean, deviation and range of the columns of observations and actions, over parts too long for memory."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[tuple[int, NDArray[np.float64]]]] = {"observation": [], "action": []}
@@ -53,7 +54,7 @@ class RunningStatistics:
                 self._parts[name].append((len(values), part))
 
     def statistics(self) -> dict[str, list[float]]:
-        """observation_mean, observation_std, observation_min, observation_max and the same of actions; one number for each column."""
+        """observation_mean, _std, _min, _max and action_mean, …, action_max; one number for each column."""
         out: dict[str, list[float]] = {}
         for name, parts in self._parts.items():
             if not parts:
@@ -72,7 +73,7 @@ class RunningStatistics:
 
 @dataclass
 class Store:
-    """Memory-mapped steps of a cache folder, read-only float32. Pickled as a path: every worker of a data loader maps the files anew."""
+    """Memory-mapped float32 steps of a cache folder. Pickled as a path: a data loader's workers map them anew."""
 
     folder: Path
     _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
@@ -115,9 +116,11 @@ class Store:
 
 
 def open_store(source: Path, folder: Path, read: Callable[[], Iterable[Steps]], *, settings: str = "") -> Store:
-    """The store in `folder`, built from the parts that `read()` yields unless it exists and `source` is unchanged since.
+    """The store in `folder`, built from the parts that `read()` yields unless it exists and `source` is unchanged
+    since.
 
-    settings: what the result depends on besides the file. Raises `UserError` if nothing can be written, and what `read` raises.
+    settings: what the result depends on besides the file. Raises `UserError` if nothing can be written, and what `read`
+    raises.
     """
     stat = source.stat()
     stamp = {"version": CACHE_VERSION, "size": stat.st_size, "time": stat.st_mtime_ns, "settings": settings}
@@ -184,7 +187,7 @@ class Windows(Dataset[SequenceBatch]):
         episodes = episodes[episodes[:, 1] - episodes[:, 0] >= MIN_STEPS]
         if len(episodes) == 0:
             raise UserError(
-                f"no window fits: {store.folder.stem} has no episode of {MIN_STEPS} steps between steps {begin} and {end}; "
+                f"no window fits: {store.folder.stem} has no episode of {MIN_STEPS} steps in steps {begin} to {end}; "
                 "use more data or a smaller dataset.validation_fraction"
             )
         self._episodes = episodes

@@ -1,7 +1,8 @@
-"""Simulators and controllers. Importing this package registers maze2d-{umaze,medium,large}-v1 and robot_swap with Gymnasium.
+"""Simulators and controllers. Importing this package registers maze2d-{umaze,medium,large}-v1 and robot_swap with
+Gymnasium.
 
-`gymnasium.make("maze2d-custom-v1", maze="#####\\\\#OOG#\\\\#####")` makes an environment of any map, without a time limit unless
-`max_episode_steps` sets one. MuJoCo is imported when the first environment is made.
+`gymnasium.make("maze2d-custom-v1", maze="#####\\\\#OOG#\\\\#####")` makes an environment of any map, without a time
+limit unless `max_episode_steps` sets one. MuJoCo is imported when the first environment is made.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ Steps = dict[str, NDArray[np.generic]]
 def write(
     path: Path, parts: Iterable[Mapping[str, NDArray[Any]]], *, num_steps: int, attributes: Mapping[str, Any]
 ) -> dict[str, list[float]]:
-    """Write the first `num_steps` steps of `parts` (arrays of the schema, one after the other) to `path`, whole or not at all.
+    """Write the first `num_steps` steps of `parts` (arrays of the schema, one after the other) to `path`, whole or not
+    at all.
 
     Returns their statistics, which are stored in the file's attributes beside `attributes`.
     """
@@ -76,8 +77,9 @@ def write(
 def read(path: Path) -> Iterator[Steps]:
     """The steps of a file in parts of at most 250,000: observations, actions, rewards and `ends` (its terminals).
 
-    Raises `UserError` before the first part for a file that is missing, empty, truncated, not HDF5, without the required arrays, or with other
-    widths or lengths; and while reading for damaged chunks and values that are not finite.
+    Raises `UserError` before the first part for a file that is missing, empty, truncated, not HDF5, without the
+    required arrays, or with other widths or lengths; and while reading for damaged chunks and values that are not
+    finite.
     """
     with open_hdf5(path) as file:
         length = _check_schema(file, path)
@@ -123,7 +125,7 @@ def _check_schema(file: h5py.File, path: Path) -> int:
         shape, expected, dtype = file[key].shape, _shape(length, WIDTHS[key]), file[key].dtype
         if shape != expected or dtype.kind not in "fiub":
             raise UserError(
-                f"{path}: {key} has shape {shape} and type {dtype}, expected {expected} numbers; it is not maze2d data in D4RL's schema"
+                f"{path}: {key} has shape {shape} and type {dtype}, D4RL's maze2d data has {expected} numbers"
             )
     return length
 

@@ -1,12 +1,14 @@
 """Generate data like D4RL's maze2d: one long run of the waypoint controller to random goals, with noise on its actions.
 
-The ball is never reset: when it reaches the centre of the goal's cell, or after one episode length without, a new random goal is set (`timeouts`
-marks these steps). Action noise N(0, 0.5) gives the statistics of the published data; without it the ball never touches a wall. Rewards are those
-of D4RL's "sparse" files: 1 within 0.5 m of the maze's fixed goal.
+The ball is never reset: when it reaches the centre of the goal's cell, or after one episode length without, a new
+random goal is set (`timeouts` marks these steps). Action noise N(0, 0.5) gives the statistics of the published data;
+without it the ball never touches a wall. Rewards are those of D4RL's "sparse" files: 1 within 0.5 m of the maze's fixed
+goal.
 
-The run is cut into shards of 50,000 steps. A shard is written whole or not at all, draws from its own seed (seed, shard), and contains the state of
-simulator and controller at its end. So an interrupted generation continues at its last shard and gives the same bytes as an uninterrupted one, and
-the first n steps do not depend on how many are asked for.
+The run is cut into shards of 50,000 steps. A shard is written whole or not at all, draws from its own seed (seed,
+shard), and contains the state of simulator and controller at its end. So an interrupted generation continues at its
+last shard and gives the same bytes as an uninterrupted one, and the first n steps do not depend on how many are asked
+for.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ def generate(
 ) -> dict[str, list[float]]:
     """Write exactly `num_steps` steps in `maze` to the HDF5 file `path` and return their statistics.
 
-    Continues from `<path>.partial/` if an earlier call with the same options was interrupted, and removes it when the file is complete.
-    Raises `UserError` for options out of range or a folder that cannot be written.
+    Continues from `<path>.partial/` if an earlier call with the same options was interrupted, and removes it when the
+    file is complete. Raises `UserError` for options out of range or a folder that cannot be written.
     """
     check_minimum("num_steps", num_steps, 1)
     recipe = Recipe(maze=maze.text, action_noise=action_noise, seed=seed)

@@ -1,11 +1,12 @@
 """Windows of maze steps for planning: where the data comes from, how it is cut, and what normalises it.
 
-`Maze2d(options)` does nothing until `prepare()`, which finds, generates or downloads the data and maps it into memory. Sources: `auto` uses D4RL's
-file if it is in `save_dir` and otherwise generates (eight seconds for a million steps); `generate`; `d4rl` downloads the public file; `path` is any
-file in D4RL's schema (`dataset.path`); `minari` a Minari data set of PointMaze (`dataset.path`).
+`Maze2d(options)` does nothing until `prepare()`, which finds, generates or downloads the data and maps it into memory.
+Sources: `auto` uses D4RL's file if it is in `save_dir` and otherwise generates (eight seconds for a million steps);
+`generate`; `d4rl` downloads the public file; `path` is any file in D4RL's schema (`dataset.path`); `minari` a Minari
+data set of PointMaze (`dataset.path`).
 
-The lengths of the configured means decide what a planner sees: x (2 observation columns, no actions), xv (4, none), xva (4 and 2). Batches always
-contain all columns, in the units of the data.
+The lengths of the configured means decide what a planner sees: x (2 observation columns, no actions), xv (4, none), xva
+(4 and 2). Batches always contain all columns, in the units of the data.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/maze2d"
 _MAX_IN_WALLS = 0.01
 """Share of positions that may lie in walls; more, and the data is of another maze."""
 _ODD_RATIO = 10.0
-"""A note is printed if a configured deviation differs from the data's by this factor; the released settings stretch it up to 8 times on purpose."""
+"""A deviation this many times off the data's is noted; the released ones are up to 8 times larger on purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ class Maze2dOptions:
             raise UserError(f"dataset.{kind}_mean has {len(mean)} numbers, allowed are {allowed} (docs/planning.md)")
         if len(mean) != len(std):
             raise UserError(
-                f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give both the same length"
+                f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give equally many"
             )
         if not np.isfinite([*mean, *std]).all():
             raise UserError(
@@ -123,7 +124,7 @@ class Maze2dOptions:
             return next((maze for maze in MAZES.values() if maze.rows == custom.rows), custom)
         if not (self.env_id.startswith("maze2d-") and self.env_id.endswith("-v1")):
             raise UserError(
-                f"dataset.env_id {self.env_id!r} is unknown; choose maze2d-{{umaze,medium,large}}-v1 or give dataset.maze_map"
+                f"dataset.env_id {self.env_id!r} is unknown; give maze2d-{{umaze,medium,large}}-v1 or dataset.maze_map"
             )
         return as_maze(self.env_id)
 
@@ -245,9 +246,8 @@ class Maze2d:
                 return download(url, public, sha256=options.sha256, progress=progress)
         if options.source == "auto" and progress and not options.generated_file.exists():
             hint = "" if self.maze.name == "custom" else " (dataset.source=d4rl downloads D4RL's own)"
-            print(
-                f"no data in {options.save_dir} yet: generating {options.num_steps:,} steps of maze '{self.maze.name}'{hint}"
-            )
+            what = f"{options.num_steps:,} steps of maze '{self.maze.name}'"
+            print(f"no data in {options.save_dir} yet: generating {what}{hint}")
         return self._generate(progress)
 
     def _generate(self, progress: bool) -> Path:
@@ -278,7 +278,7 @@ class Maze2d:
             outside = 1 - float(self.maze.contains(part["observations"][:, :2]).mean())
             if outside > _MAX_IN_WALLS:
                 raise UserError(
-                    f"{source}: {outside:.0%} of the positions lie in walls of maze '{self.maze.name}'; it is the data of another maze, "
-                    "check dataset.env_id or dataset.maze_map"
+                    f"{source}: {outside:.0%} of the positions lie in walls of maze '{self.maze.name}', "
+                    "so it is the data of another maze; check dataset.env_id or dataset.maze_map"
                 )
             yield part

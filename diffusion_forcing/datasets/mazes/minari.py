@@ -1,11 +1,13 @@
 """Read a local Minari data set of gymnasium-robotics' PointMaze into D4RL's frame.
 
-Minari's HDF5 layout (`data/main_data.hdf5`, one group for each episode) is read directly; other formats need the package `minari`
-(`pip install 'diffusion-forcing[minari]'`). An episode of T actions has T + 1 observations. The last has no action and only shows whether the next
-episode continues from it: in Minari's D4RL/pointmaze sets reaching a goal ends an episode, but not the motion.
+Minari's HDF5 layout (`data/main_data.hdf5`, one group for each episode) is read directly; other formats need the
+package `minari` (`pip install 'diffusion-forcing[minari]'`). An episode of T actions has T + 1 observations. The last
+has no action and only shows whether the next episode continues from it: in Minari's D4RL/pointmaze sets reaching a goal
+ends an episode, but not the motion.
 
-The origin of PointMaze is the middle of the map, with x to the right and y up. For H rows and W columns
-`x' = H/2 - 0.7 - y`, `y' = x + W/2 - 0.7`, the velocity is (-vy, vx) and the action (-ay, ax): the same physics seen from D4RL's corner.
+The origin of PointMaze is the middle of the map, with x to the right and y up. For H rows and W columns `x' = H/2 - 0.7
+- y`, `y' = x + W/2 - 0.7`, the velocity is (-vy, vx) and the action (-ay, ax): the same physics seen from D4RL's
+corner.
 """
 
 from __future__ import annotations
@@ -46,14 +48,12 @@ def to_d4rl(
 
 
 def find(name: str) -> Path:
-    """The folder of a Minari data set: `name` is a folder, or an id under $MINARI_DATASETS_PATH (~/.minari/datasets)."""
+    """The folder of a Minari data set: `name` itself, or below $MINARI_DATASETS_PATH (~/.minari/datasets)."""
     root = Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
     for folder in (Path(name).expanduser(), root / name):
         if (folder / "data").is_dir():
             return folder
-    raise UserError(
-        f"no Minari data set '{name}', neither as a folder nor under {root}; give dataset.path=<folder with data/> or run `minari download {name}`"
-    )
+    raise UserError(f"no Minari data set '{name}', neither as a folder nor under {root}; run `minari download {name}`")
 
 
 def source_file(folder: Path) -> Path:
@@ -130,7 +130,7 @@ def _checked(episode: Episode, where: str) -> Episode:
     observations, actions = episode
     if observations.ndim != 2 or observations.shape[1] != 4 or actions.shape != (len(observations) - 1, 2):
         raise UserError(
-            f"{where} has observations {observations.shape} and actions {actions.shape}, expected (T + 1, 4) and (T, 2) as PointMaze has"
+            f"{where} has observations {observations.shape} and actions {actions.shape}, expected (T + 1, 4) and (T, 2)"
         )
     if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
         raise UserError(f"{where} has numbers that are not finite (NaN or infinity); get the data set again")

@@ -1,11 +1,13 @@
-"""A data set published as one tar archive in parts: downloaded, checked and unpacked as a stream, one part after the other.
+"""A data set published as one tar archive in parts: downloaded, checked and unpacked as a stream, one part after the
+other.
 
-The parts are read end to end and never joined, neither in memory nor on disk (TECO's Minecraft has 210 GB). After every unpacked file a note says
-at which part and byte the next file begins, so a killed run continues there, and a downloaded part is deleted once nothing in it is needed any more.
-The disk must hold the files and two parts. Parts placed in the folder by hand are used and left alone.
+The parts are read end to end and never joined, neither in memory nor on disk (TECO's Minecraft has 210 GB). After every
+unpacked file a note says at which part and byte the next file begins, so a killed run continues there, and a downloaded
+part is deleted once nothing in it is needed any more. The disk must hold the files and two parts. Parts placed in the
+folder by hand are used and left alone.
 
-Only plain files inside the folder are accepted: an archive with a link, an absolute path or `..` is refused. `<name>/train/…` becomes
-`training/…` and `<name>/test/…` `validation/…`, as the released code renames TECO's folders.
+Only plain files inside the folder are accepted: an archive with a link, an absolute path or `..` is refused.
+`<name>/train/…` becomes `training/…` and `<name>/test/…` `validation/…`, as the released code renames TECO's folders.
 """
 
 from __future__ import annotations
@@ -58,10 +60,11 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def fetch_archive(parts: Sequence[Part], folder: Path, *, gigabytes: float = 0.0, progress: bool = True) -> None:
-    """Download and unpack `parts` into `folder`, or continue. `gigabytes`: size of all parts, compared with the free disk space.
+    """Download and unpack `parts` into `folder`, or continue. `gigabytes`: size of all parts, compared with the free
+    disk space.
 
-    Raises `UserError` if a part cannot be downloaded (with instructions to place it by hand) or is damaged, or if the disk is full; what was
-    unpacked stays.
+    Raises `UserError` if a part cannot be downloaded (with instructions to place it by hand) or is damaged, or if the
+    disk is full; what was unpacked stays.
     """
     work = folder / FOLDER
     with locked(folder / "archive"):
@@ -80,7 +83,7 @@ def fetch_archive(parts: Sequence[Part], folder: Path, *, gigabytes: float = 0.0
 
 
 class _Stream:
-    """The parts end to end, from the noted position on, as a file for `tarfile`. A part is downloaded when its first byte is read."""
+    """The parts end to end from the noted position on, as a file for `tarfile`; each is downloaded when first read."""
 
     def __init__(self, parts: Sequence[Part], folder: Path, *, progress: bool) -> None:
         self._parts = parts
@@ -128,7 +131,7 @@ class _Stream:
         return b"".join(pieces)
 
     def keep(self, position: int) -> None:
-        """Note that the next file begins at `position` of this stream, and delete downloaded parts that end before it."""
+        """Note that the next file begins at `position`, and delete downloaded parts that end before it."""
         number = max(part for part, begin in self._begins.items() if begin <= position)
         write_json(self._note, {"part": number, "byte": position - self._begins[number]})
         for part in self._parts[:number]:
@@ -157,7 +160,7 @@ class _Stream:
         return True
 
     def _fetch(self, part: Part) -> Path:
-        """The part's file: placed by hand where the released code or a browser puts it, otherwise downloaded and checked."""
+        """The part's file: placed by hand (also where the released code does), otherwise downloaded and checked."""
         path = self._folder / FOLDER / part.name
         for place in (self._folder / part.name, self._folder / part.folder / part.name, path):
             if place.is_file():
@@ -187,14 +190,14 @@ def _unpack(stream: _Stream, folder: Path) -> None:
             end = archive.offset
     except (tarfile.TarError, EOFError) as error:
         raise UserError(
-            f"the archive is damaged or cut off near {stream.place()} ({error}); delete that part and run again to continue"
+            f"the archive is damaged or cut off near {stream.place()} ({error}); delete that part and run again"
         ) from error
     # Only zeros may follow: otherwise a damaged header looked like the end.
     while stream.read(_COPY):
         pass
     if stream.last > end:
         raise UserError(
-            f"the archive is damaged near {stream.place()}: data follows its end; delete that part and run again to continue"
+            f"the archive is damaged near {stream.place()}: data follows its end; delete that part and run again"
         )
 
 
@@ -239,7 +242,7 @@ def _check_room(folder: Path, gigabytes: float) -> None:
 
 
 def _published_sha1(url: str) -> str:
-    """SHA-1 of the file at `…/download/ITEM/NAME` in archive.org's metadata; empty for other addresses or if unavailable."""
+    """SHA-1 of the file at `…/download/ITEM/NAME` in archive.org's metadata; empty if unavailable."""
     base, download_folder, rest = url.partition("/download/")
     item, _, name = rest.partition("/")
     if not download_folder or not name:

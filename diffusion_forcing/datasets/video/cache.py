@@ -1,7 +1,9 @@
-"""Compressed clips, decoded once: a file of uncompressed uint8 frames for each episode, so that reading a clip is a few reads by position.
+"""Compressed clips, decoded once: a file of uncompressed uint8 frames for each episode, so that reading a clip is a few
+reads by position.
 
-Frames are cropped and resized before they are written. A file is written whole or not at all, and its name holds the stamp of its source: an
-interrupted run continues with what is missing, and a changed source is decoded again. Uncompressed episodes of the right size need no copy.
+Frames are cropped and resized before they are written. A file is written whole or not at all, and its name holds the
+stamp of its source: an interrupted run continues with what is missing, and a changed source is decoded again.
+Uncompressed episodes of the right size need no copy.
 """
 
 from __future__ import annotations
@@ -63,8 +65,8 @@ class VideoCache:
         if need <= _SHARE_OF_FREE * free:
             return True
         print(
-            f"decoding {self._root} would take {_gigabytes(need)} of the {_gigabytes(free)} free in {self._folder.parent}, so clips are "
-            "decoded at every read (dataset.cache=memmap decodes them once all the same)"
+            f"decoding {self._root} takes {_gigabytes(need)} of the {_gigabytes(free)} free in {self._folder.parent}: "
+            "clips are decoded at every read (dataset.cache=memmap decodes them once all the same)"
         )
         return False
 
@@ -80,8 +82,8 @@ class VideoCache:
             need, free = sum(map(self._size, missing)), self._free()
             if need > free:
                 raise UserError(
-                    f"decoding the clips of {self._root} takes {_gigabytes(need)}, {_gigabytes(free)} are free in {self._folder.parent}; "
-                    "make room, choose another dataset.save_dir, or dataset.cache=none"
+                    f"decoding {self._root} takes {_gigabytes(need)}, {_gigabytes(free)} are free in "
+                    f"{self._folder.parent}; make room, choose another dataset.save_dir, or dataset.cache=none"
                 )
             for leftover in self._folder.rglob("*.tmp"):
                 leftover.unlink(missing_ok=True)

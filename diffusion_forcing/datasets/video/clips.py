@@ -1,9 +1,11 @@
-"""Clips of T frames out of episodes, with their actions, as a map-style data set whose `__getitems__` makes a whole batch.
+"""Clips of T frames out of episodes, with their actions, as a map-style data set whose `__getitems__` makes a whole
+batch.
 
-A clip that starts at frame s of an episode takes frames s, s + f, …, s + (T-1) f with f = frame_skip. It spans T f frames, as in the released
-code. Training has every s from which a whole span follows. Validation has few clips, always the same: each episode is cut into as many spans as
-fit, spread evenly, and clip k of every episode comes before clip k + 1 of any, so the first N clips come from N different episodes. An episode
-shorter than a span gives one clip, padded with its last frame and marked in `valid`.
+A clip that starts at frame s of an episode takes frames s, s + f, …, s + (T-1) f with f = frame_skip. It spans T f
+frames, as in the released code. Training has every s from which a whole span follows. Validation has few clips, always
+the same: each episode is cut into as many spans as fit, spread evenly, and clip k of every episode comes before clip k
++ 1 of any, so the first N clips come from N different episodes. An episode shorter than a span gives one clip, padded
+with its last frame and marked in `valid`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _STRIDE = 7919
 
 
 class Clips(Dataset[VideoBatch]):
-    """Clips of `length` frames, every `skip`-th, of `episodes`. `spread`: the few clips of validation instead of all."""
+    """Clips of `length` frames, every `skip`-th, of `episodes`; with `spread` the few clips of validation."""
 
     def __init__(
         self,
@@ -47,8 +49,9 @@ class Clips(Dataset[VideoBatch]):
         shift: int = 1,
         threads: int = 1,
     ) -> None:
-        """actions: of each episode, (n,) discrete actions below `choices`, or (n, a) continuous ones if `choices` is 0; None: not used.
-        shift: see `VideoDatasetOptions.action_shift`. threads: for reading a batch outside a data loader's worker."""
+        """actions: of each episode, (n,) discrete actions below `choices`, or (n, a) continuous ones if `choices` is 0;
+        None: not used. shift: see `VideoDatasetOptions.action_shift`. threads: for reading a batch outside a data
+        loader's worker."""
         self.episodes = episodes
         self.length = length
         self.skip = skip
@@ -73,7 +76,7 @@ class Clips(Dataset[VideoBatch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> VideoBatch:
-        """Clips `indices` as one batch; IndexError for one out of range. An unreadable clip is reported and replaced by another."""
+        """Clips `indices` as one batch; IndexError if out of range. Another clip replaces an unreadable one."""
         places = self.places(np.asarray(indices, dtype=np.int64)).tolist()
         if self._threads > 1 and len(indices) > 1 and get_worker_info() is None:
             with ThreadPoolExecutor(min(self._threads, len(indices))) as pool:
@@ -107,7 +110,7 @@ class Clips(Dataset[VideoBatch]):
         return np.array(sorted(clips), dtype=np.int64).reshape(-1, 3)[:, 1:]
 
     def _read(self, index: int, place: Sequence[int]) -> tuple[Pixels, Sequence[int]]:
-        """(T, h, w, 3) pixels of clip `index` at `place`, or of the first readable clip tried instead; and its place."""
+        """(T, h, w, 3) pixels of clip `index` at `place`, or of a readable clip tried instead; and its place."""
         reason: Exception | None = None
         for attempt in range(_ATTEMPTS):
             number, start = place

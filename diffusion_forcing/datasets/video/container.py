@@ -1,7 +1,8 @@
 """Encoded videos (mp4, webm, mkv, avi, mov, gif) through PyAV, which ships its own ffmpeg: exact access to any frame.
 
-Frames are counted in the order in which they are shown. Each has a presentation time, and `inspect_video` keeps all times and keyframes, so that a
-clip is decoded from the keyframe before it and every decoded frame is known by its time. Containers that seek unreliably are decoded from the start.
+Frames are counted in the order in which they are shown. Each has a presentation time, and `inspect_video` keeps all
+times and keyframes, so that a clip is decoded from the keyframe before it and every decoded frame is known by its time.
+Containers that seek unreliably are decoded from the start.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class _WrongFrame(Exception):
 
 
 def inspect_video(path: Path) -> dict[str, Any]:
-    """Fields of `Episode`: number and size of the frames, presentation times, keyframes. `Unusable` for a damaged file."""
+    """Fields of `Episode`: size and number of frames, times, keyframes. `Unusable` for a damaged file."""
     with opened(path) as (container, stream):
         first = next(decoded(container, stream), None)
         if first is None:
@@ -97,7 +98,7 @@ def read_video(
 def _read_from_keyframe(
     path: Path, wanted: NDArray[np.int64], times: NDArray[np.int64], keyframes: NDArray[np.int64]
 ) -> dict[int, Pixels]:
-    """The same, decoding from the last keyframe before the first wanted frame. `_WrongFrame` if the seek went elsewhere."""
+    """The same, decoded from the last keyframe before the first. `_WrongFrame` if the seek went elsewhere."""
     first, last = int(times[wanted[0]]), int(times[wanted[-1]])
     number_at = {int(times[number]): number for number in wanted.tolist()}
     keyframes = keyframes[keyframes <= wanted[0]]
@@ -157,7 +158,7 @@ class Converter:
 
 
 def upright(pixels: Pixels, frame: Any) -> Pixels:
-    """(h, w, 3) `pixels` of a decoded frame, turned and mirrored as its display matrix says: a phone may record sideways."""
+    """(h, w, 3) `pixels` of a frame, turned and mirrored as its display matrix says (phones record sideways)."""
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
         return pixels

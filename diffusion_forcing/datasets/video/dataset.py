@@ -1,8 +1,9 @@
 """A folder of video clips, with actions where there are any: its options, where the clips come from, their splits.
 
-`VideoDataset(options)` does nothing until `prepare()`, which finds the clips (or generates or downloads them), inspects each file once, and
-decodes compressed clips once if the disk has room. Data lies in TECO's layout, `<save_dir>/{training,validation,test}/**`; `files.py` says what
-else is read. Files that cannot be used are named, counted and left out.
+`VideoDataset(options)` does nothing until `prepare()`, which finds the clips (or generates or downloads them), inspects
+each file once, and decodes compressed clips once if the disk has room. Data lies in TECO's layout,
+`<save_dir>/{training,validation,test}/**`; `files.py` says what else is read. Files that cannot be used are named,
+counted and left out.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ _MINIMA = {
 
 @dataclass(frozen=True, kw_only=True)
 class VideoDatasetOptions:
-    """The keys of `dataset.*`. T = n_frames in training and n_frames * validation_multiplier in validation and test, after frame_skip."""
+    """The keys of `dataset.*`. After frame_skip, T = n_frames, times validation_multiplier outside training."""
 
     n_frames: int = 16
     """Frames of a clip."""
     resolution: int = 64
-    """Height and width of a frame in pixels. Larger frames are cropped to their middle square and reduced; frames are never enlarged."""
+    """Height and width of a frame. Larger frames are cropped to a square and reduced; none is ever enlarged."""
     context_length: int = 2
     """Context frames of a rollout."""
     frame_skip: int = 2
@@ -76,7 +77,7 @@ class VideoDatasetOptions:
     path: str | None = None
     """A folder of clips elsewhere (`source=path`); its index and cache are still kept in save_dir."""
     cache: Cache = "auto"
-    """memmap: decode compressed clips once to files of pixels. none: decode at every read. auto: memmap if the disk has room."""
+    """memmap: decode compressed clips once, to disk. none: at every read. auto: memmap if the disk has room."""
     validation_fraction: float = 0.1
     """Share of the clips for validation if the folder has no split of its own; by a hash of their names."""
     urls: tuple[str, ...] = ()
@@ -109,8 +110,8 @@ class VideoDatasetOptions:
             check_choice(f"dataset.{key}", getattr(self, key), get_args(kind))
         if self.observation_shape != (3, self.resolution, self.resolution):
             raise UserError(
-                f"dataset.observation_shape is {list(self.observation_shape)}, but dataset.resolution={self.resolution} makes it "
-                f"[3,{self.resolution},{self.resolution}]; set dataset.resolution alone"
+                f"dataset.observation_shape is {list(self.observation_shape)}, but follows from "
+                f"dataset.resolution={self.resolution}; set dataset.resolution alone"
             )
         for key in ("data_mean", "data_std"):
             values = np.atleast_1d(getattr(self, key))
@@ -133,7 +134,7 @@ class VideoDatasetOptions:
             raise UserError("dataset.source=generate needs dataset=video_labmaze or dataset=video_voxel")
         if self.sha256 and len(self.sha256) != len(self.urls):
             raise UserError(
-                f"dataset.sha256 has {len(self.sha256)} sums for {len(self.urls)} dataset.urls; give one for each, or none"
+                f"dataset.sha256 has {len(self.sha256)} sums for {len(self.urls)} dataset.urls; give equally many"
             )
 
     @property
@@ -171,7 +172,7 @@ class VideoDataset:
         return self._episodes
 
     def prepare(self, progress: bool = True) -> None:
-        """Make sure that the data is on disk and indexed. `UserError` if it is unavailable or none of it can be used."""
+        """Make sure that the data is on disk and indexed. `UserError` if it is unavailable or unusable."""
         options = self.options
         provide(options, progress=progress)
         index = self._folder / "index.npz"
@@ -223,7 +224,7 @@ class VideoDataset:
         )
 
     def _decode(self, episodes: list[Episode], progress: bool) -> dict[str, Episode]:
-        """Decode into the cache if the options and the disk allow it; returns, by stem, the episodes that proved damaged."""
+        """Decode into the cache if options and disk allow it; returns, by stem, episodes that proved damaged."""
         cache, missing = self.options.cache, self._cache.missing(episodes)
         if not missing or cache == "none" or (cache == "auto" and not self._cache.has_room(missing)):
             return {}
@@ -233,9 +234,8 @@ class VideoDataset:
         """Episodes that can be read and are large enough. `UserError` if there are none."""
         usable = [episode for episode in found if not self._problem(episode)]
         if not usable:
-            raise UserError(
-                f"none of the clips in {self.options.root} can be used ({len(found)} found); the first, {found[0].file}, {self._problem(found[0])}"
-            )
+            first = f"{found[0].file} {self._problem(found[0])}"
+            raise UserError(f"none of the clips in {self.options.root} can be used ({len(found)} found): {first}")
         return usable
 
     def _problem(self, episode: Episode) -> str:
@@ -286,16 +286,14 @@ def provide(options: VideoDatasetOptions, *, progress: bool = True) -> None:
     elif options.urls and source in ("auto", "download") and (is_unfinished(root) or is_empty):
         if progress and is_empty:
             size = f", about {options.download_gigabytes:g} GB" if options.download_gigabytes else ""
-            print(
-                f"no clips in {root} yet: downloading {len(options.urls)} parts{size} (dataset.path=<folder> reads another)"
-            )
+            print(f"no clips in {root} yet: downloading {len(options.urls)} parts{size}")
         sums = options.sha256 or [""] * len(options.urls)
         parts = [Part(url, sha256) for url, sha256 in zip(options.urls, sums, strict=True)]
         fetch_archive(parts, root, gigabytes=options.download_gigabytes, progress=progress)
 
 
 def generate_episodes(options: VideoDatasetOptions, *, progress: bool = True) -> list[Path]:
-    """Generate the missing episodes in `save_dir`; returns the files of all. `UserError` for a data set without a simulator."""
+    """Generate the missing episodes in `save_dir`; returns the files of all. `UserError` without a simulator."""
     if options.path:
         raise UserError("generating writes to dataset.save_dir; drop dataset.path")
     simulator = _simulator(options)
@@ -320,23 +318,19 @@ def _simulator(options: VideoDatasetOptions) -> Simulator:
         from diffusion_forcing.environments.voxel.simulator import VoxelEpisodes
 
         return VoxelEpisodes(**sizes)
-    raise UserError(
-        "this data set has no simulator; choose dataset=video_labmaze or dataset=video_voxel, or place clips in dataset.save_dir"
-    )
+    raise UserError("this data set has no simulator; choose dataset=video_labmaze or dataset=video_voxel")
 
 
 def checked_actions(episode: Episode, options: VideoDatasetOptions) -> NDArray[Any]:
     """(n,) integers below external_cond_dim, or (n, external_cond_dim) float32.
 
-    `UserError`, naming the file, if the actions are missing, damaged, too few, of another width or kind than the options say, or out of range:
-    a mistake in the options concerns every file, so it stops the run.
+    `UserError`, naming the file, if the actions are missing, damaged, too few, of another width or kind than the
+    options say, or out of range: a mistake in the options concerns every file, so it stops the run.
     """
     width, actions, name = options.external_cond_dim, episode.actions, episode.file
     if actions is None:
         reason = episode.action_problem or "no 'actions' in its npz and no npz, npy or csv of its name beside it"
-        raise UserError(
-            f"{name} has no actions ({reason}), but dataset.external_cond_dim={width} needs them; add them, or set it to 0"
-        )
+        raise UserError(f"{name} has no actions ({reason}); add them, or set dataset.external_cond_dim={width} to 0")
     needed = episode.frames - options.action_shift
     if len(actions) < needed:
         raise UserError(

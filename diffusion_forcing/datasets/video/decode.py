@@ -1,7 +1,7 @@
 """Frames of an episode, each clip at the cost of its own frames, cropped and resized to the resolution asked for.
 
-Stored arrays and decoded caches are read by position, the bytes of the wanted frames and no others. A packed npz is decompressed up to the last
-wanted frame, a video decoded from the keyframe before the first.
+Stored arrays and decoded caches are read by position, the bytes of the wanted frames and no others. A packed npz is
+decompressed up to the last wanted frame, a video decoded from the keyframe before the first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BLOCK_BYTES = 16 << 20
 
 
 class FrameReader:
-    """Frames of `episodes` below `root`, square with side `resolution`. cached[i]: file and offset of the decoded frames of episode i, or None."""
+    """Square frames of `episodes` below `root`. cached[i]: file and offset of episode i's decoded frames, or None."""
 
     def __init__(
         self, root: Path, episodes: Sequence[Episode], resolution: int, cached: Sequence[tuple[Path, int] | None]
@@ -39,7 +39,7 @@ class FrameReader:
         self._cached = cached
 
     def read(self, number: int, frames: NDArray[np.int64]) -> Pixels:
-        """(n, resolution, resolution, 3): `frames` (rising, repeats allowed) of episode `number`. `Unusable` or OSError if unreadable."""
+        """(n, resolution, resolution, 3) `frames` (rising) of episode `number`. `Unusable`, OSError if unreadable."""
         cached = self._cached[number]
         if cached is None:
             return fit(read_frames(self._root, self._episodes[number], frames), self._resolution)
@@ -48,7 +48,7 @@ class FrameReader:
 
 
 def read_frames(root: Path, episode: Episode, frames: NDArray[np.int64]) -> Pixels:
-    """(n, h, w, 3): `frames` (rising, repeats allowed) of the episode's own file. `Unusable` or OSError if it cannot be read."""
+    """(n, h, w, 3): `frames` (rising, repeats allowed) of the episode's file. `Unusable` or OSError if unreadable."""
     path, shape = root / episode.file, (episode.height, episode.width, 3)
     if episode.kind == "stored":
         return _read_by_position(path, episode.offset, shape, frames)
@@ -77,7 +77,8 @@ def blocks(root: Path, episode: Episode) -> Iterator[Pixels]:
 def fit(frames: Pixels, resolution: int) -> Pixels:
     """(n, h, w, 3) to (n, resolution, resolution, 3): the middle square, reduced by antialiased bilinear filtering.
 
-    Frames are never enlarged: a model would learn the interpolated pixels. If the rest is odd, one more row is cut below, or column on the right.
+    Frames are never enlarged: a model would learn the interpolated pixels. If the rest is odd, one more row is cut
+    below, or column on the right.
     """
     height, width = frames.shape[1:3]
     side = min(height, width)

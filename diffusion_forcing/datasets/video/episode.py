@@ -6,7 +6,8 @@
 | packed | npz with compression | decompressed from the beginning to the end of the clip |
 | video | mp4, webm, mkv, avi, mov, gif | decoded from the last keyframe before the clip |
 
-A file that cannot be used raises nothing here: its `Episode` has the reason in `problem`, since one bad file must not stop a run.
+A file that cannot be used raises nothing here: its `Episode` has the reason in `problem`, since one bad file must not
+stop a run.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Episode:
 
 
 def inspect(root: Path, group: Group) -> Episode:
-    """The episode of `group`. Errors in its files are in `problem`, or in `action_problem` if they concern the actions only."""
+    """The episode of `group`. Errors are in `problem`, or in `action_problem` if they concern only the actions."""
     ending = _clip_of(root, group)
     path = group.path(root, ending)
     fields: dict[str, Any] = {"stem": group.stem, "stamp": group.stamp, "file": path.relative_to(root).as_posix()}
@@ -121,7 +122,7 @@ def _inspect_npy(path: Path) -> dict[str, Any]:
 
 
 def _read_header(file: IO[bytes], size: int) -> dict[str, Any]:
-    """Fields of an `Episode` from the .npy at `file`, `size` bytes long. `Unusable` unless it is uint8 (t, h, w, 3) in C order."""
+    """Fields of `Episode` from the .npy of `size` bytes at `file`. `Unusable` unless uint8 (t, h, w, 3) in C order."""
     try:
         header = BytesIO(file.read(_HEADER_BYTES))
         is_version_1 = np.lib.format.read_magic(header) == (1, 0)
@@ -145,7 +146,7 @@ def _opened_npz(path: Path) -> zipfile.ZipFile:
 
 
 def _member_offset(path: Path, member: zipfile.ZipInfo) -> int:
-    """First byte of an uncompressed zip member: behind its local header, the only place where the length of that header is stored."""
+    """First byte of an uncompressed zip member, behind its local header, which alone knows its own length."""
     with open(path, "rb") as file:
         file.seek(member.header_offset)
         header = file.read(30)

@@ -1,9 +1,10 @@
 """Which files of a folder are clips, which hold their actions, and to which split a clip belongs.
 
-All files of one stem in one folder are one episode: `a.mp4` with `a.npz` beside it (TECO's Minecraft), `a.npz` alone (TECO's DMLab), `a.gif` with
-`a.csv`, and so on. Hidden folders and unfinished files (`*.tmp`, `*.part`) are ignored. The folders training (or train), validation (valid, val)
-and test are the splits, at the top or below one folder that holds everything. Without such folders a hash of each clip's name decides, so that
-adding or removing clips never moves another clip to a different split.
+All files of one stem in one folder are one episode: `a.mp4` with `a.npz` beside it (TECO's Minecraft), `a.npz` alone
+(TECO's DMLab), `a.gif` with `a.csv`, and so on. Hidden folders and unfinished files (`*.tmp`, `*.part`) are ignored.
+The folders training (or train), validation (valid, val) and test are the splits, at the top or below one folder that
+holds everything. Without such folders a hash of each clip's name decides, so that adding or removing clips never moves
+another clip to a different split.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SPLITS = {"training": ("training", "train"), "validation": ("validation", "valid
 
 
 class Unusable(Exception):
-    """A file cannot be used; the message says why, without the file's name. `again`: the reason may pass, as a missing permission does."""
+    """A file cannot be used, for the reason in the message; `again`: the reason may pass (a missing permission)."""
 
     def __init__(self, reason: str, *, again: bool = False) -> None:
         super().__init__(reason)
@@ -61,7 +62,7 @@ class Group:
 
 
 def find_groups(root: Path) -> list[Group]:
-    """Every stem below `root` that may hold a clip, sorted. `UserError` if `root` is not a folder or cannot be listed."""
+    """Every stem below `root` that may hold a clip, sorted. `UserError` if `root` is not a readable folder."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; place clips there, or give dataset.path=<folder of clips>")
     found: dict[str, list[tuple[str, int, int]]] = {}
@@ -86,8 +87,9 @@ def has_clips(root: Path) -> bool:
 def splits_of(stems: Sequence[str], validation_fraction: float) -> dict[str, list[int]]:
     """Positions in `stems` of the clips of each split; an empty list for a split without clips.
 
-    TECO has the folders train and test only: test clips are then the validation clips as well. With a training folder alone, or without split
-    folders, `validation_fraction` of the clips are for validation, by hash, and at least one; if it is 0, all clips are in both.
+    TECO has the folders train and test only: test clips are then the validation clips as well. With a training folder
+    alone, or without split folders, `validation_fraction` of the clips are for validation, by hash, and at least one;
+    if it is 0, all clips are in both.
     """
     folders = {folder: split for split, names in SPLITS.items() for folder in names}
     parts = [stem.split("/")[:-1] for stem in stems]

@@ -1,12 +1,13 @@
 """Mazes of DeepMind Lab's look, rendered by ViZDoom: a layout as a level of Doom, and a camera in it.
 
-Layouts and textures come from the package `labmaze`, DeepMind Lab's own maze generator with the textures of its five styles. A level is one WAD file:
-a UDMF map of one sector (the engine builds the nodes itself), textures, sky and palette. Cell (i, j) of the layout covers x in [j, j + 1] and
-y in [-i - 1, -i], in units of `CELL`; y points up. Every wall draws one of three textures, mostly the maze's main one, so that places differ
-and can be remembered.
+Layouts and textures come from the package `labmaze`, DeepMind Lab's own maze generator with the textures of its five
+styles. A level is one WAD file: a UDMF map of one sector (the engine builds the nodes itself), textures, sky and
+palette. Cell (i, j) of the layout covers x in [j, j + 1] and y in [-i - 1, -i], in units of `CELL`; y points up. Every
+wall draws one of three textures, mostly the maze's main one, so that places differ and can be remembered.
 
-ViZDoom only renders; it decides nothing. The agent is placed with the engine's `warp`, which takes whole map units, and turned to its heading. A
-square of 90 degrees is cut from the middle of the screen, and blocks of its pixels are averaged.
+ViZDoom only renders; it decides nothing. The agent is placed with the engine's `warp`, which takes whole map units, and
+turned to its heading. A square of 90 degrees is cut from the middle of the screen, and blocks of its pixels are
+averaged.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ INSTALL = "it comes with the extra 'video': pip install 'diffusion-forcing[video
 
 
 def build_wad(walls: NDArray[np.bool_], rng: np.random.Generator) -> bytes:
-    """The level MAP01 of the layout `walls` (h, w), which has walls at its border; `rng` draws style, textures and sky."""
+    """The level MAP01 of `walls` (h, w), walls at the border included; `rng` draws style, textures and sky."""
     textures = _draw_textures(rng)
     colours = _palette(textures)
     # Doom has 13 further palettes to tint the screen with; a maze never shows them.
@@ -66,7 +67,7 @@ def _pack(lumps: list[tuple[str, bytes]]) -> bytes:
 
 
 def _text_map(walls: NDArray[np.bool_], rng: np.random.Generator) -> str:
-    """The map as UDMF: a one-sided line for each side of a free cell that faces a wall, with the sector to its right."""
+    """The map as UDMF: a one-sided line for each side of a free cell at a wall, the sector to its right."""
     vertices: dict[tuple[int, int], int] = {}
     lines: list[str] = []
     sides: list[str] = []
@@ -135,7 +136,7 @@ def _palette(textures: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def _shades(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(34, 256) the colour that replaces each colour in the dark: 32 rows from bright to dark, and two that a maze never uses."""
+    """(34, 256) the colour that replaces each colour in the dark: 32 rows, darker and darker, and two unused."""
     palette = colours.astype(np.float64)
     shades = palette * (1 - np.arange(32) / 32)[:, None, None]  # (32, 256, 3)
     # Squared distances without the common term. All numbers are exact, so every machine chooses the same colours.
@@ -164,7 +165,7 @@ _WAKE_TICS = 10
 
 
 def screen_for(size: int) -> tuple[int, int]:
-    """(width, height) of the smallest screen from which frames of `size` can be averaged. `UserError` if there is none."""
+    """(width, height) of the smallest screen that averages to frames of `size`. `UserError` if there is none."""
     for width, height in _SCREENS:
         if size >= 1 and height % size == 0 and height // size in _BLOCKS:
             return width, height

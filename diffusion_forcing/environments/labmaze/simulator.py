@@ -1,10 +1,12 @@
 """Random mazes of DeepMind Lab's kind, seen by an agent that walks through them: a headless simulator for video.
 
-`LabMaze` is the world. A layout is `walls` (9, 9) bool, True for walls, with walls at the border and connected free cells; cell (i, j) is row i and
-column j. Three actions move the agent exactly: forward by `STEP`, left and right by `TURN`, without inertia or chance. `engine.py` only renders.
+`LabMaze` is the world. A layout is `walls` (9, 9) bool, True for walls, with walls at the border and connected free
+cells; cell (i, j) is row i and column j. Three actions move the agent exactly: forward by `STEP`, left and right by
+`TURN`, without inertia or chance. `engine.py` only renders.
 
-`LabMazeEpisodes` records an agent that takes shortest paths to random cells. An episode follows from (seed, split, index) alone. The hash of a layout
-decides its split, so that no layout occurs in two splits, not even rotated or mirrored.
+`LabMazeEpisodes` records an agent that takes shortest paths to random cells. An episode follows from (seed, split,
+index) alone. The hash of a layout decides its split, so that no layout occurs in two splits, not even rotated or
+mirrored.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _MOST_ROOMS = 2
 _ROOM_CELLS = 3
 """Cells along a side of a room."""
 _EXTRA_DOORS = 0.3
-"""Share of the walls between two corridors that are opened beyond those that connect everything: loops, and fewer dead ends."""
+"""Share of walls between corridors opened beyond those that connect everything: loops, fewer dead ends."""
 
 Cell = tuple[int, int]
 
@@ -111,7 +113,7 @@ _ALIGNED = 12.0
 
 @dataclass(frozen=True, kw_only=True)
 class LabMazeEpisodes:
-    """Episodes of `frames` frames of `size` × `size` pixels. Picklable; the bytes of an episode follow from `seed`, split and index."""
+    """Episodes of `frames` frames of `size` × `size`; their bytes follow from `seed`, split and index. Picklable."""
 
     seed: int = 0
     frames: int = 300
@@ -130,8 +132,8 @@ class LabMazeEpisodes:
     def make(self, split: str, index: int) -> dict[str, NDArray[Any]]:
         """Episode `index` of `split` (training, validation, test).
 
-        video (frames, size, size, 3) uint8; actions (frames,) int64, actions[t] follows frame t; pose (frames, 3) float32 as in `Pose`;
-        walls (9, 9) bool; seed ().
+        video (frames, size, size, 3) uint8; actions (frames,) int64, actions[t] follows frame t; pose (frames, 3)
+        float32 as in `Pose`; walls (9, 9) bool; seed ().
         """
         rng = np.random.default_rng([self.seed, list(SPLITS).index(split), index])
         walls = draw_walls(rng, split)
@@ -153,7 +155,7 @@ class LabMazeEpisodes:
 
 
 class LabMaze:
-    """One maze and an agent in it, as a context manager. `reset` places the agent, `step` moves it; both return the frame (size, size, 3) uint8."""
+    """One maze and an agent in it. `reset` places it, `step` moves it; both return (size, size, 3) uint8."""
 
     def __init__(self, walls: NDArray[np.bool_], rng: np.random.Generator, *, size: int = 64) -> None:
         self.walls = walls

@@ -1,8 +1,9 @@
 """Maps of mazes, written as text: `#` wall; `O`, `0`, `.` and blank free; `G` the goal and `S` a start, both free.
 
-Cell (i, j) is row i and column j of the text. Positions (x, y) are in metres, x along the rows (i) and y along the columns (j), as in D4RL.
-A cell has two centres. Its *nominal* centre is the integer (i, j): D4RL draws starts, goals and waypoints around it. Its *true* centre, midway
-between the walls, is (i - 0.2, j - 0.2), because D4RL's particle starts at world (1.2, 1.2) while walls stand at integers + 1.
+Cell (i, j) is row i and column j of the text. Positions (x, y) are in metres, x along the rows (i) and y along the
+columns (j), as in D4RL. A cell has two centres. Its *nominal* centre is the integer (i, j): D4RL draws starts, goals
+and waypoints around it. Its *true* centre, midway between the walls, is (i - 0.2, j - 0.2), because D4RL's particle
+starts at world (1.2, 1.2) while walls stand at integers + 1.
 
 A maze must be closed, so that the agent cannot leave it, and connected, so that every goal can be reached.
 """
@@ -52,7 +53,8 @@ class Maze:
     def from_ascii(cls, text: str, *, name: str = "custom") -> Maze:
         r"""Read a maze from rows separated by newlines or `\`; blank lines and a common indentation are ignored.
 
-        Raises `UserError` for a map that is empty, ragged, too large, not closed, not connected, or has an unknown character or two goals.
+        Raises `UserError` for a map that is empty, ragged, too large, not closed, not connected, or has an unknown
+        character or two goals.
         """
         rows = [row for row in re.split(r"[\\\r\n]+", text) if row.strip()]
         indent = min((len(row) - len(row.lstrip()) for row in rows), default=0)
@@ -105,7 +107,7 @@ class Maze:
 
     @property
     def max_steps(self) -> int:
-        """Length of an episode in steps of 0.01 s: D4RL's for its mazes, otherwise 50 per cell of the longest path, at least 300."""
+        """Steps of an episode, 0.01 s each: D4RL's for its mazes, else 50 a cell of the longest path, at least 300."""
         return D4RL_MAX_STEPS.get(self.rows, max(300, 50 * self.longest_path))
 
     def is_free(self, cell: Cell) -> bool:
@@ -136,7 +138,7 @@ class Maze:
         return fields[goal]
 
     def shortest_path(self, start: Cell, goal: Cell) -> list[Cell]:
-        """Cells of a shortest path from `start` to `goal`, both included; of equally short ones the one D4RL's controller takes."""
+        """Cells of a shortest path, both ends included; of equally short ones the one of D4RL's controller."""
         distances = self.distances(goal)
         self._check_free(start)
         path = [start]
@@ -178,7 +180,7 @@ def _check_text(rows: tuple[str, ...]) -> None:
     """Size and characters of a map."""
     if len(rows) < 3 or len(rows[0]) < 3:
         raise UserError(
-            f"maze map is too small: {len(rows)} rows of {len(rows[0]) if rows else 0}, at least 3x3 with walls around; "
+            f"maze map is too small: {len(rows)}x{len(rows[0]) if rows else 0}, at least 3x3 with walls around; "
             r"separate rows by '\', like '#####\#OOG#\#####'"
         )
     for i, row in enumerate(rows):
@@ -187,7 +189,7 @@ def _check_text(rows: tuple[str, ...]) -> None:
         for j, char in enumerate(row):
             if char not in WALL + GOAL + START + FREE:
                 raise UserError(
-                    f"maze map has {char!r} in row {i}, column {j}; allowed: # wall, O 0 . or blank free, G goal, S start"
+                    f"maze map has {char!r} in row {i}, column {j}; allowed: # wall, O 0 . or blank, G goal, S start"
                 )
     if len(rows) * len(rows[0]) > MAX_CELLS:
         raise UserError(f"maze map is too big: {len(rows)}x{len(rows[0])} cells, at most {MAX_CELLS} in all")
@@ -245,7 +247,7 @@ MAZES: dict[str, Maze] = {
 
 
 def as_maze(maze: Maze | str) -> Maze:
-    """`maze` itself, or the one of a name in `MAZES`, an id like maze2d-medium-v1, or an ASCII map. `UserError` for anything else."""
+    """The maze of a name in `MAZES`, an id like maze2d-medium-v1, or an ASCII map; otherwise `UserError`."""
     if isinstance(maze, Maze):
         return maze
     if WALL in maze:

@@ -1,14 +1,16 @@
 """D4RL's maze2d: push a ball through a maze to a goal. Its physics in MuJoCo, and a Gymnasium environment of one ball.
 
-Physics: a sphere (radius 0.1 m, density 1000 kg/m³, so 4.19 kg) on two slide joints among boxes. A step is 0.01 s of Euler integration; the
-motors push with 100 N at full action, each joint brakes with 1 N·s/m, and velocities are clipped to ±5 m/s *before* a step, so 5.23 m/s is the
-largest seen after one. All numbers are D4RL's; a test compares trajectories with gymnasium-robotics' PointMaze.
+Physics: a sphere (radius 0.1 m, density 1000 kg/m³, so 4.19 kg) on two slide joints among boxes. A step is 0.01 s of
+Euler integration; the motors push with 100 N at full action, each joint brakes with 1 N·s/m, and velocities are clipped
+to ±5 m/s *before* a step, so 5.23 m/s is the largest seen after one. All numbers are D4RL's; a test compares
+trajectories with gymnasium-robotics' PointMaze.
 
 - observation: (x, y, vx, vy) in m and m/s, in D4RL's frame (`layout.py`); action: (ax, ay) in [-1, 1].
-- reward: 1 within 0.5 m of the goal, otherwise 0. An episode never terminates; `gymnasium.make` truncates it after 300 / 600 / 800 steps.
+- reward: 1 within 0.5 m of the goal, otherwise 0. An episode never terminates; `gymnasium.make` truncates it after 300
+  / 600 / 800 steps.
 - start: the nominal centre of a random start cell ± 0.1 m, with velocity 0.1 N(0, 1) m/s.
-- goal: `"dataset"` is the nominal centre of the cell marked G, without noise, as D4RL evaluates; `"random"` is the nominal centre of a random
-  free cell ± 0.1 m, drawn at each reset (D4RL's `set_target()`).
+- goal: `"dataset"` is the nominal centre of the cell marked G, without noise, as D4RL evaluates; `"random"` is the
+  nominal centre of a random free cell ± 0.1 m, drawn at each reset (D4RL's `set_target()`).
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def build_model(maze: Maze) -> mujoco.MjModel:
     free = np.pad(~maze.walls, 1)
     near_free = np.any([free[i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=0)
     walls = [
-        f'    <geom name="wall_{i}_{j}" type="box" pos="{i + _WALL} {j + _WALL} 0" size="0.5 0.5 0.2" contype="0" conaffinity="1"/>'
+        f'    <geom name="wall_{i}_{j}" type="box" pos="{i + _WALL} {j + _WALL} 0" size="0.5 0.5 0.2" '
+        'contype="0" conaffinity="1"/>'
         for i, j in np.argwhere(maze.walls & near_free)
     ]
     return mujoco.MjModel.from_xml_string(_MJCF.format(timestep=TIMESTEP, particle=_PARTICLE, walls="\n".join(walls)))
@@ -136,8 +139,8 @@ def clip_velocity_(velocity: NDArray[np.float64]) -> None:
 class Maze2dEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
     """One ball in one maze. `maze` is a `Maze`, a name of `MAZES` or an ASCII map; `goal` is "dataset" or "random".
 
-    `reset(options={"start": (x, y), "velocity": (vx, vy), "goal": (x, y)})` sets any of the three; the others are drawn from the seed.
-    `info["goal"]` is the goal (2,), `info["success"]` whether the ball is within 0.5 m of it.
+    `reset(options={"start": (x, y), "velocity": (vx, vy), "goal": (x, y)})` sets any of the three; the others are drawn
+    from the seed. `info["goal"]` is the goal (2,), `info["success"]` whether the ball is within 0.5 m of it.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}
@@ -253,7 +256,7 @@ def check_point(maze: Maze, value: Any, name: str) -> NDArray[np.float64]:
     point = as_pair(value, name)
     if not maze.is_free(maze.cell_at(point)):
         raise UserError(
-            f"{name} ({point[0]:g}, {point[1]:g}) is not in a free cell of maze '{maze.name}'; choose a point near one of Maze.free_cells"
+            f"{name} ({point[0]:g}, {point[1]:g}) is not in a free cell of maze '{maze.name}' (Maze.free_cells)"
         )
     return point
 

@@ -1,8 +1,8 @@
 """Many balls in one maze, stepped together: planning is evaluated here.
 
-All balls share one MuJoCo model. Episode i of a seed has its own start and goal, drawn from (seed, i) alone, so a hundred episodes give the same
-results in one batch of 100 and in ten of 10 (`reset(seed=s, options={"first_episode": k})`). No episode terminates; all are truncated together
-after `max_steps`, and the caller resets.
+All balls share one MuJoCo model. Episode i of a seed has its own start and goal, drawn from (seed, i) alone, so a
+hundred episodes give the same results in one batch of 100 and in ten of 10 (`reset(seed=s, options={"first_episode":
+k})`). No episode terminates; all are truncated together after `max_steps`, and the caller resets.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ _MAX_SEED = 2**31
 class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]):
     """`num_envs` independent balls. `max_steps` defaults to the maze's episode length (300 / 600 / 800 for D4RL's).
 
-    `reset(seed=s, options=...)` takes `first_episode` (int, the episode of the first ball), `starts` (n, 2) and `goals` (n, 2) in metres.
-    Without a seed, a reset continues with the next `num_envs` episodes of the last seed (initially 0).
+    `reset(seed=s, options=...)` takes `first_episode` (int, the episode of the first ball), `starts` (n, 2) and `goals`
+    (n, 2) in metres. Without a seed, a reset continues with the next `num_envs` episodes of the last seed (initially
+    0).
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
@@ -90,7 +91,7 @@ class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[A
     def step(
         self, actions: NDArray[np.floating]
     ) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Push with `actions` (n, 2), clipped to ±1. Returns observations (n, 4), rewards (n,) 0 or 1, terminated, truncated (n,), info."""
+        """Push with `actions` (n, 2), clipped to ±1. Observations are (n, 4), rewards (n,) 0 or 1."""
         pushes = check_actions(actions, (self.num_envs, 2))
         for ball, push in zip(self._balls, pushes.tolist(), strict=True):
             ball.step(push)

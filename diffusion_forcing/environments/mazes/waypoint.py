@@ -1,9 +1,11 @@
-"""The controller that collected D4RL's maze2d data: a PD controller that follows a shortest path cell by cell. It knows the map.
+"""The controller that collected D4RL's maze2d data: a PD controller that follows a shortest path cell by cell. It knows
+the map.
 
-Every cell of the path except the goal's becomes a waypoint, moved by -U(0, 0.2) m on both axes, towards the cell's true centre. The action is
-`10 (waypoint - position) - velocity`, clipped to ±1; the next waypoint follows when the agent is within 0.1 m. At the goal the controller holds
-the nominal centre of the cell. With a fixed goal it is the *oracle*: the return of an agent that knows the maze, which `planning/oracle_ratio`
-divides by. With noise on its actions it collects data (`datasets/mazes/generate.py`).
+Every cell of the path except the goal's becomes a waypoint, moved by -U(0, 0.2) m on both axes, towards the cell's true
+centre. The action is `10 (waypoint - position) - velocity`, clipped to ±1; the next waypoint follows when the agent is
+within 0.1 m. At the goal the controller holds the nominal centre of the cell. With a fixed goal it is the *oracle*: the
+return of an agent that knows the maze, which `planning/oracle_ratio` divides by. With noise on its actions it collects
+data (`datasets/mazes/generate.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ D_GAIN = -1.0
 SOLVE_DISTANCE = 0.1
 """m: a waypoint or the goal is reached within this distance."""
 SOLVE_STEP = 0.1
-"""m: and only if the last step was shorter than this. No real step exceeds 0.053 m, so this only delays the first step after a new goal."""
+"""m: and only after a shorter step; as none exceeds 0.053 m, this delays only the first step to a new goal."""
 JITTER = 0.2
 """m: waypoints lie up to this far below the cell's integer index."""
 _JITTER_STREAM = 2
@@ -42,10 +44,11 @@ class WaypointController:
         self._last: tuple[float, float] = (0.0, 0.0)
 
     def act(self, x: float, y: float, vx: float, vy: float, goal: tuple[float, float]) -> tuple[float, float, bool]:
-        """Action (ax, ay) in [-1, 1] at (x, y) m with velocity (vx, vy) m/s, and whether the goal's cell centre is reached.
+        """Action (ax, ay) in [-1, 1] at (x, y) m with velocity (vx, vy) m/s, and whether the goal's cell centre is
+        reached.
 
-        `goal` (x, y) in metres is rounded to its cell, as in D4RL; a new path is planned only when that cell changes. Plain floats instead of
-        arrays: a call takes about a microsecond.
+        `goal` (x, y) in metres is rounded to its cell, as in D4RL; a new path is planned only when that cell changes.
+        Plain floats instead of arrays: a call takes about a microsecond.
         """
         cell = (round(goal[0]), round(goal[1]))
         if cell != self._target:
@@ -100,9 +103,11 @@ def oracle_rewards(
     first_episode: int = 0,
     max_steps: int | None = None,
 ) -> NDArray[np.float64]:
-    """(episodes, max_steps) rewards of the oracle on episodes first_episode … of `seed`, with the starts and goals of `VectorMaze2d`.
+    """(episodes, max_steps) rewards of the oracle on episodes first_episode … of `seed`, with the starts and goals of
+    `VectorMaze2d`.
 
-    `rewards.sum(1)` is D4RL's return of each episode; `(rewards > 0).argmax(1)` the first step at the goal, if it is reached.
+    `rewards.sum(1)` is D4RL's return of each episode; `(rewards > 0).argmax(1)` the first step at the goal, if it is
+    reached.
     """
     env = VectorMaze2d(maze, episodes, goal=goal, max_steps=max_steps)
     observations, _ = env.reset(seed=seed, options={"first_episode": first_episode})

@@ -1,7 +1,8 @@
-"""What Minetest renders, read from the memory of its screen: Xvfb keeps the screen in a file (XWD format), which is mapped here.
+"""What Minetest renders, read from the memory of its screen: Xvfb keeps the screen in a file (XWD format), which is
+mapped here.
 
-Rows of squares above and below the image show a number, the *mark*, that the mod changes after every move. The screen is painted row by row, so a
-copy of it in which both rows show the new mark contains no row of an older image.
+Rows of squares above and below the image show a number, the *mark*, that the mod changes after every move. The screen
+is painted row by row, so a copy of it in which both rows show the new mark contains no row of an older image.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ class Screen:
 
 
 def pixel_layout(header: bytes) -> tuple[int, int]:
-    """Offset of the first pixel and bytes of a row, from an XWD header. `UserError` if the screen is not as Xvfb was told to make it."""
+    """Offset of the first pixel and bytes of a row, from an XWD header. `UserError` for another screen."""
     fields = _HEADER.unpack(header)
     header_size, width, height, byte_order = fields[0], fields[4], fields[5], fields[7]
     bits, row, colours = fields[11], fields[12], fields[19]
     if (width, height, bits, byte_order) != (SIZE, HEIGHT, 32, 0):
         raise UserError(
-            f"Xvfb's screen is {width}x{height} with {bits} bits a pixel in byte order {byte_order}, expected {SIZE}x{HEIGHT}, 32, 0; "
-            "another Xvfb may be first on PATH"
+            f"Xvfb's screen is {width}x{height} with {bits} bits a pixel in byte order {byte_order}, "
+            f"expected {SIZE}x{HEIGHT}, 32, 0; another Xvfb may be first on PATH"
         )
     return header_size + _COLOUR_BYTES * colours, row
 
@@ -89,7 +90,7 @@ def to_gray(number: int) -> int:
 
 
 def shrink(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(..., 128, 128, 3) to (..., size, size, 3) by averaging blocks of pixels. `UserError` unless `size` divides 128."""
+    """(..., 128, 128, 3) to (..., size, size, 3) by averaging. `UserError` unless `size` divides 128."""
     if size == SIZE:
         return frames
     if size < 1 or SIZE % size:

@@ -1,8 +1,9 @@
-"""A running Minetest world: a virtual screen (Xvfb), client and server in one process on it, and a mod that executes commands.
+"""A running Minetest world: a virtual screen (Xvfb), client and server in one process on it, and a mod that executes
+commands.
 
-Everything is in one temporary folder, including the game's HOME. Xvfb chooses the display and the system the port, so any number of worlds run side
-by side. Nothing outlives the program: `close` ends both processes and removes the folder, so does an exit without it, and if the program is killed, a
-small shell does that holds a pipe to it.
+Everything is in one temporary folder, including the game's HOME. Xvfb chooses the display and the system the port, so
+any number of worlds run side by side. Nothing outlives the program: `close` ends both processes and removes the folder,
+so does an exit without it, and if the program is killed, a small shell does that holds a pipe to it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ sleep 1
 kill -KILL $pids
 rm -rf -- "$1"
 """
-"""Reads process ids until its input ends because the program is gone, then ends the processes and removes the folder."""
+"""Reads process ids until the program is gone, then ends those processes and removes the folder."""
 
 
 class Lost(Exception):
@@ -80,7 +81,8 @@ class _Resources:
 
 
 class Server:
-    """The world of `seed`, started. `ask` sends a command of mod/init.lua; `screen` is what the player sees. Call `close` at the end.
+    """The world of `seed`, started. `ask` sends a command of mod/init.lua; `screen` is what the player sees. Call
+    `close` at the end.
 
     Raises `UserError` if Minetest or Xvfb is not installed or the world does not start, with the end of its log.
     """
@@ -164,7 +166,7 @@ class Server:
         environment: dict[str, str] | None = None,
         passed: tuple[int, ...] = (),
     ) -> None:
-        """Start a program with a log, in a session of its own, where a terminal's Ctrl-C does not reach it, and report its id to the keeper."""
+        """Start a program in a session that a terminal's Ctrl-C does not reach, and report its id to the keeper."""
         name = Path(program).name
         with open(self._folder / f"{name}.log", "wb") as log:
             process = subprocess.Popen(

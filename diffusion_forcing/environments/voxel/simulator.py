@@ -1,10 +1,12 @@
 """A voxel landscape seen by an agent that walks through it: Minetest as a headless simulator for video.
 
-`VoxelWorld` is the world: `visit` places the agent, `step` moves it by one of three actions, and both return the image of exactly that place. The
-simulator waits for the program, and an image is taken only when it shows the number of the move that led to it (`screen.py`).
+`VoxelWorld` is the world: `visit` places the agent, `step` moves it by one of three actions, and both return the image
+of exactly that place. The simulator waits for the program, and an image is taken only when it shows the number of the
+move that led to it (`screen.py`).
 
-`VoxelEpisodes` records walks. World, place and actions follow from (seed, split, index) alone, and no world occurs in two splits. So do the images,
-except for what depends on the clock: ripples of water, and how soon the farthest landscape appears in the fog.
+`VoxelEpisodes` records walks. World, place and actions follow from (seed, split, index) alone, and no world occurs in
+two splits. So do the images, except for what depends on the clock: ripples of water, and how soon the farthest
+landscape appears in the fog.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class VoxelWorld:
         return None if answer == "none" else int(answer)
 
     def visit(self, x: int, z: int, yaw: float) -> NDArray[np.uint8] | None:
-        """Place the agent at an open place near (x, z) with heading `yaw` (rad); returns the frame, or None if there is no such place."""
+        """Place the agent near (x, z) with heading `yaw` (rad); returns the frame, None if no place is open there."""
         level = self.level(x, z)
         if level is None:
             return None
@@ -94,7 +96,7 @@ class VoxelWorld:
         return self._mark
 
     def _image(self, *, turned: bool) -> NDArray[np.uint8]:
-        """The image after the last command. After a turn a second mark is awaited: the client turns one image later than it moves."""
+        """The image after the last command. After a turn a second mark is awaited: the client turns one image late."""
         if turned:
             self._await_mark()
             self._server.ask("mark", self._next_mark())
@@ -123,7 +125,7 @@ class VoxelWorld:
 
 @dataclass(kw_only=True)
 class VoxelEpisodes:
-    """Episodes of `frames` frames of `size` × `size` pixels. A world stays open for its next episode until `close`. Picklable."""
+    """Episodes of `frames` frames of `size` × `size`. A world stays open for its next episode. Picklable."""
 
     seed: int = 0
     frames: int = 300
@@ -142,15 +144,18 @@ class VoxelEpisodes:
     def recipe(self) -> dict[str, str | int]:
         """Everything that determines the episodes, and a note on what it does not determine."""
         options = {key: value for key, value in asdict(self).items() if not key.startswith("_")}
-        note = "real-time simulator: world, place and actions follow from the seed, ripples of water and distant fog do not"
+        note = (
+            "real-time simulator: world, place and actions follow from the seed, "
+            "ripples of water and distant fog do not"
+        )
         return {"simulator": "voxel", "version": VERSION, **options, "note": note}
 
     def make(self, split: str, index: int) -> dict[str, NDArray[Any]]:
         """Episode `index` of `split` (training, validation, test).
 
-        video (frames, size, size, 3) uint8; actions (frames,) int64, actions[t] follows frame t; pose (frames, 4) float32: x, y, z in nodes,
-        yaw in rad, 0 … 2π; moved (frames,) bool, whether a forward action led to frame t; world () the seed of the world; tries () walks
-        recorded, of which the last was kept.
+        video (frames, size, size, 3) uint8; actions (frames,) int64, actions[t] follows frame t; pose (frames, 4)
+        float32: x, y, z in nodes, yaw in rad, 0 … 2π; moved (frames,) bool, whether a forward action led to frame t;
+        world () the seed of the world; tries () walks recorded, of which the last was kept.
         """
         losses = 0
         tried = 1

@@ -1,7 +1,7 @@
 """The agent that walks a voxel landscape, and a check of what it recorded.
 
-The agent goes straight on for a while, turns a little, goes on, and turns away from an obstacle before it runs into it. Its actions follow from its
-generator and from what it senses, never from the clock.
+The agent goes straight on for a while, turns a little, goes on, and turns away from an obstacle before it runs into it.
+Its actions follow from its generator and from what it senses, never from the clock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FRAMES = 300
 
 
 class Sight(NamedTuple):
-    """What the mod reports of the player: position (nodes), heading (rad), and the steps it can walk ahead and 45° to each side."""
+    """The mod's report: position (nodes), heading (rad), steps that can be walked ahead and 45° to each side."""
 
     moved: bool
     x: float
