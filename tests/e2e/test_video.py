@@ -212,7 +212,7 @@ def test_clips_no_longer_than_the_context_are_one_line(
     task: str, frames: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3):
-        write_npz(Path("short") / f"{number}.npz", film(frames, 8, seed=number), np.arange(frames) % 3)
+        write_npz(Path("short") / f"{number}.npz", moving_pattern(frames, 8, seed=number), np.arange(frames) % 3)
     assert main([*ROLL, f"experiment.tasks=[{task}]", "dataset.path=short", "dataset.save_dir=cache"]) == 2
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1
