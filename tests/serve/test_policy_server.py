@@ -23,7 +23,12 @@ zmq = pytest.importorskip("zmq", reason="the policy server needs pyzmq: pip inst
 Image = pytest.importorskip("PIL.Image", reason="cameras=folder reads pictures with pillow")
 
 from diffusion_forcing.algorithms.base import TransformerOptions  # noqa: E402
-from diffusion_forcing.algorithms.robot.algorithm import EyesOptions, Robot, RobotDiffusionOptions, RobotPolicyOptions  # noqa: E402
+from diffusion_forcing.algorithms.robot.algorithm import (  # noqa: E402
+    ImageEncoderOptions,
+    Robot,
+    RobotDiffusionOptions,
+    RobotPolicyOptions,
+)
 from diffusion_forcing.datasets.robot.video import read_image, squeeze  # noqa: E402
 from diffusion_forcing.errors import UserError  # noqa: E402
 from diffusion_forcing.serve.cameras import open_cameras, squared  # noqa: E402
@@ -40,7 +45,7 @@ def robot() -> Robot:
     diffusion = RobotDiffusionOptions(
         sampling_timesteps=1,
         transformer=TransformerOptions(network_size=16, num_layers=1, attn_heads=2, dim_feedforward=16),
-        eyes=EyesOptions(features=8, width=8),
+        eyes=ImageEncoderOptions(features=8, width=8),
     )
     options = RobotPolicyOptions(
         observation_shape=(6 + STACK, SIZE, SIZE),
@@ -116,9 +121,9 @@ def test_a_request_is_answered_by_a_stack_of_actions_and_stop_forgets(robot: Rob
         np.testing.assert_allclose(np.linalg.norm(first[:, 3:7], axis=1), 1, atol=1e-5)
         actions(ask(b"request"))
         (session,) = server.sessions._sessions.values()
-        assert session.policy._past is not None
+        assert session.policy._history is not None
         assert ask(b"stop") == b"stopped"
-        assert session.policy._past is None
+        assert session.policy._history is None
         actions(ask(b"request"))
         assert server.report().startswith("3 requests answered, p50 ")
         assert ask(b"stop") == b"stopped"  # also before anything was asked

@@ -1,8 +1,10 @@
-"""The robot task: video and actions predicted together, by a network that remembers (Chen et al. 2024 §4.4; docs/method.md §11).
+"""The robot task: images and actions predicted together by a network with memory (Chen et al. 2024 §4.4; docs/method.md
+§11).
 
-A token is what the cameras see now and the stack of actions that led here. Trained on demonstrations as any sequence, the model is a policy: shown
-what was seen and done, it samples the next token, and its actions are carried out (`policy.py`). Parts of a token, each camera and the actions, may
-be noisier than the token: the network is told, and a camera that is blocked is shown as one that is very noisy.
+A token is what the cameras see now and the stack of actions that led here. Trained on demonstrations like any sequence,
+the model is a policy: given what was seen and done, it samples the next token, whose actions are executed
+(`policy.py`). The parts of a token, each camera and the actions, may be noisier than the token. The network is
+conditioned on by how much, so that a blocked camera can be shown as a very noisy one.
 """
 
 from __future__ import annotations
@@ -23,20 +25,11 @@ from diffusion_forcing.algorithms.base import (
     positive,
     within,
 )
-from diffusion_forcing.algorithms.robot.tokens import (
-    GRID,
-    NUMBERS,
-    Flat,
-    Tiled,
-    from_vector,
-    jittered,
-    moved,
-    pasted,
-    to_vector,
-)
+from diffusion_forcing.algorithms.robot.augmentation import jitter, paste_patches, random_shift
+from diffusion_forcing.algorithms.robot.tokens import GRID, NUMBERS, Flat, Layout, Tiled, from_vector, to_vector
 from diffusion_forcing.algorithms.video import UNetOptions
 from diffusion_forcing.datasets.batch import RobotBatch
-from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent, per_token
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.observed import noise_further
 from diffusion_forcing.errors import UserError
@@ -45,15 +38,14 @@ from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.sensors import SensorNetwork
 from diffusion_forcing.networks.unet3d import UNet3D
 
-# Every option of `algorithm=df_robot`: what the robot sees and does, the network, how it is trained and how it acts.
-
-HALVINGS = 8
-"""Every network for robots halves its pictures three times."""
+DOWNSAMPLING = 8
+"""Factor by which every network for robots downsamples images."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EyesOptions:
-    """Of action_packing=vector: what turns pictures into numbers (`networks.sensors`)."""
+class ImageEncoderOptions:
+    """The convolutional encoder of action_packing=vector (`networks.sensors`). features: numbers per token; width:
+    channels."""
 
     features: int = 128
     width: int = 16
@@ -66,8 +58,8 @@ class EyesOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RobotDiffusionOptions(RecurrentMLPOptions):
-    """network_size, num_gru_layers, num_mlp_layers: of network=rnn. architecture: of network=attention with tiled actions; transformer: with
-    actions as vectors; eyes: of either network with vectors."""
+    """network_size, num_gru_layers, num_mlp_layers: for network=rnn. architecture: for network=attention with tiled
+    actions; transformer: with actions as vectors. eyes: for either network with vectors."""
 
     beta_schedule: Literal["linear", "cosine", "sigmoid"] = "cosine"
     sampling_timesteps: int = 25
@@ -78,27 +70,28 @@ class RobotDiffusionOptions(RecurrentMLPOptions):
     transformer: TransformerOptions = field(
         default_factory=lambda: TransformerOptions(network_size=256, num_layers=4, dim_feedforward=1024)
     )
-    eyes: EyesOptions = field(default_factory=EyesOptions)
+    eyes: ImageEncoderOptions = field(default_factory=ImageEncoderOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobotPolicyOptions(AlgorithmOptions):
-    """A token is what `n_cameras` see and the `action_stack` actions that led there.
+    """`algorithm=df_robot`. A token is the images of `n_cameras` and the `action_stack` actions that led there.
 
-    action_mean, action_std: of position, rotation matrix and grasp, 13 numbers. network: `rnn`, the paper's, or `attention`. action_packing:
-    `tiled`, the actions as planes beside the pictures, as released; `vector`, pictures and actions as numbers. z_shape: of the RNN's latent,
-    [channels, res, res] with tiled actions, [width] with vectors. n_frames: the window of network=attention, tokens.
+    action_mean, action_std: of position, rotation matrix and grasp, 13 numbers. network: `rnn`, the paper's, or
+    `attention`. action_packing: `tiled`, actions as planes beside the images, as released; `vector`, images and actions
+    as numbers. z_shape: of the RNN's latent, [channels, res, res] with tiled actions, [width] with vectors. n_frames:
+    window of network=attention, in tokens.
 
-    Training: gt_first_frame: share of sequences whose first token is shown clean; gt_cond_prob: share of all tokens; 1 is next-token prediction, as
-    noise_level=teacher_forcing: the past is clean, whole, and nothing of these is drawn. random_start: share of
-    sequences that begin anywhere, with the actions before unknown. part_noise: share of a token's parts, each camera and the actions, that are
-    shown noisier than the token, half of them not at all; the network is told. crop: pixels that pictures are moved by at most; jitter: how much
-    brightness and contrast vary; patches: rectangles of any colour pasted into a camera's pictures, at most. action_share: of the loss; null: a plane
-    counts like a colour.
+    Training. gt_first_frame: fraction of sequences whose first token is clean. gt_cond_prob: fraction of clean tokens;
+    1 is next-token prediction, like noise_level=teacher_forcing: the past is clean, and no part is noisier.
+    random_start: fraction of sequences that start anywhere, with unknown actions before. part_noise: fraction of parts
+    that are noisier than their token, half of them pure noise. crop: maximum shift of images, in pixels. jitter: amount
+    by which brightness and contrast vary. patches: maximum number of rectangles pasted into a camera's images.
+    action_share: weight of the actions in the loss; null: that of as many colour planes.
 
-    Acting: memory: False forgets everything between two tokens. detect_blocked: a camera that shows nothing (contrast below blocked_contrast)
-    is told to be noise. observation_noise_level: how noisy the cameras are told to be, 0 … timesteps − 1, one number or one a camera. Without
-    part_noise a token has one level: that of its worst camera.
+    Acting. memory: False forgets everything between two tokens. detect_blocked: treat a camera with a contrast below
+    blocked_contrast as pure noise. observation_noise_level: assumed noise of the cameras, 0 … timesteps − 1, one number
+    or one per camera. Without part_noise, a token has the level of its noisiest camera.
     """
 
     lr: float = 5e-4
@@ -131,8 +124,8 @@ class RobotPolicyOptions(AlgorithmOptions):
 
     def __post_init__(self) -> None:
         if self.gt_cond_prob == 1 or self.noise_level == "teacher_forcing":
-            clean = {"noise_level": "teacher_forcing", "gt_cond_prob": 0.0, "gt_first_frame": 0.0, "part_noise": 0.0}
-            for name, value in clean.items():
+            baseline = {"noise_level": "teacher_forcing", "gt_cond_prob": 0.0, "gt_first_frame": 0.0, "part_noise": 0.0}
+            for name, value in baseline.items():
                 object.__setattr__(self, name, value)
         super().__post_init__()
         for name in ("n_cameras", "action_stack", "n_frames", "data_std"):
@@ -149,76 +142,90 @@ class RobotPolicyOptions(AlgorithmOptions):
 
     def _check_tokens(self) -> None:
         channels, height, width = self.observation_shape
-        wanted = 3 * self.n_cameras + self.action_stack
-        if channels != wanted or height != width:
+        expected = 3 * self.n_cameras + self.action_stack
+        if channels != expected or height != width:
             raise UserError(
-                f"dataset.observation_shape is {list(self.observation_shape)}; {self.n_cameras} cameras and {self.action_stack} actions make "
-                f"[{wanted},res,res]"
+                f"dataset.observation_shape is {list(self.observation_shape)}; {self.n_cameras} cameras and "
+                f"{self.action_stack} actions make [{expected},res,res]"
             )
-        if height % HALVINGS or height % GRID:
-            raise UserError(f"dataset.resolution is {height}; it must be a multiple of {HALVINGS}")
+        if height % DOWNSAMPLING or height % GRID:
+            raise UserError(f"dataset.resolution is {height}; it must be a multiple of {DOWNSAMPLING}")
         if self.crop >= height // 2:
-            raise UserError(f"algorithm.crop is {self.crop} pixels; pictures have {height}: move them less")
+            raise UserError(
+                f"algorithm.crop is {self.crop}; it must be below half of dataset.resolution, {height // 2}"
+            )
         for name in ("action_mean", "action_std"):
             if len(getattr(self, name)) != NUMBERS:
                 raise UserError(
-                    f"dataset.{name} has {len(getattr(self, name))} numbers; an action has {NUMBERS}: position (3), rotation matrix (9), grasp"
+                    f"dataset.{name} has {len(getattr(self, name))} numbers, expected {NUMBERS}: position (3), "
+                    "rotation "
+                    "matrix (9), grasp"
                 )
         if not min(self.action_std) > 0:
             raise UserError(f"dataset.action_std is {list(self.action_std)}; all must be above 0")
         if self.frame_stack != 1 or self.frame_skip != 1:
             raise UserError(
-                f"algorithm.frame_stack={self.frame_stack} algorithm.frame_skip={self.frame_skip}: a token is one look and "
-                "dataset.action_stack actions: 1 and 1"
+                f"algorithm.frame_stack={self.frame_stack} algorithm.frame_skip={self.frame_skip}: both must be 1; a "
+                "token is "
+                "one observation and dataset.action_stack actions"
             )
 
     def _check_network(self) -> None:
         if self.noise_level == "full_sequence":
             raise UserError(
-                "algorithm.noise_level=full_sequence: a policy remembers what it saw, full-sequence diffusion has one level for all, the past too; "
+                "algorithm.noise_level=full_sequence has one noise level for all tokens, but a policy remembers a "
+                "clean past; "
                 "use random_all, shared or teacher_forcing"
             )
-        size, z = self.observation_shape[1], list(self.z_shape)
         if not self.causal:
-            raise UserError("algorithm.causal=False: a policy knows the past alone; leave it True")
+            raise UserError("algorithm.causal=False: a policy only knows the past; leave it True")
         if self.guidance_scale:
-            raise UserError(f"algorithm.guidance_scale is {self.guidance_scale}; imitation has no goal to climb to: 0")
-        if self.network == "rnn" and self.action_packing == "tiled" and (len(z) != 3 or z[1:] != [size, size]):
-            raise UserError(f"algorithm.z_shape is {z}; with tiled actions it is [channels,{size},{size}]")
-        if self.network == "rnn" and self.action_packing == "vector" and len(z) != 1:
-            raise UserError(f"algorithm.z_shape is {z}; with actions as vectors it is [width], as [512]")
-        if self.network == "rnn" and self.action_packing == "tiled":
-            if self.diffusion.network_size % 8 or self.diffusion.num_gru_layers > 1:
-                raise UserError(
-                    f"algorithm.diffusion.network_size is {self.diffusion.network_size}, num_gru_layers {self.diffusion.num_gru_layers}; "
-                    "with tiled actions: a multiple of 8, and 0 or 1"
-                )
-        elif self.network == "rnn" and z[0] % max(1, self.diffusion.num_gru_layers):
-            raise UserError(
-                f"algorithm.z_shape is {z}; it must be a multiple of algorithm.diffusion.num_gru_layers {self.diffusion.num_gru_layers}"
-            )
+            raise UserError(f"algorithm.guidance_scale is {self.guidance_scale}; imitation has no goal: set it to 0")
         if self.part_noise and self.diffusion.objective != "pred_x0":
             raise UserError(
-                f"algorithm.part_noise is {self.part_noise} with objective={self.diffusion.objective}; what is not seen can only be "
-                "predicted by pred_x0"
+                f"algorithm.part_noise is {self.part_noise} with objective={self.diffusion.objective}; parts of pure "
+                "noise "
+                "need pred_x0"
+            )
+        if self.network == "rnn":
+            self._check_recurrent(list(self.z_shape), self.observation_shape[1])
+
+    def _check_recurrent(self, z: list[int], size: int) -> None:
+        width, layers = self.diffusion.network_size, self.diffusion.num_gru_layers
+        if self.action_packing == "vector":
+            if len(z) != 1:
+                raise UserError(f"algorithm.z_shape is {z}; with actions as vectors it is [width], for example [512]")
+            if z[0] % max(1, layers):
+                raise UserError(
+                    f"algorithm.z_shape is {z}; it must be a multiple of diffusion.num_gru_layers, {layers}"
+                )
+            return
+        if len(z) != 3 or z[1:] != [size, size]:
+            raise UserError(f"algorithm.z_shape is {z}; with tiled actions it is [channels,{size},{size}]")
+        if width % 8 or layers > 1:
+            raise UserError(
+                f"algorithm.diffusion.network_size is {width}, num_gru_layers {layers}; with tiled actions they must "
+                "be a "
+                "multiple of 8, and 0 or 1"
             )
 
     def _check_acting(self) -> None:
         if self.chunk_size == 0 or self.chunk_size < -1:
-            raise UserError(f"algorithm.chunk_size is {self.chunk_size}; it must be 1 or more tokens, looked ahead")
+            raise UserError(f"algorithm.chunk_size is {self.chunk_size}; it must be at least 1")
         levels = self.observation_noise_levels
         if len(levels) != self.n_cameras:
             raise UserError(
-                f"algorithm.observation_noise_level has {len(levels)} numbers; give one, or one for each of {self.n_cameras} cameras"
+                f"algorithm.observation_noise_level has {len(levels)} numbers; give one, or one for each of "
+                f"{self.n_cameras} cameras"
             )
         for level in levels:
             within("algorithm.observation_noise_level", level, 0, self.diffusion.timesteps - 1)
 
     @property
     def observation_noise_levels(self) -> tuple[int, ...]:
-        """One a camera."""
-        given = self.observation_noise_level
-        return given if isinstance(given, tuple) else (given,) * self.n_cameras
+        """One per camera."""
+        level = self.observation_noise_level
+        return level if isinstance(level, tuple) else (level,) * self.n_cameras
 
     @property
     def parts(self) -> int:
@@ -227,18 +234,21 @@ class RobotPolicyOptions(AlgorithmOptions):
 
     @property
     def condition_width(self) -> int:
-        """Numbers the network is told of a token: how much noisier each part is, where training has such."""
+        """Number of conditions per token: how much noisier each part is, if parts are."""
         return self.parts if self.part_noise else 0
 
 
 class RobotDraws(NamedTuple):
-    """What training draws for a batch. levels: (b, t); noise: like the tokens, standard normal; part_levels: (b, t, parts), at least
-    `levels`, and part_noise, like the tokens, or None, None."""
+    """The random numbers of a training batch. part_levels and part_noise are None without part_noise."""
 
     levels: Tensor
+    """(b, t)."""
     noise: Tensor
+    """Standard normal, like the tokens."""
     part_levels: Tensor | None
+    """(b, t, parts), at least `levels`."""
     part_noise: Tensor | None
+    """Like `noise`."""
 
 
 class Robot(ForcingAlgorithm):
@@ -252,118 +262,118 @@ class Robot(ForcingAlgorithm):
     part_of: Tensor
 
     def __init__(self, options: RobotPolicyOptions) -> None:
-        self.layout = (Tiled if options.action_packing == "tiled" else Flat)(
-            options.n_cameras, options.action_stack, options.observation_shape[1]
-        )
+        size = options.observation_shape[1]
+        kind = Tiled if options.action_packing == "tiled" else Flat
+        self.layout: Layout = kind(options.n_cameras, options.action_stack, size)
         super().__init__(options, self.build_network(options))
         for name, pixel, numbers in (
             ("token_mean", options.data_mean, options.action_mean),
             ("token_std", options.data_std, options.action_std),
         ):
-            pictures = torch.full((1, 1, options.n_cameras, 3, *options.observation_shape[1:]), pixel)
-            every = torch.tensor(numbers).expand(1, 1, options.action_stack, -1)
-            self.register_buffer(name, self.layout.pack(pictures, every)[0, 0], persistent=False)
+            images = torch.full((1, 1, options.n_cameras, 3, size, size), pixel)
+            vectors = torch.tensor(numbers).expand(1, 1, options.action_stack, -1)
+            self.register_buffer(name, self.layout.pack(images, vectors)[0, 0], persistent=False)
         self.register_buffer("part_of", self.layout.parts(), persistent=False)
 
     def build_network(self, options: RobotPolicyOptions) -> nn.Module:
-        """The network the options ask for, with fresh weights."""
-        diffusion, size, width = options.diffusion, options.observation_shape[1], options.condition_width
+        """The network of the options, with fresh weights."""
+        diffusion, size, conditions = options.diffusion, options.observation_shape[1], options.condition_width
+        recurrent = {
+            "network_size": diffusion.network_size,
+            "num_gru_layers": diffusion.num_gru_layers,
+            "external_cond_dim": conditions,
+            "learnable_init_z": options.learnable_init_z,
+            "self_condition": diffusion.self_condition,
+        }
         if options.action_packing == "tiled":
+            channels = self.layout.shape[0]
             if options.network == "attention":
-                return UNet3D(self.layout.shape[0], size, external_cond_dim=width, **asdict(diffusion.architecture))
-            return recurrent_unet(
-                self.layout.shape[0],
-                options.z_shape,  # type: ignore[arg-type]
-                network_size=diffusion.network_size,
-                num_gru_layers=diffusion.num_gru_layers,
-                external_cond_dim=width,
-                learnable_init_z=options.learnable_init_z,
-                self_condition=diffusion.self_condition,
-            )
-        eyes, channels = diffusion.eyes, 3 * options.n_cameras
+                return UNet3D(channels, size, external_cond_dim=conditions, **asdict(diffusion.architecture))
+            return recurrent_unet(channels, options.z_shape, **recurrent)  # type: ignore[arg-type]
+        channels = 3 * options.n_cameras
         numbers = self.layout.shape[0] - channels * size**2
+        width = diffusion.eyes.features + numbers
         inner: nn.Module
         if options.network == "attention":
-            inner = Transformer(
-                eyes.features + numbers, causal=True, external_cond_dim=width, **asdict(diffusion.transformer)
-            )
+            inner = Transformer(width, causal=True, external_cond_dim=conditions, **asdict(diffusion.transformer))
         else:
             inner = recurrent_mlp(
-                eyes.features + numbers,
+                width,
                 options.z_shape[0],
-                network_size=diffusion.network_size,
-                num_gru_layers=diffusion.num_gru_layers,
                 num_mlp_layers=diffusion.num_mlp_layers,
-                external_cond_dim=width,
-                learnable_init_z=options.learnable_init_z,
-                self_condition=diffusion.self_condition,
+                **recurrent,  # type: ignore[arg-type]
             )
-        return SensorNetwork(
-            inner, channels=channels, size=size, numbers=numbers, features=eyes.features, width=eyes.width
-        )
-
-    # ------------------------------------------------------------------------------------------------ data ⇄ tokens
+        return SensorNetwork(inner, channels=channels, size=size, numbers=numbers, **asdict(diffusion.eyes))
 
     def tokens(self, frames: Tensor, actions: Tensor) -> Tensor:
-        """Frames (b, t, cameras, 3, h, w), uint8 or in [0, 1], and actions (b, t, n, 8) as tokens (b, t, *shape), normalised."""
+        """Frames (b, t, cameras, 3, h, w), uint8 or in [0, 1], and actions (b, t, n, 8) → normalised tokens (b, t,
+        *shape)."""
         options = self.options
         size = options.observation_shape[1]
-        if tuple(frames.shape[2:]) != (options.n_cameras, 3, size, size):
+        expected = (options.n_cameras, 3, size, size)
+        if tuple(frames.shape[2:]) != expected:
             raise UserError(
-                f"the pictures have shape {tuple(frames.shape[2:])} (cameras, 3, height, width), the policy takes "
-                f"{(options.n_cameras, 3, size, size)}; set dataset.n_cameras and dataset.resolution as it was trained"
+                f"the images have shape {tuple(frames.shape[2:])} (cameras, 3, height, width), the policy expects "
+                f"{expected}; "
+                "set dataset.n_cameras and dataset.resolution as in training"
             )
         if actions.shape[2] != options.action_stack:
             raise UserError(
-                f"there are {actions.shape[2]} actions a token, the policy takes {options.action_stack}; set dataset.action_stack"
+                f"there are {actions.shape[2]} actions per token, the policy expects {options.action_stack}; set "
+                "dataset.action_stack"
             )
-        pictures = frames.float() / 255 if frames.dtype == torch.uint8 else frames
-        return (self.layout.pack(pictures, to_vector(actions)) - self.token_mean) / self.token_std
+        images = frames.float() / 255 if frames.dtype == torch.uint8 else frames
+        return (self.layout.pack(images, to_vector(actions)) - self.token_mean) / self.token_std
 
     def decode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (b, t, *shape) as frames (b, t, cameras, 3, h, w) in [0, 1] but for what the model oversteps, and actions (b, t, n, 8)."""
-        pictures, numbers = self.layout.unpack(tokens * self.token_std + self.token_mean)
-        return pictures, from_vector(numbers)
-
-    # ------------------------------------------------------------------------------------------------ training
+        """Tokens (b, t, *shape) → frames (b, t, cameras, 3, h, w), approximately in [0, 1], and actions (b, t, n,
+        8)."""
+        images, vectors = self.layout.unpack(tokens * self.token_std + self.token_mean)
+        return images, from_vector(vectors)
 
     def training_step(self, batch: RobotBatch, batch_idx: int) -> Tensor:
         generator = self.training_generator()
-        batch, begun = self.varied(batch, generator=generator)
+        batch, started_late = self.augment(batch, generator=generator)
         tokens = self.tokens(batch.frames, batch.actions)
-        loss, actions = self.loss(tokens, batch.valid, self.draw(tokens, begun, generator=generator))
-        self.log_dict({"training/loss": loss, "training/action_error": actions}, prog_bar=True)
+        loss, action_error = self.loss(tokens, batch.valid, self.draw(tokens, started_late, generator=generator))
+        self.log_dict({"training/loss": loss, "training/action_error": action_error}, prog_bar=True)
         return loss
 
     def validation_step(self, batch: RobotBatch, batch_idx: int) -> None:
-        """The training loss on held-out demonstrations, of the averaged network, with draws that depend on the batch's number alone."""
+        """The training loss of the averaged network on held-out demonstrations; its draws depend only on
+        `batch_idx`."""
         tokens = self.tokens(batch.frames, batch.actions)
         draws = self.draw(tokens, None, generator=self.generator(batch_idx))
-        loss, actions = self.loss(tokens, batch.valid, draws, forcing=self.sampling_forcing())
-        told = {"validation/loss": loss, "validation/action_error": actions}
-        self.log_dict(told, batch_size=self.counted_rows(len(tokens)), sync_dist=True)
+        loss, action_error = self.loss(tokens, batch.valid, draws, forcing=self.sampling_forcing())
+        metrics = {"validation/loss": loss, "validation/action_error": action_error}
+        self.log_dict(metrics, batch_size=self.counted_rows(len(tokens)), sync_dist=True)
 
-    def varied(
+    def augment(
         self, batch: RobotBatch, *, generator: torch.Generator | None = None
     ) -> tuple[RobotBatch, Tensor | None]:
-        """A batch as training sees it: moved and jittered pictures in [0, 1], a share of sequences begun later. And which: (b,) bool or None."""
+        """A batch with augmented images in [0, 1] and some sequences started late; and which ones: (b,) bool or
+        None."""
         options, device = self.options, batch.frames.device
-        begun, later = None, batch
+        started_late = None
         if options.random_start:
             count, time = batch.valid.shape
-            begun = uniform((count,), generator=generator, device=device) < options.random_start
-            known = batch.valid.sum(dim=1)
-            start = (uniform((count,), generator=generator, device=device) * (known - 1).clamp(min=1)).long()
-            at = torch.arange(time, device=device) + torch.where(begun, start, 0)[:, None]
-            inside = at < time
-            index = at.clamp(max=time - 1)
-            rows = torch.arange(count, device=device)[:, None]
-            later = RobotBatch(batch.frames[rows, index], batch.actions[rows, index], batch.valid[rows, index] & inside)
-        pictures = pasted(moved(later.frames, options.crop, generator=generator), options.patches, generator=generator)
-        return later._replace(frames=jittered(pictures, options.jitter, generator=generator)), begun
+            started_late = uniform((count,), generator=generator, device=device) < options.random_start
+            length = batch.valid.sum(dim=1)
+            start = (uniform((count,), generator=generator, device=device) * (length - 1).clamp(min=1)).long()
+            # Shift each sequence to its start; what comes after its end is not valid.
+            token = torch.arange(time, device=device) + torch.where(started_late, start, 0)[:, None]
+            inside, token = token < time, token.clamp(max=time - 1)
+            row = torch.arange(count, device=device)[:, None]
+            batch = RobotBatch(batch.frames[row, token], batch.actions[row, token], batch.valid[row, token] & inside)
+        frames = random_shift(batch.frames, options.crop, generator=generator)
+        frames = paste_patches(frames, options.patches, generator=generator)
+        return batch._replace(frames=jitter(frames, options.jitter, generator=generator)), started_late
 
-    def draw(self, tokens: Tensor, begun: Tensor | None, *, generator: torch.Generator | None = None) -> RobotDraws:
-        """The random numbers of one training batch. begun: (b,) bool, sequences whose actions before the first token are not known."""
+    def draw(
+        self, tokens: Tensor, started_late: Tensor | None, *, generator: torch.Generator | None = None
+    ) -> RobotDraws:
+        """The random numbers for tokens (b, t, *shape). started_late: (b,) bool, sequences whose first actions are
+        unknown."""
         options, device, shape = self.options, tokens.device, tokens.shape[:2]
         last = options.diffusion.timesteps - 1
         levels = self.draw_levels(*shape, generator=generator)
@@ -374,69 +384,64 @@ class Robot(ForcingAlgorithm):
         noise = normal(tokens.shape, generator=generator, device=device)
         if not options.part_noise:
             return RobotDraws(levels, noise, None, None)
+        # Some parts are noisier than their token: half of them pure noise, the others anywhere in between.
         parts = (*shape, options.parts)
         noisier = uniform(parts, generator=generator, device=device) < options.part_noise
         hidden = uniform(parts, generator=generator, device=device) < 0.5
         share = uniform(parts, generator=generator, device=device)
         own = levels[..., None]
-        up_to = torch.where(hidden, last, own + (share * (last + 1 - own)).long().clamp(max=last))
-        part_levels = torch.where(noisier, up_to.clamp(max=last), own)
-        if begun is not None:
-            part_levels[:, 0, -1] = torch.where(begun, last, part_levels[:, 0, -1])
-        part_noise = normal(tokens.shape, generator=generator, device=device)
-        return RobotDraws(levels, noise, part_levels, part_noise)
+        raised = torch.where(hidden, last, own + (share * (last + 1 - own)).long().clamp(max=last))
+        part_levels = torch.where(noisier, raised.clamp(max=last), own)
+        if started_late is not None:
+            part_levels[:, 0, -1] = torch.where(started_late, last, part_levels[:, 0, -1])
+        return RobotDraws(levels, noise, part_levels, normal(tokens.shape, generator=generator, device=device))
 
     def loss(
         self, tokens: Tensor, valid: Tensor, draws: RobotDraws, *, forcing: DiffusionForcing | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The training loss, and the mean squared error of actions predicted at any level, in normalised numbers; both scalars.
+        """The training loss, and the mean squared error of the predicted actions in normalised numbers; both scalars.
 
-        tokens: (b, t, *shape); valid: (b, t) bool, what is not behind a demonstration's end.
+        tokens: (b, t, *shape); valid: (b, t) bool, False after the end of a demonstration.
         """
         levels = mask_absent(draws.levels, valid, self.options.diffusion.timesteps)
         forcing, conditions = forcing or self.forcing, None
         if draws.part_levels is not None and draws.part_noise is not None:
-            part_levels, part_noise = torch.maximum(draws.part_levels, levels[..., None]), draws.part_noise
-            conditions = self.told(part_levels, levels)
-            noisier = NoisierParts(forcing.network, self, levels, part_levels, part_noise)
-            forcing = forcing.over(noisier)
+            part_levels = torch.maximum(draws.part_levels, levels[..., None])
+            conditions = self.part_conditions(part_levels, levels)
+            forcing = forcing.over(NoisierParts(forcing.network, self, levels, part_levels, draws.part_noise))
         result = self.masked_loss(tokens, levels, noise=draws.noise, conditions=conditions, forcing=forcing)
-        there = valid.reshape(*valid.shape, *(1,) * (tokens.ndim - 2)).to(tokens.dtype)
-        of_actions = (self.part_of == self.options.n_cameras).expand(self.layout.shape)
-        pictures = (result.per_element * there)[..., ~of_actions].mean()
-        actions = (result.per_element * there)[..., of_actions].mean()
-        error = (((result.x0 - tokens) ** 2 * there)[..., of_actions].mean() / there.mean()).detach()
+        present = per_token(valid, tokens).to(tokens.dtype)
+        is_action = (self.part_of == self.options.n_cameras).expand(self.layout.shape)
+        images = (result.per_element * present)[..., ~is_action].mean()
+        actions = (result.per_element * present)[..., is_action].mean()
+        error = (((result.x0 - tokens) ** 2 * present)[..., is_action].mean() / present.mean()).detach()
         share = self.action_share
-        return (1 - share) * pictures + share * actions, error
+        return (1 - share) * images + share * actions, error
 
     @property
     def action_share(self) -> float:
-        """Of the loss: `algorithm.action_share`, or what tiled actions have by the number of their planes."""
+        """Weight of the actions in the loss: `algorithm.action_share`, or the share of planes that tiled actions
+        have."""
         options = self.options
         if options.action_share is not None:
             return options.action_share
         return options.action_stack / (options.action_stack + 3 * options.n_cameras)
 
-    # ------------------------------------------------------------------------------------------------ noisy parts
-
-    def told(self, part_levels: Tensor, levels: Tensor) -> Tensor:
-        """Conditions (b, t, parts): how much noisier than its token each part is, in [0, 1]."""
+    def part_conditions(self, part_levels: Tensor, levels: Tensor) -> Tensor:
+        """Conditions (b, t, parts): how much noisier each part is than its token, in [0, 1]."""
         return (part_levels - levels[..., None]).float() / (self.options.diffusion.timesteps - 1)
 
-    def noised_parts(self, x: Tensor, levels: Tensor, part_levels: Tensor, noise: Tensor) -> Tensor:
-        """Tokens x at levels (b, t), −1 clean, with each part noised on to its own level (b, t, parts); noise like x."""
+    def noise_parts(self, x: Tensor, levels: Tensor, part_levels: Tensor, noise: Tensor) -> Tensor:
+        """Tokens x at levels (b, t), −1 clean, with each part noised further to its own level (b, t, parts); noise
+        like x."""
         for part in range(self.options.parts):
             noisier = noise_further(self.forcing.schedule, x, levels, part_levels[..., part], noise)
-            mine = (self.part_of == part) & (part_levels[..., part] > levels).reshape(
-                *levels.shape, *(1,) * (x.ndim - 2)
-            )
-            x = torch.where(mine, noisier, x)
+            chosen = (self.part_of == part) & per_token(part_levels[..., part] > levels, x)
+            x = torch.where(chosen, noisier, x)
         return x
 
-    # ------------------------------------------------------------------------------------------------ acting
-
     def sampler(self) -> Sampler:
-        """The sampler over the network one samples with, as the options say."""
+        """The sampler of the options, over the network used for sampling."""
         options, diffusion = self.options, self.options.diffusion
         return Sampler(
             self.sampling_forcing(),
@@ -447,10 +452,8 @@ class Robot(ForcingAlgorithm):
             past=options.past_shown,
         )
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
-
     def describe(self) -> dict[str, Any]:
-        """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
+        """What goes into a checkpoint: the task, and the options that the weights depend on."""
         options, diffusion = self.options, self.options.diffusion
         data = {
             "n_cameras": options.n_cameras,
@@ -459,7 +462,7 @@ class Robot(ForcingAlgorithm):
             "action_mean": list(options.action_mean),
             "action_std": list(options.action_std),
         }
-        sizes = (
+        names = (
             "objective",
             "beta_schedule",
             "schedule_fn_kwargs",
@@ -469,6 +472,9 @@ class Robot(ForcingAlgorithm):
             "num_gru_layers",
             "num_mlp_layers",
             "self_condition",
+            "architecture",
+            "transformer",
+            "eyes",
         )
         algorithm = {
             "noise_level": options.noise_level,
@@ -477,38 +483,37 @@ class Robot(ForcingAlgorithm):
             "z_shape": list(options.z_shape),
             "learnable_init_z": options.learnable_init_z,
             "part_noise": options.part_noise,
-            "diffusion": {
-                **{name: getattr(diffusion, name) for name in sizes},
-                **{name: asdict(getattr(diffusion, name)) for name in ("architecture", "transformer", "eyes")},
-            },
+            "diffusion": {name: value for name, value in asdict(diffusion).items() if name in names},
         }
         line = "rnn" if options.network == "rnn" else "v1.5"
         return {"task": self.task, "line": line, "structure": {"dataset": data, "algorithm": algorithm}}
 
     def load_weights(self, checkpoint: Any) -> None:
-        """Take the weights of a `checkpoints.LoadedCheckpoint`, into the network and its average.
+        """Load a `checkpoints.LoadedCheckpoint` into the network and its average. UserError naming the first key that
+        differs.
 
-        Refuses what does not match, naming the first key that differs. A released checkpoint brings the statistics of its tokens.
+        A released checkpoint also brings the mean and deviation of its tokens.
         """
         self.check_weights(
             checkpoint,
-            "set dataset.resolution, dataset.n_cameras, dataset.action_stack, algorithm.network, algorithm.action_packing and "
-            "algorithm.diffusion as it was trained",
+            "set dataset.resolution, dataset.n_cameras, dataset.action_stack, algorithm.network, "
+            "algorithm.action_packing and "
+            "algorithm.diffusion as in training",
         )
-        for ours, theirs in ((self.token_mean, "data_mean"), (self.token_std, "data_std")):
-            value = checkpoint.statistics.get(theirs)
-            if value is not None and value.shape == ours.shape:
-                ours.copy_(value)
+        for own, name in ((self.token_mean, "data_mean"), (self.token_std, "data_std")):
+            value = checkpoint.statistics.get(name)
+            if value is not None and value.shape == own.shape:
+                own.copy_(value)
         self.take_weights(checkpoint.weights)
 
 
 class NoisierParts(nn.Module):
-    """A network that sees each part of its tokens at the part's own level. The arguments: as for `Robot.noised_parts`."""
+    """A network that sees each part of its tokens at the part's own level; see `Robot.noise_parts`."""
 
     def __init__(self, network: nn.Module, robot: Robot, levels: Tensor, part_levels: Tensor, noise: Tensor) -> None:
         super().__init__()
         self.network = network
-        self._noised = partial(robot.noised_parts, levels=levels, part_levels=part_levels, noise=noise)
+        self._noise_parts = partial(robot.noise_parts, levels=levels, part_levels=part_levels, noise=noise)
 
     def forward(self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None) -> tuple[Tensor, Any]:
-        return self.network(self._noised(x), k, conditions, memory)
+        return self.network(self._noise_parts(x), k, conditions, memory)

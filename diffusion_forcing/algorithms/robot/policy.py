@@ -1,7 +1,7 @@
-"""The trained model as a policy: it is shown what was seen and done, remembers, and says what to do next.
+"""The trained model as a policy: it observes, remembers, and samples the next actions.
 
-The past is kept as the network keeps it (`diffusion.history`): one latent, or the keys and values of a window. A camera that is noisy, or blocked, is
-shown as noise of the level that the network is told.
+The past is kept as the network allows (`diffusion.history`): as one latent, or as the keys and values of a window. A
+noisy or blocked camera is shown as noise of the level that the network is conditioned on.
 """
 
 from __future__ import annotations
@@ -12,116 +12,108 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.algorithms.robot.algorithm import Robot
-from diffusion_forcing.algorithms.robot.tokens import blocked
+from diffusion_forcing.algorithms.robot.augmentation import is_blocked
 from diffusion_forcing.diffusion.history import History, OnRow, Tokens, build_history
 from diffusion_forcing.errors import UserError
 
 
 class RobotPolicy:
-    """`observe` what is seen after the actions last given out, then `act`; `reset` before an episode. b robots in step.
+    """Acts for b robots in step: `observe` after the last actions, then `act`; `reset` before an episode.
 
-    generator: what acting draws from. wait: (8,) the action of an arm that has not begun; needed where `observe` is not told the state.
+    generator: of the random numbers drawn while acting.
     """
 
-    def __init__(self, robot: Robot, *, generator: torch.Generator | None = None, wait: Tensor | None = None) -> None:
+    def __init__(self, robot: Robot, *, generator: torch.Generator | None = None) -> None:
         self.robot = robot
         self.sampler = robot.sampler()
         self.generator = generator
-        self.wait = wait
-        self._done: Tensor | None = None
+        self._executed: Tensor | None = None
         self._history: History | None = None
         self._batch = 0
         self.blocked: Tensor | None = None
-        """(b, cameras) bool: cameras that showed nothing when last looked at."""
+        """(b, cameras) bool: cameras that showed nothing at the last observation."""
 
     def reset(self) -> None:
         """Forget everything."""
-        self._history = self._done = self.blocked = None
+        self._history = self._executed = self.blocked = None
 
     @torch.no_grad()
-    def observe(self, frames: Tensor, *, state: Tensor | None = None, done: Tensor | None = None) -> None:
-        """Remember frames (b, cameras, 3, h, w), uint8 or in [0, 1], seen after the actions `done`: (b, n, 8), by default those that `act` gave.
+    def observe(self, frames: Tensor, *, state: Tensor | None = None, executed: Tensor | None = None) -> None:
+        """Remember frames (b, cameras, 3, h, w), uint8 or in [0, 1], seen after the actions `executed` (b, n, 8).
 
-        state: (b, 8) or (8,), where the grippers are, as an action: what an arm that has done nothing has done.
+        executed: by default the last output of `act`. state: (b, 8) or (8,), the grippers' state as an action; needed
+        at the first observation, before which the arms stood still.
         """
         robot, options = self.robot, self.robot.options
         frames = frames.to(robot.device)
-        done = self._done if done is None else done.to(robot.device)
-        if done is None or not options.memory:
-            done = self._waiting(len(frames), state)
-        self.blocked = blocked(frames, options.blocked_contrast)
-        shown = self._shown(robot.tokens(frames[:, None], done[:, None]))
+        executed = self._executed if executed is None else executed.to(robot.device)
+        if executed is None or not options.memory:
+            executed = self._waiting(len(frames), state)
+        self.blocked = is_blocked(frames, options.blocked_contrast)
+        token = self._noised(robot.tokens(frames[:, None], executed[:, None]))
         if self._history is None or not options.memory:
             self._history = build_history(
                 "streaming",
                 self.sampler.forcing.network,
-                shown[:0],
+                token[:0],
                 end=0,
                 window=options.n_frames,
-                prefill=self._remember,
+                prefill=self._prefill,
                 whole_rows=True,
             )
-        self._history.append(shown)
+        self._history.append(token)
         self._batch = len(frames)
 
     @torch.no_grad()
     def act(self) -> tuple[Tensor, Tensor]:
-        """The next actions (b, n, 8), and what the model expects to see after them, frames (b, cameras, 3, h, w) in [0, 1]."""
+        """The next actions (b, n, 8), and the frames expected after them (b, cameras, 3, h, w) in [0, 1]."""
         if self._history is None:
-            raise UserError("the policy has seen nothing yet; call observe(frames) before act()")
+            raise UserError("the policy has observed nothing yet; call observe(frames) before act()")
         robot, options = self.robot, self.robot.options
-        ahead = max(1, options.chunk_size)
-        batch = self._batch
-        noise = self.sampler.noise((batch, ahead, *robot.layout.shape), device=robot.device, generator=self.generator)
-        conditions = None
-        if options.part_noise:
-            conditions = noise.new_zeros(batch, ahead, options.parts)
-        x = self._history.denoise(Tokens(noise, conditions), self.sampler.matrix(ahead), self._denoise_rows)
+        shape = (self._batch, max(1, options.chunk_size), *robot.layout.shape)
+        noise = self.sampler.noise(shape, device=robot.device, generator=self.generator)
+        conditions = noise.new_zeros(*shape[:2], options.parts) if options.part_noise else None
+        x = self._history.denoise(Tokens(noise, conditions), self.sampler.matrix(shape[1]), self._denoise_rows)
         frames, actions = robot.decode(x[:, :1])
-        self._done = actions[:, 0]
+        self._executed = actions[:, 0]
         return actions[:, 0], frames[:, 0].clamp(0, 1)
 
-    # ------------------------------------------------------------------------------------------------ how
-
     def _waiting(self, batch: int, state: Tensor | None) -> Tensor:
-        """(b, n, 8): actions that stay where the grippers are."""
-        options = self.robot.options
+        """(b, n, 8): actions that keep the grippers where they are."""
         if state is None:
-            state = self.wait
-        if state is None:
-            raise UserError("the policy does not know where the gripper is; pass state, (8,) as an action")
+            raise UserError("the policy does not know the gripper's state; pass state, (8,) as an action")
         state = state.to(self.robot.device, torch.float32)
-        return state.expand(batch, 8)[:, None].expand(batch, options.action_stack, 8).clone()
+        return state.expand(batch, 8)[:, None].expand(batch, self.robot.options.action_stack, 8).clone()
 
-    def _shown(self, x: Tensor) -> Tokens:
-        """A clean token x: (b, 1, *shape) as it is remembered: what is noisy noised, its conditions the level (b, 1, parts) of each part."""
+    def _noised(self, x: Tensor) -> Tokens:
+        """A clean token x: (b, 1, *shape) with noisy parts noised. Its conditions are the levels (b, 1, parts), −1
+        for clean."""
         options, last = self.robot.options, self.robot.options.diffusion.timesteps - 1
         levels = torch.tensor((*options.observation_noise_levels, 0), device=x.device).repeat(len(x), 1, 1)
         if options.detect_blocked and self.blocked is not None:
             levels[:, 0, :-1] = torch.where(self.blocked, last, levels[:, 0, :-1])
         if options.part_noise and not options.memory:
-            levels[:, 0, -1] = last  # what led here is forgotten too
-        if not options.part_noise:  # a token has the level of its worst part
-            levels = levels.amax(dim=-1, keepdim=True).expand_as(levels)
-        base = self.sampler.forcing.stabilization_level - 1
-        levels = torch.where(levels > base, levels, -1)
+            levels[:, 0, -1] = last  # the actions that led here are forgotten too
+        if not options.part_noise:
+            levels = levels.amax(dim=-1, keepdim=True).expand_as(levels)  # a token has the level of its noisiest part
+        levels = torch.where(levels >= self.sampler.forcing.stabilization_level, levels, -1)
         noise = self.sampler.noise(tuple(x.shape), device=x.device, generator=self.generator)
         clean = torch.full(x.shape[:2], -1, device=x.device)
-        return Tokens(self.robot.noised_parts(x, clean, levels, noise), levels.float())
+        return Tokens(self.robot.noise_parts(x, clean, levels, noise), levels.float())
+
+    def _prefill(self, tokens: Tokens, memory: Any) -> Any:
+        """The network's memory after tokens from `_noised`."""
+        forcing = self.sampler.forcing
+        assert tokens.conditions is not None
+        levels = tokens.conditions.long()
+        if self.robot.options.part_noise:
+            shown = torch.full(levels.shape[:2], forcing.stabilization_level - 1, device=levels.device)
+            conditions = self.robot.part_conditions(torch.maximum(levels, shown[..., None]), shown)
+            return forcing.prefill(tokens.x, conditions=conditions, memory=memory)
+        x, k = forcing.stabilize(tokens.x, levels[..., 0])
+        return forcing(x, k, None, memory)[1]
 
     def _denoise_rows(self, tokens: Tokens, matrix: Tensor, memory: Any = None, on_row: OnRow | None = None) -> Tensor:
         return self.sampler.denoise(
             tokens.x, matrix, conditions=tokens.conditions, memory=memory, generator=self.generator, on_row=on_row
         )
-
-    def _remember(self, tokens: Tokens, memory: Any) -> Any:
-        """The memory after tokens as `_shown` made them."""
-        forcing = self.sampler.forcing
-        assert tokens.conditions is not None
-        levels = tokens.conditions.long()
-        base = torch.full(levels.shape[:2], forcing.stabilization_level - 1, device=levels.device)
-        if self.robot.options.part_noise:
-            told = self.robot.told(torch.maximum(levels, base[..., None]), base)
-            return forcing.prefill(tokens.x, conditions=told, memory=memory)
-        shown, k = forcing.stabilize(tokens.x, levels[..., 0])
-        return forcing(shown, k, None, memory)[1]

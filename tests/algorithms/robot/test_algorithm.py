@@ -11,20 +11,22 @@ from torch import Tensor
 
 from diffusion_forcing.algorithms.base import TransformerOptions
 from diffusion_forcing.algorithms.robot.algorithm import (
-    EyesOptions,
+    ImageEncoderOptions,
     Robot,
     RobotDiffusionOptions,
     RobotDraws,
     RobotPolicyOptions,
 )
+from diffusion_forcing.algorithms.robot.augmentation import is_blocked, jitter, paste_patches, random_shift
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
-from diffusion_forcing.algorithms.robot.tokens import Flat, Tiled, blocked, jittered, moved, pasted
+from diffusion_forcing.algorithms.robot.tokens import Flat, Tiled
 from diffusion_forcing.algorithms.video import UNetOptions
 from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.errors import UserError
 
 STACK, SIZE, CAMERAS = 3, 8, 2
 KINDS = [("rnn", "tiled"), ("attention", "tiled"), ("rnn", "vector"), ("attention", "vector")]
+TRAINED = [pytest.param(*kind, marks=pytest.mark.slow) if kind[1] == "tiled" else kind for kind in KINDS]
 
 
 def options(network: str = "attention", packing: str = "vector", **changes: Any) -> RobotPolicyOptions:
@@ -35,7 +37,7 @@ def options(network: str = "attention", packing: str = "vector", **changes: Any)
             network_size=8, attn_heads=2, attn_dim_head=8, dim_mults=(1, 2), attn_resolutions=(4,)
         ),
         "transformer": TransformerOptions(network_size=16, num_layers=2, attn_heads=2, dim_feedforward=16),
-        "eyes": EyesOptions(features=8, width=8),
+        "eyes": ImageEncoderOptions(features=8, width=8),
         **changes.pop("diffusion", {}),
     }
     settings = {
@@ -91,7 +93,7 @@ def test_every_element_of_a_token_belongs_to_the_part_it_came_from(layout: Tiled
         assert torch.equal(layout.pack(frames, numbers)[0, 0] == 1, parts == part)
 
 
-@pytest.mark.parametrize(("network", "packing"), KINDS)
+@pytest.mark.parametrize(("network", "packing"), TRAINED)
 def test_training_lowers_the_loss(network: str, packing: str) -> None:
     policy, data = robot(network, packing, part_noise=0.3, random_start=0.3).train(), batch()
     tokens = policy.tokens(data.frames, data.actions)
@@ -133,7 +135,7 @@ def test_a_part_is_never_cleaner_than_its_token_and_the_network_is_told_by_how_m
     changed = (draws.part_levels > draws.levels[..., None])[:, 1:].float().mean()
     assert 0.45 < changed < 0.55
     assert (draws.part_levels[begun, 0, -1] == 999).all()
-    told = policy.told(draws.part_levels, draws.levels)
+    told = policy.part_conditions(draws.part_levels, draws.levels)
     assert told.min() == 0 and told.max() <= 1
 
 
@@ -142,7 +144,7 @@ def test_a_part_of_pure_noise_shows_the_network_nothing_of_the_data() -> None:
     x = policy.tokens(data.frames, data.actions)
     clean, noise = torch.full((2, 1), -1), torch.randn_like(x)
     levels = torch.tensor([999, -1, -1]).expand(2, 1, 3)
-    shown = policy.noised_parts(x, clean, levels, noise)
+    shown = policy.noise_parts(x, clean, levels, noise)
     first = policy.part_of == 0
     torch.testing.assert_close(shown[..., first], noise[..., first], rtol=0, atol=1e-3)
     assert torch.equal(shown[..., ~first], x[..., ~first])
@@ -157,13 +159,10 @@ def test_the_draws_of_a_seed_are_the_same_and_without_part_noise_nothing_is_told
     assert plain.part_levels is None and robot().options.condition_width == 0
 
 
-# ---------------------------------------------------------------------------------------------------- training's pictures
-
-
 def test_pictures_are_moved_together_and_nothing_else_happens_at_zero() -> None:
     frames = batch().frames
-    assert torch.equal(moved(frames, 0), frames.float() / 255)
-    found = moved(frames, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(random_shift(frames, 0), frames.float() / 255)
+    found = random_shift(frames, 2, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(found, frames.float() / 255)
     padded = torch.nn.functional.pad((frames.float() / 255).flatten(0, 2), (2,) * 4, mode="replicate")
     padded = padded.unflatten(0, frames.shape[:3])
@@ -184,16 +183,29 @@ def test_jitter_and_patches_stay_in_range_and_do_not_edit_what_they_are_given() 
     frames = batch().frames.float() / 255
     before = frames.clone()
     generator = torch.Generator().manual_seed(0)
-    for changed in (jittered(frames, 0.3, generator=generator), pasted(frames, 3, generator=generator)):
+    for changed in (jitter(frames, 0.3, generator=generator), paste_patches(frames, 3, generator=generator)):
         assert changed.min() >= 0 and changed.max() <= 1
         assert not torch.equal(changed, frames)
     assert torch.equal(frames, before)
-    assert jittered(frames, 0.0) is frames and pasted(frames, 0) is frames
+    assert jitter(frames, 0.0) is frames and paste_patches(frames, 0) is frames
+
+
+def test_patches_are_rectangles_that_stay_and_later_ones_lie_on_top() -> None:
+    frames = torch.rand(8, 3, CAMERAS, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    changed = (paste_patches(frames, 1, generator=torch.Generator().manual_seed(1)) != frames).any(dim=3)
+    assert torch.equal(changed[:, 0], changed[:, 2])
+    count = 0
+    for mask in changed[:, 0].flatten(0, 1):
+        rows, columns = mask.any(dim=1), mask.any(dim=0)
+        assert torch.equal(mask, rows[:, None] & columns[None])
+        assert rows.sum() <= 5 and columns.sum() <= 5  # an eighth of the image, and one
+        count += bool(rows.any())
+    assert 2 <= count <= 14
 
 
 def test_a_sequence_begun_later_is_the_rest_of_it() -> None:
     policy, data = robot(crop=0, jitter=0.0, random_start=1.0, part_noise=0.1), batch(time=6)
-    later, begun = policy.varied(data, generator=torch.Generator().manual_seed(2))
+    later, begun = policy.augment(data, generator=torch.Generator().manual_seed(2))
     assert begun is not None and begun.all()
     for row in range(2):
         known = int(later.valid[row].sum())
@@ -204,12 +216,10 @@ def test_a_sequence_begun_later_is_the_rest_of_it() -> None:
 
 def test_a_camera_that_shows_one_colour_is_blocked() -> None:
     frames = batch().frames[:, 0].clone()
-    assert not blocked(frames, 0.02).any()
+    assert not is_blocked(frames, 0.02).any()
     frames[1, 0] = 40
-    assert blocked(frames, 0.02).tolist() == [[False, False], [True, False]]
+    assert is_blocked(frames, 0.02).tolist() == [[False, False], [True, False]]
 
-
-# ---------------------------------------------------------------------------------------------------- acting
 
 STATE = torch.tensor([1.2, 0.7, 0.6, 0.0, 0.5**0.5, 0.0, 0.5**0.5, 0.0])
 
@@ -220,13 +230,13 @@ def acted(policy: RobotPolicy, looks: Tensor) -> Tensor:
     found = []
     for frames in looks:
         policy.generator = torch.Generator().manual_seed(7)
-        policy.observe(frames, state=STATE, done=None if not found else found[-1])
+        policy.observe(frames, state=STATE, executed=None if not found else found[-1])
         policy.generator = torch.Generator().manual_seed(8)
         found.append(policy.act()[0])
     return torch.stack(found)
 
 
-@pytest.mark.parametrize(("network", "packing"), KINDS)
+@pytest.mark.parametrize(("network", "packing"), TRAINED)
 def test_what_was_seen_before_changes_what_is_done_unless_nothing_is_remembered(network: str, packing: str) -> None:
     drawn = torch.Generator().manual_seed(1)
     looks = torch.randint(0, 256, (3, 2, CAMERAS, 3, SIZE, SIZE), generator=drawn, dtype=torch.uint8)
@@ -252,7 +262,7 @@ def test_acting_is_sampling_the_next_token_behind_the_past() -> None:
     tokens = model.tokens(data.frames, data.actions)
     policy = RobotPolicy(model)
     for token in range(3):
-        policy.observe(data.frames[:, token], done=data.actions[:, token])
+        policy.observe(data.frames[:, token], executed=data.actions[:, token])
     policy.generator = torch.Generator().manual_seed(4)
     actions, frames = policy.act()
     chunks = model.sampler().stream(tokens, 4, cache="streaming", generator=torch.Generator().manual_seed(4))
@@ -313,23 +323,26 @@ def test_next_token_prediction_is_one_flag() -> None:
     [
         ({"observation_shape": (9, 8, 16)}, "observation_shape"),
         ({"n_cameras": 3}, "observation_shape"),
-        ({"observation_shape": (9, 12, 12)}, "multiple of 8"),
-        ({"action_mean": (0.0,) * 8}, "has 8 numbers"),
-        ({"action_std": (0.0,) * 13}, "above 0"),
-        ({"z_shape": (4, 8, 8), "network": "rnn"}, "[width]"),
+        ({"observation_shape": (9, 12, 12)}, "dataset.resolution is 12"),
+        ({"action_mean": (0.0,) * 8}, "action_mean has 8 numbers"),
+        ({"action_std": (0.0,) * 13}, "dataset.action_std"),
+        ({"z_shape": (4, 8, 8), "network": "rnn"}, "algorithm.z_shape is [4, 8, 8]"),
         ({"packing": "tiled", "network": "rnn", "z_shape": (4, 16, 16)}, "[channels,8,8]"),
-        ({"packing": "tiled", "network": "rnn", "diffusion": {"network_size": 12}}, "multiple of 8"),
-        ({"network": "rnn", "diffusion": {"num_gru_layers": 5}}, "multiple of"),
+        ({"packing": "tiled", "network": "rnn", "diffusion": {"network_size": 12}}, "network_size is 12"),
+        ({"network": "rnn", "diffusion": {"num_gru_layers": 5}}, "num_gru_layers, 5"),
         ({"part_noise": 0.1, "diffusion": {"objective": "pred_v"}}, "pred_x0"),
         ({"part_noise": 1.5}, "0…1"),
         ({"observation_noise_level": (1, 2, 3)}, "one for each of 2 cameras"),
         ({"observation_noise_level": 1000}, "0…999"),
-        ({"causal": False}, "the past alone"),
-        ({"guidance_scale": 1.0}, "no goal"),
-        ({"noise_level": "full_sequence", "scheduling_matrix": "full_sequence", "gt_first_frame": 0.0}, "remembers"),
-        ({"crop": 4}, "move them less"),
-        ({"chunk_size": 0}, "1 or more"),
-        ({"frame_stack": 2}, "1 and 1"),
+        ({"causal": False}, "algorithm.causal=False"),
+        ({"guidance_scale": 1.0}, "guidance_scale is 1.0"),
+        (
+            {"noise_level": "full_sequence", "scheduling_matrix": "full_sequence", "gt_first_frame": 0.0},
+            "noise_level=full_sequence",
+        ),
+        ({"crop": 4}, "algorithm.crop is 4"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"frame_stack": 2}, "frame_stack=2"),
     ],
 )
 def test_what_cannot_be_is_one_line(changes: dict[str, Any], said: str) -> None:
@@ -339,11 +352,11 @@ def test_what_cannot_be_is_one_line(changes: dict[str, Any], said: str) -> None:
 
 def test_pictures_of_another_size_and_a_policy_that_saw_nothing_are_one_line() -> None:
     policy = robot()
-    with pytest.raises(UserError, match="the policy takes"):
+    with pytest.raises(UserError, match=r"dataset\.resolution"):
         policy.tokens(torch.zeros(1, 1, 2, 3, 16, 16), torch.zeros(1, 1, STACK, 8))
     with pytest.raises(UserError, match=r"dataset\.action_stack"):
         policy.tokens(torch.zeros(1, 1, 2, 3, SIZE, SIZE), torch.zeros(1, 1, 5, 8))
-    with pytest.raises(UserError, match="seen nothing"):
+    with pytest.raises(UserError, match="observed nothing"):
         RobotPolicy(policy).act()
-    with pytest.raises(UserError, match="where the gripper is"):
+    with pytest.raises(UserError, match="pass state"):
         RobotPolicy(policy).observe(torch.zeros(1, 2, 3, SIZE, SIZE))

@@ -80,6 +80,15 @@ def test_what_is_read_is_an_action_whatever_the_planes_hold() -> None:
     torch.testing.assert_close(read[..., 3:7].norm(dim=-1), torch.ones(30, 15))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rotations_are_computed_in_float32_under_autocast(dtype: torch.dtype) -> None:
+    matrix = torch.randn(20, 3, 3, generator=torch.Generator().manual_seed(4))
+    with torch.autocast("cpu", dtype=dtype):
+        found = nearest_rotation(matrix)
+        nearest_rotation(matrix.to(dtype))
+    assert torch.equal(found, nearest_rotation(matrix))
+
+
 def test_bad_sizes_are_one_line() -> None:
     with pytest.raises(UserError, match="multiple of 4"):
         to_planes(torch.zeros(13), 30)
