@@ -73,7 +73,6 @@ class I3D(nn.Module):
             self.add_module(name, Inception(channels, widths))
         self.logits_name = "Logits/Conv3d_0c_1x1"
         self.add_module(self.logits_name, Unit3D(1024, CLASSES, normed=False))
-        self.requires_grad_(False)
 
     def forward(self, clips: Tensor) -> Tensor:
         """`clips: (b, 3, t, 224, 224)` in [-1, 1], t at least 9, to logits (b, 400)."""
@@ -125,48 +124,27 @@ class Unit3D(nn.Module):
     def __init__(self, channels: int, width: int, *, kernel: int = 1, stride: int = 1, normed: bool = True) -> None:
         super().__init__()
         self.kernel, self.stride = kernel, stride
-        self.Conv_0 = Convolution(channels, width, kernel, bias=not normed)
-        self.BatchNorm_0 = Statistics(width) if normed else None
+        scale = math.sqrt(2 / (channels * kernel**3))
+        self.Conv_0 = nn.ParameterDict({"kernel": torch.randn(width, channels, kernel, kernel, kernel) * scale})
+        if not normed:
+            self.Conv_0["bias"] = torch.zeros(width)
+        statistics = {"mean": torch.zeros(width), "var": torch.ones(width), "bias": torch.zeros(width)}
+        self.BatchNorm_0 = nn.ParameterDict(statistics) if normed else None
+        self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, channels, t, h, w) to (b, width, ceil(t / stride), …)."""
-        kernel: Tensor = self.Conv_0.kernel
-        bias: Tensor | None = self.Conv_0.bias
+        kernel, bias = self.Conv_0["kernel"], self.Conv_0.get("bias")
         if self.BatchNorm_0 is not None:
-            gain = torch.rsqrt(self.BatchNorm_0.var + EPSILON)
-            kernel, bias = (
-                kernel * gain[:, None, None, None, None],
-                self.BatchNorm_0.bias - self.BatchNorm_0.mean * gain,
-            )
+            # Normalisation by stored statistics, multiplied into the kernel.
+            gain = torch.rsqrt(self.BatchNorm_0["var"] + EPSILON)
+            kernel = kernel * gain[:, None, None, None, None]
+            bias = self.BatchNorm_0["bias"] - self.BatchNorm_0["mean"] * gain
         before, after = zip(*(same_padding(n, self.kernel, self.stride) for n in x.shape[2:]), strict=True)
         if before != after:  # the convolution itself pads only evenly
             x, before = _padded(x, before, after, 0.0), (0, 0, 0)
         x = F.conv3d(x, kernel, bias, stride=self.stride, padding=before)
         return x if self.BatchNorm_0 is None else F.relu_(x)
-
-
-class Convolution(nn.Module):
-    """`kernel: (width, channels, k, k, k)` and, where there is no normalisation, `bias: (width,)`."""
-
-    def __init__(self, channels: int, width: int, kernel: int, *, bias: bool) -> None:
-        super().__init__()
-        scale = math.sqrt(2 / (channels * kernel**3))
-        self.kernel = nn.Parameter(torch.randn(width, channels, kernel, kernel, kernel) * scale)
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-
-
-class Statistics(nn.Module):
-    """Batch normalisation at rest: (x - mean) / sqrt(var + 1e-3) + bias, each (width,)."""
-
-    mean: Tensor
-    var: Tensor
-    bias: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("var", torch.ones(width))
-        self.register_buffer("bias", torch.zeros(width))
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -54,6 +54,7 @@ def play(*words: str) -> Path:
     return Path("outputs/latest-run").resolve()
 
 
+@pytest.mark.slow
 def test_position_planner_is_trained_played_loaded_and_resumed() -> None:
     run = play(*POSITION_ONLY, "+name=toy", "experiment.tasks=[generate_dataset,training,validation]")
     metrics = json.loads((run / "metrics.json").read_text())
@@ -78,6 +79,7 @@ def test_position_planner_is_trained_played_loaded_and_resumed() -> None:
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_the_main_one_alone_does_the_rest(tmp_path: Path) -> None:
     words = [*TINY, *POSITION_ONLY, "+name=pair", "experiment.training.devices=2", "experiment.training.batch_size=2"]
     tasks = "experiment.tasks=[generate_dataset,training,validation]"
@@ -97,11 +99,13 @@ def test_two_processes_train_and_the_main_one_alone_does_the_rest(tmp_path: Path
     assert ended.stdout.count("is done") == 1
 
 
+@pytest.mark.slow
 def test_planner_with_velocities_and_actions_executes_its_actions() -> None:
     run = play("+name=xva", "experiment.tasks=[training,validation]", "algorithm.open_loop_horizon=10")
     assert json.loads((run / "metrics.json").read_text())["planning/episodes"] == 2
 
 
+@pytest.mark.slow
 def test_every_way_of_planning_runs_in_a_maze_of_ones_own() -> None:
     run = play(
         *POSITION_ONLY,

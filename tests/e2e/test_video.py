@@ -80,6 +80,7 @@ def table(folder: Path, task: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_video_model_is_trained_rolled_out_loaded_and_resumed(capfd: pytest.CaptureFixture[str]) -> None:
     folder, metrics = roll(
         "+name=toy", "experiment.tasks=[training,validation,test]", "experiment.save_predictions=True"
@@ -144,6 +145,7 @@ def test_a_video_model_is_trained_rolled_out_loaded_and_resumed(capfd: pytest.Ca
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
+@pytest.mark.slow
 def test_every_way_of_rolling_out_runs_and_leaves_a_row_a_frame(words: list[str], predicted: int) -> None:
     assert main([*ROLL, *words]) == 0
     folder = Path("outputs/latest-run").resolve()
@@ -157,6 +159,7 @@ def test_every_way_of_rolling_out_runs_and_leaves_a_row_a_frame(words: list[str]
 
 
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.slow
 def test_the_middle_is_filled_in_and_a_causal_network_is_told_of(
     causal: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,7 @@ class Script:
 
 
 @pytest.mark.parametrize("changes", [{}, {"refine": 0.5, "guidance_stop": 0.5}], ids=["plain", "refined"])
+@pytest.mark.slow
 def test_an_episode_is_the_same_whatever_is_played_beside_it(changes: dict[str, Any]) -> None:
     planner = untrained(**changes).planner()
     options = replace(PLAY, ease_when_stuck=True, controller="pursuit")

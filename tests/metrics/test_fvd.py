@@ -67,6 +67,7 @@ def test_fvd_sees_motion_that_single_frames_do_not_have() -> None:
     assert frechet_distance(i3d_features(real, Means()), i3d_features(fake, Means())) == pytest.approx(0.6**2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_report_has_n_a_floor_of_the_same_n_and_an_interval_around_the_value() -> None:
     real, fake = (i3d_features(clips, Means()) for clips in two_sets(32))
     others = i3d_features(flat_clips(of_moments(40, 0.5, 0.1, 2), np.zeros(40)), Means())

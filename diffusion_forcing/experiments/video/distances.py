@@ -18,7 +18,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.video.rollouts import COPY, MODEL, OPENING, TRUTH, Scores
 from diffusion_forcing.metrics.distances import fid_report, fvd_report, i3d_features, inception_features
 from diffusion_forcing.metrics.frechet import FrechetReport, frechet_ratio
-from diffusion_forcing.metrics.i3d import MIN_FRAMES, load_i3d
+from diffusion_forcing.metrics.i3d import load_i3d
 from diffusion_forcing.metrics.inception import load_inception
 from diffusion_forcing.metrics.lpips import load_lpips, lpips
 from diffusion_forcing.metrics.weights import Unavailable, cache_folder
@@ -32,30 +32,28 @@ def distances_of(scores: Scores, metrics: Sequence[str], *, device: torch.device
 
     LPIPS is added to `scores` as one more curve of every predictor, and so has no numbers here.
     """
+    known = (("lpips", load_lpips, _lpips), ("fid", load_inception, _fid), ("fvd", load_i3d, _fvd))
     numbers: dict[str, Any] = {}
-    for name, measure in (("lpips", _lpips), ("fid", _fid), ("fvd", _fvd)):
+    for name, load, measure in known:
         if name not in metrics:
             continue
-        try:
-            result = measure(scores, device, say)
-        except UserError as error:  # too few clips, too small frames
-            how = (
-                "rolling out more, longer or larger clips "
-                "(limit_batch, dataset.validation_multiplier, dataset.resolution)"
-            )
-            result = Unavailable(name.upper(), str(error), how)
-        if isinstance(result, Unavailable):
-            say(f"  {result.name}: {result}")
-            result = {name: str(result)}
-        numbers |= result
+        network = load()
+        if not isinstance(network, Unavailable):
+            try:
+                numbers |= measure(scores, network.to(device), say)
+                continue
+            except UserError as error:  # too few clips, too short ones, too small frames
+                how = (
+                    "rolling out more, longer or larger clips "
+                    "(limit_batch, dataset.validation_multiplier, dataset.resolution)"
+                )
+                network = Unavailable(name.upper(), str(error), how)
+        say(f"  {network.name}: {network}")
+        numbers[name] = str(network)
     return numbers
 
 
-def _lpips(scores: Scores, device: torch.device, say: Say) -> dict[str, Any] | Unavailable:
-    network = load_lpips()
-    if isinstance(network, Unavailable):
-        return network
-    network.to(device)
+def _lpips(scores: Scores, network: Any, say: Say) -> dict[str, Any]:
     truth = scores.opening(TRUTH)
     curves = {who: lpips(scores.opening(who), truth, network) for who in scores.openings if who != TRUTH}
     for who, curve in curves.items():
@@ -65,43 +63,23 @@ def _lpips(scores: Scores, device: torch.device, say: Say) -> dict[str, Any] | U
     return {}
 
 
-def _fid(scores: Scores, device: torch.device, say: Say) -> dict[str, Any] | Unavailable:
-    network = load_inception()
-    if isinstance(network, Unavailable):
-        return network
-    network.to(device)
-    say(f"  FID of the first {_frames(scores)} predicted frames of each clip")
+def _fid(scores: Scores, network: Any, say: Say) -> dict[str, Any]:
     features = {who: inception_features(scores.opening(who), network) for who in _compared(scores)}
+    say(f"  FID of the first {features[TRUTH].shape[1]} predicted frames of each clip")
     return _beside_copying(features, fid_report, say)
 
 
-def _fvd(scores: Scores, device: torch.device, say: Say) -> dict[str, Any] | Unavailable:
-    frames = _frames(scores)
-    if frames < MIN_FRAMES:
-        return Unavailable(
-            "FVD",
-            f"it compares at least {MIN_FRAMES} predicted frames and there are {frames}",
-            "rolling out further (dataset.validation_multiplier=2)",
-        )
-    network = load_i3d()
-    if isinstance(network, Unavailable):
-        return network
-    network.to(device)
-    say(f"  FVD of {frames} predicted frames (at most {OPENING})")
+def _fvd(scores: Scores, network: Any, say: Say) -> dict[str, Any]:
     features: Features = {}
     for who in _compared(scores):
         features[who] = i3d_features(scores.opening(who), network, cache=cache_folder() if who == TRUTH else None)
+    say(f"  FVD of {scores.opening(TRUTH).shape[1]} predicted frames (at most {OPENING})")
     numbers = _beside_copying(features, fvd_report, say)
     if COPY in features:
         ratio = frechet_ratio(features[TRUTH], features[MODEL], features[COPY])
         numbers |= {"fvd_ratio": ratio.value, "fvd_ratio_low": ratio.low, "fvd_ratio_high": ratio.high}
         say(f"    model over copy_last {ratio.value:.3f} (95 % interval {ratio.low:.3f} to {ratio.high:.3f})")
     return numbers
-
-
-def _frames(scores: Scores) -> int:
-    """How many predicted frames of each clip were kept."""
-    return scores.openings[TRUTH][0].shape[1] if scores.openings else 0
 
 
 def _compared(scores: Scores) -> list[str]:
