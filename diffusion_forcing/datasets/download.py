@@ -1,5 +1,4 @@
-"""Download one large file over an unreliable network: continue where it broke off, check it, and only then give it its
-name.
+"""Download one large file over an unreliable network: continue where it broke off, and check it before naming it.
 
 Bytes go to `<path>.part`. The server's ETag is kept beside it, and a download continues (HTTP Range with If-Range) only
 if the file on the server is still the same. The SHA-256 is compared with a known one; if none is known, it is printed

@@ -1,5 +1,6 @@
-"""Simulators and controllers. Importing this package registers maze2d-{umaze,medium,large}-v1 and robot_swap with
-Gymnasium.
+"""Simulators and controllers. Importing this package registers maze2d-… and robot_swap with Gymnasium.
+
+The ids are maze2d-{umaze,medium,large}-v1, maze2d-custom-v1 and robot_swap.
 
 `gymnasium.make("maze2d-custom-v1", maze="#####\\\\#OOG#\\\\#####")` makes an environment of any map, without a time
 limit unless `max_episode_steps` sets one. MuJoCo is imported when the first environment is made.

@@ -1,5 +1,4 @@
-"""A data set published as one tar archive in parts: downloaded, checked and unpacked as a stream, one part after the
-other.
+"""A data set published as one tar archive in parts: downloaded, checked and unpacked as a stream, part by part.
 
 The parts are read end to end and never joined, neither in memory nor on disk (TECO's Minecraft has 210 GB). After every
 unpacked file a note says at which part and byte the next file begins, so a killed run continues there, and a downloaded

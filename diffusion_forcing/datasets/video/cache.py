@@ -1,5 +1,4 @@
-"""Compressed clips, decoded once: a file of uncompressed uint8 frames for each episode, so that reading a clip is a few
-reads by position.
+"""Compressed clips, decoded once into a file of uint8 frames for each episode, from which clips are read by position.
 
 Frames are cropped and resized before they are written. A file is written whole or not at all, and its name holds the
 stamp of its source: an interrupted run continues with what is missing, and a changed source is decoded again.

@@ -1,10 +1,9 @@
-"""Clips of T frames out of episodes, with their actions, as a map-style data set whose `__getitems__` makes a whole
-batch.
+"""Clips of T frames out of episodes, with their actions: a map-style data set whose `__getitems__` makes a batch.
 
 A clip that starts at frame s of an episode takes frames s, s + f, …, s + (T-1) f with f = frame_skip. It spans T f
 frames, as in the released code. Training has every s from which a whole span follows. Validation has few clips, always
-the same: each episode is cut into as many spans as fit, spread evenly, and clip k of every episode comes before clip k
-+ 1 of any, so the first N clips come from N different episodes. An episode shorter than a span gives one clip, padded
+the same: each episode is cut into as many spans as fit, spread evenly, and clip k of every episode comes before clip
+k + 1 of any, so the first N clips come from N different episodes. An episode shorter than a span gives one clip, padded
 with its last frame and marked in `valid`.
 """
 

@@ -1,5 +1,4 @@
-"""The controller that collected D4RL's maze2d data: a PD controller that follows a shortest path cell by cell. It knows
-the map.
+"""The controller that collected D4RL's maze2d data: it knows the map and follows a shortest path by PD control.
 
 Every cell of the path except the goal's becomes a waypoint, moved by -U(0, 0.2) m on both axes, towards the cell's true
 centre. The action is `10 (waypoint - position) - velocity`, clipped to ±1; the next waypoint follows when the agent is

@@ -1,5 +1,4 @@
-"""What Minetest renders, read from the memory of its screen: Xvfb keeps the screen in a file (XWD format), which is
-mapped here.
+"""What Minetest renders, read from memory: Xvfb keeps its screen in a file (XWD format), which is mapped here.
 
 Rows of squares above and below the image show a number, the *mark*, that the mod changes after every move. The screen
 is painted row by row, so a copy of it in which both rows show the new mark contains no row of an older image.

@@ -1,5 +1,4 @@
-"""A running Minetest world: a virtual screen (Xvfb), client and server in one process on it, and a mod that executes
-commands.
+"""A running Minetest world: client and server on a virtual screen (Xvfb), and a mod that executes commands.
 
 Everything is in one temporary folder, including the game's HOME. Xvfb chooses the display and the system the port, so
 any number of worlds run side by side. Nothing outlives the program: `close` ends both processes and removes the folder,
