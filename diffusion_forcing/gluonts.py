@@ -1,16 +1,18 @@
-"""Diffusion Forcing as a citizen of GluonTS: an Estimator and a Predictor that its own tools evaluate unchanged.
+"""An Estimator and a Predictor for GluonTS, whose own tools evaluate them unchanged.
 
     from diffusion_forcing.gluonts import DiffusionForcingEstimator
 
     predictor = DiffusionForcingEstimator(freq="h", prediction_length=24, max_steps=400).train(grouped)
     forecasts, series = make_evaluation_predictions(test, predictor, num_samples=100)
 
-Data sets are multivariate: one entry whose target is (V, T), as `MultivariateGrouper` makes it.
+Data sets are multivariate: one entry whose target is (V, T), as `MultivariateGrouper` makes it. `feat_dynamic_real` (F, T + prediction_length) and
+`past_feat_dynamic_real` (F, T) are further series of the same model; values that are there behind the target's end are known futures.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,26 +20,25 @@ from typing import Any
 
 import lightning
 import numpy as np
+import pandas
 import torch
 from gluonts.model.estimator import Estimator
 from gluonts.model.forecast import SampleForecast
 from gluonts.model.predictor import Predictor
 
-from diffusion_forcing.algorithms.base import TransformerOptions
-from diffusion_forcing.algorithms.forecasting import (
-    STATISTICS,
-    Forecasting,
-    ForecastingDiffusionOptions,
-    ForecastingOptions,
-)
+from diffusion_forcing.algorithms.base import TransformerOptions, positive
+from diffusion_forcing.algorithms.forecasting import Forecasting, ForecastingDiffusionOptions, ForecastingOptions
 from diffusion_forcing.checkpoints import load, save
-from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
-from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_of
+from diffusion_forcing.datasets.batch import SeriesBatch
+from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_from, spec_of
+from diffusion_forcing.datasets.series.steps import checked_freq, count_and_unit, lags_of
 from diffusion_forcing.datasets.series.table import Table
-from diffusion_forcing.datasets.series.times import checked_freq, lags_of
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import write_json
 
 _FILE, _FOLDER = "forecaster.json", "checkpoint"
+_FEATURES = ("feat_dynamic_real", "past_feat_dynamic_real")
+_UNUSED = ("feat_static_cat", "feat_static_real", "feat_dynamic_cat")
 
 
 class DiffusionForcingEstimator(Estimator):
@@ -71,17 +72,30 @@ class DiffusionForcingEstimator(Estimator):
         self.trainer_kwargs = dict(trainer_kwargs or {})
 
     def train(
-        self, training_data: Iterable[Mapping[str, Any]], validation_data: Any = None
+        self,
+        training_data: Iterable[Mapping[str, Any]],
+        validation_data: Any = None,
+        *,
+        cache_data: bool = False,
+        num_workers: int | None = None,
+        shuffle_buffer_length: int | None = None,
     ) -> DiffusionForcingPredictor:
-        """A Predictor trained on `training_data`; `validation_data` is not read."""
-        table = _table(_only(training_data), self.freq)
+        """A Predictor trained on `training_data`; `validation_data` is not read. The data lies in memory, so GluonTS's settings for loading it
+        (cache_data, num_workers, shuffle_buffer_length) change nothing."""
+        entries = list(training_data)
+        if len(entries) != 1:
+            raise UserError(
+                f"the data set has {len(entries)} entries; several series are forecast together as one entry with a target (V, T): "
+                "group them with gluonts.dataset.multivariate_grouper.MultivariateGrouper"
+            )
+        table, _ = _table(entries[0], self.freq, ahead=0)
         shortest = self.context_length + self.prediction_length
         if len(table) <= shortest:
             raise UserError(
                 f"the series has {len(table)} steps; a window has {self.context_length} + {self.prediction_length}"
             )
         spec = spec_of(table, len(table), self.lags, self.context_length, self.prediction_length)
-        ends = list(range(shortest, len(table) + 1))
+        ends = range(shortest, len(table) + 1)
         windows = SeriesWindows(table, ends, self.lags, self.context_length, self.prediction_length, spec.season)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -100,40 +114,44 @@ class DiffusionForcingEstimator(Estimator):
             }
         )
         trainer.fit(algorithm, _Batches(windows, self.batch_size, self.max_steps, self.seed))
+        algorithm.trainer = None  # holds the data, and cannot be pickled
         return DiffusionForcingPredictor(algorithm.cpu().eval(), seed=self.seed)
 
 
 class DiffusionForcingPredictor(Predictor):
-    """Sample paths from a trained `Forecasting`. `serialize(path)` and `Predictor.deserialize(path)` keep it."""
+    """Sample paths from a trained `Forecasting`. `serialize(path)` and `Predictor.deserialize(path)` store it; it can be pickled."""
 
     def __init__(self, algorithm: Forecasting, *, seed: int = 0) -> None:
-        super().__init__(prediction_length=algorithm.known.prediction_length)
+        super().__init__(prediction_length=algorithm.spec.prediction_length)
         self.algorithm = algorithm
         self.seed = seed
 
     def predict(
         self, dataset: Iterable[Mapping[str, Any]], num_samples: int | None = None, **kwargs: Any
     ) -> Iterator[SampleForecast]:
-        """A SampleForecast of (num_samples, prediction_length, V) for each entry, in their order."""
-        spec = self.algorithm.known
-        device = next(self.algorithm.parameters()).device
+        """A SampleForecast of (num_samples, prediction_length, V) for each entry, in their order. num_samples: None is the options' own."""
+        if num_samples is not None:
+            positive("num_samples", num_samples)
+        spec, ahead = self.algorithm.spec, self.prediction_length
         for number, entry in enumerate(dataset):
-            table = _table(entry, spec.freq)
-            if table.variates != spec.variates:
+            table, count = _table(entry, spec.freq, ahead=ahead, number=number)
+            if table.names != spec.names:
+                trained = sum(name.isdigit() for name in spec.names)
                 raise UserError(
-                    f"entry {number} has {table.variates} series, the predictor was trained on {spec.variates}; give the same ones"
+                    f"entry {number} has {count} series and {table.variates - count} features, the predictor was trained on {trained} and "
+                    f"{spec.variates - trained}; give the same ones"
                 )
-            end = len(table) + self.prediction_length
-            window = SeriesWindows(table, [end], spec.lags, spec.context_length, self.prediction_length, spec.season)[0]
+            windows = SeriesWindows(table, [len(table)], spec.lags, spec.context_length, ahead, spec.season)
             samples = self.algorithm.forecast(
-                window.on(device),
+                windows[0],
                 paths=num_samples,
-                generator=torch.Generator(device).manual_seed(self.seed * 1_000_003 + number),
+                known=torch.arange(table.variates) >= count if table.variates > count else None,
+                generator=torch.Generator(self.algorithm.device).manual_seed(self.seed * 1_000_003 + number),
             )
-            drawn = samples[0].cpu().numpy()
+            drawn = samples[0, ..., :count].cpu().numpy()
             yield SampleForecast(
                 drawn if np.ndim(entry["target"]) > 1 else drawn[..., 0],
-                start_date=entry["start"] + len(table),
+                start_date=pandas.Period(table.start, freq=spec.freq) + len(table) - ahead,
                 item_id=entry.get("item_id"),
             )
 
@@ -143,19 +161,14 @@ class DiffusionForcingPredictor(Predictor):
         algorithm = self.algorithm
         save(path / _FOLDER, None, metadata=algorithm.describe(), model=algorithm.sampling_weights(), step=1)
         content = {"options": asdict(algorithm.options), "data": algorithm.describe()["data"], "seed": self.seed}
-        (path / _FILE).write_text(json.dumps(content))
+        write_json(path / _FILE, content)
 
     @classmethod
     def deserialize(cls, path: Path, **kwargs: Any) -> DiffusionForcingPredictor:
         """The predictor that was written to `path`."""
         content = json.loads((path / _FILE).read_text())
-        data = content["data"]
-        for name in STATISTICS:
-            data[name] = np.array(data.get(name, [0.0]), np.float32)
-        for name in ("lags", "names"):
-            data[name] = tuple(data[name])
         algorithm = Forecasting(options_of(content["options"]))
-        algorithm.adapt(SeriesSpec(**data))
+        algorithm.adapt(spec_from(content["data"]))
         algorithm.load_weights(load(path / _FOLDER))
         return cls(algorithm.eval(), seed=content["seed"])
 
@@ -194,18 +207,33 @@ def _plain(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _only(dataset: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    entries = list(dataset)
-    if len(entries) != 1:
+def _table(entry: Mapping[str, Any], freq: str, *, ahead: int, number: int = 0) -> tuple[Table, int]:
+    """An entry's target, (V, T) or (T,), and behind it the features that it has, as a table of T + ahead steps; and V."""
+    target = np.atleast_2d(np.asarray(entry["target"], np.float64))
+    if not target.shape[-1]:
+        raise UserError(f"entry {number} has an empty target; give at least one step of history")
+    for name in _UNUSED:
+        if entry.get(name) is not None and np.size(entry[name]):
+            warnings.warn(f"{name} is not used: the forecaster is conditioned on dates, lags and series", stacklevel=3)
+    series, names = list(target), [str(count) for count in range(len(target))]
+    for feature in _FEATURES:
+        if entry.get(feature) is not None:
+            found = np.atleast_2d(np.asarray(entry[feature], np.float64))
+            series += list(found)
+            names += [f"{feature} {count}" for count in range(len(found))]
+    values = np.full((target.shape[1] + ahead, len(series)), np.nan)
+    for column, one in enumerate(series):
+        values[: min(len(one), len(values)), column] = one[: len(values)]
+    values[~np.isfinite(values)] = np.nan
+    return Table(values, str(_start(entry["start"], freq, number)), freq, tuple(names)), len(target)
+
+
+def _start(start: Any, freq: str, number: int) -> pandas.Period:
+    """The first step as a period of `freq`; UserError for a period of other steps."""
+    if not isinstance(start, pandas.Period):
+        return pandas.Period(start, freq=freq)
+    if count_and_unit(start.freqstr) != count_and_unit(freq):
         raise UserError(
-            f"the data set has {len(entries)} entries; several series are forecast together as one entry with a target (V, T): "
-            "group them with gluonts.dataset.multivariate_grouper.MultivariateGrouper"
+            f"entry {number} has steps of {start.freqstr}, the forecaster those of {freq}; give data with these steps"
         )
-    return entries[0]
-
-
-def _table(entry: Mapping[str, Any], freq: str) -> Table:
-    """An entry's target, (V, T) or (T,), as a table."""
-    target = np.atleast_2d(np.asarray(entry["target"], np.float32)).T.copy()
-    target[~np.isfinite(target)] = np.nan
-    return Table(target, str(entry["start"]), freq, tuple(str(number) for number in range(target.shape[1])))
+    return pandas.Period(start, freq=freq) if start.freqstr == freq else start.asfreq(freq, how="start")

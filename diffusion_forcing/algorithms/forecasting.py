@@ -1,12 +1,12 @@
 """The forecasting task: several series as one sequence of time steps, continued by sampling (docs/method.md §9, §11).
 
-A token holds one time step of every variate, scaled. The network is told the date, lagged values that were known when the forecast was
-made, which variate is which and, where the data has gaps, what was observed. The sizes are the data's: `adapt` comes before all else.
+A token holds one time step of every variate, scaled. The network is conditioned on the date, on lagged values that were known when the forecast
+was made, on which variate is which and, where the data has gaps, on what was observed. Its sizes depend on the data: call `adapt` first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -31,8 +31,6 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
 
-# Every option of `algorithm=df_prediction`: forecasting of several series together.
-
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastingDiffusionOptions(RecurrentMLPOptions):
@@ -50,13 +48,14 @@ class ForecastingDiffusionOptions(RecurrentMLPOptions):
 class ForecastingOptions(AlgorithmOptions):
     """A token is a time step of all variates.
 
-    network: `rnn`, the paper's, or `transformer`, causal. z_shape: of the RNN's latent, [width]. scaling: what a window is brought to
-    the same size by: `global`, each variate's mean and deviation in the training part, as released; `context`, the same of the window's
-    history; `last`, what a variate has gone from its last known value, in deviations of such changes, more where the history is livelier
-    than usual; `season`, the difference from the last season; `auto`, each variate by itself: `season` where it returns with one, `last` where
-    it wanders more than it returns, else `global`. use_covariates: tell the network
-    dates, lagged values and which variate is which. calc_crps_sum: sample paths of a forecast; paths_at_once: how many are sampled
-    together, over all windows. resample: how often a row is walked where series' values to come are known.
+    - network: `rnn`, the paper's, or `transformer`, causal. z_shape: of the RNN's latent, [width].
+    - scaling: how a window is normalised. `global`: each variate's mean and deviation in the training part, as released; `context`: those of
+      the window's history; `last`: the change since a variate's last known value, in deviations of such changes, more where the history is
+      livelier than usual; `season`: the difference from the last season; `auto`, for each variate: `season` where it returns with one, `last`
+      where it wanders more than it returns, else `global`.
+    - use_covariates: condition the network on dates, lagged values and which variate is which.
+    - calc_crps_sum: sample paths of a forecast; paths_at_once: how many are sampled together, over all windows.
+    - resample: how often a row is denoised where future values of some series are known.
     """
 
     lr: float = 3e-4
@@ -82,12 +81,12 @@ class ForecastingOptions(AlgorithmOptions):
         within("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
         if self.frame_stack != 1 or self.frame_skip != 1:
             raise UserError(
-                f"algorithm.frame_stack={self.frame_stack} algorithm.frame_skip={self.frame_skip}: a token is one time step of the data: 1 and 1"
+                f"algorithm.frame_stack is {self.frame_stack}, algorithm.frame_skip {self.frame_skip}; a token is one time step: leave both 1"
             )
         if not self.causal:
-            raise UserError("algorithm.causal=False: a forecast is made of the past alone; leave it True")
+            raise UserError("algorithm.causal=False: a forecast depends on the past alone; leave it True")
         if self.guidance_scale:
-            raise UserError(f"algorithm.guidance_scale is {self.guidance_scale}; a forecast has no goal: 0")
+            raise UserError(f"algorithm.guidance_scale is {self.guidance_scale}; a forecast has no goal: leave it 0")
         if len(self.z_shape) != 1:
             raise UserError(f"algorithm.z_shape is {list(self.z_shape)}; a forecaster's latent is a vector, as [1024]")
         layers = self.diffusion.num_gru_layers
@@ -107,8 +106,8 @@ LEAST_OF_STD = 0.1  # of the whole training part's deviation, for a history that
 
 
 class Encoded(NamedTuple):
-    """Windows as tokens. x: (b, t, V), scaled, 0 where not observed; observed: (b, t, V); conditions: (b, t, d) or None; loc: (b, t or 1, V),
-    scale: (b, 1, V), x = (values − loc)/scale."""
+    """Windows as tokens. x: (b, t, V), scaled, 0 where not observed; observed: (b, t, V); conditions: (b, t, d) or None, all as the network takes
+    them. loc: (b, t or 1, V), scale: (b, 1, V) float64, x = (values − loc)/scale."""
 
     x: Tensor
     observed: Tensor
@@ -123,36 +122,35 @@ class Forecasting(ForcingAlgorithm):
     Options = ForecastingOptions
     task = "prediction"
     options: ForecastingOptions
-    mean: Tensor
-    std: Tensor
-    step_std: Tensor
-    change_std: Tensor
-    season_std: Tensor
 
     def __init__(self, options: ForecastingOptions) -> None:
         super().__init__(options, None)
-        self.spec: SeriesSpec | None = None
-        self.score: Callable[[Any, Any], float] = lambda samples, target: float("nan")
-        """What validation logs of samples (b, paths, h, V) and targets (b, h, V) as validation/crps_sum; the experiment's metric."""
+        self._spec: SeriesSpec | None = None
+        self._statistics: dict[tuple[str, torch.device], Tensor] = {}
+        self.score: Callable[[Any, Any], float] | None = None
+        """What validation logs of samples (b, paths, h, V) and targets (b, h, V) as validation/crps_sum: the experiment's metric."""
         self._validated: list[tuple[tuple[int, int], Tensor, Tensor]] = []
-        """Of each window: its batch and its row there, its sample paths and what came."""
+        """Of each window: its batch and its row there, its sample paths, and the observed values."""
 
     def adapt(self, spec: SeriesSpec) -> None:
         """Build the network for data of `spec`, once; and take the data's statistics."""
-        if self.spec is not None:
-            return
-        self.spec = spec
-        for name in STATISTICS:
-            value = np.broadcast_to(np.asarray(getattr(spec, name), np.float32), (spec.variates,))
-            self.register_buffer(name, torch.from_numpy(value.copy()), persistent=False)
-        self.put_network(self.build_network(spec))
+        if self._spec is None:
+            self._spec = spec
+            self.put_network(self.build_network(spec))
 
     @property
-    def known(self) -> SeriesSpec:
-        """The specification, once there is one."""
-        if self.spec is None:
+    def spec(self) -> SeriesSpec:
+        """The specification of the data, once there is one."""
+        if self._spec is None:
             raise UserError("the forecaster knows no data yet; call adapt(dataset.spec) first")
-        return self.spec
+        return self._spec
+
+    def statistic(self, name: str, device: torch.device) -> Tensor:
+        """(V,) float64 on `device`: one of `STATISTICS`. Not a buffer: mixed precision must not touch it."""
+        if (name, device) not in self._statistics:
+            value = np.broadcast_to(np.asarray(getattr(self.spec, name), np.float64), (self.spec.variates,))
+            self._statistics[name, device] = torch.from_numpy(value.copy()).to(device)
+        return self._statistics[name, device]
 
     def build_network(self, spec: SeriesSpec) -> nn.Module:
         """The network the options ask for, for data of `spec`, with fresh weights."""
@@ -178,13 +176,11 @@ class Forecasting(ForcingAlgorithm):
         return network
 
     def condition_width(self, spec: SeriesSpec) -> int:
-        """d: numbers the network is told of each step."""
+        """d: numbers that condition the network at each step."""
         gaps = spec.variates if spec.has_gaps else 0
         if not self.options.use_covariates:
             return gaps
         return gaps + spec.date_features + len(spec.lags) * (spec.variates + 1) + spec.variates
-
-    # ------------------------------------------------------------------------------------------------ training
 
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         encoded = self.encode(batch, self.forcing.network)
@@ -193,48 +189,54 @@ class Forecasting(ForcingAlgorithm):
         return loss
 
     def encode(self, batch: SeriesBatch, network: nn.Module) -> Encoded:
-        """Windows of which the first `context_length` steps are history, scaled, with what `network` is told of them."""
-        history = batch.values.shape[1] - self.known.prediction_length
-        return self.encode_from(batch, min(history, self.known.context_length), network)
+        """Windows, of which the first `context_length` steps are history, scaled, with the conditions of `network`.
 
-    def encode_from(self, batch: SeriesBatch, history: int, network: nn.Module) -> Encoded:
-        """The same with so many steps of `history`."""
-        level, scale = self.scaling(batch.values[:, :history], batch.observed[:, :history])
+        Differences are taken in float64, so that a small change of a large value keeps its digits.
+        """
+        history, device, values = self.spec.context_length, batch.values.device, batch.values.double()
+        level, scale = self.scaling(values[:, :history], batch.observed[:, :history])
         loc, lag_scale = level, scale
-        returns = self.returns
+
+        # Series that return with their season: the difference from the last one.
+        returns = self.returns(device)
         if bool(returns.any()) and batch.seasonal is not None and batch.season_known is not None:
-            last_season = torch.where(batch.season_known, batch.seasonal, self.mean)
+            last_season = torch.where(batch.season_known, batch.seasonal.double(), self.statistic("mean", device))
+            season_std, std = self.statistic("season_std", device), self.statistic("std", device)
             loc = torch.where(returns, last_season, level)
-            scale = torch.where(returns, torch.where(self.season_std > 0, self.season_std, self.std), scale)
-        observed = batch.observed
-        x = torch.where(observed, (batch.values - loc) / scale, 0.0)
-        told = []
+            scale = torch.where(returns, torch.where(season_std > 0, season_std, std), scale)
+        x = torch.where(batch.observed, (values - loc) / scale, 0.0)
+
+        # Conditions: dates, lags (b, t, n·V), how many of each lag are known, a number for each variate, what was observed.
+        own = next(network.parameters(), torch.empty(0, device=self.device))
+        conditions = []
         if self.options.use_covariates:
-            lagged = torch.where(batch.lag_known, (batch.lagged - level[:, :, None]) / lag_scale[:, :, None], 0.0)
-            own: Any = network.embed
-            told = [batch.dates, lagged.flatten(2), batch.lag_known.to(x.dtype).mean(dim=-1)]
-            told.append(own.weight[:, 0].expand(*x.shape[:2], -1))
-        if self.known.has_gaps:
-            told.append(observed.to(x.dtype) if history == x.shape[1] else self._seen(observed, history, x))
-        return Encoded(x, observed, torch.cat(told, dim=-1) if told else None, loc, scale)
+            lagged = torch.where(
+                batch.lag_known, (batch.lagged.double() - level[:, :, None]) / lag_scale[:, :, None], 0.0
+            )
+            embedding: Any = network.embed
+            conditions = [batch.dates, lagged.flatten(2), batch.lag_known.to(x.dtype).mean(dim=-1)]
+            conditions.append(embedding.weight[:, 0].expand(*x.shape[:2], -1))
+        if self.spec.has_gaps:
+            shown = batch.observed.to(x.dtype)
+            shown[:, history:] = 1.0  # whether a value will be observed is not known when a forecast is made
+            conditions.append(shown)
+        joined = torch.cat([part.to(own) for part in conditions], dim=-1) if conditions else None
+        return Encoded(x.to(own), batch.observed.to(own.device), joined, loc, scale)
 
-    def _seen(self, observed: Tensor, history: int, x: Tensor) -> Tensor:
-        """1 where a value of the history was observed, and for all that is to come."""
-        seen = observed.to(x.dtype).clone()
-        seen[:, history:] = 1.0
-        return seen
-
-    @property
-    def returns(self) -> Tensor:
-        """(V,) bool: variates that are told from their last season instead."""
+    def returns(self, device: torch.device) -> Tensor:
+        """(V,) bool: variates that are forecast as their difference from the last season."""
+        season_std = self.statistic("season_std", device)
         if self.options.scaling == "season":
-            return torch.ones_like(self.season_std, dtype=torch.bool)
-        return (self.season_std > 0) & (self.options.scaling == "auto")
+            return torch.ones_like(season_std, dtype=torch.bool)
+        return (season_std > 0) & (self.options.scaling == "auto")
 
     def scaling(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """loc and scale, both (b, 1, V), of windows with the history `values`, `observed`: (b, c, V). A variate of which the history shows
-        nothing has those of the training part."""
-        mean, std = self.mean.expand(len(values), 1, -1), self.std.expand(len(values), 1, -1)
+        """loc and scale, both (b, 1, V) float64, of windows with the history `values`, `observed`: (b, c, V). A variate of which the history
+        shows nothing has those of the training part."""
+        values, device = values.double(), values.device
+        mean, std, step_std = (
+            self.statistic(name, device).expand(len(values), 1, -1) for name in ("mean", "std", "step_std")
+        )
         match self.options.scaling:
             case "global":
                 return mean, std
@@ -242,31 +244,27 @@ class Forecasting(ForcingAlgorithm):
                 count = observed.sum(dim=1, keepdim=True)
                 loc = torch.where(observed, values, 0.0).sum(dim=1, keepdim=True) / count.clamp(min=1)
                 variance = torch.where(observed, (values - loc) ** 2, 0.0).sum(dim=1, keepdim=True) / count.clamp(min=1)
-                scale = variance.sqrt().clamp(min=LEAST_OF_STD * self.std)
+                scale = torch.maximum(variance.sqrt(), LEAST_OF_STD * std)
                 return torch.where(count > 0, loc, mean), torch.where(count > 0, scale, std)
             case "last":
-                return self._from_last(values, observed, mean)
+                return self._from_last(values, observed)
             case _:  # of the series that return with their season, what lags are scaled by
-                wanders = (self.step_std < WANDERING * self.std) & ~self.returns
-                loc, scale = self._from_last(values, observed, mean)
+                wanders = (step_std < WANDERING * std) & ~self.returns(device)
+                loc, scale = self._from_last(values, observed)
                 return torch.where(wanders, loc, mean), torch.where(wanders, scale, std)
 
-    def _from_last(self, values: Tensor, observed: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
-        """`scaling=last`; `otherwise` where no value is known."""
-        steps = torch.arange(1, values.shape[1] + 1, device=values.device)[None, :, None]
-        last = (observed * steps).argmax(dim=1, keepdim=True)
-        loc = torch.where(observed.any(dim=1, keepdim=True), values.gather(1, last), otherwise)
-        return loc, self.step_std * self._liveliness(values, observed)
-
-    def _liveliness(self, values: Tensor, observed: Tensor) -> Tensor:
-        """(b, 1, V): how much a history changes from step to step, over what is usual: prices that have grown tenfold move as much more."""
+    def _from_last(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """`scaling=last`: the last known value; the usual change in half a prediction, times how lively the history is: prices that have grown
+        tenfold move as much more."""
+        device = values.device
+        steps = torch.arange(1, values.shape[1] + 1, device=device)[None, :, None]
+        last = values.gather(1, (observed * steps).argmax(dim=1, keepdim=True))
+        loc = torch.where(observed.any(dim=1, keepdim=True), last, self.statistic("mean", device))
         known = observed[:, 1:] & observed[:, :-1]
-        changes = (
-            torch.where(known, (values[:, 1:] - values[:, :-1]) / self.change_std, 0.0)
-            .square()
-            .sum(dim=1, keepdim=True)
-        )
-        return ((changes + USUAL_STEPS) / (known.sum(dim=1, keepdim=True) + USUAL_STEPS)).sqrt()
+        changes = (values[:, 1:] - values[:, :-1]) / self.statistic("change_std", device)
+        squares = torch.where(known, changes, 0.0).square().sum(dim=1, keepdim=True)
+        liveliness = ((squares + USUAL_STEPS) / (known.sum(dim=1, keepdim=True) + USUAL_STEPS)).sqrt()
+        return loc, self.statistic("step_std", device) * liveliness
 
     def draw(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Levels (b, t) and noise like x: (b, t, V) of a training batch."""
@@ -292,20 +290,19 @@ class Forecasting(ForcingAlgorithm):
 
     def validation_step(self, batch: SeriesBatch, batch_idx: int) -> None:
         """Sample paths of the validation windows, of the averaged network, with draws that depend on the batch's number alone."""
-        target = torch.where(batch.observed, batch.values, torch.nan)[:, self.known.context_length :].cpu()
+        target = torch.where(batch.observed, batch.values, torch.nan)[:, self.spec.context_length :].cpu()
         samples = self.forecast(batch, generator=self.generator(batch_idx)).cpu()
         rows = range(len(samples)) if self.share is None else self.share.rows
-        for row, paths, came in zip(rows[: self.counted_rows(len(samples))], samples, target, strict=False):
-            self._validated.append(((batch_idx, row), paths, came))
+        for row, paths, observed in zip(rows[: self.counted_rows(len(samples))], samples, target, strict=False):
+            self._validated.append(((batch_idx, row), paths, observed))
 
     def on_validation_epoch_end(self) -> None:
         windows = self._validated if self.share is None else gathered(self._validated)
         windows = sorted(windows, key=lambda window: window[0])
         samples, target = (torch.stack(parts).numpy() for parts in list(zip(*windows, strict=True))[1:])
-        self.log("validation/crps_sum", self.score(samples, target), prog_bar=True, sync_dist=True, batch_size=1)
+        score = float("nan") if self.score is None else self.score(samples, target)
+        self.log("validation/crps_sum", score, prog_bar=True, sync_dist=True, batch_size=1)
         self._validated = []
-
-    # ------------------------------------------------------------------------------------------------ forecasting
 
     @torch.no_grad()
     def forecast(
@@ -317,49 +314,49 @@ class Forecasting(ForcingAlgorithm):
         generator: torch.Generator | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Sample paths (b, paths, h, V) in data units of what follows the history of windows.
+        """Sample paths (b, paths, h, V) float64, in data units, that follow the history of windows.
 
-        h is what a window has behind `context_length` steps: longer than trained where it is longer. known: (V,) or (b, h, V) bool, values
-        to come that the batch holds and the paths go along with; what was not observed there is not known. on_step(done, all) is told
-        after each step.
+        h is what a window has behind `context_length` steps, longer than trained where it is longer. known: (V,) or (b, h, V) bool, future values
+        that the batch holds and the paths keep; what was not observed there is not known. on_step(done, all) is called after each step.
         """
-        spec, paths = self.known, paths or self.options.calc_crps_sum
+        context = self.spec.context_length
+        paths = self.options.calc_crps_sum if paths is None else paths
+        positive("the number of sample paths", paths)
         forcing = self.sampling_forcing()
-        encoded = self.encode_from(batch, spec.context_length, forcing.network)
-        given = None if known is None else self._given(encoded, known)
-        every = [window for window in range(len(encoded.x)) for _ in range(paths)]
-        rows = torch.tensor(every, device=encoded.x.device)
+        encoded = self.encode(batch, forcing.network)
+        fixed = None if known is None else self._known_future(encoded, known)
+        rows = torch.arange(len(encoded.x), device=encoded.x.device).repeat_interleave(paths)
         parts = rows.split(self.options.paths_at_once)
-        horizon = encoded.x.shape[1] - spec.context_length
+        horizon = encoded.x.shape[1] - context
         found = []
         for number, part in enumerate(parts):
-            told = (
-                None if on_step is None else (lambda step, n=number: on_step(n * horizon + step, len(parts) * horizon))
-            )
-            found.append(self._continue(forcing, encoded, given, part, generator, told))
-        samples = torch.cat(found).unflatten(0, (len(encoded.x), paths))
+            for done, chunk in self._continue(forcing, encoded, fixed, part, generator):
+                found.append(chunk)
+                if on_step is not None:
+                    on_step(number * horizon + done, len(parts) * horizon)
+        chunks = len(found) // len(parts)
+        joined = [torch.cat(found[start : start + chunks], dim=1) for start in range(0, len(found), chunks)]
+        samples = torch.cat(joined).to(encoded.loc.device, torch.float64).unflatten(0, (len(encoded.x), paths))
         return samples * encoded.scale[:, None] + encoded.loc[:, None, -horizon:]
 
-    def _given(self, encoded: Encoded, known: Tensor) -> Tensor:
-        """Scaled values like x, NaN where `known`, (V,) or (b, h, V), says nothing of what is to come."""
-        context, x = self.known.context_length, encoded.x
-        if known.shape[-1] != x.shape[-1]:
-            raise UserError(f"known is about {known.shape[-1]} series, the forecast of {x.shape[-1]}")
+    def _known_future(self, encoded: Encoded, known: Tensor) -> Tensor:
+        """Scaled values like x, NaN where `known`, (V,) or (b, h, V), leaves them open."""
+        if known.shape[-1] != encoded.x.shape[-1]:
+            raise UserError(f"`known` has {known.shape[-1]} series but the forecast has {encoded.x.shape[-1]}")
         mask = torch.zeros_like(encoded.observed)
-        mask[:, context:] = known.to(x.device, torch.bool)
-        return torch.where(mask & encoded.observed, x, torch.nan)
+        mask[:, self.spec.context_length :] = known.to(mask.device, torch.bool)
+        return torch.where(mask & encoded.observed, encoded.x, torch.nan)
 
     def _continue(
         self,
         forcing: DiffusionForcing,
         encoded: Encoded,
-        given: Tensor | None,
+        fixed: Tensor | None,
         rows: Tensor,
         generator: torch.Generator | None,
-        told: Callable[[int], None] | None,
-    ) -> Tensor:
-        """Scaled paths (len(rows), h, V), one for each window number in `rows`."""
-        options, context = self.options, self.known.context_length
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Scaled chunks (len(rows), n, V) of paths, one for each window number in `rows`, each with the steps that are done."""
+        options, context = self.options, self.spec.context_length
         sampler = Sampler(
             forcing,
             sampling_timesteps=options.diffusion.sampling_timesteps,
@@ -370,35 +367,29 @@ class Forecasting(ForcingAlgorithm):
             past=options.past_shown,
         )
         length = encoded.x.shape[1]
-        within_reach = length <= context + self.known.prediction_length
+        within_reach = length <= context + self.spec.prediction_length
         cache: Cache = "exact" if within_reach else "streaming"
         together = options.chunk_size
         if options.past_shown == "same":
-            cache, together = "none", self.known.prediction_length if together == -1 else together
-        conditions = None if encoded.conditions is None else encoded.conditions[rows]
+            cache, together = "none", self.spec.prediction_length if together == -1 else together
         chunks = sampler.stream(
             encoded.x[rows, :context],
             length,
-            window=context + self.known.prediction_length,
+            window=context + self.spec.prediction_length,
             chunk_size=together,
             cache=cache,
-            conditions=conditions,
-            observed=None if given is None else given[rows],
+            conditions=None if encoded.conditions is None else encoded.conditions[rows],
+            observed=None if fixed is None else fixed[rows],
             generator=generator,
         )
-        done, found = 0, []
+        done = 0
         for chunk in chunks:
-            found.append(chunk)
             done += chunk.shape[1]
-            if told is not None:
-                told(done)
-        return torch.cat(found, dim=1)
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
+            yield done, chunk
 
     def describe(self) -> dict[str, Any]:
         """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
-        options, spec = self.options, self.known
+        options, spec = self.options, self.spec
         diffusion = options.diffusion
         structure = {
             "algorithm": {
@@ -421,7 +412,8 @@ class Forecasting(ForcingAlgorithm):
                 },
             }
         }
-        data = spec._asdict() | {name: getattr(self, name).tolist() for name in STATISTICS}
+        cpu = torch.device("cpu")
+        data = spec._asdict() | {name: self.statistic(name, cpu).tolist() for name in STATISTICS}
         data |= {"lags": list(spec.lags), "names": list(spec.names)}
         line = "rnn" if options.network == "rnn" else "v1.5"
         return {"task": self.task, "line": line, "data": data, "structure": structure}
@@ -436,11 +428,10 @@ class Forecasting(ForcingAlgorithm):
             "forecast data with as many variates, lags and gaps, and set algorithm.network and algorithm.diffusion as it was trained",
         )
         data = checkpoint.metadata.get("data", {})
-        for name in STATISTICS:
-            if name in data:
-                getattr(self, name).copy_(torch.tensor(data[name]))
-        for name, theirs in (("mean", "data_mean"), ("std", "data_std")):
+        found: dict[str, Any] = {name: np.array(data[name], np.float64) for name in STATISTICS if name in data}
+        for name, theirs in (("mean", "data_mean"), ("std", "data_std")):  # of a released checkpoint
             value = checkpoint.statistics.get(theirs)
-            if value is not None and value.numel() == getattr(self, name).numel():
-                getattr(self, name).copy_(value.flatten())
+            if value is not None and value.numel() == self.spec.variates:
+                found[name] = value.flatten().double().numpy()
+        self._spec, self._statistics = self.spec._replace(**found), {}
         self.take_weights(checkpoint.weights)

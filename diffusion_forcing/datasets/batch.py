@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,24 +56,25 @@ class SeriesBatch(NamedTuple):
     """Forecasting: b windows of L time steps of V variates, of which the first `context_length` are history."""
 
     values: Tensor
-    """(b, L, V) float32; 0 where nothing was observed."""
+    """(b, L, V) float64, so that a difference of large values keeps its digits; 0 where nothing was observed."""
     observed: Tensor
     """(b, L, V) bool: False in gaps and before the beginning of the data."""
     dates: Tensor
     """(b, L, D) float32 in [-1, 1]: cosine and sine of the time of day, of the week, …, depending on the frequency."""
     lagged: Tensor
-    """(b, L, n, V) float32: the values n lags before each step; 0 if unknown."""
+    """(b, L, n, V) float64: the values n lags before each step; 0 if unknown."""
     lag_known: Tensor
     """(b, L, n, V) bool: that step was observed and lies before the forecast."""
     seasonal: Tensor | None = None
-    """(b, L, V) float32: the last value before the forecast at the same time of the season; 0 if unknown."""
+    """(b, L, V) float64: the last value before the forecast at the same time of the season; 0 if unknown."""
     season_known: Tensor | None = None
     """(b, L, V) bool."""
 
-    def on(self, device: torch.device) -> SeriesBatch:
-        """The same windows on `device`."""
-        moved: dict[str, Tensor] = {name: part.to(device) for name, part in self._asdict().items() if part is not None}
-        return SeriesBatch(**moved)
+    def to(self, device: torch.device, **kwargs: Any) -> SeriesBatch:
+        """The same windows on `device`; not moved to one without float64 (MPS): the forecaster moves the scaled ones."""
+        if torch.device(device).type == "mps":
+            return self
+        return SeriesBatch(*(None if part is None else part.to(device, **kwargs) for part in self))  # type: ignore[arg-type]
 
 
 class SeriesSpec(NamedTuple):
@@ -85,15 +86,15 @@ class SeriesSpec(NamedTuple):
     lags: tuple[int, ...]
     context_length: int
     prediction_length: int
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
-    step_std: NDArray[np.float32]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    step_std: NDArray[np.float64]
     """Of the change over half a prediction length."""
-    change_std: NDArray[np.float32]
+    change_std: NDArray[np.float64]
     """Of the change from one step to the next."""
     has_gaps: bool
     names: tuple[str, ...]
     season: int = 1
     """Steps of a season."""
-    season_std: NDArray[np.float32] = np.zeros(1, np.float32)
+    season_std: NDArray[np.float64] = np.zeros(1)
     """Of the change over a season; 0 for a series without that season."""

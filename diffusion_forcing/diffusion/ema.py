@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +18,13 @@ def ema_of(network: nn.Module, decay: float) -> AveragedModel:
     """
     if not 0 <= decay < 1:
         raise UserError(f"ema_decay is {decay}; it must lie in [0, 1) (0.999 forgets in about 1,000 steps)")
-    averaged = AveragedModel(network, multi_avg_fn=_lerp(decay))
+    averaged = AveragedModel(network, multi_avg_fn=partial(_lerp, decay=decay))
     averaged.requires_grad_(False)
     return averaged
 
 
-def _lerp(decay: float) -> Callable[..., Any]:
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], n: Tensor | int) -> None:
-        n = int(n)
-        current = [new.to(old.dtype) for old, new in zip(averaged, current, strict=True)]  # weights may have 16 bits
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
+@torch.no_grad()
+def _lerp(averaged: list[Tensor], current: list[Tensor], n: Tensor | int, *, decay: float) -> None:
+    n = int(n)
+    current = [new.to(old.dtype) for old, new in zip(averaged, current, strict=True)]  # weights may have 16 bits
+    torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))

@@ -1,25 +1,23 @@
-"""Forecasting: train on windows of several series until validation gets no better, sample paths, score and draw them.
+"""Forecasting: train on windows of several series until validation no longer improves, sample paths, score and draw them.
 
-`test` forecasts the test windows, exactly `algorithm.calc_crps_sum` paths each, and leaves metrics.json, fan charts and a calibration plot.
-`forecast` goes on behind the data's end, and leaves a table of quantiles and every path. Series in `dataset.known_future` are given, not
+`test` forecasts the test windows with exactly `algorithm.calc_crps_sum` paths each, and writes metrics.json, fan charts and a calibration plot.
+`forecast` continues behind the end of the data, and writes a table of quantiles and every path. Series in `dataset.known_future` are given, not
 forecast, and not scored.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
 
 from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.checkpoints import format as native
-from diffusion_forcing.datasets.batch import SeriesBatch
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import devices
@@ -32,20 +30,23 @@ from diffusion_forcing.metrics.forecasting import (
     calibration,
     crps_sum,
     forecast_report,
+    observed_sums,
     random_walk,
     seasonal,
+    why_missing,
 )
+from diffusion_forcing.progress import Bar
 from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans
 
-MOST_DRAWN = 6  # variates on a sheet of fan charts
+MOST_DRAWN = 6  # variates in a grid of fan charts
 SHOWN_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-COMPARED = ("crps_sum", "crps", "nd")  # what metrics.json holds of the naive forecasts
-HISTORY_DRAWN = 2  # histories before the forecast
+COMPARED = ("crps_sum", "crps", "nd")  # scores of the naive forecasts in metrics.json
+HISTORY_DRAWN = 2  # context lengths before the forecast
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastingExperimentOptions(ExperimentOptions):
-    """`experiment=exp_prediction`. patience: validations without a better CRPS_sum after which training ends; null: never."""
+    """`experiment=exp_prediction`. patience: validations without a better CRPS_sum after which training stops; null: it does not."""
 
     patience: int | None = 6
 
@@ -53,6 +54,28 @@ class ForecastingExperimentOptions(ExperimentOptions):
         super().__post_init__()
         if self.patience is not None and self.patience < 1:
             raise UserError(f"experiment.patience is {self.patience}; it must be 1 validation or more, or null")
+
+
+class EarlyStopping(lightning_callbacks.EarlyStopping):
+    """Lightning's, which says when it stops training, and takes a missing score for no reason to stop."""
+
+    def __init__(self, monitor: str, *, patience: int, mode: str, say: Callable[[str], None]) -> None:
+        super().__init__(
+            monitor, patience=patience, mode=mode, strict=False, check_finite=False, check_on_train_epoch_end=False
+        )
+        self._say = say
+
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is None or not torch.isfinite(score):
+            return
+        before = trainer.should_stop
+        super()._run_early_stopping_check(trainer)
+        if trainer.should_stop and not before:
+            self._say(
+                f"training stops: {self.monitor} has not improved on {float(self.best_score):.4g} in {self.wait_count} validations "
+                f"(experiment.patience={self.patience})"
+            )
 
 
 class ForecastingExperiment(BaseExperiment):
@@ -63,19 +86,20 @@ class ForecastingExperiment(BaseExperiment):
     shared_tasks = frozenset({"training"})
     options: ForecastingExperimentOptions
     algorithm: Forecasting
+    _matched = False
 
     @classmethod
     def one_batch(cls, options: ExperimentOptions) -> ExperimentOptions:
         return replace(super().one_batch(options), patience=None)  # type: ignore[call-arg]
 
     def save_mean_std_metadata(self) -> None:
-        """Write what the series are scaled by, and how they are split, to tables/series.csv and metrics.json."""
+        """Write the statistics that scale the series, and how they are split, to tables/series.csv and metrics.json."""
         self._read()
         spec = self.dataset.spec
         columns = zip(spec.names, spec.mean.tolist(), spec.std.tolist(), spec.step_std.tolist(), strict=True)
         rows = [{"series": name, "mean": mean, "std": std, "step_std": step} for name, mean, std, step in columns]
         self.run.table(
-            "series", rows, caption="Each series in the training part; step_std: its change in half a prediction"
+            "series", rows, caption="Each series in the training part; step_std: its usual change in half a prediction"
         )
         self.run.summary(
             {
@@ -91,7 +115,12 @@ class ForecastingExperiment(BaseExperiment):
         )
 
     def training(self) -> None:
-        """Train until validation/crps_sum gets no better, and go on with the best checkpoint."""
+        """Train until validation/crps_sum no longer improves, and continue with the best checkpoint."""
+        if self._callbacks():
+            self._say_once(
+                f"training stops after {self.options.patience} validations in a row without a better "
+                f"{self.options.training.checkpointing.monitor}: often long before experiment.training.max_epochs"
+            )
         super().training()
         options = self.options.training.checkpointing
         best = best_of(self.run.folder / "checkpoints", options.mode) if options.monitor else None
@@ -110,37 +139,46 @@ class ForecastingExperiment(BaseExperiment):
         self._forecast("test")
 
     def _read(self) -> None:
+        """Read the data, as the forecaster that is loaded or resumed knows it; say what was left out or is in doubt."""
         if not isinstance(self.dataset, TimeSeries):
             raise UserError(
                 f"this experiment forecasts series, and {type(self.dataset).__name__} has none; "
                 "choose dataset=ts_ecb, ts_load, ts_csv or another ts_*"
             )
         self.dataset.prepare()
+        source = self.load if self.resume is None else self._checkpoint_to_resume()
+        if source is not None and native.is_checkpoint(source) and not self._matched:
+            data = native.read_header(source)["facts"].get("data")
+            if isinstance(data, dict):
+                self.dataset.match(data)
+        self._matched = True
+        for note in self.dataset.table.notes:
+            self._say_once(f"{self.dataset.options.path or self.dataset.options.source}: {note}")
 
     def _prepare(self, *, weights: bool = True, data: bool = True) -> None:
         self._read()
         self.algorithm.adapt(self.dataset.spec)
-        self.algorithm.score = crps_sum
+        self.algorithm.score = self._score
         super()._prepare(weights=weights, data=data)
 
+    def _score(self, samples: np.ndarray, target: np.ndarray) -> float:
+        score = crps_sum(samples, target)
+        if not np.isfinite(score):
+            self._say_once(f"validation/crps_sum is missing: {why_missing(samples, target)}; training goes on")
+        return score
+
     def _callbacks(self) -> list[Callback]:
-        monitor = self.options.training.checkpointing.monitor
-        if self.options.patience is None or monitor is None:
+        options = self.options.training.checkpointing
+        if self.options.patience is None or options.monitor is None:
             return []
-        mode = self.options.training.checkpointing.mode
-        # looked at after validations alone; of a metric that is not there a line is said where the best checkpoints are kept
-        return [
-            EarlyStopping(
-                monitor, patience=self.options.patience, mode=mode, strict=False, check_on_train_epoch_end=False
-            )
-        ]
+        return [EarlyStopping(options.monitor, patience=self.options.patience, mode=options.mode, say=self._say)]
 
     def forecast(self) -> None:
-        """Sample paths of what comes behind the data: tables/forecast.csv, forecast.npz, a picture."""
+        """Sample paths behind the end of the data: tables/forecast.csv, forecast.npz, a fan chart."""
         self._prepare()
         windows: SeriesWindows = self.dataset.future()
-        _, samples, target = self._sample("forecast", windows)
-        names, table, begin = self.algorithm.known.names, self.dataset.table, self.dataset.end
+        samples, target = self._sample("forecast", windows)
+        names, table, begin = self.algorithm.spec.names, self.dataset.table, self.dataset.end
         times = table.times(begin, samples.shape[2])
         quantiles = np.quantile(samples[0], SHOWN_QUANTILES, axis=0)
         rows = [
@@ -149,11 +187,11 @@ class ForecastingExperiment(BaseExperiment):
             for step, time in enumerate(times)
             for variate, name in enumerate(names)
         ]
-        self.run.table("forecast", rows, caption="What comes behind the data: mean and quantiles of the paths")
+        self.run.table("forecast", rows, caption="Behind the end of the data: mean and quantiles of the paths")
         content = io.BytesIO()
-        np.savez_compressed(content, samples=samples[0].astype(np.float32), times=times, names=names)
+        np.savez_compressed(content, samples=samples[0], times=times, names=names)
         write_atomic(self.run.folder / "forecast.npz", content.getvalue())
-        self._draw_fans("forecast", self._history(begin, windows), samples[0], target[0], names)
+        self._draw_fans("forecast", begin, windows, samples[0], target[0], np.ones(len(names), bool))
         self._say(
             f"forecast of {len(times)} steps from {times[0]}: {self.run.folder / 'tables' / 'forecast.csv'}; "
             f"all {samples.shape[1]} paths: {self.run.folder / 'forecast.npz'} (samples: path, step, series)"
@@ -162,7 +200,7 @@ class ForecastingExperiment(BaseExperiment):
     def _forecast(self, task: str) -> None:
         self._prepare()
         windows: SeriesWindows = self.dataset.test() if task == "test" else self.dataset.validation()
-        _, samples, target = self._sample(task, windows)
+        samples, target = self._sample(task, windows)
         free = ~self.dataset.known_future
         samples, target = samples[..., free], target[..., free]
         report = forecast_report(samples, target)
@@ -172,6 +210,8 @@ class ForecastingExperiment(BaseExperiment):
             {f"naive/{way}_{name}": of[f"forecast/{name}"] for way, of in naive.items() for name in COMPARED}
         )
         self._say(f"  {'':12s} {'forecast':>9s}" + "".join(f" {way:>9s}" for way in naive))
+        if not np.isfinite(report["forecast/crps_sum"]):
+            self._say(f"  crps_sum is missing: {why_missing(samples, target)}")
         for key, value in report.items():
             others = "".join(f" {of[key]:9.4g}" for of in naive.values())
             self._say(f"  {key.removeprefix('forecast/'):12s} {value:9.4g}{others}")
@@ -180,10 +220,10 @@ class ForecastingExperiment(BaseExperiment):
     def _naive(
         self, windows: SeriesWindows, paths: int, target: np.ndarray, free: np.ndarray
     ) -> dict[str, dict[str, float]]:
-        """Scores of what a forecast has to beat, on the same windows: the last value, the last season."""
+        """Scores of naive forecasts on the same windows: the last value, the last season."""
         table, ahead = self.dataset.table, windows.prediction_length
         random = np.random.default_rng(self.seed)
-        histories = [table.values[: end - ahead, free].astype(np.float64) for end in windows.ends]
+        histories = [table.values[: end - ahead, free] for end in windows.ends]
         season = self.dataset.spec.season
         walks = [random_walk(one, ahead, paths=paths, random=random) for one in histories]
         again = [seasonal(one, ahead, season=season, paths=paths, random=random) for one in histories]
@@ -192,69 +232,56 @@ class ForecastingExperiment(BaseExperiment):
             "seasonal": forecast_report(np.stack(again), target),
         }
 
-    def _sample(self, task: str, windows: SeriesWindows) -> tuple[SeriesBatch, np.ndarray, np.ndarray]:
-        """The windows, sample paths of them (n, paths, h, V) and what came (n, h, V), NaN where nothing was observed."""
+    def _sample(self, task: str, windows: SeriesWindows) -> tuple[np.ndarray, np.ndarray]:
+        """Sample paths of windows (n, paths, h, V), and what was observed (n, h, V), NaN where nothing was."""
         if not self.step:
             self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
         device = devices.device()
         algorithm = self.algorithm.to(device).eval()
         batch = windows.__getitems__(range(len(windows)))
         known = self.dataset.known_future
-        with _bar() as progress:
-            bar = progress.add_task(
-                f"{task}: {len(windows)} windows of {algorithm.options.calc_crps_sum} paths", total=None
-            )
+        with Bar(f"{task}: {len(windows)} windows of {algorithm.options.calc_crps_sum} paths", total=None) as bar:
             samples = algorithm.forecast(
-                batch.on(device),
+                batch,
                 known=torch.from_numpy(known) if known.any() else None,
                 generator=torch.Generator(device).manual_seed(self.seed),
-                on_step=lambda done, all_: progress.update(bar, completed=done, total=all_),
+                on_step=lambda done, total: bar.update(done, note=f"of {total}"),
             )
-        context = algorithm.known.context_length
-        target = torch.where(batch.observed, batch.values, torch.nan)[:, context:]
-        return batch, samples.cpu().double().numpy(), target.double().numpy()
-
-    def _history(self, begin: int, windows: SeriesWindows) -> np.ndarray:
-        """The table's values before step `begin`, as many as are drawn."""
-        values: np.ndarray = self.dataset.table.values
-        return values[max(0, begin - HISTORY_DRAWN * windows.context_length) : begin]
+        target = torch.where(batch.observed, batch.values, torch.nan)[:, algorithm.spec.context_length :]
+        return samples.cpu().numpy(), target.numpy()
 
     def _draw_fans(
-        self, task: str, history: np.ndarray, samples: np.ndarray, target: np.ndarray, names: Sequence[str]
+        self, task: str, begin: int, windows: SeriesWindows, samples: np.ndarray, target: np.ndarray, free: np.ndarray
     ) -> None:
-        shown = min(MOST_DRAWN, len(names))
+        """Fan charts of the first series that are `free`, and of the sum of all, of a forecast that begins at step `begin`."""
+        first = max(0, begin - HISTORY_DRAWN * windows.context_length)
+        table = self.dataset.table
+        history = table.values[first:begin, free]
+        times = table.times(first, begin - first + len(target))
+        names = [name for name, is_free in zip(table.names, free, strict=True) if is_free][:MOST_DRAWN]
+        shown = len(names)
         self.run.image(
             f"{task}_fans",
-            draw_fans(history[:, :shown], samples[..., :shown], target[..., :shown], names=names[:shown]),
-            caption=f"The last {task} window: what was known, 50, 80 and 90 % of the paths, and what came",
+            draw_fans(history[:, :shown], samples[..., :shown], target[..., :shown], names=names, times=times),
+            caption=f"The last {task} window: history, 50, 80 and 90 % of the paths, and what was observed",
+        )
+        if task == "forecast":
+            return
+        paths, observed = observed_sums(samples[None], target[None])
+        summed = np.nansum(history, axis=-1, keepdims=True), paths[0, ..., None], observed[0, :, None]
+        self.run.image(
+            f"{task}_sum",
+            draw_fans(*summed, names=["sum of all series"], times=times),
+            caption="The same of the sum of the series that were observed, which CRPS_sum scores",
         )
 
     def _draw(
         self, task: str, windows: SeriesWindows, samples: np.ndarray, target: np.ndarray, free: np.ndarray
     ) -> None:
-        names = [name for name, is_free in zip(self.algorithm.known.names, free, strict=True) if is_free]
-        last = len(windows) - 1
-        history = self._history(int(windows.ends[last]) - windows.prediction_length, windows)[:, free]
-        self._draw_fans(task, history, samples[last], target[last], names)
-        summed = samples[last].sum(-1, keepdims=True), target[last].sum(-1, keepdims=True)
-        self.run.image(
-            f"{task}_sum",
-            draw_fans(history.sum(-1, keepdims=True), *summed, names=["sum of all series"]),
-            caption="The same of the sum, which CRPS_sum scores",
-        )
+        begin = int(windows.ends[-1]) - windows.prediction_length
+        self._draw_fans(task, begin, windows, samples[-1], target[-1], free)
         self.run.image(
             f"{task}_calibration",
             draw_calibration(QUANTILES, calibration(samples, target)),
             caption="Share of values below each quantile; on the diagonal the paths are calibrated",
         )
-
-
-def _bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, transient=True)

@@ -1,7 +1,9 @@
-"""Scores of sample paths, as GluonTS's `MultivariateEvaluator` computes them: pure functions of samples and targets.
+"""Scores of sample paths, as GluonTS's `MultivariateEvaluator` computes them, and the naive forecasts that a forecast has to beat.
 
-samples: (windows, paths, time, variates); target: (windows, time, variates), NaN where nothing was observed: such steps count for nothing.
-A quantile of n paths is the round((n − 1)·q)-th smallest, as in GluonTS's `SampleForecast`.
+samples: (windows, paths, time, variates); target: (windows, time, variates), NaN where nothing was observed: such values are not scored. A score
+of which nothing is left is NaN; `why_missing` says why. A quantile of n paths is the round((n − 1)·q)-th smallest, as in GluonTS's
+`SampleForecast`. Naive forecasts are functions of a history (T, V), NaN where nothing was observed, and return paths (paths, ahead, V); all series
+of a moment are drawn together.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def weighted_quantile_losses(samples: Array, target: Array, quantiles: Sequence[
     """(len(quantiles),): 2·Σ|(ŷ_q − y)·(1[y ≤ ŷ_q] − q)| / Σ|y| over windows, time and variates."""
     ordered = np.sort(samples.astype(np.float64), axis=1)
     y = target.astype(np.float64)
-    total = np.nansum(np.abs(y))
+    total = np.nansum(np.abs(y)) or np.nan
     losses = []
     for q in quantiles:
         forecast = ordered[:, round((ordered.shape[1] - 1) * q)]
@@ -41,31 +43,50 @@ def crps(samples: Array, target: Array) -> float:
 
 def crps_sum(samples: Array, target: Array) -> float:
     """The same of the sums over variates: it also scores how they move together."""
-    return crps(samples.sum(axis=-1, dtype=np.float64), target.sum(axis=-1, dtype=np.float64))
+    return crps(*observed_sums(samples, target))
+
+
+def observed_sums(samples: Array, target: Array) -> tuple[Array, Array]:
+    """(windows, paths, time) and (windows, time): sums over the variates that were observed at a step, NaN where none was."""
+    known = np.isfinite(target)
+    summed = np.where(known, target, 0.0).sum(axis=-1, dtype=np.float64)
+    paths = np.where(known[:, None], samples, 0.0).sum(axis=-1, dtype=np.float64)
+    return paths, np.where(known.any(axis=-1), summed, np.nan)
+
+
+def why_missing(samples: Array, target: Array) -> str:
+    """Why these have no score."""
+    if not np.isfinite(target).any():
+        return "nothing was observed in these windows"
+    if not np.isfinite(samples).all():
+        return "the sample paths are not finite"
+    return "every observed value, or their sum, is 0, and errors are measured relative to it"
 
 
 def nd(samples: Array, target: Array) -> float:
     """Normalised deviation of the median: Σ|y − ŷ| / Σ|y|."""
-    return float(np.nansum(np.abs(target - quantile(samples, 0.5))) / np.nansum(np.abs(target)))
+    return float(np.nansum(np.abs(target - quantile(samples, 0.5))) / (np.nansum(np.abs(target)) or np.nan))
 
 
 def nrmse(samples: Array, target: Array) -> float:
     """Root mean squared error of the mean path over the mean |y|."""
-    error = target - samples.mean(axis=1, dtype=np.float64)
-    return float(np.sqrt(np.nanmean(error**2)) / np.nanmean(np.abs(target)))
+    known = np.isfinite(target)
+    error = (target - samples.mean(axis=1, dtype=np.float64))[known]
+    return float(np.sqrt((error**2).mean()) / (np.abs(target[known]).mean() or np.nan)) if known.any() else np.nan
 
 
 def coverage(samples: Array, target: Array, interval: float) -> float:
     """Share of observed values inside the central `interval` of the paths; a calibrated forecast has `interval`."""
     low, high = (quantile(samples, 0.5 + sign * interval / 2) for sign in (-1, 1))
     known = np.isfinite(target)
-    return float(((target >= low) & (target <= high))[known].mean())
+    return float(((target >= low) & (target <= high))[known].mean()) if known.any() else np.nan
 
 
 def calibration(samples: Array, target: Array, levels: Sequence[float] = QUANTILES) -> Array:
     """(len(levels),): share of observed values at or below each quantile; the diagonal is perfect."""
     known = np.isfinite(target)
-    return np.array([(target <= quantile(samples, level))[known].mean() for level in levels])
+    shares = [(target <= quantile(samples, level))[known].mean() if known.any() else np.nan for level in levels]
+    return np.array(shares)
 
 
 def forecast_report(samples: Array, target: Array) -> dict[str, float]:
@@ -78,11 +99,6 @@ def forecast_report(samples: Array, target: Array) -> dict[str, float]:
         **{f"coverage_{round(100 * interval)}": coverage(samples, target, interval) for interval in INTERVALS},
     }
     return {f"forecast/{name}": value for name, value in report.items()}
-
-
-# What a forecast has to beat: the last values again, with the changes or the errors that the history had. Pure functions of the history.
-#
-# history: (T, V), NaN where nothing was observed. Sample paths are (paths, ahead, V). All series of a moment are drawn together.
 
 
 def random_walk(history: Array, ahead: int, *, paths: int, random: np.random.Generator) -> Array:

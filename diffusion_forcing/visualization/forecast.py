@@ -1,4 +1,4 @@
-"""Forecasts as pictures: fan charts of sample paths behind their history, and how often the truth lay below each quantile."""
+"""Images of forecasts: fan charts of sample paths after their history, and how often the truth lay below each quantile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
@@ -21,17 +22,21 @@ def draw_fans(
     target: NDArray[np.floating],
     *,
     names: Sequence[str],
+    times: Sequence[str] | None = None,
     width: int = 1000,
     row: int = 260,
 ) -> NDArray[np.uint8]:
-    """history: (c, v), samples: (paths, h, v), target: (h, v), NaN where nothing was observed, in data units → (H, width, 3) uint8: a chart a
-    variate, two in a row."""
+    """history: (c, v), samples: (paths, h, v), target: (h, v), NaN where nothing was observed, in data units → (H, width, 3) uint8: a chart for
+    each variate, two in a row. times: the c + h times in ISO 8601; None: steps are counted from the end of the history."""
     variates = len(names)
     columns = 1 if variates == 1 else 2
     rows = -(-variates // columns)
     figure = Figure(figsize=(width / 100, rows * row / 100), dpi=100, facecolor="white", layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    past, ahead = np.arange(-len(history) + 1, 1), np.arange(1, samples.shape[1] + 1)
+    axis = np.arange(1 - len(history), samples.shape[1] + 1)
+    if times is not None:  # local times, without their offset from UTC
+        axis = np.array([time[:19] for time in times], "datetime64[s]")
+    past, ahead = axis[: len(history)], axis[len(history) :]
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
         for interval, alpha in BANDS:
@@ -39,10 +44,12 @@ def draw_fans(
             axes.fill_between(ahead, low, high, color=COLOURS[0], alpha=alpha, lw=0, label=f"{interval:.0%} of paths")
         axes.plot(ahead, np.median(samples[:, :, number], axis=0), color=COLOURS[0], lw=1.5, label="median")
         axes.plot(past, history[:, number], color=INK, lw=1.2, label="history")
-        axes.plot(ahead, target[:, number], color=COLOURS[1], lw=1.5, label="what came")
+        axes.plot(ahead, target[:, number], color=COLOURS[1], lw=1.5, label="observed")
         axes.set_title(name, fontsize=10, color=INK)
         axes.grid(color=LINE, lw=0.6)
         axes.tick_params(labelsize=8)
+        if times is not None:
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         if number == 0:
             axes.legend(fontsize=7, frameon=False, loc="upper left")
     canvas.draw()

@@ -16,6 +16,7 @@ from diffusion_forcing.metrics.forecasting import (
     nd,
     nrmse,
     weighted_quantile_losses,
+    why_missing,
 )
 
 WINDOWS, PATHS, TIME, VARIATES = 4, 100, 6, 3
@@ -80,6 +81,27 @@ def test_what_was_not_observed_counts_for_nothing() -> None:
         assert score(samples, gap) == pytest.approx(score(other, gap))
     assert coverage(samples, gap, 0.9) == coverage(other, gap, 0.9)
     assert np.isfinite(crps_sum(samples, gap))
+
+
+def test_the_sum_is_of_what_was_observed() -> None:
+    samples, target = drawn()
+    ended = target.copy()
+    ended[..., 1] = np.nan
+    assert crps_sum(samples, ended) == pytest.approx(crps_sum(samples[..., [0, 2]], target[..., [0, 2]]))
+    ended[:, 3:] = np.nan
+    assert crps_sum(samples, ended) == pytest.approx(crps_sum(samples[:, :, :3, ::2], target[:, :3, ::2]))
+
+
+@pytest.mark.parametrize(
+    ("target", "why"), [(np.nan, "nothing was observed"), (0.0, "is 0"), (1.0, "paths are not finite")]
+)
+def test_a_missing_score_has_a_reason(target: float, why: str) -> None:
+    values, samples = np.full((WINDOWS, TIME, VARIATES), target), np.ones((WINDOWS, PATHS, TIME, VARIATES))
+    if target == 1.0:
+        samples[0, 0] = np.nan
+    assert why in why_missing(samples, values)
+    if target != 1.0:
+        assert np.isnan(forecast_report(samples, values)["forecast/crps_sum"])
 
 
 def test_the_sum_sees_how_variates_move_together() -> None:

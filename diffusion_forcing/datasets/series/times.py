@@ -1,97 +1,214 @@
-"""Times as people write them, and the regular steps that they lie on: pandas' frequencies, lags, date features.
+"""Times as people write them: text in any order of day and month, quarters, weeks, compact stamps, epochs, years, with or without a zone.
 
-A column of times may be text in any form pandas reads, day or month first, with or without a zone, quarters, weeks, years, epochs; what is told
-apart by nothing but the numbers is decided by which reading is the more regular. The time between steps is found between gaps too.
+What nothing but the numbers tells apart is decided by which reading is the more regular. Nothing is guessed that a cell does not hold: a time of
+day without a date, or a day without a year, is no time.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import pandas
+from dateutil import parser as dateutil
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.datasets.series.steps import freq_of
+from diffusion_forcing.errors import UserError
 
-INSTALL = "pip install 'diffusion-forcing[forecasting]'"
-LAGS = {
-    "M": (1, 12),
-    "D": (1, 7, 14),
-    "B": (1, 2),
-    "h": (1, 24, 168),
-    "min": (1, 4, 12, 24, 48),
-    "W": (1, 52),
-    "Q": (1, 4),
-}
-"""Lags by the frequency's unit, in steps (docs/method.md §11; weeks and quarters are ours)."""
-_OLD_UNITS = {"H": "h", "T": "min", "S": "s"}
-_OLD_UNITS |= dict.fromkeys(("MS", "ME", "BM", "BME", "BMS", "CBMS", "CBME", "WOM", "LWOM"), "M")
-_QUARTERS = {"QS", "BQS"}
-_QUARTER_ENDS = {"Q", "QE", "BQ", "BQE"}
-_YEARS = {"YS", "AS", "BYS", "BAS"}
-_YEAR_ENDS = {"Y", "A", "YE", "BY", "BYE", "BA"}
-MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-DAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
+Kind = Literal["text", "stamp", "epoch", "serial", "year"]
+KINDS: tuple[Kind, ...] = ("text", "stamp", "epoch", "serial", "year")
+"""Forms of a time, the surest first. serial: days since 1899, as spreadsheets count them."""
+CLOCK = r"(?:\d{1,2}(?::\d{2}){1,2}(?:\.\d+)?(?:\s*[AaPp]\.?[Mm]\.?)?|\d{1,2}\s*[AaPp]\.?[Mm]\.?)"
+"""A time of day."""
+_STAMPS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 _EPOCHS = ((1e8, 1e10, "s"), (1e11, 1e13, "ms"), (1e14, 1e16, "us"), (1e17, 1e19, "ns"))
-"""Whole numbers between the two are seconds, … since 1970: the years 1973 to 2286."""
+"""Numbers between the two are seconds, … since 1970: the years 1973 to 2286."""
+_SERIALS = (20_000, 80_000)
+_FORMS = (
+    (r"(\d{4})-?W(\d{1,2})", r"\1-\2-1", "%G-%V-%u"),
+    (r"(\d{4})-?W(\d{1,2})-?([1-7])", r"\1-\2-\3", "%G-%V-%u"),
+    (r"(\d{4})[-/. ]?M(\d{1,2})", r"\1-\2", "%Y-%m"),
+    (r"(\d{4})(?:/(?=\d{1,2}$)|\.(?=\d{2}$))(\d{1,2})", r"\1-\2", "%Y-%m"),
+    (r"(\d{1,2})(?:[/-]|(?<=\d{2})\.)(\d{4})", r"\2-\1", "%Y-%m"),
+    (r"([A-Za-z]{3})[A-Za-z]*\.?[-' /]+(\d{2})", r"\1-\2", "%b-%y"),  # Jan-22, as Excel writes
+    (r"(\d{8})[ T_-](\d{2}):?(\d{2})(?::?(\d{2}))?", r"\1\2\3", "%Y%m%d%H%M"),
+)
+"""Forms that pandas does not read, or reads otherwise."""
+_MONTHS = {
+    "mär": "mar",
+    "mrz": "mar",
+    "mai": "may",
+    "okt": "oct",
+    "dez": "dec",
+    "janv": "jan",
+    "févr": "feb",
+    "avr": "apr",
+    "juin": "jun",
+}
+_MONTHS |= {"juil": "jul", "août": "aug", "déc": "dec", "ene": "jan", "abr": "apr", "ago": "aug", "dic": "dec"}
+_ZONES = {
+    "CET": "+01:00",
+    "MEZ": "+01:00",
+    "CEST": "+02:00",
+    "MESZ": "+02:00",
+    "UTC": "+00:00",
+    "GMT": "+00:00",
+    "BST": "+01:00",
+}
+_ZONES |= {
+    "EST": "-05:00",
+    "EDT": "-04:00",
+    "CDT": "-05:00",
+    "MST": "-07:00",
+    "MDT": "-06:00",
+    "PST": "-08:00",
+    "PDT": "-07:00",
+}
+_PLAIN = r"[+-]?\d+(?:[.,]\d+)?"
+_OFFSET = r"\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 
 
-def parse_times(column: Any, *, day_first: bool | None = None, zone: str | None = None) -> Any:
-    """A pandas column as times without a zone; ValueError where it holds none. What has no time stays without.
+def is_time(cell: str) -> bool:
+    """Whether one cell of text holds a date."""
+    try:
+        return any(map(str.isdigit, cell)) and parse_times(pandas.Series([cell]))[1] == "text"
+    except (ValueError, TypeError, OverflowError):
+        return False
 
-    Times of several offsets, as a zone with summer time has, are those of UTC. day_first: 3.4. is the third of April; None: whichever makes
-    the times more regular. zone: whose local times they are, where they do not say; they are brought to UTC, so that no hour comes twice.
+
+def parse_times(column: pandas.Series, *, day_first: bool | None = None) -> tuple[pandas.Series, Kind]:
+    """A pandas column as times, and what form they have; ValueError where it holds none. What has no time stays without.
+
+    Times with offsets keep them where they are all the same, and are otherwise those of UTC; epochs are of UTC. day_first: 3.4. is the third of
+    April; None: whichever makes the times more regular.
     """
-    pandas = import_pandas()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(column.dtype, pandas.PeriodDtype):
-            return column.dt.to_timestamp()
+            return column.dt.to_timestamp(), "text"
+        if pandas.api.types.is_datetime64_any_dtype(column.dtype):
+            return column, "text"
         if pandas.api.types.is_bool_dtype(column.dtype):
-            raise ValueError("truth values are no times")
-        if pandas.api.types.is_numeric_dtype(column.dtype):
-            return _from_numbers(column)
-        if not pandas.api.types.is_datetime64_any_dtype(column.dtype):
-            column = _from_text(column.astype("string").str.strip(), day_first)
-        return _without_zone(column if zone is None else _in_zone(column, zone))
+            raise ValueError("truth values are not times")
+        text = column.astype("string").str.strip()
+        text = text.mask(text == "")
+        known = text.dropna()
+        if not len(known):
+            raise ValueError("it is empty")
+        if known.str.fullmatch(CLOCK).all() or known.str.fullmatch(rf"{CLOCK}\s*[-–]\s*{CLOCK}").all():
+            raise ValueError("it holds times of day without a date")
+        if known.str.fullmatch(r"\d{1,2}[/-]\d{1,2}|\d{1,2}\.\d{1,2}\.").all():
+            raise ValueError(f"'{known.iloc[0]}' has no year")
+        for pattern, written, form in _FORMS:
+            if known.str.fullmatch(pattern).all():
+                times = _with_24_hours(_english(text).str.replace(f"^{pattern}$", written, regex=True), form)
+                return times, "stamp" if known.str.fullmatch(_PLAIN).all() else "text"
+        if known.str.fullmatch(_PLAIN).all():
+            return _from_numbers(text.str.replace(r"\.0+$", "", regex=True))
+        return _from_text(text, day_first), "text"
 
 
-def _from_numbers(column: Any) -> Any:
-    """Whole numbers as years, months (202401), days (20240131) or the time since 1970."""
-    pandas = import_pandas()
-    known = column.dropna()
-    if not len(known) or (known % 1 != 0).any():
-        raise ValueError("numbers are no times")
-    low, high = float(known.min()), float(known.max())
-    for first, last, form in ((1500, 2500, "%Y"), (150001, 250012, "%Y%m"), (15000101, 25001231, "%Y%m%d")):
-        if first <= low and high <= last:
-            return pandas.to_datetime(column.astype("Int64").astype("string"), format=form)
+def _from_numbers(text: pandas.Series) -> tuple[pandas.Series, Kind]:
+    """Digits as years, months (202401), days (20240131), hours, …, or as the time since 1970 or 1899."""
+    known = text.dropna()
+    widths = known.str.len().unique()
+    if len(widths) == 1 and widths[0] in _STAMPS and known.str.isdigit().all():
+        try:
+            times = _with_24_hours(text, _STAMPS[widths[0]])
+            if times.dt.year.between(1500, 2500)[times.notna()].all():
+                return times, "year" if widths[0] == 4 else "stamp"
+        except ValueError:
+            pass
+    numbers = pandas.to_numeric(text, errors="coerce").astype("float64")
+    low, high = numbers.min(), numbers.max()
     for least, most, unit in _EPOCHS:
         if least <= low and high <= most:
-            return pandas.to_datetime(column, unit=unit)
-    raise ValueError(f"numbers such as {known.iloc[0]:g} are no times")
+            exact = pandas.to_numeric(text) if known.str.isdigit().all() else numbers
+            return pandas.to_datetime(exact, unit=unit, utc=True), "epoch"
+    if _SERIALS[0] <= low and high <= _SERIALS[1]:
+        return pandas.to_datetime(numbers, unit="D", origin="1899-12-30").dt.round("s"), "serial"
+    raise ValueError(f"numbers such as {known.iloc[0]} are not times")
 
 
-def _from_text(text: Any, day_first: bool | None) -> Any:
-    pandas = import_pandas()
+def _with_24_hours(text: pandas.Series, form: str) -> pandas.Series:
+    """`text` of one form; the hour 24 is the next day's first."""
+    late = text.str.fullmatch(r"\d{8}24(0000|00)?").fillna(False)
+    times = pandas.to_datetime(text.mask(late, text.str.replace(r"^(\d{8})24", r"\g<1>00", regex=True)), format=form)
+    return times + pandas.to_timedelta(late.astype("int64"), unit="D") if late.any() else times
+
+
+def _english(text: pandas.Series) -> pandas.Series:
+    """Months of some languages in English, Chinese dates with dashes, zones as offsets, no names of days."""
+    sample = "".join(text.dropna().head(400))
+    if re.search(r"[^\W\d_]", sample):
+        text = text.str.replace(r"(\d)\s*[年月](?=\s*\d)", r"\1-", regex=True).str.replace(
+            r"[年月日号]", " ", regex=True
+        )
+        text = (
+            text.str.replace(r"(?<=\d)\s*[时時点](?=\s*\d)", ":", regex=True)
+            .str.replace(r"[时時点分秒]", "", regex=True)
+            .str.strip()
+        )
+        text = text.str.replace(r"(?i)^(?:mo|tu|we|th|fr|sa|su|di|mi|do|so)[a-zé]*\.?,?\s+", "", regex=True)
+        months = "|".join(_MONTHS)
+        text = text.str.replace(rf"(?i)\b({months})[^\W\d]*\.?", lambda found: _MONTHS[found[1].lower()], regex=True)
+        text = text.str.replace(r"\s*\([A-Z/ ]+\)$", "", regex=True)
+        text = text.str.replace(rf"\s({'|'.join(_ZONES)})$", lambda found: _ZONES[found[1]], regex=True)
+    return text
+
+
+def _from_text(text: pandas.Series, day_first: bool | None) -> pandas.Series:
+    text = _starts(_english(text))
+    quarters = text.str.extract(r"^(?:(\d{4})[-/. ]*Q([1-4])|Q([1-4])[-/. ]*(\d{4}))$")
+    if quarters.notna().any(axis=1)[text.notna()].all():
+        years, quarter = quarters[0].fillna(quarters[3]), quarters[1].fillna(quarters[2])
+        return pandas.to_datetime(years + "-" + (3 * pandas.to_numeric(quarter) - 2).astype("string"), format="%Y-%m")
     known = text.dropna()
-    if not len(known):
-        raise ValueError("it is empty")
-    if known.str.fullmatch(r"\d+").all():
-        return _from_numbers(pandas.to_numeric(text))
-    for pattern, form, behind in ((r"\d{4}-?W\d{2}", "%GW%V-%u", "-1"), (r"\d{4}-?M\d{1,2}", "%YM%m", "")):
-        if known.str.fullmatch(pattern).all():
-            return pandas.to_datetime(text.str.replace(r"-?([WM])", r"\1", regex=True) + behind, format=form)
-    quarters = known.str.fullmatch(r"Q[1-4][ -/]*\d{4}").all()
-    if quarters:
-        text = text.str.replace(r"(Q[1-4])[ -/]*(\d{4})", r"\2\1", regex=True)
-    if known.iloc[0][:4].isdigit() or day_first is False:
-        return _read(text, dayfirst=False)
-    if day_first:
-        return _read(text, dayfirst=True)
-    readings = []
+    for cell in {known.iloc[0], known.iloc[len(known) // 2], known.iloc[-1]}:
+        if _is_incomplete(cell):
+            raise ValueError(f"'{cell}' has no year")
+    late = text.str.contains(r"[ T]24:00(?::00)?(?=$|[^\d:])").fillna(False)
+    if late.any():
+        text = text.mask(late, text.str.replace(r"([ T])24:00", r"\g<1>00:00", regex=True))
+    times = _in_either_order(text, known, day_first)
+    return times + pandas.to_timedelta(late.astype("int64"), unit="D") if late.any() else times
+
+
+def _starts(text: pandas.Series) -> pandas.Series:
+    """Where cells are intervals, when they begin."""
+    known = text.dropna()
+    for pattern in (
+        r"(\S.*?\d)\s+[-–—]\s+(\d.*)",
+        r"(\d{4}-\d{2}-\d{2}[^/]*)/(\d{4}-.*)",
+        r"[\[(](\d[^,]*),\s*(\d.*)[\])]",
+        rf"(\S.*\d\s+{CLOCK})\s*[-–]\s*({CLOCK})",
+    ):
+        parts = known.str.extract(f"^{pattern}$")
+        offsets = parts[1].nunique() <= 2 and len(known) > 2  # 00:00-05:00 is an hour of a zone
+        if parts.notna().all(axis=None) and not offsets:
+            return text.str.replace(f"^{pattern}$", r"\1", regex=True)
+    return text
+
+
+def _is_incomplete(cell: str) -> bool:
+    """Whether a year or a month would be filled in."""
+    import datetime
+
+    found = []
+    for default in (datetime.datetime(1904, 1, 1), datetime.datetime(1988, 5, 1)):
+        try:
+            found.append(dateutil.parse(cell, default=default))
+        except (ValueError, OverflowError, TypeError):
+            return False
+    return found[0].year != found[1].year or found[0].month != found[1].month
+
+
+def _in_either_order(text: pandas.Series, known: pandas.Series, day_first: bool | None) -> pandas.Series:
+    if known.iloc[0][:4].isdigit() or day_first is not None:
+        return _read(text, dayfirst=bool(day_first) and not known.iloc[0][:4].isdigit())
+    readings: list[Any] = []
+    failed: Exception = ValueError()
     for first in (False, True):
         try:
             readings.append(_read(text, dayfirst=first))
@@ -104,178 +221,90 @@ def _from_text(text: Any, day_first: bool | None) -> Any:
     return max(readings, key=_regularity)
 
 
-def _read(text: Any, *, dayfirst: bool) -> Any:
-    """`text` as pandas reads it: in one form, in ISO 8601's several, or each in its own; times of several offsets as UTC's."""
-    pandas = import_pandas()
+def _read(text: pandas.Series, *, dayfirst: bool) -> pandas.Series:
+    """`text` as pandas reads it: in one form, in ISO 8601's several, or each in its own."""
     failed: Exception | None = None
-    for how in ({}, {"format": "ISO8601"}, {"format": "mixed"}):
+    for options in ({}, {"format": "ISO8601"}, {"format": "mixed"}):
         for utc in (False, True):
             try:
-                found = pandas.to_datetime(text, dayfirst=dayfirst, utc=utc, **how)
+                found = pandas.to_datetime(text, dayfirst=dayfirst, utc=utc, **options)
             except (ValueError, TypeError, OverflowError) as error:
                 failed = failed or error
                 continue
-            if pandas.api.types.is_datetime64_any_dtype(found.dtype):
-                return found
+            if not pandas.api.types.is_datetime64_any_dtype(found.dtype):
+                continue
+            if utc:  # of several offsets: days and longer steps are those of the clocks on the wall
+                wall = pandas.to_datetime(text.str.replace(_OFFSET, "", regex=True), dayfirst=dayfirst, **options)
+                return wall if _is_daily(wall) else found
+            return found
     raise ValueError(str(failed))
 
 
-def _regularity(times: Any) -> tuple[bool, float]:
+def _regularity(times: pandas.Series) -> tuple[bool, float]:
     """Whether the times have a frequency, and the share of neighbours that are the most frequent distance apart."""
     ordered = times.dropna().drop_duplicates().sort_values()
     apart = ordered.diff().dropna()
     if not len(apart):
         return False, 0.0
-    index = import_pandas().DatetimeIndex(_without_zone(ordered))
+    index = pandas.DatetimeIndex(ordered.dt.tz_localize(None))
     return freq_of(index) is not None, float((apart == apart.mode().iloc[0]).mean())
 
 
-def _in_zone(times: Any, zone: str) -> Any:
-    """Local times of `zone` as UTC's; times that have a zone as they are."""
+def _is_daily(times: pandas.Series) -> bool:
+    """Whether all times stand at the same time of day."""
+    known = times.dropna()
+    return bool(known.dt.tz is None and (known - known.dt.normalize()).nunique() <= 1)
+
+
+def to_naive(
+    times: pandas.Series, zone: str | None, again: pandas.Series
+) -> tuple[pandas.Series, str | None, list[str]]:
+    """Times without a zone, the zone that brings them back if they are UTC's, and lines about hours that clocks repeat or skip.
+
+    zone: whose local times they are, where they do not say. again: which rows come a second time, as the hour does when clocks go back; one that
+    comes once is taken as the first. An hour that clocks skip has no time. Times of a zone whose clocks change become UTC's, unless they are days.
+    """
     if times.dt.tz is not None:
-        return times
+        local = times.dt.tz_localize(None)
+        utc = times.dt.tz_convert("UTC").dt.tz_localize(None)
+        own = str(times.dt.tz)
+        if own == "UTC":
+            return local, zone or "UTC", []
+        if _is_daily(local) or (local - utc).nunique() <= 1:
+            return local, None, []
+        return utc, own, []
+    if zone is None or _is_daily(times):
+        return times, None, []
     try:
-        return times.dt.tz_localize(zone, ambiguous="infer", nonexistent="shift_forward").dt.tz_convert("UTC")
+        local = times.dt.tz_localize(zone, ambiguous=(~again).to_numpy(), nonexistent="NaT")
+        other = times.dt.tz_localize(zone, ambiguous=again.to_numpy(), nonexistent="NaT")
     except KeyError:
         raise UserError(
-            f"dataset.time_zone is '{zone}', which is no zone; give one such as Europe/Berlin or UTC"
+            f"dataset.time_zone is '{zone}', which is not a zone; give one such as Europe/Berlin or UTC"
         ) from None
+    notes, repeated = [], local.notna() & (local != other)
+    alone = times[repeated & ~times.isin(times[again])]
+    if len(alone):
+        notes.append(f"{alone.iloc[0]} comes once where {zone}'s clocks go back; taken as the first of the two")
+    skipped = times[local.isna() & times.notna()]
+    if len(skipped):
+        notes.append(f"{len(skipped)} rows at a time that {zone}'s clocks skip, first {skipped.iloc[0]}")
+    return local.dt.tz_convert("UTC").dt.tz_localize(None), zone, notes
 
 
-def _without_zone(times: Any) -> Any:
-    """Local times, or where a zone's clocks go back, so that an hour comes twice, those of UTC."""
-    if times.dt.tz is None:
-        return times
-    local = times.dt.tz_localize(None)
-    utc = times.dt.tz_convert("UTC").dt.tz_localize(None)
-    return utc if (local - utc).nunique() > 1 else local
-
-
-def date_features(start: str, freq: str, steps: int) -> NDArray[np.float32]:
-    """(steps, D) float32 in −1…1: cosine and sine of GluonTS's time features of the frequency; D is 0 for one that has none."""
-    pandas = import_pandas()
-    from gluonts.time_feature import time_features_from_frequency_str
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas renames its frequencies
-        index = pandas.period_range(start=pandas.Period(start, freq=freq), periods=steps, freq=freq)
-        try:
-            found = time_features_from_frequency_str(freq)
-        except RuntimeError:  # finer than seconds
-            found = []
-        features = [feature(index) for feature in found]
-    angles = 2 * np.pi * np.array(features, dtype=np.float64).reshape(len(features), steps).T
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-
-
-def lags_of(freq: str) -> tuple[int, ...]:
-    """The lags of a frequency, in steps; (1,) for one that has none. Of several hours: a day and a week; of minutes, those of METHOD, and
-    where they do not reach a day, a day and a week."""
-    count, unit = _taken_apart(freq)
-    if unit == "h" and count > 1 and 24 % count == 0:
-        return tuple(sorted({1, 24 // count, 168 // count}))
-    lags = LAGS.get(unit, (1,))
-    if unit == "min" and 1 < count < 30 and 1440 % count == 0:
-        return (*lags, 1440 // count, 10080 // count)
-    return lags
-
-
-def season_of(lags: tuple[int, ...], freq: str, length: int) -> int:
-    """The longest season of a frequency with these lags that a history of `length` steps has three of."""
-    seasons = {5} if freq == "B" else set(lags)
-    return max((season for season in seasons if 3 * season <= length), default=1)
-
-
-def _taken_apart(freq: str) -> tuple[int, str]:
-    """(15, 'min') of 15min; the unit as a period has it, without its anchor."""
-    number = re.match(r"\d*", freq)
-    assert number is not None
-    unit = freq[number.end() :].split("-")[0]
-    for units, one in ((_QUARTERS | _QUARTER_ENDS, "Q"), (_YEARS | _YEAR_ENDS, "Y")):
-        if unit in units:
-            unit = one
-    return int(number[0] or 1), _OLD_UNITS.get(unit, unit)
-
-
-def checked_freq(freq: str) -> str:
-    """`freq` as pandas writes a period's; UserError for one it does not know."""
-    pandas = import_pandas()
-    unit, _, anchor = re.sub(r"^\d+", "", freq).partition("-")
-    number = freq.removesuffix(f"{unit}-{anchor}" if anchor else unit)
-    if unit in _QUARTERS and anchor in MONTHS:  # a quarter that begins in October ends in December
-        unit, anchor = "Q", MONTHS[(MONTHS.index(anchor) + 2) % 12]
-    elif unit in _YEARS and anchor in MONTHS:
-        unit, anchor = "Y", MONTHS[MONTHS.index(anchor) - 1]
-    else:
-        for units, one in ((_QUARTERS | _QUARTER_ENDS, "Q"), (_YEARS | _YEAR_ENDS, "Y")):
-            unit = one if unit in units else unit
-    if unit in ("WOM", "LWOM"):
-        anchor = ""
-    name = number + _OLD_UNITS.get(unit, unit) + (f"-{anchor}" if anchor else "")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return str(pandas.Period("2000-01-03", freq=name).freqstr)
-    except (ValueError, TypeError, AttributeError):
-        known = ("min", "h", "D", "B", "W", "M", "Q", "Y")
-        raise UserError(
-            f"dataset.freq is '{freq}', which pandas does not know{did_you_mean(freq, known)}; "
-            f"give the time between two steps, such as {', '.join(known)} or 30min"
-        ) from None
-
-
-def freq_of(times: Any) -> str | None:
-    """The frequency of sorted, different times (a pandas index), as `checked_freq` takes it; None where it cannot be told."""
-    if len(times) < 3:
+def joined(dates: pandas.Series, clock: pandas.Series, *, named: bool) -> pandas.Series | None:
+    """Days with the times of day of another column: text, or where the column is `named` so whole hours or 0 … 2359. None where it holds none."""
+    text = clock.astype("string").str.strip().str.replace(r"\s*[-–].*$", "", regex=True)
+    known = text.dropna()
+    if len(known) < len(text):
         return None
-    return import_pandas().infer_freq(times) or _freq_between_gaps(times)
-
-
-def usual_distance(times: Any) -> str | None:
-    """The most frequent time between sorted times, as `dataset.freq` takes it: a hint."""
-    apart = times.to_series().diff().dropna()
-    if not len(apart):
+    if known.str.fullmatch(r"\d{1,4}(\.0+)?").all() and named:
+        numbers = pandas.to_numeric(text).astype("float64")
+        if numbers.max() > 24:
+            numbers = numbers // 100 + numbers % 100 / 60
+        return dates + pandas.to_timedelta(numbers * 60, unit="min").dt.round("s") if numbers.max() <= 24 else None
+    if not known.str.fullmatch(CLOCK).all():
         return None
-    days = apart.median() / import_pandas().Timedelta("1D")
-    if 27 < days < 32:
-        return "M"
-    return str(import_pandas().tseries.frequencies.to_offset(apart.mode().iloc[0]).freqstr)
-
-
-def _freq_between_gaps(times: Any) -> str | None:
-    """The frequency of sorted times of which up to half are missing: business days, days, weeks, months, quarters, years, or the smallest
-    distance where all are multiples of it."""
-    pandas = import_pandas()
-    apart = times.to_series().diff().dropna()
-    smallest, day = apart.min(), pandas.Timedelta("1D")
-    if smallest <= pandas.Timedelta(0):
-        return None
-    midnight = bool((times == times.normalize()).all())
-    if midnight and smallest >= 28 * day and (times.day.nunique() == 1 or bool(times.is_month_end.all())):
-        months = (times.year * 12 + times.month).to_series().diff().dropna()
-        freq = {0: "Y-DEC", 3: "Q-DEC", 6: "Q-DEC", 9: "Q-DEC"}.get(int(np.gcd.reduce(months.astype(int))) % 12, "M")
-    elif bool((apart % smallest != pandas.Timedelta(0)).any()):
-        return None
-    elif midnight and smallest == day:
-        freq = "B" if bool((times.dayofweek < 5).all()) else "D"
-    elif midnight and smallest == 7 * day:
-        freq = f"W-{DAYS[times.dayofweek[0]]}"
-    else:
-        freq = str(pandas.tseries.frequencies.to_offset(smallest).freqstr)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        steps = len(pandas.period_range(times[0], times[-1], freq=freq))
-    return freq if steps <= 2 * len(times) else None
-
-
-def import_pandas() -> Any:
-    """pandas, and GluonTS looked for; UserError with what to install."""
-    try:
-        import pandas
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import gluonts.time_feature  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"time series need {error.name}: {INSTALL}") from None
-    return pandas
+    late = text.str.match("24:00")
+    day = pandas.to_datetime("2000-01-01 " + text.mask(late, "00:00"), format="mixed")
+    return dates + (day - pandas.Timestamp("2000-01-01")) + pandas.to_timedelta(late.astype("int64"), unit="D")

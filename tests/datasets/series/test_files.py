@@ -14,7 +14,7 @@ pytest.importorskip("gluonts")
 import pandas
 
 from diffusion_forcing.datasets.series.files import read_file
-from diffusion_forcing.datasets.series.times import checked_freq, lags_of, season_of
+from diffusion_forcing.datasets.series.steps import checked_freq, lags_of, season_of
 from diffusion_forcing.errors import UserError
 
 
@@ -83,7 +83,7 @@ def test_local_times_without_a_zone_are_told_theirs(tmp_path: Path) -> None:
     table = read(tmp_path, text, time_zone="Europe/Berlin")
     assert table.values[:, 0].tolist() == list(range(60))
     assert table.start == "2024-10-25 22:00"
-    with pytest.raises(UserError, match="'Berlin', which is no zone"):
+    with pytest.raises(UserError, match="'Berlin', which is not a zone"):
         read(tmp_path, text, time_zone="Berlin")
 
 
@@ -131,11 +131,10 @@ def test_rows_without_a_value_do_not_hide_the_rhythm(tmp_path: Path) -> None:
     assert read(tmp_path, "t,a\n" + "\n".join(rows)).freq == "M"
 
 
-def test_a_series_without_any_value_can_be_left_out(tmp_path: Path) -> None:
-    text = "t,a,b\n2024-01-01,1,\n2024-01-02,2,\n2024-01-03,3,\n"
-    with pytest.raises(UserError, match=r"series 'b' has no value at all; leave it out: dataset\.leave_out=\[b\]"):
-        read(tmp_path, text)
-    assert read(tmp_path, text, leave_out=("b",)).names == ("a",)
+def test_a_column_without_any_value_is_left_out_and_named(tmp_path: Path) -> None:
+    table = read(tmp_path, "t,a,b\n2024-01-01,1,\n2024-01-02,2,\n2024-01-03,3,\n")
+    assert table.names == ("a",)
+    assert "'b'" in table.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -143,15 +142,15 @@ def test_a_series_without_any_value_can_be_left_out(tmp_path: Path) -> None:
     [
         ("t,a\n2024-01-01,1\n2024-01-02,2\n2024-01-03,12x\n", "'12x' in column 'a' at 2024-01-03"),
         ("2024-01-01,1\n2024-01-02,2\n2024-01-03,3\n", "has no line of names"),
-        ("n,a\n7,1\n9,2\n9,3\n", r"numbers such as 7 are no times\), nor is any other of 2"),
+        ("n,a\n7,1\n9,2\n9,3\n", r"'n' is not made of times.*nor is any other of 2"),
         ("who,day,much\nx,2024-01-01,1\ny,2024-01-01,2\n", r"dataset\.series_column=who dataset\.value_column=much"),
-        ("year,quarter,a\n2000,1,1\n2000,2,2\n2000,3,3\n", "out of 'year' and 'quarter', such as"),
-        ("t,a\n2024-01-01,\n2024-01-02,\n", "has no value in a"),
+        ("year,half,a\n2000,1,1\n2000,2,2\n2001,1,3\n", "1 duplicate times"),
+        ("t,a\n2024-01-01,\n2024-01-02,\n", "no column of numbers among 'a'"),
         (
             "t,a\n2024-01-01 00:00:01,1\n2024-01-01 00:10:03,2\n2024-01-01 00:20:04,3\n2024-01-01 00:30:04,3\n",
             "most often it is",
         ),
-        (b"PK\x03\x04\x00\x00\x00", "it is no text"),
+        (b"PK\x03\x04\x00\x00\x00", "it is not text"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -13,8 +13,8 @@ pytest.importorskip("gluonts")
 
 from diffusion_forcing.datasets.series.dataset import ECB, SeriesOptions, SeriesWindows, TimeSeries, spec_of
 from diffusion_forcing.datasets.series.files import read_file
+from diffusion_forcing.datasets.series.steps import checked_freq, date_features, lags_of
 from diffusion_forcing.datasets.series.table import Table
-from diffusion_forcing.datasets.series.times import checked_freq, date_features, lags_of
 from diffusion_forcing.errors import UserError
 
 
@@ -87,14 +87,14 @@ def test_times_with_a_zone_are_read(tmp_path: Path) -> None:
         ("t,a\n2024-01-01,1\n2024-01-02,2\n", {"freq": "fortnight"}, "'fortnight', which pandas does not know"),
         ("t,a\n2024-01-01,1\n2024-01-02,2\n", {"freq": "M"}, "puts several rows into one step, first 2024-01"),
         ("t,a\n2024-01-01,x\n2024-01-02,y\n", {"freq": "D"}, "no column of numbers"),
-        ("t,a\n2024-01-01,x\n2024-01-02,y\n", {"freq": "D", "columns": ("a",)}, "a value that is no number"),
+        ("t,a\n2024-01-01,x\n2024-01-02,y\n", {"freq": "D", "columns": ("a",)}, "a value that is not a number"),
         ("t,alpha\n2024-01-01,1\n", {"freq": "D", "columns": ("alpah",)}, "no column 'alpah'.*did you mean 'alpha'"),
-        ("t,a,b\n2024-01-01,1,\n2024-01-02,2,\n", {"freq": "D"}, "series 'b' has no value at all"),
+        ("t,a,b\n2024-01-01,1,\n2024-01-02,2,\n", {"columns": ("a", "c")}, "no column 'c'"),
         ("t,s,v\n2024-01-01,x,1\n", {"freq": "D", "series_column": "s"}, "needs both"),
         (
             "t,s,v\n2024-01-01,x,1\n2024-01-01,x,2\n",
             {"freq": "D", "series_column": "s", "value_column": "v"},
-            "1 duplicate times, first .* of series x",
+            "1 duplicate times, first 2024-01-01",
         ),
         ("t,a\n1900-01-01,1\n2024-01-02,2\n", {"freq": "min"}, "more than 20,000,000 numbers"),
     ],

@@ -1,0 +1,196 @@
+"""Numbers as people write them. Whether 1.006 is a thousand and six or one and six thousandths is decided once for a whole file.
+
+A cell proves its decimal mark by its form: `12,5`, `0,125`, `1.234,5` and `1.999.950` leave no choice, `1.006` does. A column in which nothing
+is proven follows the other columns of the file; if those prove nothing either, the reading in which it jumps less; else the separator.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import pandas
+from numpy.typing import NDArray
+
+Decimal = Literal["point", "comma"]
+_MARKS = """- -- – — ? . .. ... : * n.a. n/a na n.a nan null none nil missing k.a. 缺失 无
+    #n/a #na <na> -nan -1.#ind 1.#qnan #div/0! #value! #ref!"""
+MISSING = frozenset(["", *_MARKS.split()])
+"""Marks of a missing value, in lower case."""
+SCALES = {
+    "k": 1e3,
+    "m": 1e6,
+    "mn": 1e6,
+    "mio": 1e6,
+    "mio.": 1e6,
+    "b": 1e9,
+    "bn": 1e9,
+    "mrd": 1e9,
+    "mrd.": 1e9,
+    "t": 1e12,
+}
+SCALES |= {"tsd": 1e3, "tsd.": 1e3, "千": 1e3, "万": 1e4, "萬": 1e4, "百万": 1e6, "亿": 1e8, "億": 1e8}
+"""Factors behind a number, in lower case. A column of nothing but `m`, `b` or `t` has a unit."""
+_CURRENCIES = {"%", "$", "€", "£", "¥"}
+_SAME = str.maketrans("−–—‐‑﹣－＋．，％０１２３４５６７８９’＇", "-------+.,%0123456789''")
+_BODY = r"(?:\d[\d.,]*|[.,]\d+)(?:[eE][+-]?\d+)?"
+_CELL = re.compile(
+    rf"(?P<before>[^\d.,+\-]*)(?P<sign>[+-]?)\s*(?P<affix>[^\d.,+\-]*)(?P<body>{_BODY})(?P<after>(?:[^\d+\-][^\d]*)?)(?P<minus>-?)"
+)
+_GROUPS = re.compile(r"(?<=\d)[\s'_](?=\d{3}(?!\d))")
+_OPEN = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
+"""A number of which nothing tells thousands from decimals."""
+
+
+class NotNumbersError(ValueError):
+    """Cells that are no numbers: how many, the first of them, and its row."""
+
+    def __init__(self, share: float, cell: str, row: int) -> None:
+        super().__init__(f"{share:.0%} of the cells are no numbers, first '{cell}'")
+        self.share, self.cell, self.row = share, cell, row
+
+
+def is_missing(cells: pandas.Series) -> pandas.Series:
+    """Which cells of text mark a missing value."""
+    return cells.isna() | cells.astype("string").str.lower().isin(MISSING).fillna(True)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell can be a number, whatever its marks mean; with words beside it it may be a name."""
+    part = _parts(cell)
+    return part is not None and not re.search(r"[^\W\d]{2,}", part["before"] + part["after"])
+
+
+def read_numbers(
+    columns: Mapping[str, pandas.Series], *, separator: str, dotted_dates: bool, decimal: Decimal | None
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NotNumbersError], list[str]]:
+    """Columns of text as numbers, NaN where a cell is missing; the columns with cells that are no numbers; and a line for each doubt."""
+    texts = {name: _Text(cells) for name, cells in columns.items()}
+    votes = Counter(text.proven for text in texts.values() if text.proven and text.mostly)
+    usual = votes.most_common(1)[0][0] if votes else None
+    numbers, wrong, notes = {}, {}, []
+    for name, text in texts.items():
+        try:
+            mark: Decimal = decimal or text.proven or usual or text.likely(separator, dotted_dates)
+            numbers[name], unit = text.numbers(mark)
+        except NotNumbersError as error:
+            wrong[name] = error
+            continue
+        if text.doubtful and not (decimal or text.proven or usual):
+            other = "point" if mark == "comma" else "comma"
+            notes.append(
+                f"'{text.doubtful}' in '{name}' is read with a decimal {mark}; if that is wrong: dataset.decimal={other}"
+            )
+        if unit:
+            notes.append(f"'{unit}' is taken as the unit of '{name}'")
+    return numbers, wrong, notes
+
+
+class _Text:
+    """A column of text: what is plainly a number already, and the other cells taken apart."""
+
+    def __init__(self, cells: pandas.Series) -> None:
+        self.cells = cells.reset_index(drop=True)
+        self.plain = pandas.to_numeric(self.cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        rest = self.cells[~np.isfinite(self.plain)]
+        rest = rest[~is_missing(rest)]
+        self.rest = rest[~rest.str.fullmatch(r"[+-]?inf(inity)?", case=False)]
+        self.parts = {cell: _parts(cell) for cell in self.rest.unique()}
+        self.known = int(np.isfinite(self.plain).sum()) + len(self.rest)
+        self.mostly = self.rest.map(lambda cell: self.parts[cell] is None).sum() < 0.5 * max(1, self.known)
+        bodies = [part["body"] for part in self.parts.values() if part]
+        proofs: Counter[Decimal] = Counter(filter(None, map(_proof, bodies)))
+        self.doubtful = next((body for body in bodies if _OPEN.fullmatch(body)), "")
+        pointed = self.cells[np.isfinite(self.plain) & self._holds(r"\.")]
+        for part in (pointed[:100], pointed[100:]):  # most columns prove their mark at once
+            if not proofs and len(part):
+                proofs = Counter(filter(None, map(_proof, part.str.strip().str.lstrip("+-"))))
+                self.doubtful = self.doubtful or str(part.iloc[0])
+        self.proven = proofs.most_common(1)[0][0] if proofs else None
+
+    def _holds(self, pattern: str) -> NDArray[np.bool_]:
+        return self.cells.str.contains(pattern).fillna(False).to_numpy(bool)
+
+    def likely(self, separator: str, dotted_dates: bool) -> Decimal:
+        """The decimal mark of a column that proves none: with which it jumps less, else what goes with the separator and the dates."""
+        mark: Decimal = "comma" if "," in self.doubtful else "point"
+        other: Decimal = "point" if mark == "comma" else "comma"
+        if not self.doubtful:
+            return "point"
+        jumps = {}
+        for reading in (mark, other):
+            values = np.abs(self.numbers(reading)[0])
+            jumps[reading] = float(np.abs(np.diff(np.log(values[values > 0]))).sum())
+        if min(jumps.values()) < 0.5 * max(jumps.values()):
+            return min(jumps, key=jumps.__getitem__)
+        if mark == "comma":
+            return "comma" if separator == ";" or dotted_dates else "point"
+        return "comma" if dotted_dates and separator in ";\t" else "point"
+
+    def numbers(self, decimal: Decimal) -> tuple[NDArray[np.float64], str]:
+        """The numbers, and their unit where they have one. NotNumbersError for cells that are none."""
+        found = np.where(np.isfinite(self.plain), self.plain, np.nan)
+        if decimal == "comma":  # the points of a plain number are of thousands
+            pointed = self._holds(r"^\s*[+-]?[1-9]\d{0,2}\.\d{3}\s*$")
+            found[pointed] = np.round(1000 * found[pointed])
+        if not len(self.rest):
+            return found, ""
+        parts = [part for part in self.parts.values() if part]
+        words = {part["after"] for part in parts} - {""}
+        scaled = all(word.lower() in SCALES for word in words) and not words <= {"m", "b", "t"}
+        units = {f"{part['before']} {'' if scaled else part['after']}".strip() for part in parts} - {""}
+        one_unit = units <= _CURRENCIES or (len(units) == 1 and len(self.rest) >= 0.5 * self.known)
+        values: dict[str, float | None] = {}
+        for cell, part in self.parts.items():
+            value = None
+            if part and (one_unit or not (part["before"] or (part["after"] and not scaled))):
+                value = _value(part, "." if decimal == "point" else ",")
+                value = value * SCALES[part["after"].lower()] if value and scaled and part["after"] else value
+            values[cell] = {"true": 1.0, "false": 0.0}.get(cell.lower(), value)
+        wrong = self.rest[self.rest.map(lambda cell: values[cell] is None).astype(bool)]
+        if len(wrong):
+            raise NotNumbersError(len(wrong) / self.known, str(wrong.iloc[0]), int(wrong.index[0]))
+        found[self.rest.index] = self.rest.map(values)
+        return found, next(iter(units - _CURRENCIES), "")
+
+
+def _parts(cell: str) -> dict[str, str] | None:
+    """Sign, affix, body and what is after it; None for a cell that is no number."""
+    text = cell.strip().translate(_SAME)
+    if text.startswith("(") and text.endswith(")"):
+        text = "-" + text[1:-1]  # as accountants write
+    found = _CELL.fullmatch(_GROUPS.sub("", text).strip())
+    if not found or (found["sign"] and found["minus"]):
+        return None
+    sign = found["sign"] or found["minus"]
+    before = (found["before"] + found["affix"]).strip()
+    return {"sign": sign, "before": before, "body": found["body"], "after": found["after"].strip()}
+
+
+def _proof(body: str) -> Decimal | None:
+    """The decimal mark that a number's form proves."""
+    marks = [mark for mark in body if mark in ".,"]
+    if not marks or _OPEN.fullmatch(body):
+        return None
+    last: Decimal = "point" if marks[-1] == "." else "comma"
+    if len(marks) == 1 or marks[0] != marks[-1]:
+        return last if marks.count(marks[-1]) == 1 else None
+    if not re.fullmatch(r"\d{1,3}([.,]\d{2,3})*[.,]\d{3}", body) or len(set(marks)) > 1:
+        return None
+    return "comma" if last == "point" else "point"
+
+
+def _value(part: dict[str, str] | None, point: str) -> float | None:
+    if part is None:
+        return None
+    whole, mark, decimals = part["body"].partition(point)
+    group = "." if point == "," else ","
+    if group in whole and not re.fullmatch(rf"\d{{1,3}}(\{group}\d{{2,3}})*\{group}\d{{3}}", whole):
+        return None
+    try:
+        return float(f"{part['sign']}{whole.replace(group, '')}{'.' if mark else ''}{decimals}")
+    except ValueError:
+        return None

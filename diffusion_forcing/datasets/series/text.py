@@ -1,0 +1,126 @@
+"""The text of a table: its encoding, what separates its cells, where its header is. Every cell stays text."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+from collections import Counter
+from itertools import groupby, takewhile
+from pathlib import Path
+
+import pandas
+
+from diffusion_forcing.datasets.series.numbers import is_number
+from diffusion_forcing.datasets.series.times import is_time
+
+SEPARATORS = (",", ";", "\t", "|")
+HEAD = 200
+"""Rows at the beginning that decide what the separator and the number of columns are."""
+HEADER_ROWS = 4
+"""The most rows that a header has: names, and such as tickers or units below them."""
+
+
+def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
+    """The cells of a CSV file, what separates them, and one line for each thing that was left out. ValueError for what is no table."""
+    text = _decoded(file.read_bytes())
+    separator, text = _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    rows = [row for row in ([cell.strip() for cell in row] for row in reader) if any(row)]
+    width = Counter(len(row) for row in rows[:HEAD] if len(row) > 1).most_common(1)[0][0]
+
+    # the header is the first row of that width; remarks are above it
+    first = next(number for number, row in enumerate(rows) if len(row) == width)
+    above = rows[first - 1] if first else []
+    if 1 < len(above) == width - 1 and _is_data(rows[first]):
+        if [row[0] for row in rows[first : first + HEAD]] != [str(n + 1) for n in range(min(HEAD, len(rows) - first))]:
+            raise ValueError(
+                f"the line of names has {len(above)} cells and the rows have {width}; a decimal comma needs another separator, such as ;"
+            )
+        first -= 1
+        rows[first] = ["", *above]  # R numbers its rows and gives the numbers no name
+    elif width > 2 and first and rows[first - 1][0].startswith("#") and len(above) == width:
+        first -= 1
+    body = rows[first + 1 :]
+    more = list(takewhile(lambda row: not _is_data(row), body[: HEADER_ROWS - 1]))
+    more = more if any(_is_data(row) for row in body[len(more) : len(more) + 1]) else []
+    names = _names(rows[first], more)
+    notes = (
+        [f"rows below the names belong to the header: {'; '.join(' '.join(filter(None, row))[:40] for row in more)}"]
+        if more
+        else []
+    )
+
+    # rows of one cell are remarks; what stands in every row is a cell
+    kept, remarks = [], []
+    for row in body[len(more) :]:
+        if len(row) == 1 or row == rows[first]:
+            remarks.append(row[0])
+        elif any(row[width:]):
+            raise ValueError(f"row {' '.join(row)[:60]!r} has {len(row)} cells, the line of names {width}")
+        else:
+            kept.append(row[:width] + [""] * (width - len(row)))
+    if remarks:
+        notes.append(f"left out: {len(remarks)} rows of one cell, first '{remarks[0][:40]}'")
+    return pandas.DataFrame(kept, columns=names, dtype=object), separator, notes
+
+
+def _decoded(content: bytes) -> str:
+    """UTF-8 or UTF-16, else GB 18030 where every byte that is no ASCII has a neighbour, else Windows-1252."""
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    if b"\x00" in content[:1000]:
+        zeros = [content[start:1000:2].count(0) for start in (0, 1)]
+        if min(zeros):
+            raise ValueError("it is not text")
+        return content.decode("utf-16-le" if zeros[1] else "utf-16-be")
+    pairs = all(len(found) % 2 == 0 for found in re.findall(rb"[\x80-\xff]+", content))
+    for encoding in ("utf-8-sig", *(["gb18030"] if pairs else []), "cp1252"):
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return content.decode("latin-1")
+
+
+def _separator(text: str) -> tuple[str, str]:
+    """The separator that gives most rows the same number of cells, and the text without Excel's line that names it."""
+    named = re.match(r"sep=(.)\r?\n", text)
+    if named:
+        return named[1], text[named.end() :]
+    head = [line for line in text.splitlines()[:HEAD] if line.strip() and not line.startswith("#")]
+    found: dict[str, tuple[int, int, int]] = {}
+    for separator in (*SEPARATORS, " "):
+        widths = [len(row) for row in csv.reader(head, delimiter=separator, skipinitialspace=True)]
+        if max(widths, default=0) < 2 or (separator == " " and found):
+            continue
+        width, count = Counter(width for width in widths if width > 1).most_common(1)[0]
+        longest = max(len(list(run)) for value, run in groupby(widths) if value == width)
+        found[separator] = count, longest, width
+    if not found:
+        raise ValueError("no row has two cells, separated by a comma, semicolon, tab or bar" if head else "it is empty")
+    return max(found, key=found.__getitem__), text
+
+
+def _is_data(row: list[str]) -> bool:
+    return any(is_number(cell) or is_time(cell) for cell in row)
+
+
+def _names(header: list[str], more: list[list[str]]) -> list[str]:
+    """A name for every column; what stands below it in the header joins it where it would come twice."""
+    names = [name.lstrip("#").strip() if number == 0 else name for number, name in enumerate(header)]
+    for row in more:
+        if sum(map(bool, row)) == 1:  # pandas' row of the index's name
+            names = [below or name for name, below in zip(names, row, strict=False)] + names[len(row) :]
+        elif len(set(names)) < len(names):
+            names = [f"{name} {below}".strip() for name, below in zip(names, row, strict=False)] + names[len(row) :]
+    seen: Counter[str] = Counter()
+    unique = []
+    for number, name in enumerate(names):
+        name = name or f"column_{number + 1}"
+        unique.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return unique
