@@ -151,7 +151,7 @@ class DiffusionForcingPredictor(Predictor):
             drawn = samples[0, ..., :count].cpu().numpy()
             yield SampleForecast(
                 drawn if np.ndim(entry["target"]) > 1 else drawn[..., 0],
-                start_date=pandas.Period(table.start, freq=spec.freq) + len(table) - ahead,
+                start_date=_start(entry["start"], spec.freq, number) + len(table) - ahead,
                 item_id=entry.get("item_id"),
             )
 
@@ -225,15 +225,16 @@ def _table(entry: Mapping[str, Any], freq: str, *, ahead: int, number: int = 0) 
     for column, one in enumerate(series):
         values[: min(len(one), len(values)), column] = one[: len(values)]
     values[~np.isfinite(values)] = np.nan
-    return Table(values, str(_start(entry["start"], freq, number)), freq, tuple(names)), len(target)
+    start = _start(entry["start"], freq, number).asfreq(freq, how="start")
+    return Table(values, str(start), freq, tuple(names)), len(target)
 
 
 def _start(start: Any, freq: str, number: int) -> pandas.Period:
-    """The first step as a period of `freq`; UserError for a period of other steps."""
+    """The first step; a period keeps its own weekday or month. UserError for one of other steps than `freq`."""
     if not isinstance(start, pandas.Period):
         return pandas.Period(start, freq=freq)
     if count_and_unit(start.freqstr) != count_and_unit(freq):
         raise UserError(
             f"entry {number} has steps of {start.freqstr}, the forecaster those of {freq}; give data with these steps"
         )
-    return pandas.Period(start, freq=freq) if start.freqstr == freq else start.asfreq(freq, how="start")
+    return start

@@ -89,10 +89,13 @@ def read_file(
     else:
         leave_out_checked(leave_out, rest)
         rest = [name for name in rest if name not in leave_out]
-    wide, more = _numbers(frame[rest], times, separator, dotted, decimal, named=bool(columns or value), file=file)
+    others = [frame[name] for name in frame.columns if name not in used and name not in rest]
+    wide, more = _numbers(
+        frame[rest], others, times, separator, dotted, decimal, named=bool(columns or value), file=file
+    )
     notes += more
     if series and value:
-        unnamed = is_missing(frame[series])
+        unnamed = frame[series].astype("string").fillna("") == ""
         if unnamed.any():
             notes.append(f"left out: {int(unnamed.sum())} rows without a name in '{series}'")
         wide = wide.assign(series=frame[series].astype("string").to_numpy(), time=times.to_numpy())[~unnamed.to_numpy()]
@@ -153,9 +156,8 @@ def _times(
     frame: pandas.DataFrame, named: str | None, keys: list[str], value: str | None, file: Path, day_first: bool | None
 ) -> tuple[str, pandas.Series, set[str], list[str]]:
     """The column of times, the times, all columns that they are made of, and a line where the column is in doubt."""
-    if all(re.fullmatch(r"[+-]?\d+([.,]\d+)*|column_\d+", name) for name in frame.columns[1:]) and _kind(
-        pandas.Series([frame.columns[0]])
-    ):
+    first, *others = frame.columns
+    if _kind(pandas.Series([first])) and all(re.fullmatch(r"[+-]?\d+([.,]\d+)*|column_\d+", name) for name in others):
         raise UserError(f"{file} has no line of names at its top; add one, such as time,a,b,c")
     if named:
         time = _column(frame, named, "time_column", file)
@@ -163,26 +165,28 @@ def _times(
     else:
         time, kind = _time_column([name for name in frame.columns if name != value], frame, file)
     cells, used = _known(frame[time]), {time, *keys}
-    doubtful = not named and kind != "text" and not _words(time) & TIME_WORDS
-    notes = (
-        [f"the times are the numbers of '{time}', read as {kind}s; dataset.time_column names another"]
-        if doubtful
-        else []
-    )
+    notes = []
+    if not named and kind != "text" and not _words(time) & TIME_WORDS:
+        notes.append(f"the times are the numbers of '{time}', read as {kind}s; dataset.time_column names another")
 
     def of(words: frozenset[str]) -> str | None:
         return next((name for name in frame.columns if name not in used and _words(name) & words), None)
 
-    if kind == "year" and frame.assign(time=cells).duplicated(["time", *keys]).any():
+    def comes_twice(times: pandas.Series) -> bool:
+        return bool(frame.assign(time=times).duplicated(["time", *keys]).any())
+
+    def text(name: str) -> pandas.Series:
+        return _known(frame[name]).astype("string").str.replace(r"\.0+$", "", regex=True)
+
+    # a year, and what other columns say of it
+    if kind == "year" and comes_twice(cells):
         for between, words in PARTS.items():
             part = of(words)
-            if part:  # a year and what is said of it elsewhere
-                used |= {part, *([day] if (day := of(DAYS)) and between == "-" else [])}
-                texts = [
-                    _known(frame[name]).astype("string").str.replace(r"\.0+$", "", regex=True) for name in (time, part)
-                ]
-                cells = texts[0] + between + texts[1].str.removeprefix("Q")
-                cells = cells + "-" + _known(frame[day]).astype("string") if day in used and day else cells
+            if part:
+                cells, used = text(time) + between + text(part).str.removeprefix("Q"), used | {part}
+                day = of(DAYS) if between == "-" else None
+                if day:
+                    cells, used = cells + "-" + text(day), used | {day}
                 break
     try:
         times = parse_times(cells, day_first=day_first)[0]
@@ -194,11 +198,9 @@ def _times(
         raise UserError(
             f"{file}: column '{time}' has {int(times.isna().sum())} rows without a time; remove or complete them"
         )
-    if (
-        times.dt.tz is None
-        and (times == times.dt.normalize()).all()
-        and frame.assign(time=times).duplicated(["time", *keys]).any()
-    ):
+
+    # a day, and a time of day in another column
+    if times.dt.tz is None and (times == times.dt.normalize()).all() and comes_twice(times):
         for name in [name for name in frame.columns if name not in used]:
             of_day = joined(times, _known(frame[name]), named=bool(_words(name) & HOURS))
             if of_day is not None:
@@ -272,6 +274,7 @@ def _words(name: str) -> frozenset[str]:
 
 def _numbers(
     frame: pandas.DataFrame,
+    others: list[pandas.Series],
     times: pandas.Series,
     separator: str,
     dotted_dates: bool,
@@ -293,7 +296,7 @@ def _numbers(
             found[name] = column.astype("float64").to_numpy(na_value=np.nan)
         else:
             texts[name] = column.astype("string").astype(object)
-    numbers, wrong, notes = read_numbers(texts, separator=separator, dotted_dates=dotted_dates, decimal=decimal)
+    numbers, wrong, notes = read_numbers(texts, others, separator=separator, dotted_dates=dotted_dates, decimal=decimal)
     found |= numbers
     for name, error in wrong.items():
         if not named and error.share >= MOSTLY:
@@ -333,20 +336,14 @@ def _check_once(
     if not doubled.any():
         return
     values = [name for name in numbers if pandas.to_numeric(frame[name], errors="coerce").notna().any()]
-    keys = [
-        name
-        for name in frame.columns
-        if name not in values and not frame.assign(time=times).duplicated(["time", name]).any()
-    ]
+    others = [name for name in frame.columns if name not in values]
+    keys = [name for name in others if not frame.assign(time=times).duplicated(["time", name]).any()]
     advice = "keep one row a time, or name dataset.series_column and dataset.value_column of a long table"
-    if keys and values:
-        words = (
-            typed("dataset.series_column", keys[0], many=False),
-            typed("dataset.value_column", values[0], many=False),
-        )
-        advice = f"if this is a long table: {' '.join(words)}"
-    elif doubled.mean() < 0.05 and (times.dt.normalize() != times).any():
+    if doubled.mean() < 0.05 and (times.dt.normalize() != times).any():
         advice = "keep one row a time (where clocks go back an hour comes twice: give dataset.time_zone, such as Europe/Berlin)"
+    elif keys and values:
+        advice = f"if this is a long table: {typed('dataset.series_column', keys[0], many=False)} "
+        advice += typed("dataset.value_column", values[0], many=False)
     raise UserError(f"{file} has {int(doubled.sum())} duplicate times, first {times[doubled].iloc[0]}; {advice}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -65,11 +65,22 @@ def is_number(cell: str) -> bool:
 
 
 def read_numbers(
-    columns: Mapping[str, pandas.Series], *, separator: str, dotted_dates: bool, decimal: Decimal | None
+    columns: Mapping[str, pandas.Series],
+    others: Sequence[pandas.Series] = (),
+    *,
+    separator: str,
+    dotted_dates: bool,
+    decimal: Decimal | None,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NotNumbersError], list[str]]:
-    """Columns of text as numbers, NaN where a cell is missing; the columns with cells that are no numbers; and a line for each doubt."""
+    """Columns of text as numbers, NaN where a cell is missing; the columns with cells that are no numbers; and a line for each doubt.
+
+    others: columns of the same file that prove its decimal mark where `columns` do not.
+    """
     texts = {name: _Text(cells) for name, cells in columns.items()}
     votes = Counter(text.proven for text in texts.values() if text.proven and text.mostly)
+    if not votes and decimal is None:
+        beside = [_Text(cells) for cells in others if cells.dtype == object]
+        votes = Counter(text.proven for text in beside if text.proven and text.mostly)
     usual = votes.most_common(1)[0][0] if votes else None
     numbers, wrong, notes = {}, {}, []
     for name, text in texts.items():

@@ -79,6 +79,8 @@ def test_one_column_proves_the_decimal_comma_of_the_others(tmp_path: Path) -> No
     found = read(tmp_path, table("datum;umsatz;quote", rows, ";"))
     assert found.values[:, 0].tolist() == [950 + 7 * n for n in range(40)]
     assert found.notes == ()
+    alone = read(tmp_path, table("datum;umsatz;quote", rows, ";"), columns=("umsatz",))
+    assert np.array_equal(alone.values[:, 0], found.values[:, 0])
 
 
 def test_what_nothing_proves_is_named_and_can_be_said(tmp_path: Path) -> None:
