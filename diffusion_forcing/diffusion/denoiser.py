@@ -1,12 +1,13 @@
 """A denoiser predicts the clean token and its noise for every token of a sequence. Guidance wraps one denoiser in another.
 
 `denoise(x, k, conditions, memory, k_to=…) -> (Prediction, memory)` with tokens x: (b, t, *c) at levels k: (b, t) in −1…K−1, −1 being
-clean. `DiffusionForcing` is the plain denoiser; the wrappers below and in `guidance.py` change what it sees or what it answers, and know
+clean. `DiffusionForcing` is the plain denoiser; the wrappers here and in `guidance.py` change what it sees or what it answers, and know
 nothing of each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -15,45 +16,29 @@ from torch import Tensor
 from diffusion_forcing.diffusion.parameterization import Prediction, add_noise
 from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
 
+Denoised = tuple[Prediction, Any]
+
 
 class Denoiser(Protocol):
-    """The call that sampling makes for each row of a scheduling matrix."""
+    """The call that sampling makes for each row of a scheduling matrix.
 
-    def __call__(
-        self,
-        x: Tensor,
-        k: Tensor,
-        conditions: Tensor | None = None,
-        memory: Any = None,
-        *,
-        k_to: Tensor | None = None,
-    ) -> tuple[Prediction, Any]:
-        """The prediction for tokens x: (b, t, *c) at levels k: (b, t), and the memory after them.
+    inputs: conditions (b, t, d) or None, and the memory that stands for the tokens before x. k_to: (b, t), the levels that the step leads to,
+    which gradient guidance needs. Returns the prediction, and the memory after x.
+    """
 
-        conditions: (b, t, d). memory: stands for the tokens before x. k_to: (b, t), the levels that the step leads to, which gradient
-        guidance needs.
-        """
-        ...
+    def __call__(self, x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised: ...
 
 
 class NoisyContext:
-    """Shows clean tokens with real noise, at a level of 0…K−1: noise: standard normal (b, t, *c), the same in every row of a rollout."""
+    """Shows clean tokens with real noise, at a level of 0…K−1. noise(): standard normal (b, t, *c), asked for at each call."""
 
-    def __init__(self, denoise: Denoiser, schedule: NoiseSchedule, *, level: int, noise: Tensor) -> None:
+    def __init__(self, denoise: Denoiser, schedule: NoiseSchedule, *, level: int, noise: Callable[[], Tensor]) -> None:
         self.denoise, self.schedule, self.level, self.noise = denoise, schedule, level, noise
 
-    def __call__(
-        self,
-        x: Tensor,
-        k: Tensor,
-        conditions: Tensor | None = None,
-        memory: Any = None,
-        *,
-        k_to: Tensor | None = None,
-    ) -> tuple[Prediction, Any]:
-        noise = self.noise.repeat(len(x) // len(self.noise), *(1,) * (x.ndim - 1))  # branches of guidance are stacked
-        x, k = noisy_context(self.schedule, x, k, level=self.level, noise=noise)
-        return self.denoise(x, k, conditions, memory, k_to=k_to)
+    def __call__(self, x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised:
+        noise = self.noise()
+        noise = noise.repeat(len(x) // len(noise), *(1,) * (x.ndim - 1))  # branches of guidance are stacked in x
+        return self.denoise(*noisy_context(self.schedule, x, k, level=self.level, noise=noise), *inputs, k_to=k_to)
 
 
 def noisy_context(schedule: NoiseSchedule, x: Tensor, k: Tensor, *, level: int, noise: Tensor) -> tuple[Tensor, Tensor]:

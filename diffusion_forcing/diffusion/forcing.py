@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.diffusion.denoiser import Denoiser
+from diffusion_forcing.diffusion.denoiser import Denoised, Denoiser
 from diffusion_forcing.diffusion.loss_weighting import Weighting, loss_weight
 from diffusion_forcing.diffusion.noise import normal
-from diffusion_forcing.diffusion.parameterization import Parameterization, Prediction, add_noise
+from diffusion_forcing.diffusion.parameterization import Parameterization, add_noise
 from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
 from diffusion_forcing.errors import UserError
 
@@ -125,18 +125,10 @@ class DiffusionForcing(nn.Module):
             x_next = self.ddim(prediction.x0, prediction.eps, k, k_to, eta, noise, generator)
         return torch.where(per_token(k == k_to, x), x, x_next)
 
-    def forward(
-        self,
-        x: Tensor,
-        k: Tensor,
-        conditions: Tensor | None = None,
-        memory: Any = None,
-        *,
-        k_to: Tensor | None = None,
-    ) -> tuple[Prediction, Any]:
+    def forward(self, x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised:
         """The plain denoiser: x̂₀ and ε̂ of tokens x: (b, t, *c) at levels k: (b, t) in −1…K−1, and the memory after them."""
         shown, k = self.stabilize(x, k)
-        output, memory = self.network(shown, k, conditions, memory)
+        output, memory = self.network(shown, k, *inputs)
         # A network under autocast may answer in half precision; nothing that follows is computed in it.
         return self.parameterization.resolve(self.schedule, shown, k, output.to(shown.dtype)), memory
 

@@ -21,16 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.diffusion.denoiser import Denoiser, noisy_context
+from diffusion_forcing.diffusion.denoiser import Denoised, Denoiser, noisy_context
 from diffusion_forcing.diffusion.forcing import DiffusionForcing
 from diffusion_forcing.diffusion.parameterization import Prediction, add_noise, x0_from_eps
 from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
 from diffusion_forcing.errors import UserError
 
 Return = Callable[[Tensor], Tensor]
-
-
-# ---------------------------------------------------------------------------------------------------- gradient guidance
 
 
 class GradientGuidance:
@@ -51,16 +48,9 @@ class GradientGuidance:
     def wrap(self, denoise: Denoiser, forcing: DiffusionForcing, generator: torch.Generator | None = None) -> Denoiser:
         """`denoise`, guided. generator: draws the noise of the continuations."""
 
-        def guided(
-            x: Tensor,
-            k: Tensor,
-            conditions: Tensor | None = None,
-            memory: Any = None,
-            *,
-            k_to: Tensor | None = None,
-        ) -> tuple[Prediction, Any]:
+        def guided(x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised:
             assert k_to is not None, "gradient guidance needs to know where the step leads"
-            prediction, gradient, memory = self.gradient(denoise, forcing, x, k, conditions, memory, generator)
+            prediction, gradient, memory = self.gradient(denoise, forcing, x, k, *inputs, generator=generator)
             return self.move(forcing.schedule, prediction, gradient, x, k, k_to), memory
 
         return guided
@@ -71,21 +61,20 @@ class GradientGuidance:
         forcing: DiffusionForcing,
         x: Tensor,
         k: Tensor,
-        conditions: Tensor | None = None,
-        memory: Any = None,
+        *inputs: Any,
         generator: torch.Generator | None = None,
     ) -> tuple[Prediction, Tensor, Any]:
         """The prediction for tokens x: (b, t, *c), ∇J with respect to x averaged over continuations, and the memory."""
         clean, level = per_token(k < 0, x), k.clamp(min=0)
         with torch.enable_grad(), _frozen(forcing):
             x = x.detach().requires_grad_()
-            prediction, after = denoise(x, k, conditions, memory)
+            prediction, after = denoise(x, k, *inputs)
             total = self._total_return(prediction.x0, k, forcing.schedule)
             for _ in range(self.samples - 1):
                 # A continuation: noise the prediction again and denoise it again. Context stays as it is.
                 noise = forcing.gaussian_noise(x, generator=generator)
                 again = torch.where(clean, x, add_noise(forcing.schedule, prediction.x0, level, noise))
-                continuation, _ = denoise(again, k, conditions, memory)
+                continuation, _ = denoise(again, k, *inputs)
                 total = total + self._total_return(continuation.x0, k, forcing.schedule)
             (gradient,) = torch.autograd.grad(total / self.samples, x)
         return Prediction(*(part.detach() for part in prediction)), gradient, after
@@ -115,9 +104,6 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-# ---------------------------------------------------------------------- classifier-free guidance and history guidance
 
 
 @dataclass(frozen=True)
@@ -176,15 +162,8 @@ class WeightedBranches:
     ) -> None:
         self.denoise, self.schedule, self.weights, self.history_noise = denoise, schedule, weights, history_noise
 
-    def __call__(
-        self,
-        x: Tensor,
-        k: Tensor,
-        conditions: Tensor | None = None,
-        memory: Any = None,
-        *,
-        k_to: Tensor | None = None,
-    ) -> tuple[Prediction, Any]:
+    def __call__(self, x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised:
+        conditions, memory = (*inputs, None, None)[:2]
         # (n·b, t, …): what each branch sees.
         views = [self._view(branch, x, k, conditions) for branch in self.weights]
         tokens, levels, conditioned = zip(*views, strict=True)

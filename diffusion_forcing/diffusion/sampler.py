@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from diffusion_forcing.diffusion.denoiser import Denoiser, NoisyContext
 from diffusion_forcing.diffusion.forcing import DiffusionForcing
 from diffusion_forcing.diffusion.guidance import (
+    PLAIN,
     GradientGuidance,
     WeightedBranches,
     classifier_free_guidance,
@@ -127,6 +129,8 @@ class Sampler:
             )
         if history_noise is None and self.noises_history:
             history_noise = self._noise_like(x, generator)
+        # DDPM shows its context with real noise.
+        denoise = self._denoiser(x, history_noise, guidance, generator, noisy_context=self.ancestral)
         levels = self.levels[matrix].to(x.device, non_blocking=True)
         moving = (matrix[0] != matrix[-1]).reshape(-1, x.shape[1]).any(dim=0).nonzero().flatten()
         moving = moving.to(x.device, non_blocking=True)
@@ -137,7 +141,17 @@ class Sampler:
             for repeats_left in reversed(range(1 if observed is None else self.resample)):
                 if observed is not None:
                     x = with_observed(self.forcing.schedule, x, observed, k, self._noise_like(x, generator))
-                x_next = self._step(x, k, k_to, moving, guidance, conditions, memory, history_noise, generator)
+                x_next = self.forcing.step(
+                    x,
+                    k,
+                    k_to,
+                    denoise=denoise,
+                    conditions=conditions,
+                    memory=memory,
+                    eta=self.eta,
+                    ancestral=self.ancestral,
+                    noise=self._step_noise(x, moving, generator),
+                )
                 # Repeat the row from its noisier end, so that what is observed and the rest come to agree.
                 x = self._noised_back(x, x_next, k_to, k, generator) if repeats_left else x_next
             if observed is not None:
@@ -298,52 +312,31 @@ class Sampler:
 
     def _prefill(self, tokens: Tokens, memory: Any) -> Any:
         """The memory after clean tokens."""
-        denoise = self._denoiser(tokens.history_noise)
+        denoise = self._denoiser(tokens.x, tokens.history_noise)
         return self.forcing.prefill(tokens.x, denoise=denoise, conditions=tokens.conditions, memory=memory)
 
     # ------------------------------------------------------------------------------------------------ one row
 
-    def _step(
+    def _denoiser(
         self,
         x: Tensor,
-        k: Tensor,
-        k_to: Tensor,
-        moving: Tensor,
-        guidance: GradientGuidance | None,
-        conditions: Tensor | None,
-        memory: Any,
-        history_noise: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Tokens x: (b, t, *c) from levels k to k_to, both (b, t), by the guided denoiser. moving: numbers of the tokens being sampled."""
-        noise = self._step_noise(x, moving, generator)
+        history_noise: Tensor | None = None,
+        guidance: GradientGuidance | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        noisy_context: bool = False,
+    ) -> Denoiser:
+        """The denoiser of tokens x: (b, t, *c), guided. noisy_context: clean tokens are shown with real noise."""
         denoise: Denoiser = self.forcing
-        if self.ancestral:
-            # DDPM shows its context with real noise.
-            level = self.forcing.stabilization_level - 1
-            context_noise = self.forcing.gaussian_noise(x, generator=generator)
-            denoise = NoisyContext(denoise, self.forcing.schedule, level=level, noise=context_noise)
-        denoise = self._denoiser(history_noise, denoise)
+        schedule, level = self.forcing.schedule, self.forcing.stabilization_level - 1
+        if noisy_context:
+            noise = partial(self.forcing.gaussian_noise, x, generator=generator)
+            denoise = NoisyContext(denoise, schedule, level=level, noise=noise)
+        if self.branches != {PLAIN: 1.0}:
+            denoise = WeightedBranches(denoise, schedule, self.branches, history_noise)
         if guidance is not None:
             denoise = guidance.wrap(denoise, self.forcing, generator)
-        return self.forcing.step(
-            x,
-            k,
-            k_to,
-            denoise=denoise,
-            conditions=conditions,
-            memory=memory,
-            eta=self.eta,
-            ancestral=self.ancestral,
-            noise=noise,
-        )
-
-    def _denoiser(self, history_noise: Tensor | None, denoise: Denoiser | None = None) -> Denoiser:
-        """`denoise`, or the plain denoiser, under classifier-free and history guidance."""
-        denoise = self.forcing if denoise is None else denoise
-        if len(self.branches) == 1 and not self.noises_history and next(iter(self.branches)).conditions:
-            return denoise
-        return WeightedBranches(denoise, self.forcing.schedule, self.branches, history_noise)
+        return denoise
 
     def _noise_like(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         return self.noise(tuple(x.shape), device=x.device, generator=generator).to(x.dtype)

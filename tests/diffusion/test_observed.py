@@ -54,7 +54,7 @@ def test_a_rollout_keeps_what_is_given_however_it_is_cached(cache: str, chunk_si
     given = torch.full((3, 7, 2), NAN)
     given[:, 3:, 0] = torch.arange(4.0)
     given[0, 5, 1] = 8.0
-    how = {"window": 7, "cache": cache, "chunk_size": chunk_size, "given": given}
+    how = {"window": 7, "cache": cache, "chunk_size": chunk_size, "observed": given}
     sampler = Sampler(forcing, sampling_timesteps=3, scheduling_matrix="pyramid", resample=2)
     rolled = sampler.rollout(randn(3, 2, 2), 7, **how, generator=torch.Generator().manual_seed(0))
     known = torch.isfinite(given)
