@@ -36,6 +36,7 @@ from diffusion_forcing.experiments.parallel import full
 from diffusion_forcing.experiments.processes import Interrupted, Interrupts
 from diffusion_forcing.files import point_to, remove_leftovers, write_json
 
+_ASK_STEPS = 10
 _RANDOM = "random"
 _SCORES = "scores.json"
 _STANDARD_NAME = re.compile(r"step-\d{8,}(-v\d+)?")
@@ -206,7 +207,7 @@ class Checkpoints(Callback):
         self.interrupts.install()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._settle(trainer)
+        self._settle(trainer, every=_ASK_STEPS)
         if self._restored is not None:  # late, after everything that draws random numbers while setting up
             restore_random_state(self._restored)
             self._restored = None
@@ -313,11 +314,15 @@ class Checkpoints(Callback):
     def _take_boundary(self, trainer: Trainer, *, random: dict[str, Any] | None = None) -> None:
         self._boundary = trainer.global_step, trainer.fit_loop.state_dict(), random or random_state()
 
-    def _settle(self, trainer: Trainer) -> None:
-        """Save the last boundary if that is due, and stop if asked to. Called once all of the step's metrics are in."""
+    def _settle(self, trainer: Trainer, *, every: int = 1) -> None:
+        """Save the last boundary if that is due, and stop if asked to. Called once all of the step's metrics are in.
+
+        `every`: steps between asking several GPUs' processes whether one was asked to stop, for which the GPUs wait.
+        """
         if self._boundary is None:
             return
-        asked = _highest(trainer, self.interrupts.received or 0)
+        waits = trainer.world_size > 1 and trainer.strategy.root_device.type != "cpu"
+        asked = 0 if waits and trainer.global_step % every else _highest(trainer, self.interrupts.received or 0)
         if (self._due or asked) and trainer.global_step:
             self._due = False
             self.save(trainer)

@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 
 from diffusion_forcing.checkpoints import latest, load
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments import checkpointing
+from diffusion_forcing.experiments.checkpointing import Checkpoints
+from diffusion_forcing.experiments.options import CheckpointingOptions
 from tests.experiments import toy
 
 
@@ -211,3 +215,20 @@ def test_an_algorithm_says_what_it_is_and_which_weights_one_samples_with(tmp_pat
     assert found.statistics["data_std"].tolist() == [2.0]
     assert found.weights["average"].tolist() == [17.0, 17.0]
     assert found.step == 17
+
+
+@pytest.mark.parametrize(("world_size", "device", "steps"), [(1, "cuda", 20), (2, "cpu", 20), (2, "cuda", 2)])
+def test_only_processes_with_gpus_are_asked_now_and_then_whether_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int, device: str, steps: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(checkpointing, "_highest", lambda trainer, number: asked.append(number) or 0)
+    checkpoints = Checkpoints(CheckpointingOptions(), folder=tmp_path)
+    trainer: Any = SimpleNamespace(global_step=0, world_size=world_size, fit_loop=SimpleNamespace(state_dict=dict))
+    trainer.strategy = SimpleNamespace(root_device=torch.device(device))
+    checkpoints._take_boundary(trainer)
+    for trainer.global_step in range(1, 21):
+        checkpoints.on_train_batch_start(trainer, None, None, 0)  # type: ignore[arg-type]
+    assert len(asked) == steps
+    checkpoints.on_validation_start(trainer, None)  # type: ignore[arg-type]
+    assert len(asked) == steps + 1
