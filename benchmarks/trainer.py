@@ -34,7 +34,7 @@ TENSORS = 150
 
 
 class Rows(Dataset[Tensor]):
-    """100,000 rows of 4 numbers, served as whole batches."""
+    """100,000 rows of 4 numbers, served in batches."""
 
     def __init__(self) -> None:
         self.data = torch.randn(100_000, 4)
@@ -77,12 +77,12 @@ def bare(steps: int) -> float:
     """CPU seconds of `steps` steps in a plain loop."""
     module, data = Linear(), torch.randn(64, 4)
     optimizer = module.configure_optimizers()
-    began = time.process_time()
+    start = time.process_time()
     for _ in range(steps):
         optimizer.zero_grad()
         module.training_step(data, 0).backward()
         optimizer.step()
-    return time.process_time() - began
+    return time.process_time() - start
 
 
 def trained(steps: int, folder: Path) -> float:
@@ -98,28 +98,28 @@ def trained(steps: int, folder: Path) -> float:
     )
     run = Run.create(folder, "benchmark")
     experiment = BaseExperiment(options, dataset=Data(), algorithm=Linear(), run=run)
-    began = time.process_time()
+    start = time.process_time()
     experiment.run_task("training")
-    taken = time.process_time() - began
+    taken = time.process_time() - start
     run.finish()
     return taken
 
 
 def checkpoint(folder: Path) -> dict[str, float]:
-    """Seconds to save, load and read whole a checkpoint of the released planner: weights, average and optimiser state."""
+    """Seconds to save, load and resume a checkpoint of the released planner's size: weights, average, optimiser state."""
     size = PLANNER_WEIGHTS // TENSORS
     weights, average, first, second = ({f"w{i}": torch.randn(size) for i in range(TENSORS)} for _ in range(4))
     state = {"global_step": 1, "state_dict": weights, "ema": average, "optimizer_states": [first, second]}
     times = {}
-    began = time.perf_counter()
+    start = time.perf_counter()
     path = save(folder / "step-1", state, metadata={}, model=average)
-    times["save"] = time.perf_counter() - began
-    began = time.perf_counter()
+    times["save"] = time.perf_counter() - start
+    start = time.perf_counter()
     load(path)
-    times["load"] = time.perf_counter() - began
-    began = time.perf_counter()
+    times["load"] = time.perf_counter() - start
+    start = time.perf_counter()
     load(path, training=True)
-    times["resume"] = time.perf_counter() - began
+    times["resume"] = time.perf_counter() - start
     return times
 
 

@@ -275,7 +275,7 @@ class Metrics(Callback):
     def _note(self, epoch: int) -> None:
         total, count = self._window
         self._window = (0.0, 0)
-        step, began = self._clock
+        step, start = self._clock
         now = time.monotonic()
         self._clock = (self._step, now)
         metrics = {"epoch": float(epoch)}
@@ -284,7 +284,7 @@ class Metrics(Callback):
         metrics["training/lr"] = self._lr
         if self._guard.norm is not None:
             metrics["training/grad_norm"] = self._guard.norm.item()
-        metrics["training/steps_per_second"] = (self._step - step) / max(now - began, 1e-9)
+        metrics["training/steps_per_second"] = (self._step - step) / max(now - start, 1e-9)
         self._logger.note(self._step, metrics)
 
 
