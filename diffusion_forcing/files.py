@@ -1,7 +1,8 @@
 """Files that are whole or absent, and a lock, so that one process makes a file while the others wait for it.
 
-A file or folder is written under a hidden name beside its place, `.<name>.<process>-<random>.tmp`, and renamed when it is complete. A
-process that is killed leaves the old version or the new one, and at worst a hidden leftover, which `remove_leftovers` deletes.
+A file or folder is written under a hidden name beside its place, `.<name>.<process>-<random>.tmp`, and renamed when it
+is complete. A process that is killed leaves the old version or the new one, and at worst a hidden leftover, which
+`remove_leftovers` deletes.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)-[0-9a-f]{8}\.(?P<kind>
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, to be written as a file or a folder; it replaces `path` when the block succeeds.
+    """Yield a temporary path beside `path`, to be written as a file or folder; it replaces `path` at the block's end.
 
-    Where the block raises, `path` stays as it was and the temporary path is deleted. `durable` flushes to the disk, so that the new
-    version also survives a power failure.
+    Where the block raises, `path` stays as it was and the temporary path is deleted. `durable` flushes to the disk, so
+    that the new version also survives a power failure.
     """
     temporary = temporary_path(path)
     _IN_PROGRESS.add(temporary)
@@ -98,7 +99,7 @@ def recover(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """After `recover`, delete what killed processes left half written in `folder`, except by processes still running here."""
+    """After `recover`, delete what processes that run no longer left half written in `folder`."""
     recover(folder)
     for path, found in _leftovers(folder):
         process = int(found["process"])
@@ -108,7 +109,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path` (`.<name>.lock` beside it) inside the block; the system releases it when a process is killed."""
+    """Hold the lock of `path` (`.<name>.lock` beside it) inside the block; a kill releases it."""
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,12 +145,12 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def file_name(name: str) -> str:
-    """`name` with other characters than letters, digits, `.`, `_`, `=`, `+` and `-` replaced by `-`; never empty or hidden."""
+    """`name` with only letters, digits and `._=+-`, others replaced by `-`; never empty or hidden."""
     return re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII).strip("-.")[:100] or "run"
 
 
 class Log:
-    """A file of lines, each appended at once and whole. Lines refused by a full disk are kept and written before the next one."""
+    """A file of lines, each appended whole. Lines refused by a full disk are written before the next one."""
 
     def __init__(self, path: Path) -> None:
         """Open `path` for appending; a last line that a kill cut short is removed."""

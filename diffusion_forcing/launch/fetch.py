@@ -1,7 +1,9 @@
-"""Find the run that `load=` or `resume=` names on W&B, where it is not on this machine, and download its newest checkpoint.
+"""Find the run that `load=` or `resume=` names on W&B, where it is not on this machine, and download its newest
+checkpoint.
 
-Paths, runs in outputs/ and shipped checkpoints come first. W&B is asked only for what can be a run's id, and only if it is switched on
-(tracking=wandb, wandb.mode=online) or this machine is logged in. Every file is checked before it is used.
+Paths, runs in outputs/ and shipped checkpoints come first. W&B is asked only for what can be a run's id, and only if it
+is switched on (tracking=wandb, wandb.mode=online) or this machine is logged in. Every file is checked before it is
+used.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import file_name, new_folder, point_to, read_json, replacing, write_json
 from diffusion_forcing.launch.report import say
 from diffusion_forcing.tracking.run import ID_LENGTH
@@ -38,10 +40,11 @@ def asks_wandb(spec: str, options: WandbOptions, *, tracked: bool) -> bool:
 
 
 def fetch_checkpoint(spec: str, outputs: Path, options: WandbOptions) -> Path:
-    """The newest checkpoint of the run `spec` on W&B, for load=: one of our folders, or a .ckpt file of the released code.
+    """The newest checkpoint of the run `spec` on W&B, for load=: one of our folders, or a .ckpt file of the released
+    code.
 
-    It is downloaded into outputs/downloads, whole or not at all; a version that is there already is not downloaded again. UserError
-    without wandb, a network, a login or such a run, and for a checkpoint that is damaged.
+    It is downloaded into outputs/downloads, whole or not at all; a version that is there already is not downloaded
+    again. UserError without wandb, a network, a login or such a run, and for a checkpoint that is damaged.
     """
     say(f"{spec} is not on this machine; looking for it on W&B")
     if not installed():
@@ -58,18 +61,16 @@ def fetch_checkpoint(spec: str, outputs: Path, options: WandbOptions) -> Path:
     ) as artifact:
         place = folder / f"{found['id']}-{artifact.version}"
         if not place.is_dir():
-            try:
+            with explaining_os_errors(f"cannot write the run from W&B into {folder}", "make room there"):
                 folder.mkdir(parents=True, exist_ok=True)
                 with replacing(place) as temporary:
                     download(artifact, temporary)
                     _check(temporary)
-            except OSError as error:
-                raise UserError(f"cannot write the run from W&B into {folder}: {error.strerror or error}") from error
     return _checkpoint_in(place)
 
 
 def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:
-    """The run `spec` on W&B as a folder in `outputs`, for resume=: same id, configuration and log, and the newest checkpoint."""
+    """The run `spec` on W&B as a folder in `outputs`, for resume=, with its newest checkpoint."""
     source = fetch_checkpoint(spec, outputs, options)
     metadata = read_json(source / _RUN / "run.json", {}) if source.is_dir() else {}
     started = str(metadata.get("started", ""))
@@ -78,12 +79,10 @@ def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:
             f"run {spec} on W&B cannot be resumed, it has weights only; load={spec} starts a new run from them"
         )
     day, name = outputs / started[:10], f"{started[11:19].replace(':', '-')}-{file_name(str(metadata['name']))}"
-    try:
+    with explaining_os_errors(f"cannot write the run from W&B into {outputs}", "make room there"):
         folder = new_folder(day, name)
         with replacing(folder) as temporary:
             _write_run(temporary, source, metadata)
-    except OSError as error:
-        raise UserError(f"cannot write the run from W&B into {outputs}: {error.strerror or error}") from error
     with contextlib.suppress(OSError):  # a file system without links
         point_to(outputs / "latest-run", folder)
     say(f"run {metadata['id']} was downloaded from W&B: {folder}")

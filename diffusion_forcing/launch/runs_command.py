@@ -1,4 +1,4 @@
-"""`diffusion-forcing runs`: the page that compares runs, and `runs ls | show | best | rm | sync`. It reads the folders in `outputs/`."""
+"""`diffusion-forcing runs`: the page that compares the runs in `outputs/`, and `runs ls | show | best | rm | sync`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
 from diffusion_forcing.files import write_atomic
 from diffusion_forcing.launch.report import say
 from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines
@@ -62,10 +62,8 @@ def page(outputs: Path, every: Sequence[RunRecord], compared: Sequence[RunRecord
     if len(compared) > COMPARED:
         raise UserError(f"at most {COMPARED} runs can be compared, got {len(compared)}")
     path = outputs / "index.html"
-    try:
+    with explaining_os_errors(f"cannot write {path}", "make room or pass outputs=DIR"):
         write_atomic(path, comparison_page(outputs, every, compared or every[:COMPARED]))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     say(f"{len(every)} runs: {path}")
     if sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")):
         webbrowser.open(path.resolve().as_uri())
@@ -124,7 +122,8 @@ def rm(outputs: Path, chosen: Sequence[RunRecord], *, yes: bool = False) -> None
 def sync(chosen: Sequence[RunRecord], words: Sequence[str], *, follow: bool = False) -> None:
     """Upload to W&B what it lacks of each run, one after the other; any run, also one that was tracked locally.
 
-    `words`: wandb.KEY=VALUE. `follow`: a run that another machine is training, until it ends. UserError unless W&B then has all of each.
+    `words`: wandb.KEY=VALUE. `follow`: a run that another machine is training, until it ends. UserError unless W&B then
+    has all of each.
     """
     # Hydra and omegaconf take time to import, and no other runs command needs them.
     from omegaconf import OmegaConf

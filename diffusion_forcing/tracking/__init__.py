@@ -1,2 +1,1 @@
-"""Where a run writes: its folder, logs, pictures, films, and one page to read them. Knows no network, no dataset and
-no plot library."""
+"""A run's folder: its logs, images, videos and tables, one page to read them, and copies for W&B and TensorBoard."""

@@ -1,4 +1,4 @@
-"""Logged metrics as curves of at most 500 points, and a chart of them as inline SVG: no script, colours from the page's style sheet."""
+"""Logged metrics as curves of at most 500 points, and a chart of them as inline SVG without a script."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Point(NamedTuple):
 class Curve:
     """The values of one metric over steps.
 
-    Each value joins the newest point until that holds `width` values. When there are 500 points, neighbours are merged and `width`
-    doubles; so the memory and the page do not grow with the length of a run.
+    Each value joins the newest point until that holds `width` values. When there are 500 points, neighbours are merged
+    and `width` doubles; so the memory and the page do not grow with the length of a run.
     """
 
     def __init__(self, points: int = POINTS) -> None:
@@ -177,7 +177,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between low and high; also 2 and 5 times them when there are few, every n-th when there are many."""
+    """Powers of ten between low and high; also 2 and 5 times them when they are few, every n-th when many."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if high / low < 200 else (1,)
     every = (factor * 10.0**decade for decade in decades[:: math.ceil(len(decades) / 7)] for factor in factors)

@@ -1,4 +1,5 @@
-"""Arrays to files that a browser shows: PNG (zlib alone, so that a run needs no image library) and MP4 (H.264, by PyAV).
+"""Arrays to files that a browser shows: PNG (zlib alone, so that a run needs no image library) and MP4 (H.264, by
+PyAV).
 
 Pixels are uint8 in [0, 255], rows first: an image is (h, w), (h, w, 3) or (h, w, 4), a video (t, h, w, 3).
 """
@@ -55,7 +56,7 @@ class Mp4:
         """The newest frame, (h, w, 3)."""
 
     def add(self, frames: NDArray[Any]) -> None:
-        """Append `frames: (t, h, w, 3)` uint8. ValueError for no frame, another shape or type, or another size than before."""
+        """Append `frames: (t, h, w, 3)` uint8. ValueError for no frame, or another shape or type."""
         frames = np.asarray(frames)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
             raise ValueError(f"a video must be uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}")

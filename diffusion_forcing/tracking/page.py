@@ -1,7 +1,8 @@
 """The page of one run, `index.html` in its folder, and the page that compares runs, `outputs/index.html`.
 
-Both are one HTML file without scripts that loads nothing from other servers; all text is escaped; they are readable on a phone and in dark
-mode. A run's page contains its images, and its videos up to 8 MB, as data URIs; the page of all runs links to the runs' folders.
+Both are one HTML file without scripts that loads nothing from other servers; all text is escaped; they are readable on
+a phone and in dark mode. A run's page contains its images, and its videos up to 8 MB, as data URIs; the page of all
+runs links to the runs' folders.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def run_page(
     curves: Mapping[str, Curve],
     media: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The page of the run in `folder`. `metadata`, `metrics` and `media`: the contents of run.json, metrics.json and media.json."""
+    """The page of the run in `folder`, of the contents of run.json, metrics.json, metrics.jsonl and media.json."""
     reload = metadata["status"] == "running"
     body = [
         _header(metadata),
@@ -121,7 +122,7 @@ def run_page(
 
 
 def comparison_page(outputs: Path, runs: Sequence[RunRecord], compared: Sequence[RunRecord]) -> str:
-    """The page of `outputs`: a list of all `runs`, and the curves, images and videos of at most 8 `compared` ones side by side."""
+    """The page of `outputs`: a list of all `runs`, and the curves and media of at most 8 `compared` ones."""
     colours = {run.id: f"c{number}" for number, run in enumerate(compared[:COMPARED])}
     shown = [run for run in compared if run.id in colours]
     plural = "s" * (len(runs) != 1)

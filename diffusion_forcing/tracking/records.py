@@ -1,4 +1,4 @@
-"""The runs in `outputs/`, read from their files, to list, compare, rank and remove them. A folder without a readable run.json is ignored."""
+"""The runs in `outputs/`, to list, compare, rank and remove them; a folder without a readable run.json is ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
 from diffusion_forcing.files import point_to, read_json
 from diffusion_forcing.tracking.charts import Curve, read_curves
 
@@ -115,13 +115,11 @@ def remove(run: RunRecord, outputs: Path) -> None:
     if run.folder.is_symlink() or run.folder.resolve().parent.parent != outputs.resolve():
         raise UserError(f"run {run.id} lies outside {str(outputs)!r} (a link): remove it by hand")
     day, hidden = run.folder.parent, outputs / f".removed-{run.id}-{secrets.token_hex(4)}"
-    try:
+    with explaining_os_errors(f"run {run.id} could not be removed", "remove its folder by hand"):
         run.folder.rename(hidden)
         shutil.rmtree(hidden)
         if not any(day.iterdir()):
             day.rmdir()
-    except OSError as error:
-        raise UserError(f"run {run.id} could not be removed: {error.strerror or error}") from error
     link = outputs / "latest-run"
     if link.is_symlink() and not link.exists():
         left = read_runs(outputs)

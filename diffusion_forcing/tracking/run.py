@@ -11,9 +11,9 @@
         index.html      all of it on one self-contained page
     outputs/latest-run  a link to the newest run
 
-Files are replaced whole (`files.py`). Creating a run that cannot be written raises UserError; afterwards nothing here stops a training:
-what cannot be written causes one warning. Where nothing is to be tracked (a further process, a test), `NullRun` has the same methods and
-writes nothing.
+Files are replaced whole (`files.py`). Creating a run that cannot be written raises UserError; afterwards nothing here
+stops a training: what cannot be written causes one warning. Where nothing is to be tracked (a further process, a test),
+`NullRun` has the same methods and writes nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -38,7 +39,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
 from diffusion_forcing.files import (
     Log,
     file_name,
@@ -71,7 +72,7 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.pictures = folder / "pictures"
         self._metadata = metadata
-        self._curves: dict[str, Curve] = {}
+        self._curves: defaultdict[str, Curve] = defaultdict(Curve)
         self._metrics: dict[str, Any] = {}
         self._media: dict[str, dict[str, Any]] = {}
         self._log: Log | None = None
@@ -82,8 +83,9 @@ class Run:
     def create(cls, outputs: Path, name: str, *, command: Sequence[str] | None = None) -> Run:
         """A new run in `outputs`, with a first page, and `outputs/latest-run` pointing to it.
 
-        `name`: any text; the folder's name keeps its letters, digits, `.`, `_` and `-`. `command`: the words that started it, sys.argv
-        by default. Several processes may create runs at once. UserError when the run cannot be written there.
+        `name`: any text; the folder's name keeps its letters, digits, `.`, `_` and `-`. `command`: the words that
+        started it, sys.argv by default. Several processes may create runs at once. UserError when the run cannot be
+        written there.
         """
         metadata: dict[str, Any] = {
             "id": _new_id(),
@@ -99,18 +101,14 @@ class Run:
         }
         outputs = Path(outputs)
         day, second = metadata["started"][:10], metadata["started"][11:19].replace(":", "-")
-        try:
+        remedy = "pass outputs=<a folder you may write to> or make room there"
+        with explaining_os_errors(f"cannot write a run into outputs={str(outputs)!r}", remedy):
             folder = new_folder(outputs / day, f"{second}-{file_name(name)}")
             run = cls(folder, metadata)
             run.checkpoints.mkdir()
             run.pictures.mkdir()
             run._write_metadata()
             run._log = Log(folder / "metrics.jsonl")
-        except OSError as error:
-            raise UserError(
-                f"cannot write a run into outputs={str(outputs)!r}: {error.strerror or error}; "
-                "pass outputs=<a folder you may write to> or make room there"
-            ) from error
         with run._never_stopping("the link outputs/latest-run"):
             point_to(outputs / "latest-run", folder)
         run._write_page()
@@ -118,7 +116,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, *, command: Sequence[str] | None = None) -> Run:
-        """The run in `folder`, to be resumed: same id, appending to the same logs. UserError if there is none or it cannot be read."""
+        """The run in `folder`, to be resumed: same id and logs. UserError if there is none that can be read."""
         folder = Path(folder)
         metadata = _read_metadata(folder)
         again = {"time": _now(), "command": list(sys.argv if command is None else command), "commit": _commit()}
@@ -126,21 +124,20 @@ class Run:
         metadata |= {"status": "running", "host": socket.gethostname(), "pid": os.getpid()}
         metadata["resumed"] = [*metadata.get("resumed", []), again]
         run = cls(folder, metadata)
-        try:
+        with explaining_os_errors(f"cannot resume the run in {str(folder)!r}", "it must be writable"):
             run.checkpoints.mkdir(exist_ok=True)
             run.pictures.mkdir(exist_ok=True)
             for inside in (folder, run.pictures, folder / "tables"):
                 remove_leftovers(inside)
             run._write_metadata()
             run._log = Log(folder / "metrics.jsonl")
-        except OSError as error:
-            raise UserError(f"cannot resume the run in {str(folder)!r}: {error.strerror or error}") from error
-        run._curves = read_curves(folder / "metrics.jsonl")
+        run._curves.update(read_curves(folder / "metrics.jsonl"))
         run._metrics = read_json(folder / "metrics.json", {})
         run._media = read_json(run.pictures / "media.json", {})
         with run._never_stopping("the link outputs/latest-run"):
-            if folder.resolve().parent.parent.joinpath("latest-run").is_symlink():
-                point_to(folder.resolve().parent.parent / "latest-run", folder)
+            latest = folder.resolve().parents[1] / "latest-run"
+            if latest.is_symlink():
+                point_to(latest, folder)
         run._write_page()
         return run
 
@@ -165,18 +162,14 @@ class Run:
         for name, value in metrics.items():
             number = record[name] = _number(value)
             if number is not None:
-                curve = self._curves.get(name)
-                if curve is None:
-                    curve = self._curves[name] = Curve()
-                curve.add(step, number)
+                self._curves[name].add(step, number)
         try:
             if self._log is None:
                 self._log = Log(self.folder / "metrics.jsonl")
             self._log.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
             self._warn("metrics.jsonl", error)
-        if time.monotonic() >= self._next_page:
-            self._write_page()
+        self._refresh()
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
         """Merge headline numbers into metrics.json. Values: numbers (null if not finite) or short texts."""
@@ -214,7 +207,7 @@ class Run:
 
     @contextlib.contextmanager
     def video_writer(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:
-        """The same for a video that comes in pieces: call `add(frames)` with (t, h, w, 3). It is kept when the block succeeds."""
+        """The same for a video in pieces, by `add(frames: (t, h, w, 3))`; it is kept when the block succeeds."""
         path, what = self.pictures / f"{file_name(name)}.mp4", f"video '{name}'"
         poster, temporary = path.with_name(f"{path.stem}-poster.png"), temporary_path(path)
         video: Mp4 | None = None
@@ -242,7 +235,7 @@ class Run:
                 temporary.unlink(missing_ok=True)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
-        """Keep `rows` as tables/<name>.csv and <name>.json; the columns are the rows' keys in the order they first appear."""
+        """Keep `rows` as tables/<name>.csv and <name>.json; the columns are the rows' keys in their order."""
         with self._never_stopping(f"table '{name}'"):
             columns = list(dict.fromkeys(key for row in rows for key in row))
             text = io.StringIO()

@@ -1,7 +1,7 @@
 """TensorBoard, added to a run by `tracking=tensorboard`: event files in the run's folder tensorboard/.
 
-Scalars at their steps, images as they are, videos as animated GIFs (TensorBoard shows no other format), tables as text. A resumed run
-overwrites what was logged after its checkpoint. View it with `tensorboard --logdir outputs`.
+Scalars at their steps, images as they are, videos as animated GIFs (TensorBoard shows no other format), tables as text.
+A resumed run overwrites what was logged after its checkpoint. View it with `tensorboard --logdir outputs`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Tensorboard(Tracker):
             self._writer = None
 
     def _open(self) -> Any:
-        """The writer, opened at the first step that is logged; what an earlier session logged from there on is discarded."""
+        """The writer; opened at the first step logged, it discards what an earlier session logged after that."""
         if self._writer is None:
             assert self._folder is not None
             purge = self._step if self._resumed else None

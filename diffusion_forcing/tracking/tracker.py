@@ -1,8 +1,9 @@
-"""Trackers: what receives a copy of everything written into a run's folder, such as W&B, TensorBoard, or a class of the user's.
+"""Trackers: what receives a copy of everything written into a run's folder, such as W&B, TensorBoard, or a class of the
+user's.
 
-`TrackedRun` writes into the folder as `Run` does and then calls its trackers; a tracker that fails causes one warning and the run goes on.
-A tracker is a subclass of `Tracker` with a frozen dataclass `Options`, named in `configurations/tracking/<name>.yaml` by `_target_`, and
-chosen by `tracking=<name>`.
+`TrackedRun` writes into the folder as `Run` does and then calls its trackers; a tracker that fails causes one warning
+and the run goes on. A tracker is a subclass of `Tracker` with a frozen dataclass `Options`, named in
+`configurations/tracking/<name>.yaml` by `_target_`, and chosen by `tracking=<name>`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Weights & Biases, added to a run by `tracking=wandb` or `wandb.mode=online|offline`.
 
-The training never calls wandb. A second process (`wandb_upload`) reads the run's folder as it grows and logs it with W&B's own client;
-so a slow or lost network, a missing login or a crash in W&B's code cannot stop or delay a training step. This module is the training's
-side: start that process, repeat its messages at the terminal, and wait for it at the end, for a limited time.
+The training never calls wandb. A second process (`wandb_upload`) reads the run's folder as it grows and logs it with
+W&B's own client; so a slow or lost network, a missing login or a crash in W&B's code cannot stop or delay a training
+step. This module is the training's side: start that process, repeat its messages at the terminal, and wait for it at
+the end, for a limited time.
 
     python -m diffusion_forcing.tracking.wandb FOLDER [--parent=PID | --follow]
 
-uploads the run in FOLDER. With `--parent` it ends when the run or that process ends; with `--follow` it follows a run of another machine
-until run.json says that it has ended; with neither it uploads what W&B lacks and ends. Exit code 0 means that W&B has everything.
+uploads the run in FOLDER. With `--parent` it ends when the run or that process ends; with `--follow` it follows a run
+of another machine until run.json says that it has ended; with neither it uploads what W&B lacks and ends. Exit code 0
+means that W&B has everything.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ def logged_in() -> bool:
 def start_upload(
     folder: Path, options: WandbOptions, config: Mapping[str, Any], *flags: str, stdout: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start the process that uploads the run in `folder`. `config`: the run's whole configuration; `flags` as in the module's docstring."""
+    """Start the process that uploads the run in `folder` with the configuration `config`; `flags`: see the module."""
     (folder / FOLDER).mkdir(exist_ok=True)
     settings = asdict(options) | {"mode": options.mode or "online", "config": dict(config)}
     write_json(folder / FOLDER / SETTINGS, settings)

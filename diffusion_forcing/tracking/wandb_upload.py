@@ -1,7 +1,8 @@
 """Upload of a run's folder to W&B, and download of its newest checkpoint: everything that calls the package wandb.
 
-Every row on W&B carries the number of its line in metrics.jsonl, so W&B itself says where to continue: after a lost connection, a crash
-or a resume no row is missing and none is sent twice. While W&B cannot be used nothing is lost, for the folder has everything.
+Every row on W&B carries the number of its line in metrics.jsonl, so W&B itself says where to continue: after a lost
+connection, a crash or a resume no row is missing and none is sent twice. While W&B cannot be used nothing is lost, for
+the folder has everything.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Upload:
     def __init__(
         self, folder: Path, *, say: Callable[[str], None], hang_up: Callable[[], None], parent: int | None = None
     ) -> None:
-        """`say` prints a message for the user. `hang_up` is called when nobody needs to wait any longer. `parent`: the training process."""
+        """`say` prints a message; `hang_up` is called when nobody need wait; `parent`: the training process."""
         self.folder = folder
         self.say = say
         self.hang_up = hang_up
@@ -63,7 +64,7 @@ class Upload:
         self._warned = False
 
     def run(self, *, follow: bool = False) -> bool:
-        """Upload until the run has ended; whether W&B has all of it. `follow`: the run is another machine's and may still be running."""
+        """Upload until the run has ended; whether W&B has all of it. `follow`: another machine trains it."""
         try:
             while True:
                 status = self._status(follow)  # read before the files: nothing is written after the run has ended
@@ -192,7 +193,7 @@ class Upload:
             except WaitTimeoutError:
                 return True
             except Exception as error:
-                self.say(f"warning: checkpoint {self._checkpoint} was not uploaded to W&B ({_line(error)})")
+                self.say(f"warning: uploading checkpoint {self._checkpoint} to W&B: {_line(error)}")
             self._artifact = None
         newest = (self.folder / "checkpoints" / "latest").resolve()
         metadata = read_json(newest / "checkpoint.json", {})
@@ -207,7 +208,8 @@ class Upload:
                         artifact.add_file(str(self.folder / name), name=f"{RUN}/{name}", skip_cache=True)
             except (OSError, ValueError) as error:
                 if newest.is_dir():  # else a newer one has replaced it
-                    raise OSError(f"{newest.name} cannot be copied: {error}") from error
+                    self.say(f"warning: checkpoint {newest.name} cannot be uploaded to W&B: {_line(error)}")
+                    self._checkpoint = mark
                 return False
             self._artifact, self._checkpoint = self.session.log_artifact(artifact, aliases=["latest"]), mark
         return self._artifact is not None
@@ -234,10 +236,10 @@ class Upload:
             self.say(f"warning: {reason} at the end of the run; {later}")
             self.hang_up()
         else:
-            while self._send_checkpoint(5) and self.online:
-                if unavailable() is not None:
-                    break
-        whole = reason is None
+            # The last checkpoint takes as long as it takes; an offline run only receives it.
+            while self._send_checkpoint(5) and self.online and unavailable() is None:
+                pass
+        whole = reason is None and (self._artifact is None or not self.online)
         try:
             self.session.summary["status"] = status
             self.session.finish(exit_code=0 if status == "finished" else 1)
@@ -274,7 +276,7 @@ class Upload:
 
 
 class _Lines:
-    """The complete lines of a file that grows, each once. The file may be cut shorter and written again, as a resumed run does."""
+    """The complete lines of a file that grows, each once; a resumed run may cut it shorter and write it again."""
 
     def __init__(self, path: Path, sent: int) -> None:
         """Lines up to number `sent` are skipped."""

@@ -1,4 +1,4 @@
-"""W&B beside a run's folder: against W&B's own client and a server that stands in for W&B's. Nothing of ours is mocked."""
+"""Upload of a run by W&B's own client to a server that stands in for W&B's; nothing of ours is mocked."""
 
 from __future__ import annotations
 
@@ -200,7 +200,9 @@ def test_an_offline_run_is_wandbs_own_and_wandb_sync_takes_it_up(
 
 
 def read_back(offline: Path) -> dict[str, Any]:
-    """What an offline run's file holds: records of W&B's, in blocks of 32 KiB behind a header of 7 bytes (the format of LevelDB's log)."""
+    """What an offline run's file holds: records of W&B's, in blocks of 32 KiB behind a header of 7 bytes (the format of
+    LevelDB's log).
+    """
     from wandb.proto import wandb_internal_pb2
 
     (file,) = offline.glob("*.wandb")

@@ -1,4 +1,6 @@
-"""What W&B's server answers, by GraphQL operation: as much as the pinned client asks to track a run, upload a checkpoint and download it."""
+"""What W&B's server answers, by GraphQL operation: as much as the pinned client asks to track a run, upload a
+checkpoint and download it.
+"""
 
 from __future__ import annotations
 

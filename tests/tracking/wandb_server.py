@@ -1,7 +1,8 @@
 """A stand-in for W&B's server on 127.0.0.1: as much of its protocol as the pinned client needs to track a run, upload a
 checkpoint and download it again. It keeps what it is sent; it knows nothing of ours.
 
-What the client really asks is GraphQL by operation name (`wandb_answers`), a stream of a run's lines, and PUT and GET of files.
+What the client really asks is GraphQL by operation name (`wandb_answers`), a stream of a run's lines, and PUT and GET
+of files.
 """
 
 from __future__ import annotations
