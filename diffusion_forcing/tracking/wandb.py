@@ -28,7 +28,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked, write_json
+from diffusion_forcing.files import locked, read_json, write_json
 from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.tracker import Tracker, tell
 
@@ -172,7 +172,8 @@ def main(words: list[str]) -> int:
         try:
             from diffusion_forcing.tracking.wandb_upload import Upload
 
-            upload = Upload(folder, say=say, hang_up=terminal.close, parent=next(iter(parents), None))
+            settings, parent = read_json(folder / FOLDER / SETTINGS, {}), next(iter(parents), None)
+            upload = Upload(folder, settings, say=say, hang_up=terminal.close, parent=parent)
             return 0 if upload.run(follow="--follow" in words) else 1
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]

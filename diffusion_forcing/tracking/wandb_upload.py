@@ -15,7 +15,7 @@ import shlex
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import read_json, write_json
-from diffusion_forcing.tracking.wandb import FOLDER, SETTINGS
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 20  # for W&B to answer
@@ -44,18 +43,26 @@ class Upload:
     """Uploads the run in a folder while it grows, until it has ended."""
 
     def __init__(
-        self, folder: Path, *, say: Callable[[str], None], hang_up: Callable[[], None], parent: int | None = None
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        say: Callable[[str], None],
+        hang_up: Callable[[], None],
+        parent: int | None = None,
     ) -> None:
-        """`say` prints a message; `hang_up` is called when nobody need wait; `parent`: the training process."""
+        """`settings`: `WandbOptions`, and the run's `config`. `say` prints a message; `hang_up` is called when nobody
+        need wait any longer; `parent`: the training process.
+        """
         self.folder = folder
         self.say = say
         self.hang_up = hang_up
         self.parent = parent
-        self.settings = read_json(folder / FOLDER / SETTINGS, {})
+        self.settings = settings
         self.metadata = read_json(folder / "run.json", {})
         self.online = self.settings["mode"] != "offline"
         self.session: Any = None  # W&B's run; None while W&B is not available
-        self._note = folder / FOLDER / f"sent-{self.settings['mode']}.json"
+        self._note = folder / "wandb" / f"sent-{settings['mode']}.json"
         self._lines = _Lines(folder / "metrics.jsonl", 0)
         self._media_time = self._summary_time = self._step = 0
         self._checkpoint = ""  # the last one that was uploaded, or is being uploaded

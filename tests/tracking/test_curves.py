@@ -6,12 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_forcing.tracking.charts import POINTS, Curve, read_curves
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(2, 20))
 def test_a_thinned_curve_keeps_mean_extremes_count_and_order(values: list[float], most: int) -> None:
     curve = Curve(points=most)
