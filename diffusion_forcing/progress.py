@@ -26,7 +26,7 @@ _RATE_SECONDS = 300.0
 
 
 class Bar:
-    """Progress of one task, as a context manager. `advance(n)` after n more units are done."""
+    """Progress of one task, as a context manager: call `advance(n)` after n more units; silent unless `show`."""
 
     def __init__(
         self,
@@ -95,11 +95,6 @@ class Bar:
         if task.time_remaining is not None:
             parts.append(f"{task.time_remaining:.0f} s left")
         return ", ".join(part for part in parts if part)
-
-
-def progress_bar(description: str, *, total: int, done: int = 0, unit: str = "steps", show: bool = True) -> Bar:
-    """A `Bar` on stderr for `total` units (0: unknown), `done` of them finished earlier; silent unless `show`."""
-    return Bar(description, total=total, done=done, unit=unit, show=show)
 
 
 class _Rate(ProgressColumn):

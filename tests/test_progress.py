@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from diffusion_forcing import progress
-from diffusion_forcing.progress import Bar, progress_bar
+from diffusion_forcing.progress import Bar
 
 
 def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
@@ -16,7 +16,7 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    with progress_bar("generating umaze", total=1000, done=200) as bar:
+    with Bar("generating umaze", total=1000, done=200) as bar:
         for _ in range(4):
             clock[0] += 6.0
             bar.advance(200)
@@ -36,7 +36,7 @@ def test_a_note_and_a_description_can_be_changed(capsys: pytest.CaptureFixture[s
 
 
 def test_an_unknown_size_gives_no_line_per_block(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("file", total=0, unit="bytes") as bar:
+    with Bar("file", total=0, unit="bytes") as bar:
         for _ in range(5):
             bar.advance(10)
     assert capsys.readouterr().err == ""
@@ -52,6 +52,6 @@ def test_a_terminal_gets_a_bar_with_rate() -> None:
 
 
 def test_show_false_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("x", total=10, show=False) as bar:
+    with Bar("x", total=10, show=False) as bar:
         bar.advance(10)
     assert capsys.readouterr() == ("", "")

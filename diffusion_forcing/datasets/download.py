@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.progress import progress_bar
+from diffusion_forcing.progress import Bar
 
 _BLOCK = 1 << 18
 """Bytes read at once."""
@@ -146,7 +146,7 @@ def _copy(reply: http.client.HTTPResponse, part: Path, *, begin: int, total: int
     """Write the bytes of the reply from position `begin` on; nothing stays behind them."""
     with (
         open(part, "r+b" if begin else "wb") as file,
-        progress_bar(part.stem, total=total or 0, done=begin, unit="bytes", show=progress) as bar,
+        Bar(part.stem, total=total or 0, done=begin, unit="bytes", show=progress) as bar,
     ):
         file.seek(begin)
         file.truncate()

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.errors import UserError, check_minimum, explaining_os_errors
 from diffusion_forcing.files import locked, replacing, write_json
-from diffusion_forcing.progress import progress_bar
+from diffusion_forcing.progress import Bar
 
 Episode = Mapping[str, NDArray[Any]]
 Task = tuple[str, int]
@@ -89,9 +89,7 @@ def generate(
         missing = [task for task in tasks if not zipfile.is_zipfile(episode_file(folder, *task))]
         total, left = (simulator.frames * count for count in (len(tasks), len(missing)))
         with (
-            progress_bar(
-                f"generating {folder.name}", total=total, done=total - left, unit="frames", show=progress
-            ) as bar,
+            Bar(f"generating {folder.name}", total=total, done=total - left, unit="frames", show=progress) as bar,
             _Workers((simulator, save, folder), min(len(missing), workers or _cores())) as pool,
         ):
             for _ in pool.run(missing):

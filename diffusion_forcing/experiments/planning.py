@@ -34,7 +34,7 @@ from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
 from diffusion_forcing.metrics.planning import REFERENCE_SCORES, normalized_score, planning_report
-from diffusion_forcing.progress import progress_bar
+from diffusion_forcing.progress import Bar
 from diffusion_forcing.tracking.charts import read_curves
 from diffusion_forcing.visualization.curves import draw_loss_curve
 from diffusion_forcing.visualization.maze import GOAL_RADIUS, draw_plans, video_of_execution, video_of_plan
@@ -260,7 +260,7 @@ class PlanningExperiment(BaseExperiment):
             compile_network(planner.forcing, options.compile)
         maze, total = self.dataset.maze, self.options.episodes
         groups = []
-        with progress_bar(f"{task}: {total} episodes", total=total * maze.max_steps) as bar, torch.no_grad():
+        with Bar(f"{task}: {total} episodes", total=total * maze.max_steps) as bar, torch.no_grad():
             for first in range(0, total, options.batch_size):
                 count = min(options.batch_size, total - first)
                 env = VectorMaze2d(maze, count, goal=algorithm.options.goal)

@@ -26,7 +26,7 @@ from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions
-from diffusion_forcing.progress import progress_bar
+from diffusion_forcing.progress import Bar
 from diffusion_forcing.tracking.charts import read_curves
 from diffusion_forcing.visualization.curves import draw_loss_curve
 from diffusion_forcing.visualization.robot import decision_grid, episode_video
@@ -107,7 +107,7 @@ class RobotExperiment(BaseExperiment):
         if options.test.compile:
             compile_network(robot, options.test.compile)
         groups: list[Played] = []
-        with progress_bar("test", total=options.episodes * MAX_DECISIONS, unit="decisions") as bar:
+        with Bar("test", total=options.episodes * MAX_DECISIONS, unit="decisions") as bar:
             for first in range(0, options.episodes, options.test.batch_size):
                 count = min(options.test.batch_size, options.episodes - first)
                 videos = 0 if groups else options.films

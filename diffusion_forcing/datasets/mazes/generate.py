@@ -27,7 +27,7 @@ from diffusion_forcing.environments.mazes.maze2d import PointMass, build_model, 
 from diffusion_forcing.environments.mazes.waypoint import WaypointController
 from diffusion_forcing.errors import UserError, check_minimum, explaining_os_errors
 from diffusion_forcing.files import replacing, write_atomic
-from diffusion_forcing.progress import progress_bar
+from diffusion_forcing.progress import Bar
 
 SHARD_STEPS = 50_000
 """Steps of a shard: about two seconds of work."""
@@ -161,7 +161,7 @@ def _collect(maze: Maze, partial: Path, recipe: Recipe, *, num_steps: int, progr
         with np.load(files[ready - 1]) as previous:
             collector.set_state({key: previous[key] for key in previous.files if key.startswith("state/")})
     done = sum(sizes[:ready])
-    with progress_bar(f"generating {maze.name}", total=num_steps, done=done, unit="steps", show=progress) as bar:
+    with Bar(f"generating {maze.name}", total=num_steps, done=done, unit="steps", show=progress) as bar:
         for shard in range(ready, count):
             steps = collector.collect(shard, num_steps=sizes[shard])
             with replacing(files[shard]) as temporary, open(temporary, "wb") as stream:

@@ -23,7 +23,7 @@ from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, Robot
 from diffusion_forcing.datasets.robot.video import write_video
 from diffusion_forcing.errors import UserError, check_choice, explaining_os_errors
 from diffusion_forcing.files import locked, remove_leftovers, replacing, write_atomic
-from diffusion_forcing.progress import Bar, progress_bar
+from diffusion_forcing.progress import Bar
 
 LAYOUTS = ("ours", "lerobot")
 
@@ -74,7 +74,7 @@ def convert_robot(
     if not counts:
         raise UserError(f"{source} has no demonstrations")
     total = sum(counts.values())
-    with progress_bar(f"converting {source.name}", total=total, unit="demonstrations", show=progress) as bar:
+    with Bar(f"converting {source.name}", total=total, unit="demonstrations", show=progress) as bar:
         if options.to == "lerobot":
             write_lerobot(target, _read_all(opened, counts, options, bar), options)
         else:

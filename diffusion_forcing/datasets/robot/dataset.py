@@ -25,7 +25,7 @@ from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.released import is_released
 from diffusion_forcing.datasets.robot.source import SPLITS, RobotSource
 from diffusion_forcing.errors import UserError, check_minimum
-from diffusion_forcing.progress import progress_bar
+from diffusion_forcing.progress import Bar
 
 CAMERAS = ("front", "over")
 """The simulator's cameras."""
@@ -119,7 +119,7 @@ class RobotDataset:
                 f"a stack of {self.options.action_stack} actions lasts {self.options.action_stack / source.fps:.2f} s"
             )
         total = sum(source.counts.get(split, 0) for split in SPLITS)
-        with progress_bar("reading demonstrations", total=total, unit="episodes", show=progress) as bar:
+        with Bar("reading demonstrations", total=total, unit="episodes", show=progress) as bar:
             cache = FrameCache(source, self.options.resolution, write=self.options.cache)
             episodes = {split: cache.read(split, self.cameras, bar, max_bytes=MAX_BYTES) for split in SPLITS}
         if not episodes["training"]:

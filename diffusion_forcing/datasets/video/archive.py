@@ -25,7 +25,7 @@ from typing import IO, cast
 from diffusion_forcing.datasets.download import checksum, download
 from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import locked, read_json, replacing, write_json
-from diffusion_forcing.progress import Bar, progress_bar
+from diffusion_forcing.progress import Bar
 
 FOLDER = ".download"
 """In the data's folder: downloaded parts and the note of the position. Deleted when everything is unpacked."""
@@ -153,7 +153,7 @@ class _Stream:
         self._file = self._opened.enter_context(open(path, "rb"))  # noqa: SIM115  closed by the stack
         self._file.seek(self._skip)
         label = f"unpacking {path.name} ({self._number + 1} of {len(self._parts)})"
-        bar = progress_bar(label, total=size, done=self._skip, unit="bytes", show=self._progress)
+        bar = Bar(label, total=size, done=self._skip, unit="bytes", show=self._progress)
         self._bar = self._opened.enter_context(bar)
         self._skip = 0
         return True

@@ -24,7 +24,7 @@ from diffusion_forcing.datasets.video.episode import Episode
 from diffusion_forcing.datasets.video.files import Unusable, reading
 from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import locked, replacing
-from diffusion_forcing.progress import progress_bar
+from diffusion_forcing.progress import Bar
 
 _HEADER_BYTES = 128
 """Bytes before the first frame: numpy's header of any array with sides of up to 10 digits."""
@@ -94,7 +94,7 @@ class VideoCache:
         label, total = f"decoding {self._root}", done + len(missing)
         with (
             ThreadPoolExecutor(max(workers, 1)) as pool,
-            progress_bar(label, total=total, done=done, unit="clips", show=progress) as bar,
+            Bar(label, total=total, done=done, unit="clips", show=progress) as bar,
         ):
             tasks = {pool.submit(self._write, episode, stop): episode for episode in missing}
             try:

@@ -19,7 +19,7 @@ from diffusion_forcing.datasets.video.episode import Episode, inspect
 from diffusion_forcing.datasets.video.files import Group, find_groups
 from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import locked, replacing
-from diffusion_forcing.progress import progress_bar
+from diffusion_forcing.progress import Bar
 
 INDEX_VERSION = 2
 _ARRAYS = ("keyframes", "times", "actions")
@@ -106,7 +106,7 @@ def _inspect_new(
     missing = [group for group in groups if group.stem not in found]
     with (
         ThreadPoolExecutor(max(workers, 1)) as pool,
-        progress_bar(f"inspecting {root}", total=len(groups), done=len(found), unit="clips", show=progress) as bar,
+        Bar(f"inspecting {root}", total=len(groups), done=len(found), unit="clips", show=progress) as bar,
     ):
         for episode in pool.map(lambda group: inspect(root, group), missing):
             found[episode.stem] = episode

@@ -31,7 +31,7 @@ from diffusion_forcing.experiments.video import report
 from diffusion_forcing.experiments.video.distances import distances_of
 from diffusion_forcing.experiments.video.drawing import Drawing
 from diffusion_forcing.experiments.video.rollouts import OPENING, Roller, Scores, frame_metrics
-from diffusion_forcing.progress import Bar, progress_bar
+from diffusion_forcing.progress import Bar
 from diffusion_forcing.tracking.run import NullRun
 
 TEST_SEED_OFFSET, INTERPOLATION_SEED_OFFSET = 10_000, 20_000
@@ -195,7 +195,7 @@ class VideoExperiment(BaseExperiment):
                 if bar is None:
                     predicted = length - context - end_frames
                     total = clips * (predicted + min(predicted, OPENING) * shuffles)
-                    bar = stack.enter_context(progress_bar(task, total=total, unit="frames"))
+                    bar = stack.enter_context(Bar(task, total=total, unit="frames"))
                     roller.on_frames = bar.advance
                 with drawing.of(batch, number) as on_chunk:
                     if end_frames:
