@@ -289,11 +289,9 @@ def _find_run(spec: str, outputs: Path, words: Sequence[str]) -> Path:
     try:
         return _local_run(spec, outputs)
     except UserError as here:
-        chosen = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
-        wandb = build_options(WandbOptions, OmegaConf.to_container(chosen["wandb"]), "wandb")
-        if _exists(spec) or not asks_wandb(spec, wandb, tracked="wandb" in (chosen.get("tracking") or {})):
-            raise
-        return _from_wandb(fetch_run, spec, outputs, wandb, here)
+        config = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
+        wandb = build_options(WandbOptions, OmegaConf.to_container(config["wandb"]), "wandb")
+        return _download(fetch_run, spec, outputs, wandb, tracked="wandb" in (config.get("tracking") or {}), here=here)
 
 
 def _local_run(spec: str, outputs: Path) -> Path:
@@ -313,9 +311,7 @@ def _find_checkpoint(spec: str, settings: Settings, *, tracked: bool) -> Path:
     try:
         return _local_checkpoint(spec, outputs)
     except UserError as here:
-        if _exists(spec) or not asks_wandb(spec, settings.wandb, tracked=tracked):
-            raise
-        return _from_wandb(fetch_checkpoint, spec, outputs, settings.wandb, here)
+        return _download(fetch_checkpoint, spec, outputs, settings.wandb, tracked=tracked, here=here)
 
 
 def _local_checkpoint(spec: str, outputs: Path) -> Path:
@@ -325,7 +321,12 @@ def _local_checkpoint(spec: str, outputs: Path) -> Path:
     return resolve(spec, outputs)
 
 
-def _from_wandb(fetch: Callable[..., Path], spec: str, outputs: Path, wandb: WandbOptions, here: UserError) -> Path:
+def _download(
+    fetch: Callable[..., Path], spec: str, outputs: Path, wandb: WandbOptions, *, tracked: bool, here: UserError
+) -> Path:
+    """What `fetch` downloads. here: the error about the local search, raised if W&B is not used or does not have it either."""
+    if _exists(spec) or not asks_wandb(spec, wandb, tracked=tracked):
+        raise here
     try:
         return fetch(spec, outputs, wandb)
     except UserError as there:

@@ -27,7 +27,6 @@ from diffusion_forcing.tracking.run import Run
 JOB, SYNC_LOG = "job.json", "sync.log"
 POLL_SECONDS = 2.0
 SYNC_SECONDS = 15.0
-SYNC_ATTEMPTS = 3
 UNKNOWN = "UNKNOWN"
 MAYBE_REQUEUED = ("PREEMPTED", "NODE_FAIL")
 """States before a job is queued again, or for good."""
@@ -203,12 +202,7 @@ def upload(run: Path, job: str, sync: Sequence[str], *, wait: Callable[[float], 
     if metadata.get("status") == "running":  # killed before it could write its end
         write_json(run / "run.json", {**metadata, "status": "failed"})
     last = [word for word in sync if word != "--follow"]
-    for attempt in range(SYNC_ATTEMPTS):
-        if attempt:
-            wait(SYNC_SECONDS)
-        if subprocess.run(last, check=False).returncode == 0:
-            return True
-    return False
+    return subprocess.run(last, check=False).returncode == 0
 
 
 if __name__ == "__main__":

@@ -298,13 +298,6 @@ def test_a_run_whose_job_was_killed_is_not_running_any_more_and_nobody_waits_for
     assert json.loads((slurm / "run.json").read_text()) == {"status": "failed"}
 
 
-def test_the_last_pass_is_tried_again_and_its_failure_is_told(slurm: Path) -> None:
-    states(slurm, "COMPLETED")
-    waited: list[float] = []
-    assert not submission.upload(slurm, "17", ["false"], wait=waited.append)
-    assert len(waited) == submission.SYNC_ATTEMPTS - 1
-
-
 def test_where_the_nodes_are_offline_the_job_knows_of_no_wandb_and_this_machine_passes_it_on(
     slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

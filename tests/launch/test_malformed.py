@@ -19,6 +19,7 @@ from tests.launch import malformed_files, malformed_words
 from tests.launch.malformed_files import MINE
 
 LONGEST_LINE = 1200
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,10 @@ from tests.experiments.test_resume import ROOT
 from tests.slurm import local
 from tests.tracking.wandb_server import KEY, WandbServer
 
-pytestmark = pytest.mark.skipif(bool(local.lacking()), reason=f"Slurm is not tested: {local.lacking()}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(local.lacking()), reason=f"Slurm is not tested: {local.lacking()}"),
+]
 
 STEPS, FIRST, SECOND = 20, 5, 12
 MINE = "defaults: [base_slurm, _self_]\nparams: {num_gpus: 0, num_cpus: 2, memory: null}\n"
