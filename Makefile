@@ -7,9 +7,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# pip's extra words. A machine without a GPU outside this workplace: PIP_WORDS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# More options for pip; on a machine without a GPU: PIP_WORDS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_WORDS ?=
-# pytest's extra words, e.g. make test PYTEST_WORDS="-k launch -x"
+# More options for pytest, e.g. make test PYTEST_WORDS="-k launch -x"
 PYTEST_WORDS ?=
 # More overrides for a demo's command lines, e.g. make demo OVERRIDES="experiment.episodes=1"
 OVERRIDES ?=

@@ -100,15 +100,15 @@ def plan(words: Sequence[str]) -> Plan:
     Builds no part and writes no file, except for a checkpoint that is downloaded from W&B. Raises UserError.
     """
     overrides = read_overrides(words)
-    given = {override.key: override.value for override in overrides if not override.delete and not override.group}
-    outputs = Path(given.get("outputs") or "outputs")
-    resumed = _find_run(given["resume"], outputs, words) if given.get("resume") else None
+    overridden = {override.key: override.value for override in overrides if not override.delete and not override.group}
+    outputs = Path(overridden.get("outputs") or "outputs")
+    resumed = _find_run(overridden["resume"], outputs, words) if overridden.get("resume") else None
     new_job = resumed is not None and is_new_job(resumed)
     if resumed is None:
         config = compose(words)
     else:
         config = compose_on(_saved_config(resumed), words)
-        config["resume" if new_job else "load"] = None if new_job else given.get("load")
+        config["resume" if new_job else "load"] = None if new_job else overridden.get("load")
 
     mapping = resolved(config)
     everywhere = list(_dotted_keys(mapping))
@@ -120,7 +120,7 @@ def plan(words: Sequence[str]) -> Plan:
     adopted = []
     if checkpoint and settings.load and not new_job:
         check_task(mapping, checkpoint)
-        adopted = adopt_(config, checkpoint, given)
+        adopted = adopt_(config, checkpoint, overridden)
         mapping = resolved(config)
 
     parts = {where: read_part(mapping[where], where, everywhere=everywhere) for where in PARTS}

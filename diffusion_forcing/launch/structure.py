@@ -67,10 +67,10 @@ def check_task(config: Mapping[str, Any], checkpoint: Path) -> None:
         )
 
 
-def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[str]:
+def adopt_(config: DictConfig, checkpoint: Path, overridden: Iterable[str]) -> list[str]:
     """Write the structure and the sampling settings of `checkpoint` into `config` in place. Returns the changes as `key=value`.
 
-    given: dotted keys that the command line set. They, their parents and their children keep their values, and so does a key that
+    overridden: dotted keys that the command line set. They, their parents and their children keep their values, and so does a key that
     interpolates one of them. One exception: `algorithm.n_frames` interpolates `dataset.n_frames`, which is the window where a network is
     trained and the length of a rollout elsewhere; without training, the window stays the checkpoint's. A checkpoint of another
     environment sets keys of the algorithm only.
@@ -78,7 +78,7 @@ def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[s
     plain = resolved(config)
     metadata = _metadata(checkpoint, plain)
     stored = [metadata[name] for name in ("structure", "sampling") if isinstance(metadata.get(name), Mapping)]
-    now, given = OmegaConf.create(plain), list(given)
+    now, overridden = OmegaConf.create(plain), list(overridden)
     trains = "training" in (OmegaConf.select(now, "experiment.tasks") or ())
     same_environment = metadata.get("env_id") == OmegaConf.select(now, "dataset.env_id")
     changes = []
@@ -87,8 +87,8 @@ def adopt_(config: DictConfig, checkpoint: Path, given: Iterable[str]) -> list[s
         if not allowed or "._" in key or not _is_plain(value):
             continue
         source = _source(config, key)
-        follows = source in given and (trains or source != _ROLLOUT_LENGTH)
-        if follows or any(_overlap(key, other) for other in given):
+        follows = source in overridden and (trains or source != _ROLLOUT_LENGTH)
+        if follows or any(_overlap(key, other) for other in overridden):
             continue
         current = OmegaConf.select(now, key, default=_ABSENT)
         current = OmegaConf.to_container(current) if OmegaConf.is_config(current) else current

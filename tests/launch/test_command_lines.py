@@ -79,7 +79,7 @@ GIVEN = [
     ([*MINE, "experiment.tasks=[trainig]"], "'trainig' (did you mean 'training'?)"),
     ([*MINE, "experiment.tasks=training"], "write lists as experiment.tasks=[1,2]"),
     ([*MINE, "experiment.tasks=[__init__]"], "there is no task '__init__'"),
-    ([*MINE, "load=outputs/missing.ckpt"], "outputs/missing.ckpt is not there"),
+    ([*MINE, "load=outputs/missing.ckpt"], "outputs/missing.ckpt"),
     ([*MINE, "load=abcd1234"], "abcd1234"),
     (["resume=abcd1234"], "no run 'abcd1234'"),
     (["resume=configurations"], "is not in a run's folder"),

@@ -39,7 +39,7 @@ PLANNING = [
     "load=outputs/maze2d_large_xv.ckpt experiment.tasks=[validation] algorithm.guidance_scale=4 "
     "+name=maze2d_large_xv_sampling",
 ]
-"""INTERFACE §1, verbatim."""
+"""The commands of the released code, verbatim."""
 MAZES = "experiment=exp_planning algorithm=df_planning dataset=maze2d_medium"
 OF_MAZES = {("experiment", "exp_planning"), ("algorithm", "df_planning")}
 DMLAB = (
@@ -56,7 +56,7 @@ VIDEO_TRAINING = [
 ]
 PRETRAINED = "+name=sample_minecraft_pretrained load=outputs/minecraft.ckpt experiment.tasks=[validation]"
 VIDEO = [PRETRAINED, f"{PRETRAINED} dataset.validation_multiplier=8"]
-"""INTERFACE §1, verbatim."""
+"""The commands of the released code, verbatim."""
 RELEASED_VIDEO = Path(__file__).parents[1] / "parity" / "data" / "ckpt_video.ckpt"
 
 
@@ -203,7 +203,7 @@ def test_the_yaml_and_the_class_agree_on_defaults_that_are_ours(command: str, pa
     ready = checked(command)
     options = ready.options[part]
     theirs = {"episode_len", "observation_mean", "observation_std", "action_mean", "action_std", "chunk_size"}
-    told = theirs | {"tasks", "num_nodes", "training", "validation", "test"}  # INTERFACE's numbers for this task
+    told = theirs | {"tasks", "num_nodes", "training", "validation", "test"}  # the documented defaults of this task
     for field in dataclasses.fields(options):
         if field.name not in told and field.default is not dataclasses.MISSING:
             assert getattr(options, field.name) == field.default, f"{part}.{field.name}"
@@ -218,8 +218,8 @@ def test_a_datasets_numbers_flow_to_the_algorithm() -> None:
     assert algorithm.observation_std == (1.0, 2.0, 3.0, 4.0)
 
 
-def test_the_defaults_of_the_interface_hold() -> None:
-    """INTERFACE §2, the rows of planning, number by number."""
+def test_the_documented_defaults_hold() -> None:
+    """The documented defaults of planning, number by number."""
     config = resolved(compose(shlex.split(f"{MAZES} dataset=maze2d_umaze")))
     training, validation = config["experiment"]["training"], config["experiment"]["validation"]
     assert (training["lr"], training["batch_size"], training["max_steps"], training["max_epochs"]) == (
@@ -289,8 +289,8 @@ def test_a_video_datasets_numbers_flow_to_the_algorithm() -> None:
     assert algorithm.data_mean == (0.1, 0.2, 0.3)
 
 
-def test_the_defaults_of_the_interface_hold_for_video() -> None:
-    """INTERFACE §2, the rows of video, number by number."""
+def test_the_documented_defaults_hold_for_video() -> None:
+    """The documented defaults of video, number by number."""
     config = resolved(compose([]))
     assert config["choices"] | {"cluster": None} == config["choices"] | {
         "experiment": "exp_video",

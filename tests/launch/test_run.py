@@ -162,6 +162,7 @@ def test_a_users_yaml_builds_on_ours(project: Path, capsys: pytest.CaptureFixtur
     assert (algorithm.guidance_scale, algorithm.diffusion.architecture.num_layers) == (7, 12)
 
 
+@pytest.mark.slow
 def test_a_project_elsewhere_runs_from_the_command_line_in_its_own_process(project: Path) -> None:
     path = f"import sys; sys.path.append({str(ROOT)!r})"
     word = f"{path}; from diffusion_forcing.launch.cli import main; sys.exit(main())"

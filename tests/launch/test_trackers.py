@@ -156,6 +156,7 @@ def test_a_run_of_an_older_version_can_be_resumed_with_wandb(project: Path, monk
         assert [cls for cls, _ in plan([f"resume={folder}", *words]).trackers] == [Wandb]
 
 
+@pytest.mark.slow
 def test_wandb_and_tensorboard_are_not_imported_to_plan_a_run_with_them(project: Path) -> None:
     code = (
         "import sys; from diffusion_forcing.launch.run import plan; plan(sys.argv[1:]); "
