@@ -206,8 +206,8 @@ class VideoExperiment(BaseExperiment):
                     roller.roll_shuffled(batch, number, scores)
         if not scores.clips:
             raise UserError(
-                f"{task}: none of the {clips} clips is longer than its context, so there is no frame to score; "
-                f"lower dataset.context_length (it is {context}) or give longer clips"
+                f"{task}: no clip of {clips} has a frame to predict; lower dataset.context_length (it is {context}) "
+                "or give longer clips"
             )
         self._report(task, scores, device, () if end_frames else video.options.metrics)
         drawing.grid()
