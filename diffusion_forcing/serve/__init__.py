@@ -1,1 +1,1 @@
-"""Trained models that answer others: the robot's policy server."""
+"""Servers of trained models: the robot's policy server."""
