@@ -21,7 +21,8 @@ from diffusion_forcing.experiments.options import (
     TrainingOptions,
     ValidationOptions,
 )
-from tests.algorithms import small, test_forecasting, test_planning_rnn, test_robot, test_video, test_video_rnn
+from tests.algorithms import small, test_forecasting, test_planning_rnn, test_video, test_video_rnn
+from tests.algorithms.robot import test_algorithm as test_robot
 from tests.experiments import toy
 from tests.experiments.processes import Data
 
