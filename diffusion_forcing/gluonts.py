@@ -5,8 +5,9 @@
     predictor = DiffusionForcingEstimator(freq="h", prediction_length=24, max_steps=400).train(grouped)
     forecasts, series = make_evaluation_predictions(test, predictor, num_samples=100)
 
-Data sets are multivariate: one entry whose target is (V, T), as `MultivariateGrouper` makes it. `feat_dynamic_real` (F, T + prediction_length) and
-`past_feat_dynamic_real` (F, T) are further series of the same model; values that are there behind the target's end are known futures.
+Data sets are multivariate: one entry whose target is (V, T), as `MultivariateGrouper` makes it. `feat_dynamic_real` (F,
+T + prediction_length) and `past_feat_dynamic_real` (F, T) are further series of the same model; values that are there
+behind the target's end are known futures.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ _UNUSED = ("feat_static_cat", "feat_static_real", "feat_dynamic_cat")
 
 
 class DiffusionForcingEstimator(Estimator):
-    """Trains a forecaster. context_length: null is as long as the prediction; lags: null, the frequency's; max_steps of batch_size windows.
+    """Trains a forecaster. context_length: null is as long as the prediction; lags: null, the frequency's; max_steps of
+    batch_size windows.
 
-    options: keys of `algorithm=df_prediction`, nested as there: {"network": "transformer", "diffusion": {"sampling_timesteps": 20}}.
+    options: keys of `algorithm=df_prediction`, nested as there: {"network": "transformer", "diffusion":
+    {"sampling_timesteps": 20}}.
     """
 
     def __init__(
@@ -80,13 +83,13 @@ class DiffusionForcingEstimator(Estimator):
         num_workers: int | None = None,
         shuffle_buffer_length: int | None = None,
     ) -> DiffusionForcingPredictor:
-        """A Predictor trained on `training_data`; `validation_data` is not read. The data lies in memory, so GluonTS's settings for loading it
-        (cache_data, num_workers, shuffle_buffer_length) change nothing."""
+        """A Predictor trained on `training_data`; `validation_data` is not read. The data lies in memory, so GluonTS's
+        settings for loading it (cache_data, num_workers, shuffle_buffer_length) change nothing."""
         entries = list(training_data)
         if len(entries) != 1:
             raise UserError(
-                f"the data set has {len(entries)} entries; several series are forecast together as one entry with a target (V, T): "
-                "group them with gluonts.dataset.multivariate_grouper.MultivariateGrouper"
+                f"the data set has {len(entries)} entries; several series are forecast together as one entry with a "
+                "target (V, T): group them with gluonts.dataset.multivariate_grouper.MultivariateGrouper"
             )
         table, _ = _table(entries[0], self.freq, ahead=0)
         shortest = self.context_length + self.prediction_length
@@ -119,7 +122,8 @@ class DiffusionForcingEstimator(Estimator):
 
 
 class DiffusionForcingPredictor(Predictor):
-    """Sample paths from a trained `Forecasting`. `serialize(path)` and `Predictor.deserialize(path)` store it; it can be pickled."""
+    """Sample paths from a trained `Forecasting`. `serialize(path)` and `Predictor.deserialize(path)` store it; it can
+    be pickled."""
 
     def __init__(self, algorithm: Forecasting, *, seed: int = 0) -> None:
         super().__init__(prediction_length=algorithm.spec.prediction_length)
@@ -129,7 +133,8 @@ class DiffusionForcingPredictor(Predictor):
     def predict(
         self, dataset: Iterable[Mapping[str, Any]], num_samples: int | None = None, **kwargs: Any
     ) -> Iterator[SampleForecast]:
-        """A SampleForecast of (num_samples, prediction_length, V) for each entry, in their order. num_samples: None is the options' own."""
+        """A SampleForecast of (num_samples, prediction_length, V) for each entry, in their order. num_samples: None is
+        the options' own."""
         if num_samples is not None:
             positive("num_samples", num_samples)
         spec, ahead = self.algorithm.spec, self.prediction_length
@@ -138,8 +143,8 @@ class DiffusionForcingPredictor(Predictor):
             if table.names != spec.names:
                 trained = sum(name.isdigit() for name in spec.names)
                 raise UserError(
-                    f"entry {number} has {count} series and {table.variates - count} features, the predictor was trained on {trained} and "
-                    f"{spec.variates - trained}; give the same ones"
+                    f"entry {number} has {count} series and {table.variates - count} features, the predictor was "
+                    f"trained on {trained} and {spec.variates - trained}; give the same ones"
                 )
             windows = SeriesWindows(table, [len(table)], spec.lags, spec.context_length, ahead, spec.season)
             samples = self.algorithm.forecast(
@@ -208,7 +213,8 @@ def _plain(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(entry: Mapping[str, Any], freq: str, *, ahead: int, number: int = 0) -> tuple[Table, int]:
-    """An entry's target, (V, T) or (T,), and behind it the features that it has, as a table of T + ahead steps; and V."""
+    """An entry's target, (V, T) or (T,), and behind it the features that it has, as a table of T + ahead steps; and
+    V."""
     target = np.atleast_2d(np.asarray(entry["target"], np.float64))
     if not target.shape[-1]:
         raise UserError(f"entry {number} has an empty target; give at least one step of history")

@@ -2,8 +2,9 @@
 
     python examples/known_future.py
 
-Two made series, one network over both. Which of them is known is decided when it is asked, not when it is trained: any element of a token may
-be clean. Prints the CRPS of what is sold, without and with the temperatures to come, and leaves known_future.png.
+Two made series, one network over both. Which of them is known is decided when it is asked, not when it is trained: any
+element of a token may be clean. Prints the CRPS of what is sold, without and with the temperatures to come, and leaves
+known_future.png.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The forecasting task: several series as one sequence of time steps, continued by sampling (docs/method.md §9, §11).
 
-A token holds one time step of every variate, scaled. The network is conditioned on the date, on lagged values that were known when the forecast
-was made, on which variate is which and, where the data has gaps, on what was observed. Its sizes depend on the data: call `adapt` first.
+A token holds one time step of every variate, scaled. The network is conditioned on the date, on lagged values that were
+known when the forecast was made, on which variate is which and, where the data has gaps, on what was observed. Its
+sizes depend on the data: call `adapt` first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from diffusion_forcing.networks.recurrent import recurrent_mlp
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastingDiffusionOptions(RecurrentMLPOptions):
-    """The RNN line's settings; `architecture` is of network=transformer, network_size and the layers above of network=rnn."""
+    """The RNN line's settings; `architecture` is of network=transformer, network_size and the layers above of
+    network=rnn."""
 
     objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
     beta_schedule: Literal["linear", "cosine", "sigmoid"] = "cosine"
@@ -49,10 +51,11 @@ class ForecastingOptions(AlgorithmOptions):
     """A token is a time step of all variates.
 
     - network: `rnn`, the paper's, or `transformer`, causal. z_shape: of the RNN's latent, [width].
-    - scaling: how a window is normalised. `global`: each variate's mean and deviation in the training part, as released; `context`: those of
-      the window's history; `last`: the change since a variate's last known value, in deviations of such changes, more where the history is
-      livelier than usual; `season`: the difference from the last season; `auto`, for each variate: `season` where it returns with one, `last`
-      where it wanders more than it returns, else `global`.
+    - scaling: how a window is normalised. `global`: each variate's mean and deviation in the training part, as
+      released; `context`: those of the window's history; `last`: the change since a variate's last known value, in
+      deviations of such changes, more where the history is livelier than usual; `season`: the difference from the last
+      season; `auto`, for each variate: `season` where it returns with one, `last` where it wanders more than it
+      returns, else `global`.
     - use_covariates: condition the network on dates, lagged values and which variate is which.
     - calc_crps_sum: sample paths of a forecast; paths_at_once: how many are sampled together, over all windows.
     - resample: how often a row is denoised where future values of some series are known.
@@ -81,7 +84,8 @@ class ForecastingOptions(AlgorithmOptions):
         within("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
         if self.frame_stack != 1 or self.frame_skip != 1:
             raise UserError(
-                f"algorithm.frame_stack is {self.frame_stack}, algorithm.frame_skip {self.frame_skip}; a token is one time step: leave both 1"
+                f"algorithm.frame_stack is {self.frame_stack}, algorithm.frame_skip {self.frame_skip}; "
+                "a token is one time step: leave both 1"
             )
         if not self.causal:
             raise UserError("algorithm.causal=False: a forecast depends on the past alone; leave it True")
@@ -92,7 +96,8 @@ class ForecastingOptions(AlgorithmOptions):
         layers = self.diffusion.num_gru_layers
         if layers and self.z_shape[0] % layers:
             raise UserError(
-                f"algorithm.z_shape is {list(self.z_shape)}; it must be a multiple of algorithm.diffusion.num_gru_layers {layers}"
+                f"algorithm.z_shape is {list(self.z_shape)}; "
+                f"it must be a multiple of algorithm.diffusion.num_gru_layers {layers}"
             )
 
 
@@ -106,8 +111,8 @@ LEAST_OF_STD = 0.1  # of the whole training part's deviation, for a history that
 
 
 class Encoded(NamedTuple):
-    """Windows as tokens. x: (b, t, V), scaled, 0 where not observed; observed: (b, t, V); conditions: (b, t, d) or None, all as the network takes
-    them. loc: (b, t or 1, V), scale: (b, 1, V) float64, x = (values − loc)/scale."""
+    """Windows as tokens. x: (b, t, V), scaled, 0 where not observed; observed: (b, t, V); conditions: (b, t, d) or
+    None, all as the network takes them. loc: (b, t or 1, V), scale: (b, 1, V) float64, x = (values − loc)/scale."""
 
     x: Tensor
     observed: Tensor
@@ -128,7 +133,8 @@ class Forecasting(ForcingAlgorithm):
         self._spec: SeriesSpec | None = None
         self._statistics: dict[tuple[str, torch.device], Tensor] = {}
         self.score: Callable[[Any, Any], float] | None = None
-        """What validation logs of samples (b, paths, h, V) and targets (b, h, V) as validation/crps_sum: the experiment's metric."""
+        """What validation logs of samples (b, paths, h, V) and targets (b, h, V) as validation/crps_sum: the
+        experiment's metric."""
         self._validated: list[tuple[tuple[int, int], Tensor, Tensor]] = []
         """Of each window: its batch and its row there, its sample paths, and the observed values."""
 
@@ -206,7 +212,7 @@ class Forecasting(ForcingAlgorithm):
             scale = torch.where(returns, torch.where(season_std > 0, season_std, std), scale)
         x = torch.where(batch.observed, (values - loc) / scale, 0.0)
 
-        # Conditions: dates, lags (b, t, n·V), how many of each lag are known, a number for each variate, what was observed.
+        # Conditions: dates, lags (b, t, n·V), how many of each are known, a number a variate, what was observed.
         own = next(network.parameters(), torch.empty(0, device=self.device))
         conditions = []
         if self.options.use_covariates:
@@ -231,8 +237,8 @@ class Forecasting(ForcingAlgorithm):
         return (season_std > 0) & (self.options.scaling == "auto")
 
     def scaling(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """loc and scale, both (b, 1, V) float64, of windows with the history `values`, `observed`: (b, c, V). A variate of which the history
-        shows nothing has those of the training part."""
+        """loc and scale, both (b, 1, V) float64, of windows with the history `values`, `observed`: (b, c, V). A variate
+        of which the history shows nothing has those of the training part."""
         values, device = values.double(), values.device
         mean, std, step_std = (
             self.statistic(name, device).expand(len(values), 1, -1) for name in ("mean", "std", "step_std")
@@ -254,8 +260,8 @@ class Forecasting(ForcingAlgorithm):
                 return torch.where(wanders, loc, mean), torch.where(wanders, scale, std)
 
     def _from_last(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """`scaling=last`: the last known value; the usual change in half a prediction, times how lively the history is: prices that have grown
-        tenfold move as much more."""
+        """`scaling=last`: the last known value; the usual change in half a prediction, times how lively the history is:
+        prices that have grown tenfold move as much more."""
         device = values.device
         steps = torch.arange(1, values.shape[1] + 1, device=device)[None, :, None]
         last = values.gather(1, (observed * steps).argmax(dim=1, keepdim=True))
@@ -289,7 +295,8 @@ class Forecasting(ForcingAlgorithm):
         self._validated = []
 
     def validation_step(self, batch: SeriesBatch, batch_idx: int) -> None:
-        """Sample paths of the validation windows, of the averaged network, with draws that depend on the batch's number alone."""
+        """Sample paths of the validation windows, of the averaged network, with draws that depend on the batch's number
+        alone."""
         target = torch.where(batch.observed, batch.values, torch.nan)[:, self.spec.context_length :].cpu()
         samples = self.forecast(batch, generator=self.generator(batch_idx)).cpu()
         rows = range(len(samples)) if self.share is None else self.share.rows
@@ -316,8 +323,9 @@ class Forecasting(ForcingAlgorithm):
     ) -> Tensor:
         """Sample paths (b, paths, h, V) float64, in data units, that follow the history of windows.
 
-        h is what a window has behind `context_length` steps, longer than trained where it is longer. known: (V,) or (b, h, V) bool, future values
-        that the batch holds and the paths keep; what was not observed there is not known. on_step(done, all) is called after each step.
+        h is what a window has behind `context_length` steps, longer than trained where it is longer. known: (V,) or (b,
+        h, V) bool, future values that the batch holds and the paths keep; what was not observed there is not known.
+        on_step(done, all) is called after each step.
         """
         context = self.spec.context_length
         paths = self.options.calc_crps_sum if paths is None else paths
@@ -355,7 +363,8 @@ class Forecasting(ForcingAlgorithm):
         rows: Tensor,
         generator: torch.Generator | None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Scaled chunks (len(rows), n, V) of paths, one for each window number in `rows`, each with the steps that are done."""
+        """Scaled chunks (len(rows), n, V) of paths, one for each window number in `rows`, each with the steps that are
+        done."""
         options, context = self.options, self.spec.context_length
         sampler = Sampler(
             forcing,
@@ -419,13 +428,15 @@ class Forecasting(ForcingAlgorithm):
         return {"task": self.task, "line": line, "data": data, "structure": structure}
 
     def load_weights(self, checkpoint: Any) -> None:
-        """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`; refuses what does not match, naming the first key."""
+        """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`; refuses what does not match, naming the
+        first key."""
         if not self.options.use_covariates:  # a released checkpoint carries an embedding that its network never saw
             weights = {key: value for key, value in checkpoint.weights.items() if not key.startswith("embed.")}
             checkpoint = replace(checkpoint, weights=weights)
         self.check_weights(
             checkpoint,
-            "forecast data with as many variates, lags and gaps, and set algorithm.network and algorithm.diffusion as it was trained",
+            "forecast data with as many variates, lags and gaps, and set algorithm.network and algorithm.diffusion as "
+            "it was trained",
         )
         data = checkpoint.metadata.get("data", {})
         found: dict[str, Any] = {name: np.array(data[name], np.float64) for name in STATISTICS if name in data}

@@ -1,8 +1,9 @@
-"""Forecasting: train on windows of several series until validation no longer improves, sample paths, score and draw them.
+"""Forecasting: train on windows of several series until validation no longer improves, sample paths, score and draw
+them.
 
-`test` forecasts the test windows with exactly `algorithm.calc_crps_sum` paths each, and writes metrics.json, fan charts and a calibration plot.
-`forecast` continues behind the end of the data, and writes a table of quantiles and every path. Series in `dataset.known_future` are given, not
-forecast, and not scored.
+`test` forecasts the test windows with exactly `algorithm.calc_crps_sum` paths each, and writes metrics.json, fan charts
+and a calibration plot. `forecast` continues behind the end of the data, and writes a table of quantiles and every path.
+Series in `dataset.known_future` are given, not forecast, and not scored.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ HISTORY_DRAWN = 2  # context lengths before the forecast
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastingExperimentOptions(ExperimentOptions):
-    """`experiment=exp_prediction`. patience: validations without a better CRPS_sum after which training stops; null: it does not."""
+    """`experiment=exp_prediction`. patience: validations without a better CRPS_sum after which training stops; null: it
+    does not."""
 
     patience: int | None = 6
 
@@ -73,8 +75,8 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         super()._run_early_stopping_check(trainer)
         if trainer.should_stop and not before:
             self._say(
-                f"training stops: {self.monitor} has not improved on {float(self.best_score):.4g} in {self.wait_count} validations "
-                f"(experiment.patience={self.patience})"
+                f"training stops: {self.monitor} has not improved on {float(self.best_score):.4g} in "
+                f"{self.wait_count} validations (experiment.patience={self.patience})"
             )
 
 
@@ -110,8 +112,9 @@ class ForecastingExperiment(BaseExperiment):
             }
         )
         self._say(
-            f"{spec.variates} series of {len(self.dataset.table):,} steps of {spec.freq}: {self.dataset.training_end:,} to train on, then "
-            f"{len(self.dataset.validation_ends)} windows to validate and {len(self.dataset.test_ends)} to test, {spec.prediction_length} steps each"
+            f"{spec.variates} series of {len(self.dataset.table):,} steps of {spec.freq}: "
+            f"{self.dataset.training_end:,} to train on, then {len(self.dataset.validation_ends)} windows to validate "
+            f"and {len(self.dataset.test_ends)} to test, {spec.prediction_length} steps each"
         )
 
     def training(self) -> None:
@@ -253,7 +256,8 @@ class ForecastingExperiment(BaseExperiment):
     def _draw_fans(
         self, task: str, begin: int, windows: SeriesWindows, samples: np.ndarray, target: np.ndarray, free: np.ndarray
     ) -> None:
-        """Fan charts of the first series that are `free`, and of the sum of all, of a forecast that begins at step `begin`."""
+        """Fan charts of the first series that are `free`, and of the sum of all, of a forecast that begins at step
+        `begin`."""
         first = max(0, begin - HISTORY_DRAWN * windows.context_length)
         table = self.dataset.table
         history = table.values[first:begin, free]

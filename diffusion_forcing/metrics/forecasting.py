@@ -1,9 +1,10 @@
-"""Scores of sample paths, as GluonTS's `MultivariateEvaluator` computes them, and the naive forecasts that a forecast has to beat.
+"""Scores of sample paths, as GluonTS's `MultivariateEvaluator` computes them, and the naive forecasts that a forecast
+has to beat.
 
-samples: (windows, paths, time, variates); target: (windows, time, variates), NaN where nothing was observed: such values are not scored. A score
-of which nothing is left is NaN; `why_missing` says why. A quantile of n paths is the round((n − 1)·q)-th smallest, as in GluonTS's
-`SampleForecast`. Naive forecasts are functions of a history (T, V), NaN where nothing was observed, and return paths (paths, ahead, V); all series
-of a moment are drawn together.
+samples: (windows, paths, time, variates); target: (windows, time, variates), NaN where nothing was observed: such
+values are not scored. A score of which nothing is left is NaN; `why_missing` says why. A quantile of n paths is the
+round((n − 1)·q)-th smallest, as in GluonTS's `SampleForecast`. Naive forecasts are functions of a history (T, V), NaN
+where nothing was observed, and return paths (paths, ahead, V); all series of a moment are drawn together.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def weighted_quantile_losses(samples: Array, target: Array, quantiles: Sequence[
 
 
 def crps(samples: Array, target: Array) -> float:
-    """Mean over the 19 quantiles of the weighted quantile loss: CRPS as the field reports it. Lower is better, 0 is perfect."""
+    """Mean over the 19 quantiles of the weighted quantile loss: CRPS as the field reports it. Lower is better, 0 is
+    perfect."""
     return float(weighted_quantile_losses(samples, target).mean())
 
 
@@ -47,7 +49,8 @@ def crps_sum(samples: Array, target: Array) -> float:
 
 
 def observed_sums(samples: Array, target: Array) -> tuple[Array, Array]:
-    """(windows, paths, time) and (windows, time): sums over the variates that were observed at a step, NaN where none was."""
+    """(windows, paths, time) and (windows, time): sums over the variates that were observed at a step, NaN where none
+    was."""
     known = np.isfinite(target)
     summed = np.where(known, target, 0.0).sum(axis=-1, dtype=np.float64)
     paths = np.where(known[:, None], samples, 0.0).sum(axis=-1, dtype=np.float64)

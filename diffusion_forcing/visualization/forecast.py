@@ -1,4 +1,5 @@
-"""Images of forecasts: fan charts of sample paths after their history, and how often the truth lay below each quantile."""
+"""Images of forecasts: fan charts of sample paths after their history, and how often the truth lay below each
+quantile."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ def draw_fans(
     width: int = 1000,
     row: int = 260,
 ) -> NDArray[np.uint8]:
-    """history: (c, v), samples: (paths, h, v), target: (h, v), NaN where nothing was observed, in data units → (H, width, 3) uint8: a chart for
-    each variate, two in a row. times: the c + h times in ISO 8601; None: steps are counted from the end of the history."""
+    """history: (c, v), samples: (paths, h, v), target: (h, v), NaN where nothing was observed, in data units → (H,
+    width, 3) uint8: a chart for each variate, two in a row. times: the c + h times in ISO 8601; None: steps are counted
+    from the end of the history."""
     variates = len(names)
     columns = 1 if variates == 1 else 2
     rows = -(-variates // columns)

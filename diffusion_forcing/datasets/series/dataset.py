@@ -1,7 +1,8 @@
 """Time series as windows for forecasting: where they come from, how they are split, what they are scaled by.
 
-A window is `context_length` steps of history and `prediction_length` steps to forecast. The last `test_windows` windows are the test, as in
-GluonTS's rolling evaluation; the `validation_windows` before them validate; training windows end before those.
+A window is `context_length` steps of history and `prediction_length` steps to forecast. The last `test_windows` windows
+are the test, as in GluonTS's rolling evaluation; the `validation_windows` before them validate; training windows end
+before those.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from diffusion_forcing.errors import UserError, did_you_mean
 Source = Literal["ecb", "load", "csv", "gluonts"]
 ECB = ("AUD", "GBP", "CAD", "CHF", "JPY", "NZD", "SGD", "SEK")
 RETURNS, RETURNS_OF_STD = 0.9, 0.75
-"""A series returns with its season where it changes less in one than this share of what it does in half of one, and of its deviation."""
+"""A series returns with its season where it changes less in one than this share of what it does in half of one, and of
+its deviation."""
 SMALLEST_STD = 1e-12
 """Of the mean: a variate that moves less is constant, and is scaled by 1."""
 STATISTICS = ("mean", "std", "step_std", "change_std", "season_std")
@@ -34,9 +36,10 @@ STATISTICS = ("mean", "std", "step_std", "change_std", "season_std")
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesOptions:
-    """`dataset=ts_*`. prediction_length, context_length: in steps; null: the data set's own, and as long as the prediction. decimal: the mark in
-    the file's numbers; null: what they prove. known_future: series whose values to come are known when a forecast is made. epoch_windows: the
-    fewest windows of an epoch; where there are fewer, all are shown several times."""
+    """`dataset=ts_*`. prediction_length, context_length: in steps; null: the data set's own, and as long as the
+    prediction. decimal: the mark in the file's numbers; null: what they prove. known_future: series whose values to
+    come are known when a forecast is made. epoch_windows: the fewest windows of an epoch; where there are fewer, all
+    are shown several times."""
 
     source: Source
     name: str = ""
@@ -106,15 +109,15 @@ class TimeSeries:
         for name in options.known_future:
             if name not in table.names:
                 raise UserError(
-                    f"dataset.known_future names '{name}', which is not a series{did_you_mean(name, table.names)}; there are: "
-                    f"{', '.join(table.names[:12])}{', …' if table.variates > 12 else ''}"
+                    f"dataset.known_future names '{name}', which is not a series{did_you_mean(name, table.names)}; "
+                    f"there are: {', '.join(table.names[:12])}{', …' if table.variates > 12 else ''}"
                 )
         if len(set(options.known_future)) == table.variates:
             raise UserError("dataset.known_future names every series; leave out at least one, to be forecast")
         if table.variates > options.variates:
             raise UserError(
-                f"the table has {table.variates:,} series, dataset.variates allows {options.variates:,}; raise it, or name "
-                "some with dataset.columns"
+                f"the table has {table.variates:,} series, dataset.variates allows {options.variates:,}; "
+                "raise it, or name some with dataset.columns"
             )
         context = options.context_length or length
         self._split = _Split(table, context, length, [])
@@ -124,9 +127,10 @@ class TimeSeries:
         if first < context + length + 1:
             self._split = None
             raise UserError(
-                f"{options.path or options.name or options.source}: {len(table)} steps are too few: {len(ends)} test windows and "
-                f"{options.validation_windows} validation windows of {length} steps leave {max(0, first)} to train on, and a window has "
-                f"{context} + {length}; use fewer windows, a shorter dataset.prediction_length or a longer series"
+                f"{options.path or options.name or options.source}: {len(table)} steps are too few: {len(ends)} test "
+                f"windows and {options.validation_windows} validation windows of {length} steps leave {max(0, first)} "
+                f"to train on, and a window has {context} + {length}; use fewer windows, a shorter "
+                "dataset.prediction_length or a longer series"
             )
 
     def _read(self) -> tuple[Table, list[int], int]:
@@ -162,16 +166,19 @@ class TimeSeries:
         return table, ends, length
 
     def match(self, trained: Mapping[str, Any]) -> None:
-        """Take the series of a forecaster that was trained before, by their names and in its order, with its statistics, lags and season.
+        """Take the series of a forecaster that was trained before, by their names and in its order, with its
+        statistics, lags and season.
 
-        trained: `SeriesSpec` as its checkpoint holds it. UserError where a series is missing or the time between steps is another. Series that it
-        does not know are left out. Gaps are no obstacle: one that was trained without is not told of them.
+        trained: `SeriesSpec` as its checkpoint holds it. UserError where a series is missing or the time between steps
+        is another. Series that it does not know are left out. Gaps are no obstacle: one that was trained without is not
+        told of them.
         """
         table = self.table
         theirs, ours = trained["freq"], table.freq
         if count_and_unit(theirs) != count_and_unit(ours):
             raise UserError(
-                f"the forecaster was trained on steps of {theirs}, the data has steps of {ours}; give such data, or dataset.freq={theirs}"
+                f"the forecaster was trained on steps of {theirs}, the data has steps of {ours}; "
+                f"give such data, or dataset.freq={theirs}"
             )
         names = list(trained["names"])
         missing = [name for name in names if name not in table.names]
@@ -187,11 +194,12 @@ class TimeSeries:
             (*table.notes, f"left out: {_listed(new)}, which the forecaster was not trained on") if new else table.notes
         )
         self._split = self._split._replace(table=replace(table.only(names), notes=notes))
-        spec = spec_from(trained)
-        lags = spec.lags if self.options.lags is None else self.options.lags
-        self._spec = spec._replace(
-            lags=lags, context_length=self.context_length, prediction_length=self.prediction_length
-        )
+        lags = tuple(trained["lags"]) if self.options.lags is None else self.options.lags
+        own = {}
+        if not set(STATISTICS) <= set(trained):  # an older checkpoint
+            own = spec_of(self.table, self.training_end, lags, self.context_length, self.prediction_length)._asdict()
+        lengths = {"context_length": self.context_length, "prediction_length": self.prediction_length}
+        self._spec = spec_from({**own, **trained, **lengths, "lags": lags})
 
     @property
     def split(self) -> _Split:
@@ -290,7 +298,8 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
     if empty.any():
         name = table.names[int(empty.argmax())]
         raise UserError(
-            f"series '{name}' has no value in the {training_end} steps to train on; leave it out: {typed('dataset.leave_out', name)}"
+            f"series '{name}' has no value in the {training_end} steps to train on; "
+            f"leave it out: {typed('dataset.leave_out', name)}"
         )
     mean, std = np.nanmean(part, axis=0), np.nanstd(part, axis=0)
     step, change = (_change(part, apart, std) for apart in (max(1, prediction // 2), 1))
@@ -317,8 +326,8 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
 
 
 def _season_change(part: NDArray[np.float64], season: int, std: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(V,): root mean square of what the series (T, V) change in a season; 0 for those that change as much in half of one, or nearly as
-    much as they deviate from their mean."""
+    """(V,): root mean square of what the series (T, V) change in a season; 0 for those that change as much in half of
+    one, or nearly as much as they deviate from their mean."""
     if season < 2:
         return np.zeros_like(std)
     whole, half = (_change(part, apart, np.full_like(std, np.inf)) for apart in (season, season // 2))
@@ -326,7 +335,8 @@ def _season_change(part: NDArray[np.float64], season: int, std: NDArray[np.float
 
 
 def _change(part: NDArray[np.float64], apart: int, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(V,): root mean square of what the series (T, V) change in `apart` steps; where that was never seen, `otherwise`."""
+    """(V,): root mean square of what the series (T, V) change in `apart` steps; where that was never seen,
+    `otherwise`."""
     changes = part[apart:] - part[:-apart]
     known = np.isfinite(changes)
     squares = np.where(known, changes, 0.0) ** 2
@@ -334,7 +344,8 @@ def _change(part: NDArray[np.float64], apart: int, otherwise: NDArray[np.float64
 
 
 class SeriesWindows(Dataset[SeriesBatch]):
-    """Windows of `table` that end before step `ends[i]`, context + prediction steps long; what lies before the table is not observed.
+    """Windows of `table` that end before step `ends[i]`, context + prediction steps long; what lies before the table is
+    not observed.
 
     A window may end behind the table: those steps are to be forecast and were not observed.
     """

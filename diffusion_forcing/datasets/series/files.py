@@ -1,7 +1,8 @@
 """A CSV or Parquet file of time series, as people and programs write them, becomes a `Table`. Nothing is filled in.
 
-Cells are read as text (`text.py`), the column of times is chosen (`times.py`), the others become numbers by marks that are decided for the whole
-file (`numbers.py`). What was left out, and what was in doubt, is a line each in `Table.notes`; what is wrong names the column and the cell.
+Cells are read as text (`text.py`), the column of times is chosen (`times.py`), the others become numbers by marks that
+are decided for the whole file (`numbers.py`). What was left out, and what was in doubt, is a line each in
+`Table.notes`; what is wrong names the column and the cell.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from diffusion_forcing.errors import UserError, did_you_mean
 SAMPLE = 50
 """Cells of a column that say whether it may hold times."""
 MOSTLY = 0.5
-"""Share of cells that are numbers, above which a column is one of numbers with something wrong in it, and not one of words."""
+"""Share of cells that are numbers, above which a column is one of numbers with something wrong in it, and not one of
+words."""
 _WORDS = """
     date datetime time timestamp ts t ds day month year quarter week period when utc unix epoch mtu hour hours hr
     datum zeit zeitstempel uhrzeit tag monat jahr quartal woche stunde fecha hora data ora heure jour mois année
@@ -57,9 +59,10 @@ def read_file(
     time_zone: str | None = None,
     decimal: Decimal | None = None,
 ) -> Table:
-    """The table in `path`: wide (a column of times, a column a series) or, with `series_column` and `value_column`, long (a row an
-    observation). time_column: null is the one that most surely holds times. columns: the series to take; none named: all that are numbers, but
-    for `leave_out`. day_first, time_zone: as for `parse_times` and `to_naive`. decimal: null is what the file's numbers prove."""
+    """The table in `path`: wide (a column of times, a column a series) or, with `series_column` and `value_column`,
+    long (a row an observation). time_column: null is the one that most surely holds times. columns: the series to take;
+    none named: all that are numbers, but for `leave_out`. day_first, time_zone: as for `parse_times` and `to_naive`.
+    decimal: null is what the file's numbers prove."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"dataset.path {file} does not exist; give a CSV or Parquet file")
@@ -114,7 +117,8 @@ def read_file(
 
 
 def typed(option: str, value: str, *, many: bool = True) -> str:
-    """`dataset.columns=[value]` (many) or `dataset.time_column=value` as one types it in a shell, quoted where it must be."""
+    """`dataset.columns=[value]` (many) or `dataset.time_column=value` as one types it in a shell, quoted where it must
+    be."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
         return f"{option}=[{value}]" if many else f"{option}={value}"
     inner = '"' + value.replace('"', '\\"') + '"'
@@ -209,7 +213,8 @@ def _times(
 
 
 def _time_column(names: list[str], frame: pandas.DataFrame, file: Path) -> tuple[str, Kind]:
-    """The column that most surely holds times: dates as text before numbers, names such as `date` before others, many times before few."""
+    """The column that most surely holds times: dates as text before numbers, names such as `date` before others, many
+    times before few."""
     kinds: dict[str, Kind] = {}
     looks = {name: _known(frame[name].head(4 * SAMPLE)).dropna().head(SAMPLE) for name in names}
     numeric = {
@@ -283,7 +288,8 @@ def _numbers(
     named: bool,
     file: Path,
 ) -> tuple[pandas.DataFrame, list[str]]:
-    """The columns that are series, and what was left out; UserError for a column that nearly is one, or one that was `named` and is none."""
+    """The columns that are series, and what was left out; UserError for a column that nearly is one, or one that was
+    `named` and is none."""
     found: dict[str, Any] = {}
     left: list[str] = []
     texts = {}
@@ -303,8 +309,8 @@ def _numbers(
             left.append(f"'{name}' ({error})")
             continue
         raise UserError(
-            f"{file} has a value that is not a number: '{error.cell}' in column '{name}' at {times.iloc[error.row]}; leave the cell empty "
-            f"where nothing is known, or the column out: {typed('dataset.leave_out', name)}"
+            f"{file} has a value that is not a number: '{error.cell}' in column '{name}' at {times.iloc[error.row]}; "
+            f"leave the cell empty where nothing is known, or the column out: {typed('dataset.leave_out', name)}"
         )
     for name in [] if named else list(found):
         values, unnamed = found[name], bool(re.fullmatch(r"column_\d+|Unnamed: \d+", name))
@@ -322,7 +328,8 @@ def _numbers(
     if not found or not any(np.isfinite(values).any() for values in found.values()):
         names = ", ".join(f"'{name}'" for name in list(frame.columns)[:5])
         raise UserError(
-            f"{file} has no column of numbers among {names or 'its columns'}{reason}; name the series with dataset.columns"
+            f"{file} has no column of numbers among {names or 'its columns'}{reason}; "
+            "name the series with dataset.columns"
         )
     if left:
         notes.insert(0, f"left out: {', '.join(left[:8])}" + (f" and {len(left) - 8} more" if len(left) > 8 else ""))
@@ -340,7 +347,7 @@ def _check_once(
     keys = [name for name in others if not frame.assign(time=times).duplicated(["time", name]).any()]
     advice = "keep one row a time, or name dataset.series_column and dataset.value_column of a long table"
     if doubled.mean() < 0.05 and (times.dt.normalize() != times).any():
-        advice = "keep one row a time (where clocks go back an hour comes twice: give dataset.time_zone, such as Europe/Berlin)"
+        advice = "keep one row a time, or give dataset.time_zone=Europe/Berlin or another, where clocks go back"
     elif keys and values:
         advice = f"if this is a long table: {typed('dataset.series_column', keys[0], many=False)} "
         advice += typed("dataset.value_column", values[0], many=False)
@@ -351,7 +358,7 @@ def _column(frame: pandas.DataFrame, name: str, option: str, file: Path) -> str:
     names = list(map(str, frame.columns))
     if name not in names:
         raise UserError(
-            f"{file} has no column '{name}' (dataset.{option}){did_you_mean(name, names)}; it has {', '.join(names[:8])}"
-            + (" …" if len(names) > 8 else "")
+            f"{file} has no column '{name}' (dataset.{option}){did_you_mean(name, names)}; "
+            f"it has {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
         )
     return name

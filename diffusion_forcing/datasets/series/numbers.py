@@ -1,7 +1,9 @@
-"""Numbers as people write them. Whether 1.006 is a thousand and six or one and six thousandths is decided once for a whole file.
+"""Numbers as people write them. Whether 1.006 is a thousand and six or one and six thousandths is decided once for a
+whole file.
 
-A cell proves its decimal mark by its form: `12,5`, `0,125`, `1.234,5` and `1.999.950` leave no choice, `1.006` does. A column in which nothing
-is proven follows the other columns of the file; if those prove nothing either, the reading in which it jumps less; else the separator.
+A cell proves its decimal mark by its form: `12,5`, `0,125`, `1.234,5` and `1.999.950` leave no choice, `1.006` does. A
+column in which nothing is proven follows the other columns of the file; if those prove nothing either, the reading in
+which it jumps less; else the separator.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ _CURRENCIES = {"%", "$", "€", "£", "¥"}
 _SAME = str.maketrans("−–—‐‑﹣－＋．，％０１２３４５６７８９’＇", "-------+.,%0123456789''")
 _BODY = r"(?:\d[\d.,]*|[.,]\d+)(?:[eE][+-]?\d+)?"
 _CELL = re.compile(
-    rf"(?P<before>[^\d.,+\-]*)(?P<sign>[+-]?)\s*(?P<affix>[^\d.,+\-]*)(?P<body>{_BODY})(?P<after>(?:[^\d+\-][^\d]*)?)(?P<minus>-?)"
+    r"(?P<before>[^\d.,+\-]*)(?P<sign>[+-]?)\s*(?P<affix>[^\d.,+\-]*)"
+    rf"(?P<body>{_BODY})(?P<after>(?:[^\d+\-][^\d]*)?)(?P<minus>-?)"
 )
 _GROUPS = re.compile(r"(?<=\d)[\s'_](?=\d{3}(?!\d))")
 _OPEN = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
@@ -72,7 +75,8 @@ def read_numbers(
     dotted_dates: bool,
     decimal: Decimal | None,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NotNumbersError], list[str]]:
-    """Columns of text as numbers, NaN where a cell is missing; the columns with cells that are no numbers; and a line for each doubt.
+    """Columns of text as numbers, NaN where a cell is missing; the columns with cells that are no numbers; and a line
+    for each doubt.
 
     others: columns of the same file that prove its decimal mark where `columns` do not.
     """
@@ -93,7 +97,7 @@ def read_numbers(
         if text.doubtful and not (decimal or text.proven or usual):
             other = "point" if mark == "comma" else "comma"
             notes.append(
-                f"'{text.doubtful}' in '{name}' is read with a decimal {mark}; if that is wrong: dataset.decimal={other}"
+                f"'{text.doubtful}' in '{name}' is read with a decimal {mark}; dataset.decimal={other} reads it otherwise"
             )
         if unit:
             notes.append(f"'{unit}' is taken as the unit of '{name}'")
@@ -126,7 +130,8 @@ class _Text:
         return self.cells.str.contains(pattern).fillna(False).to_numpy(bool)
 
     def likely(self, separator: str, dotted_dates: bool) -> Decimal:
-        """The decimal mark of a column that proves none: with which it jumps less, else what goes with the separator and the dates."""
+        """The decimal mark of a column that proves none: with which it jumps less, else what goes with the separator
+        and the dates."""
         mark: Decimal = "comma" if "," in self.doubtful else "point"
         other: Decimal = "point" if mark == "comma" else "comma"
         if not self.doubtful:

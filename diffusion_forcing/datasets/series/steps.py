@@ -47,8 +47,8 @@ def checked_freq(freq: str) -> str:
     except (ValueError, TypeError, AttributeError):
         known = ("min", "h", "D", "B", "W", "M", "Q", "Y")
         raise UserError(
-            f"dataset.freq is '{freq}', which pandas does not know{did_you_mean(freq, known)}; give the time between two steps, such as "
-            f"{', '.join(known)} or 30min"
+            f"dataset.freq is '{freq}', which pandas does not know{did_you_mean(freq, known)}; "
+            f"give the time between two steps, such as {', '.join(known)} or 30min"
         ) from None
 
 
@@ -68,8 +68,8 @@ def freq_of(times: pandas.DatetimeIndex) -> str | None:
 
 
 def _freq_between_gaps(times: pandas.DatetimeIndex) -> str | None:
-    """The frequency of sorted times of which up to half are missing: business days, days, weeks, months, quarters, years, or the smallest
-    distance where all are multiples of it."""
+    """The frequency of sorted times of which up to half are missing: business days, days, weeks, months, quarters,
+    years, or the smallest distance where all are multiples of it."""
     apart = times.to_series().diff().dropna()
     smallest, day = apart.min(), pandas.Timedelta("1D")
     if smallest <= pandas.Timedelta(0):
@@ -120,7 +120,8 @@ def usual_distance(times: pandas.DatetimeIndex) -> str | None:
 
 
 def offset_of(times: pandas.DatetimeIndex, freq: str) -> pandas.DateOffset | None:
-    """What leads from one time to the next: the first plus n of it is time n of the regular steps. None where times stand elsewhere in each step."""
+    """What leads from one time to the next: the first plus n of it is time n of the regular steps. None where times
+    stand elsewhere in each step."""
     count, unit = count_and_unit(freq)
     if unit not in (*_OF_MONTHS, "W", "B"):
         step = pandas.Timedelta(to_offset(freq))
@@ -142,7 +143,8 @@ def offset_of(times: pandas.DatetimeIndex, freq: str) -> pandas.DateOffset | Non
 
 
 def date_features(start: str, freq: str, steps: int) -> NDArray[np.float32]:
-    """(steps, D) float32 in −1…1: cosine and sine of GluonTS's time features of the frequency; D is 0 for one that has none."""
+    """(steps, D) float32 in −1…1: cosine and sine of GluonTS's time features of the frequency; D is 0 for one that has
+    none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas renames its frequencies
         from gluonts.time_feature import time_features_from_frequency_str
@@ -158,8 +160,8 @@ def date_features(start: str, freq: str, steps: int) -> NDArray[np.float32]:
 
 
 def lags_of(freq: str) -> tuple[int, ...]:
-    """The lags of a frequency, in steps; (1,) for one that has none. Of several hours: a day and a week; of minutes those of `LAGS`, and where
-    they do not reach a day, a day and a week."""
+    """The lags of a frequency, in steps; (1,) for one that has none. Of several hours: a day and a week; of minutes
+    those of `LAGS`, and where they do not reach a day, a day and a week."""
     count, unit = count_and_unit(freq)
     if unit == "h" and count > 1 and 24 % count == 0:
         return tuple(sorted({1, 24 // count, 168 // count}))

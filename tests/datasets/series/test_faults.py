@@ -298,6 +298,11 @@ def test_series_are_matched_to_a_trained_forecaster_by_name(tmp_path: Path) -> N
     assert data.table.values[0].tolist() == [10, 1000]
     assert (data.spec.has_gaps, data.spec.season, data.spec.prediction_length) == (True, 7, 2)
     assert "'x'" in data.table.notes[-1]
+    older = {name: value for name, value in trained.items() if name not in ("change_std", "season_std", "season")}
+    data = data_of(tmp_path, "t,x,b,a")
+    data.match({**older, "mean": [1.0, 2.0]})
+    assert data.spec.mean.tolist() == [1, 2]
+    assert data.spec.change_std.shape == (2,)
 
 
 def test_another_series_or_step_is_refused_by_name(tmp_path: Path) -> None:
