@@ -1,159 +1,119 @@
-"""Diffusion Forcing in one file: sine waves, one causal transformer, four ways to sample it.
+"""Diffusion Forcing from nothing: torch alone, sine waves, half a minute on one CPU core.
 
-    python examples/minimal.py                 trains for about half a minute of one CPU core, then samples
-    python examples/minimal.py --steps 3       a quick look at what is called, with a network that has learned nothing
+    python examples/minimal.py                 train, then sample the same network in three ways
+    python examples/minimal.py --steps 3       a quick look, with a network that has learned almost nothing
 
-A wave is cut into tokens of 8 samples. Training gives every token its own noise level. Sampling then chooses the levels: clean past
-and one noisy token is next-token prediction, all tokens equally noisy is full-sequence diffusion, a slope between them is the
-pyramid. The network is the same in all of them. The first two tokens of a wave decide the rest, so each sample has a truth to be
-compared with.
+Every token of a sequence has its own noise level k. Training draws the levels independently (Algorithm 1), so one network learns every
+combination. Sampling chooses the combination (Algorithm 2): a matrix says how noisy each token is in each row. One token after the other
+is next-token prediction, all tokens together is full-sequence diffusion, and a slope between them is the pyramid.
 
-Needs torch and this package's `diffusion` and `networks`, nothing else. Draws a picture where matplotlib is installed.
+The package adds memory, guidance, tasks and speed to this; the mathematics is the same.
 """
-
-from __future__ import annotations
 
 import argparse
 import math
-import time
-from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from diffusion_forcing.diffusion import (
-    DiffusionForcing,
-    Sampler,
-    build_parameterization,
-    build_schedule,
-    draw_noise_levels,
-    ema_of,
-)
-from diffusion_forcing.networks import Transformer
-
-SAMPLES = 8  # of the wave in one token
-TOKENS = 8  # in a training sequence, and so the most the network may see at once: its window
-CONTEXT = 2  # tokens that are given when sampling
-PERIODS = (12, 24)  # of the waves, in samples
-TIMESTEPS = 1000  # K, training noise levels
-SAMPLING_TIMESTEPS = 20  # S, levels used when sampling
+K, S = 1000, 20  # noise levels in training, and in sampling
+TOKENS, WIDTH, CONTEXT = 8, 8, 2  # a wave is 8 tokens of 8 samples; sampling begins with 2 clean tokens
 
 
-def waves(batch: int, generator: torch.Generator) -> Tensor:
-    """Sine waves of random period, phase and amplitude (0.5 to 1) as tokens (b, TOKENS, SAMPLES)."""
-    period = torch.tensor(PERIODS)[torch.randint(0, len(PERIODS), (batch, 1), generator=generator)]
-    phase = torch.rand(batch, 1, generator=generator)
-    amplitude = 0.5 + 0.5 * torch.rand(batch, 1, generator=generator)
-    t = torch.arange(TOKENS * SAMPLES)
-    return (amplitude * torch.sin(2 * math.pi * (t / period + phase))).reshape(batch, TOKENS, SAMPLES)
+def waves(count):
+    """Sine waves of random period, phase and amplitude: (count, TOKENS, WIDTH). The first two tokens decide the rest."""
+    period = torch.tensor([12.0, 24.0])[torch.randint(0, 2, (count, 1))]
+    phase, amplitude = torch.rand(count, 1), 0.5 + 0.5 * torch.rand(count, 1)
+    t = torch.arange(TOKENS * WIDTH)
+    return (amplitude * torch.sin(2 * math.pi * (t / period + phase))).reshape(count, TOKENS, WIDTH)
 
 
-def build() -> DiffusionForcing:
-    """The network, the noise schedule and what the network predicts: here the clean token itself."""
-    return DiffusionForcing(
-        Transformer(SAMPLES, network_size=64, num_layers=3, attn_heads=4, dim_feedforward=256, causal=True),
-        build_schedule("cosine", TIMESTEPS),
-        build_parameterization("pred_x0", clip_noise=20.0),
-        weighting="fused_snr",  # a noisy token counts if its past was clean: that is where the next token is learned
-        cum_snr_decay=0.9,
-        stabilization_level=10,  # when sampling, finished tokens are shown as if very slightly noisy
-    )
+# The cosine schedule: how much of a token is left at level k. The last entry is level -1, clean (Python counts it from the end).
+u = torch.linspace(0, 1, K + 1)
+signal_power = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+signal_power = torch.cat([(signal_power / signal_power[0])[1:].clamp(min=1e-5), torch.ones(1)])
 
 
-def train(forcing: DiffusionForcing, *, steps: int, batch: int, lr: float, generator: torch.Generator) -> None:
-    """Algorithm 1. Leaves the averaged weights in the network: they sample better than the last ones."""
-    optimizer = torch.optim.AdamW(forcing.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
-    average = ema_of(forcing.network, decay=0.995)
-    began = time.process_time()
-    for step in range(1, steps + 1):
-        x = waves(batch, generator)
-        # the method in one line: a level for each token of each sequence, independently
-        k = draw_noise_levels("random_all", batch, TOKENS, timesteps=TIMESTEPS, generator=generator, device=x.device)
-        loss = forcing.loss(x, k, generator=generator).per_element.mean()
+def add_noise(x, k, noise):
+    """x_k = sqrt(a)·x + sqrt(1 - a)·noise for tokens x: (b, t, c) at levels k: (b, t)."""
+    a = signal_power[k][..., None]
+    return a.sqrt() * x + (1 - a).sqrt() * noise
+
+
+class Denoiser(nn.Module):
+    """A causal transformer: predicts the clean token from noisy tokens x: (b, t, c) at levels k: (b, t)."""
+
+    def __init__(self, size=64):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(WIDTH + 1, size), nn.SiLU(), nn.Linear(size, size))
+        self.position = nn.Parameter(0.02 * torch.randn(TOKENS, size))
+        layer = nn.TransformerEncoderLayer(
+            size, nhead=4, dim_feedforward=256, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False)
+        self.out = nn.Linear(size, WIDTH)
+
+    def forward(self, x, k):
+        h = self.embed(torch.cat([x, k[..., None] / K], dim=-1)) + self.position[: x.shape[1]]
+        future = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.out(self.layers(h, mask=future, is_causal=True))
+
+
+def train(network, steps):
+    """Algorithm 1."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        x = waves(128)
+        k = torch.randint(0, K, x.shape[:2])  # every token its own level: this is the method
+        x_k = add_noise(x, k, torch.randn_like(x))
+        loss = ((network(x_k, k) - x) ** 2).mean()  # the network predicts the clean token
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        average.update_parameters(forcing.network)
-        if step == 1 or step % 250 == 0:
-            print(f"  step {step:5d}   loss {loss.item():.4f}   {time.process_time() - began:5.1f} s of CPU")
-    forcing.network.load_state_dict(average.module.state_dict())
+        if step % max(1, steps // 5) == 0:
+            print(f"step {step:4d}   loss {loss.item():.4f}")
 
 
-def sample(
-    forcing: DiffusionForcing, context: Tensor, *, matrix: str, chunk: int, cache: str = "none", seed: int = 1
-) -> tuple[Tensor, float]:
-    """Algorithm 2. The waves (b, TOKENS, SAMPLES) that begin with `context`, and the seconds they took.
-
-    matrix: the order in which the tokens of a chunk lose their noise. chunk: tokens denoised together, -1 for all that are missing.
-    """
-    sampler = Sampler(forcing, sampling_timesteps=SAMPLING_TIMESTEPS, scheduling_matrix=matrix)
-    began = time.perf_counter()
-    noise = torch.Generator().manual_seed(seed)
-    x = sampler.rollout(context, TOKENS, window=TOKENS, chunk_size=chunk, cache=cache, generator=noise)
-    return x, time.perf_counter() - began
+def scheduling_matrix(kind, tokens):
+    """(rows, tokens): rows are steps, entries sampling levels from S, pure noise, to 0, clean."""
+    delay = {"autoregressive": S, "pyramid": 1, "full_sequence": 0}[kind]
+    waits = delay * torch.arange(tokens)
+    row = torch.arange(S + int(waits[-1]) + 1)
+    return (S + waits[None, :] - row[:, None]).clamp(0, S)
 
 
-def draw(path: str, truth: Tensor, results: dict[str, Tensor]) -> None:
-    """One row a way of sampling, one column a wave: the truth dashed, the context thick, the sample thin."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture: matplotlib is not installed")
-        return
-    shown = min(4, len(truth))
-    figure = Figure(figsize=(3.2 * shown, 1.7 * len(results)), layout="constrained")
-    grid = figure.subplots(len(results), shown, sharex=True, sharey=True, squeeze=False)
-    for row, (name, x) in zip(grid, results.items(), strict=True):
-        row[0].set_ylabel(name, fontsize=8)
-        for i, axes in enumerate(row):
-            axes.plot(truth[i].flatten(), "--", color="0.6", linewidth=1)
-            axes.plot(x[i].flatten(), color="tab:blue", linewidth=1.2)
-            axes.plot(truth[i, :CONTEXT].flatten(), color="black", linewidth=2.5)
-            axes.set_ylim(-1.4, 1.4)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    print(f"picture: {path} (dashed: truth, thick: context, blue: sampled)")
+@torch.no_grad()
+def sample(network, context, kind):
+    """Algorithm 2: the tokens after a clean context (b, CONTEXT, c), as noisy in each row as the matrix says."""
+    x = torch.cat([context, torch.randn(len(context), TOKENS - CONTEXT, WIDTH)], dim=1)
+    matrix = scheduling_matrix(kind, TOKENS - CONTEXT)
+    matrix = torch.cat([torch.zeros(len(matrix), CONTEXT, dtype=torch.long), matrix], dim=1)
+    levels = torch.linspace(-1, K - 1, S + 1).long()[matrix].unsqueeze(1).expand(-1, len(x), -1)
+    for k, k_to in zip(levels[:-1], levels[1:]):
+        # Predict the clean token and its noise. Clean tokens are shown as if very slightly noisy (stabilization).
+        shown = k.clamp(min=9)
+        x0 = network(add_noise(x, torch.where(k < 0, shown, -1), torch.zeros_like(x)), shown)
+        a = signal_power[shown][..., None]
+        noise = (x - a.sqrt() * x0) / (1 - a).sqrt()
+        # DDIM step: as noisy as the next row says. Tokens that stay keep their value.
+        x = torch.where((k == k_to)[..., None], x, add_noise(x0, k_to, noise))
+    return x
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Diffusion Forcing on sine waves")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps")
-    parser.add_argument("--batch", type=int, default=64, help="sequences a step")
-    parser.add_argument("--picture", default="outputs/minimal.png", help="where the picture goes; '' for none")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-
-    torch.manual_seed(arguments.seed)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    forcing = build()
-    parameters = sum(p.numel() for p in forcing.parameters())
-    print(f"training a causal transformer of {parameters:,} parameters on sine waves")
-    train(forcing, steps=arguments.steps, batch=arguments.batch, lr=2e-3, generator=generator)
-
-    truth = waves(32, torch.Generator().manual_seed(10_000 + arguments.seed))
-    context = truth[:, :CONTEXT]
-    ways = {  # matrix, chunk, cache
-        "next token": ("autoregressive", 1, "none"),
-        "pyramid": ("pyramid", -1, "none"),
-        "full sequence": ("full_sequence", -1, "none"),
-        "next token, cached": ("autoregressive", 1, "exact"),
-    }
-    results = {}
-    print(
-        f"\n{len(truth)} new waves, {CONTEXT} of {TOKENS} tokens given; root mean square error of the rest against the truth"
-    )
-    for name, (matrix, chunk, cache) in ways.items():
-        results[name], seconds = sample(forcing, context, matrix=matrix, chunk=chunk, cache=cache)
-        error = (results[name] - truth)[:, CONTEXT:].square().mean().sqrt()
-        print(f"  {name:20s} error {error:.3f}   {seconds:5.2f} s")
-    silence = truth[:, CONTEXT:].square().mean().sqrt()
-    print(f"  {'(a flat line)':20s} error {silence:.3f}")
-    difference = (results["next token"] - results["next token, cached"]).abs().max()
-    print(f"the cached rollout equals the plain one to {difference:.1e}")
-    if arguments.picture:
-        draw(arguments.picture, truth, results)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600)
+    steps = parser.parse_args().steps
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    network = Denoiser()
+    train(network, steps)
+    truth = waves(256)
+    for kind in ("autoregressive", "pyramid", "full_sequence"):
+        error = (sample(network, truth[:, :CONTEXT], kind) - truth)[:, CONTEXT:].abs().mean()
+        print(f"{kind:15s} mean error {error.item():.3f}   (all zeros: {truth[:, CONTEXT:].abs().mean().item():.3f})")
 
 
 if __name__ == "__main__":

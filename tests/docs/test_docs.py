@@ -189,45 +189,26 @@ def test_the_project_of_the_guides_to_extending_runs(tmp_path: Path, monkeypatch
 # -------------------------------------------------------------------------------------------------------------- the example
 
 
-def test_the_example_runs_with_three_steps_and_draws(tmp_path: Path) -> None:
-    picture = tmp_path / "minimal.png"
+def test_the_example_runs_with_three_steps_from_anywhere(tmp_path: Path) -> None:
     done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "examples" / "minimal.py"),
-            "--steps",
-            "3",
-            "--batch",
-            "4",
-            "--picture",
-            str(picture),
-        ],
+        [sys.executable, str(ROOT / "examples" / "minimal.py"), "--steps", "3"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    for way in ("next token", "pyramid", "full sequence", "cached"):
-        assert way in done.stdout
-    difference = float(re.search(r"equals the plain one to (\S+)", done.stdout)[1])  # type: ignore[index]
-    assert difference < 1e-4
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    for matrix in ("autoregressive", "pyramid", "full_sequence"):
+        assert re.search(rf"{matrix} +mean error \d", done.stdout)
 
 
-def test_the_example_needs_nothing_but_torch_and_the_method() -> None:
+def test_the_example_needs_torch_alone_and_is_short() -> None:
     text = (ROOT / "examples" / "minimal.py").read_text()
-    imported = set(re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE))
-    assert imported <= {
-        "__future__",
-        "argparse",
-        "math",
-        "pathlib",
-        "time",
-        "torch",
-        "diffusion_forcing.diffusion",
-        "diffusion_forcing.networks",
-    }
+    assert set(re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE)) == {"argparse", "math", "torch"}
+    assert len(text.splitlines()) <= 130
+
+
+def test_the_method_and_the_networks_need_torch_alone() -> None:
     shown = subprocess.run(
         [
             sys.executable,
