@@ -216,6 +216,8 @@ def _convert_sequence(hint: Any, value: Any, where: str) -> Any:
 def _wrong(where: str, hint: Any, value: Any, *, near: str = "") -> UserError:
     expected = describe(hint)
     example = f"; write lists as {where}=[1,2]" if "a list" in expected and not isinstance(value, (list, tuple)) else ""
+    if hint is str and isinstance(value, (int, float)):
+        example = f"; text that looks like a number needs quotes in quotes: '\"{value}\"'"
     return UserError(f"{where or 'the configuration'} must be {expected}, got {_shown(value)}{near}{example}")
 
 

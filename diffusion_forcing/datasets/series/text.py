@@ -34,7 +34,9 @@ def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
     # the header is the first row of that width; remarks are above it
     first = next(number for number, row in enumerate(rows) if len(row) == width)
     above = rows[first - 1] if first else []
-    if 1 < len(above) == width - 1 and _is_data(rows[first]):
+    if 1 < len(above) == width - 1 and not any(row[-1] for row in rows if len(row) == width):
+        rows, first, width = [row[: width - 1] for row in rows], first - 1, width - 1  # every row ends in a separator
+    elif 1 < len(above) == width - 1 and _is_data(rows[first]):
         if [row[0] for row in rows[first : first + HEAD]] != [str(n + 1) for n in range(min(HEAD, len(rows) - first))]:
             raise ValueError(
                 f"the line of names has {len(above)} cells and the rows have {width}; "

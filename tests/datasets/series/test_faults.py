@@ -176,6 +176,7 @@ def late(hour: int) -> str:
         ("sep=;\n" + table("t;a", [(d.date(), "1,5") for d in DAYS], ";"), "D", "2024-01-01T00:00:00"),
         (table("t;a", [("", "kWh"), *((d.date(), "1,5") for d in DAYS)], ";"), "D", "2024-01-01T00:00:00"),
         (table('"t","a"', [(n + 1, d.date(), 0) for n, d in enumerate(DAYS)]), "D", "2024-01-01T00:00:00"),
+        (table("t;a", [(d.date(), "1,5;") for d in DAYS], ";"), "D", "2024-01-01T00:00:00"),
         (table("t,a", [(d.date(), n) for n, d in enumerate(DAYS)][::-1]), "D", "2024-01-01T00:00:00"),
     ],
 )  # fmt: skip
