@@ -127,6 +127,32 @@ def test_the_future_is_forecast_around_what_is_known_of_it() -> None:
     assert (folder / "pictures/forecast_fans.png").exists()
 
 
+def test_a_missing_score_says_why_and_stops_no_training(capfd: pytest.CaptureFixture[str]) -> None:
+    days = (np.datetime64("2023-01-01") + np.arange(150)).astype(str)
+    rows = [f"{day},{'' if 126 <= n < 138 else 10 + n % 7},{n % 5 if n < 90 else ''}" for n, day in enumerate(days)]
+    Path("mine.csv").write_text("day,a,ended\n" + "\n".join(rows))
+    windows = ["dataset.test_windows=2", "dataset.validation_windows=2"]
+    folder, metrics = run(*CSV, *windows, "experiment.patience=1", "experiment.tasks=[training,test]")
+    assert "validation/crps_sum is missing: nothing was observed" in capfd.readouterr().err
+    assert max(json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()) == 4
+    assert np.isfinite(metrics["forecast/crps_sum"])  # of the series that did not end
+
+
+def test_series_are_matched_by_name_and_forecasts_continue_the_file(capfd: pytest.CaptureFixture[str]) -> None:
+    mondays = np.datetime64("2021-01-04") + 7 * np.arange(150)
+    for file, names in (("mine.csv", "ab"), ("swapped.csv", "bxa")):
+        values = {"a": 10, "b": 1000, "x": 5}
+        rows = [f"{day}," + ",".join(str(values[name] + n % 7) for name in names) for n, day in enumerate(mondays)]
+        Path(file).write_text("day," + ",".join(names) + "\n" + "\n".join(rows))
+    words = [word for word in CSV if "freq" not in word]
+    trained, _ = run(*words, "experiment.tasks=[training,test,forecast]")
+    other, _ = run(*words, "dataset.path=swapped.csv", f"load={trained}", "experiment.tasks=[test,forecast]")
+    assert "left out: 'x'" in capfd.readouterr().err
+    tables = [(folder / "tables/forecast.csv").read_text() for folder in (trained, other)]
+    assert tables[0] == tables[1]
+    assert tables[0].splitlines()[1].startswith("2023-11-20T00:00:00,a,")
+
+
 def test_a_constant_series_among_two_thousand_is_learnt_and_forecast() -> None:
     drawn = np.random.default_rng(0).normal(size=(80, 2000)).round(2)
     drawn[:, 7] = 3
