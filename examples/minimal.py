@@ -91,7 +91,8 @@ def sample(network, context, kind):
     matrix = scheduling_matrix(kind, TOKENS - CONTEXT)
     matrix = torch.cat([torch.zeros(len(matrix), CONTEXT, dtype=torch.long), matrix], dim=1)
     levels = torch.linspace(-1, K - 1, S + 1).long()[matrix].unsqueeze(1).expand(-1, len(x), -1)
-    for k, k_to in zip(levels[:-1], levels[1:], strict=True):
+    for row in range(len(levels) - 1):
+        k, k_to = levels[row], levels[row + 1]
         # Predict the clean token and its noise. Clean tokens are shown as if very slightly noisy (stabilization).
         shown = k.clamp(min=9)
         x0 = network(add_noise(x, torch.where(k < 0, shown, -1), torch.zeros_like(x)), shown)

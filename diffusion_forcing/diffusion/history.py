@@ -26,6 +26,8 @@ from torch import Tensor
 from diffusion_forcing.errors import UserError, did_you_mean
 
 Cache = Literal["none", "exact", "streaming"]
+Past = Literal["clean", "same"]
+"""How a sliding window shows finished tokens."""
 CACHES = ("none", "exact", "streaming")
 
 
@@ -85,79 +87,60 @@ class DenoiseRows(Protocol):
     def __call__(self, tokens: Tokens, matrix: Tensor, memory: Any = None, on_row: OnRow | None = None) -> Tensor: ...
 
 
-class History(Protocol):
-    """The finished tokens of a rollout. end: how many there are."""
+class History:
+    """The finished tokens of a rollout. window: the most tokens the network sees at once (None: any); end: how many tokens are finished."""
 
-    end: int
-
-    def denoise(self, new: Tokens, matrix: Tensor, denoise_rows: DenoiseRows, on_row: OnRow | None = None) -> Tensor:
-        """Tokens `new` taken down `matrix`: (rows, t), seeing this history. Returns (b, t, *c)."""
-        ...
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+        self.end = 0
+        self.tokens: Tokens | None = None
 
     def append(self, finished: Tokens) -> None:
         """Keep finished tokens, which follow all before."""
-        ...
-
-
-class SlidingWindow:
-    """The last tokens of the past are shown clean in every row."""
-
-    def __init__(self, context: Tokens, *, end: int, window: int) -> None:
-        self.window = window
-        self.tokens = context.last(window)
-        self.end = end
-
-    def append(self, finished: Tokens) -> None:
-        self.tokens = self.tokens.extended(finished).last(self.window)
+        self.tokens = finished if self.tokens is None else self.tokens.extended(finished)
         self.end += len(finished)
 
     def denoise(self, new: Tokens, matrix: Tensor, denoise_rows: DenoiseRows, on_row: OnRow | None = None) -> Tensor:
+        """Tokens `new` taken down `matrix`: (rows, t), seeing this history. Returns (b, t, *c)."""
+        raise NotImplementedError
+
+
+class SlidingWindow(History):
+    """The last tokens of the past are shown in every row: clean, or, with past=`same`, observed at the level of the chunk.
+
+    The latter is full-sequence diffusion, for networks that know one level for all tokens.
+    """
+
+    def __init__(self, window: int, past: Past = "clean") -> None:
+        super().__init__(window)
+        self.past = past
+
+    def denoise(self, new: Tokens, matrix: Tensor, denoise_rows: DenoiseRows, on_row: OnRow | None = None) -> Tensor:
+        assert self.window is not None and self.tokens is not None
+        self.tokens = self.tokens.last(self.window)
         past = self.tokens.last(self.window - len(new))
-        x = denoise_rows(past.extended(new), _with_past(matrix, self.level(matrix, len(past))), on_row=on_row)
+        levels = matrix.new_zeros(len(matrix), len(past))
+        if self.past == "same":
+            past, levels = replace(past, observed=past.x), matrix[:, :1].expand(-1, len(past))
+        x = denoise_rows(past.extended(new), torch.cat([levels, matrix], dim=1), on_row=on_row)
         return x[:, len(past) :].clone()
 
-    def level(self, matrix: Tensor, count: int) -> Tensor:
-        """(rows, count): the sampling levels of the past."""
-        return matrix.new_zeros(len(matrix), count)
 
+class CachedHistory(History):
+    """A history that is kept as the memory of a network. Subclasses say what stays of it."""
 
-class NoisyWindow(SlidingWindow):
-    """The past is noised to the level of the chunk, and observed there: full-sequence diffusion, for networks that know one level for all."""
-
-    def denoise(self, new: Tokens, matrix: Tensor, denoise_rows: DenoiseRows, on_row: OnRow | None = None) -> Tensor:
-        kept = self.tokens
-        self.tokens = replace(kept, observed=kept.x)
-        x = super().denoise(new, matrix, denoise_rows, on_row)
-        self.tokens = kept
-        return x
-
-    def level(self, matrix: Tensor, count: int) -> Tensor:
-        return matrix[:, :1].expand(-1, count)
-
-
-def _with_past(matrix: Tensor, past: Tensor) -> Tensor:
-    return torch.cat([past, matrix], dim=1)
-
-
-class CachedHistory:
-    """A history that is kept as the memory of a network. Subclasses say what stays of it: `memory_before(chunk)`."""
-
-    def __init__(self, context: Tokens, *, end: int, window: int, prefill: Prefill, sinks: int = 0) -> None:
-        self.window, self.sinks, self.prefill = window, sinks, prefill
-        self.tokens = context
-        """Those that are not in `memory`, or all that it was made of."""
+    def __init__(self, window: int, prefill: Prefill, sinks: int = 0) -> None:
+        super().__init__(window)
+        self.prefill, self.sinks = prefill, sinks
         self.memory: Any = None
-        self.end = end
-
-    def append(self, finished: Tokens) -> None:
-        self.tokens = self.tokens.extended(finished)
-        self.end += len(finished)
 
     def denoise(self, new: Tokens, matrix: Tensor, denoise_rows: DenoiseRows, on_row: OnRow | None = None) -> Tensor:
-        return denoise_rows(new, matrix, self.memory_before(len(new)), on_row).clone()
+        assert self.window is not None and self.tokens is not None
+        self.tokens = self.update(self.tokens, self.window - len(new))
+        return denoise_rows(new, matrix, self.memory, on_row).clone()
 
-    def memory_before(self, chunk: int) -> Any:
-        """The memory that the next `chunk` tokens see."""
+    def update(self, tokens: Tokens, room: int) -> Tokens:
+        """Bring `memory` up to `tokens`, of which there is `room` for so many. Returns the tokens to keep."""
         raise NotImplementedError
 
 
@@ -167,9 +150,8 @@ class KVCache(CachedHistory):
     start = computed = 0
     """Number of the first token in `memory`, and of the first after it."""
 
-    def memory_before(self, chunk: int) -> Any:
-        self.tokens = self.tokens.last(self.window)
-        seen = self.tokens.last(self.window - chunk)
+    def update(self, tokens: Tokens, room: int) -> Tokens:
+        seen = tokens.last(room)
         if self.start != self.end - len(seen):
             # The window has slid: what was computed for its tokens knew those that left.
             self.start = self.computed = self.end - len(seen)
@@ -177,26 +159,24 @@ class KVCache(CachedHistory):
         if self.computed < self.end:
             self.memory = self.prefill(seen.last(self.end - self.computed), self.memory)
             self.computed = self.end
-        return self.memory
+        return seen
 
 
 class StreamingCache(CachedHistory):
     """cache=streaming, positions relative: the memory drops its oldest tokens, but never the first `sinks`."""
 
     length = 0
-    """Tokens in `memory`."""
+    """Tokens in `memory`; those that are not in it are kept."""
 
-    def memory_before(self, chunk: int) -> Any:
-        room = self.window - chunk
-        fresh = self.tokens.last(room) if self.memory is None else self.tokens
-        self.tokens = fresh[:0]
+    def update(self, tokens: Tokens, room: int) -> Tokens:
+        fresh = tokens.last(room) if self.memory is None else tokens
         if len(fresh):
             self.memory = self.prefill(fresh, self.memory)
             self.length += len(fresh)
         if self.length > room:
             self.memory = self.memory.trimmed(room - self.sinks, self.sinks)
             self.length = room
-        return self.memory
+        return fresh[:0]
 
 
 class RestartedCache(CachedHistory):
@@ -205,22 +185,21 @@ class RestartedCache(CachedHistory):
     computed = 0
     """Tokens in `memory`."""
 
-    def memory_before(self, chunk: int) -> Any:
-        room = self.window - chunk
-        if len(self.tokens) > room:
-            half = max(self.window // 2, self.sinks + 1)
+    def update(self, tokens: Tokens, room: int) -> Tokens:
+        assert self.window is not None
+        if len(tokens) > room:
+            half, chunk = max(self.window // 2, self.sinks + 1), self.window - room
             # Half a window does not help where the next chunk would fill it again.
             kept = half if self.memory is not None and half + chunk <= room else room
-            self.tokens = self.tokens[: self.sinks].extended(self.tokens.last(kept - self.sinks))
+            tokens = tokens[: self.sinks].extended(tokens.last(kept - self.sinks))
             self.memory, self.computed = None, 0
-        fresh = self.tokens[self.computed :]
-        if len(fresh):
-            self.memory = self.prefill(fresh, self.memory)
-            self.computed = len(self.tokens)
-        return self.memory
+        if self.computed < len(tokens):
+            self.memory = self.prefill(tokens[self.computed :], self.memory)
+            self.computed = len(tokens)
+        return tokens
 
 
-class RecurrentState:
+class RecurrentState(History):
     """A recurrent network's latent: of one size, whatever it has seen.
 
     No token depends on a later one, and the past is a latent. So a row needs neither the tokens after the last one that moves, nor those
@@ -229,27 +208,21 @@ class RecurrentState:
     them, and for tokens that are not appended afterwards.
     """
 
-    def __init__(
-        self, context: Tokens, *, end: int, prefill: Prefill, memory: Any = None, whole_rows: bool = False
-    ) -> None:
+    def __init__(self, prefill: Prefill, memory: Any = None, *, whole_rows: bool = False) -> None:
+        super().__init__(None)
         self.prefill, self.memory, self.whole_rows = prefill, memory, whole_rows
-        self.fresh = context
-        """Tokens that are not in `memory` yet."""
-        self.end = end
+        self.in_memory = 0
+        """How many tokens of the chunk at hand the latent holds already."""
 
     def append(self, finished: Tokens) -> None:
-        # Those that the rows have put into the latent already are not kept.
-        self.fresh = self.fresh.extended(finished[self._in_memory :])
-        self._in_memory = 0
-        self.end += len(finished)
-
-    _in_memory = 0
-    """How many of the chunk's first tokens the latent holds."""
+        super().append(finished[self.in_memory :])
+        self.end += self.in_memory
+        self.in_memory = 0
 
     def denoise(self, new: Tokens, matrix: Tensor, denoise_rows: DenoiseRows, on_row: OnRow | None = None) -> Tensor:
-        if len(self.fresh):
-            self.memory = self.prefill(self.fresh, self.memory)
-            self.fresh = self.fresh[:0]
+        if self.tokens is not None and len(self.tokens):
+            self.memory = self.prefill(self.tokens, self.memory)
+        self.tokens = None
         if self.whole_rows:
             return denoise_rows(new, matrix, self.memory, on_row).clone()
         x, done = new.x, 0
@@ -267,21 +240,31 @@ class RecurrentState:
             x = torch.cat([x[:, :first], moved, x[:, end:]], dim=1)
             if on_row is not None:
                 on_row(row, x, after)
-        self._in_memory = done
+        self.in_memory = done
         return x
 
 
-def is_recurrent(cache: Cache, network: Any) -> bool:
-    """Whether the past is one latent that is carried along, so that no window limits it."""
-    return cache != "none" and getattr(network, "recurrent", False)
+def build_history(
+    cache: Cache,
+    network: Any,
+    *,
+    chunk: int,
+    window: int | None,
+    prefill: Prefill,
+    sinks: int = 0,
+    slides: bool = True,
+    past: Past = "clean",
+    memory: Any = None,
+    whole_rows: bool = False,
+) -> History:
+    """The empty history of a rollout in chunks of `chunk` tokens, or a UserError where it cannot be kept as `cache` says.
 
-
-def check_history(
-    cache: Cache, network: Any, *, chunk: int, window: int | None, sinks: int, length: int | None
-) -> None:
-    """UserError where `cache` is impossible for chunks of `chunk` tokens, until there are `length` (None: for ever)."""
+    slides: whether the rollout outgrows the window. memory: what a recurrent network holds before the first token; None is its own beginning.
+    """
     if cache not in CACHES:
         raise UserError(f"cache '{cache}' is not known; allowed: {', '.join(CACHES)}{did_you_mean(str(cache), CACHES)}")
+    if past == "same" and cache != "none":
+        raise UserError(f"cache={cache} with past=same: the past is noised anew in every row; pass cache=none")
     if cache != "none" and not getattr(network, "keeps_memory", True):
         raise UserError(
             f"cache={cache} keeps the past as it was computed, but {network.why_no_memory}; pass cache=none"
@@ -290,52 +273,34 @@ def check_history(
         raise UserError(
             f"sinks is {sinks} with cache={cache}; cache=streaming keeps that many of the first tokens, 0 or more"
         )
-    if is_recurrent(cache, network):
+    if cache != "none" and getattr(network, "recurrent", False):
         if sinks:
             raise UserError(f"sinks is {sinks} for a recurrent network, whose memory is one latent; pass 0")
-        return
+        return RecurrentState(prefill, memory, whole_rows=whole_rows)
+    if memory is not None:
+        raise UserError(
+            "only a recurrent network under cache=exact or streaming begins with a memory; pass context instead"
+        )
     if window is None:
         raise UserError(
-            "only a recurrent network under cache=exact or streaming rolls out without a window; pass window, the most tokens this one "
-            "is to see at once"
+            "only a recurrent network under cache=exact or streaming rolls out without a window; "
+            "pass window, the most tokens that the network may see at once"
         )
     if chunk > window:
         raise UserError(
             f"a chunk of {chunk} tokens exceeds the window of {window}; "
             f"pass algorithm.chunk_size<={window} or train with more frames"
         )
-    if sinks and (length is None or length > window) and sinks + chunk >= window:
+    if sinks and slides and sinks + chunk >= window:
         raise UserError(
             f"{sinks} sinks and a chunk of {chunk} tokens leave nothing of the window of {window} for the recent past; "
             "pass fewer sinks or a smaller chunk_size"
         )
-
-
-def build_history(
-    cache: Cache,
-    network: Any,
-    context: Tokens,
-    *,
-    end: int,
-    window: int | None,
-    prefill: Prefill,
-    sinks: int = 0,
-    memory: Any = None,
-    whole_rows: bool = False,
-) -> History:
-    """The history of a rollout whose first `end` tokens are finished, the last of them being `context`.
-
-    window: the most tokens the network sees at once; a recurrent state needs none. memory: what a recurrent network holds before the
-    context; None is its own beginning.
-    """
-    if is_recurrent(cache, network):
-        return RecurrentState(context, end=end, prefill=prefill, memory=memory, whole_rows=whole_rows)
-    assert window is not None
     match cache:
         case "none":
-            return SlidingWindow(context, end=end, window=window)
+            return SlidingWindow(window, past)
         case "exact":
-            return KVCache(context.last(window), end=end, window=window, prefill=prefill)
+            return KVCache(window, prefill)
         case "streaming":
             kind = StreamingCache if getattr(network, "memory_slides", False) else RestartedCache
-            return kind(context, end=end, window=window, prefill=prefill, sinks=sinks)
+            return kind(window, prefill, sinks)

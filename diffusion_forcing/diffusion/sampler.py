@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +27,10 @@ from diffusion_forcing.diffusion.guidance import (
 )
 from diffusion_forcing.diffusion.history import (
     Cache,
-    History,
-    NoisyWindow,
     OnRow,
+    Past,
     Tokens,
     build_history,
-    check_history,
-    is_recurrent,
 )
 from diffusion_forcing.diffusion.noise import normal
 from diffusion_forcing.diffusion.observed import noise_further, with_observed
@@ -66,7 +63,7 @@ class Sampler:
         history_scale: float = 1.0,
         history_level: int | None = None,
         resample: int = 1,
-        past: Literal["clean", "same"] = "clean",
+        past: Past = "clean",
     ) -> None:
         if past == "same" and scheduling_matrix != "full_sequence":
             raise UserError(
@@ -221,22 +218,24 @@ class Sampler:
             raise UserError(
                 "chunk_size=-1 denoises all remaining tokens together; an endless rollout needs chunk_size >= 1"
             )
-        remaining = chunk_size if length is None else max(0, length - context.shape[1])
-        chunk_size = min(chunk_size, remaining) if chunk_size > 0 else remaining
-        network = self.forcing.network
-        if self.past == "same" and cache != "none":
-            raise UserError(f"cache={cache} with past=same: the past is noised anew in every row; pass cache=none")
-        check_history(cache, network, chunk=chunk_size, window=window, sinks=sinks, length=length)
-        if is_recurrent(cache, network):
-            window = None  # and none is needed
-        elif memory is not None:
-            raise UserError(
-                "only a recurrent network under cache=exact or streaming begins with a memory; pass context instead"
-            )
         if observed is not None and (length is None or observed.shape != (len(context), length, *context.shape[2:])):
             raise UserError(
                 f"observed has shape {tuple(observed.shape)}; ({len(context)}, {length}, …) is needed: every token, the context's too"
             )
+        remaining = chunk_size if length is None else max(0, length - context.shape[1])
+        size = min(chunk_size, remaining) if chunk_size > 0 else remaining
+        history = build_history(
+            cache,
+            self.forcing.network,
+            chunk=size,
+            window=window,
+            sinks=sinks,
+            slides=length is None or window is None or length > window,
+            past=self.past,
+            prefill=self._prefill,
+            memory=memory,
+            whole_rows=guidance is not None,
+        )
 
         def denoise_rows(tokens: Tokens, matrix: Tensor, memory: Any = None, on_row: OnRow | None = None) -> Tensor:
             return self.denoise(
@@ -253,42 +252,23 @@ class Sampler:
 
         @torch.no_grad()
         def chunks() -> Iterator[Tensor]:
-            end = context.shape[1]
-            visible = context if window is None else context[:, max(0, end - window) :]
-            seen = self._tokens(visible, end, conditions, generator)
-            history = self._history(seen, end, cache, window, sinks, memory, guided=guidance is not None)
+            # The context is history; what lies before the window is neither seen nor asked for.
+            visible = context if history.window is None else context[:, -history.window :]
+            history.end = context.shape[1] - visible.shape[1]
+            history.append(self._tokens(visible, context.shape[1], conditions, generator))
             while length is None or history.end < length:
                 # New tokens begin as pure noise.
-                chunk = chunk_size if length is None else min(chunk_size, length - history.end)
-                end = history.end + chunk
+                chunk = size if length is None else min(size, length - history.end)
                 noise = self.noise(
                     (len(context), chunk, *context.shape[2:]), device=context.device, generator=generator
                 )
-                new = self._tokens(noise, end, conditions, generator, observed)
+                new = self._tokens(noise, history.end + chunk, conditions, generator, observed)
                 # They go down the scheduling matrix, seeing the history, and then belong to it.
                 x = history.denoise(new, self.matrix(chunk), denoise_rows, on_row)
                 history.append(replace(new, x=x, observed=None))
                 yield x
 
         return chunks()
-
-    def _history(
-        self, context: Tokens, end: int, cache: Cache, window: int | None, sinks: int, memory: Any, *, guided: bool
-    ) -> History:
-        if self.past == "same":
-            assert window is not None
-            return NoisyWindow(context, end=end, window=window)
-        return build_history(
-            cache,
-            self.forcing.network,
-            context,
-            end=end,
-            window=window,
-            prefill=self._prefill,
-            sinks=sinks,
-            memory=memory,
-            whole_rows=guided,
-        )
 
     def _tokens(
         self,

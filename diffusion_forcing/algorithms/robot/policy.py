@@ -55,8 +55,7 @@ class RobotPolicy:
             self._history = build_history(
                 "streaming",
                 self.sampler.forcing.network,
-                token[:0],
-                end=0,
+                chunk=max(1, options.chunk_size),
                 window=options.n_frames,
                 prefill=self._prefill,
                 whole_rows=True,
