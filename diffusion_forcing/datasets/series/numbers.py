@@ -113,6 +113,11 @@ class _Text:
         rest = self.cells[~np.isfinite(self.plain)]
         rest = rest[~is_missing(rest)]
         self.rest = rest[~rest.str.fullmatch(r"[+-]?inf(inity)?", case=False)]
+        comma = self.rest.str.fullmatch(r"[+-]?\d+,\d+").all()
+        comma = comma and not self.rest.str.fullmatch(rf"[+-]?{_OPEN.pattern}").all()
+        if comma:  # the most frequent form, read at once
+            self.plain[self.rest.index] = pandas.to_numeric(self.rest.str.replace(",", "."))
+            self.rest = self.rest[:0]
         self.parts = {cell: _parts(cell) for cell in self.rest.unique()}
         self.known = int(np.isfinite(self.plain).sum()) + len(self.rest)
         self.mostly = self.rest.map(lambda cell: self.parts[cell] is None).sum() < 0.5 * max(1, self.known)
@@ -124,7 +129,7 @@ class _Text:
             if not proofs and len(part):
                 proofs = Counter(filter(None, map(_proof, part.str.strip().str.lstrip("+-"))))
                 self.doubtful = self.doubtful or str(part.iloc[0])
-        self.proven = proofs.most_common(1)[0][0] if proofs else None
+        self.proven = "comma" if comma else proofs.most_common(1)[0][0] if proofs else None
 
     def _holds(self, pattern: str) -> NDArray[np.bool_]:
         return self.cells.str.contains(pattern).fillna(False).to_numpy(bool)
