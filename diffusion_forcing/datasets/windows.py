@@ -12,9 +12,8 @@ into each array.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,72 +32,38 @@ MAX_JUMP = 0.2
 """m: two steps farther apart are not one motion (5.3 m/s for 0.01 s is 0.053 m)."""
 MIN_STEPS = 2
 """Shorter episodes show no motion and are left out."""
-_WIDTHS: dict[str, tuple[int, ...]] = {"observations": (4,), "actions": (2,), "rewards": ()}
 
 Steps = Mapping[str, NDArray[Any]]
-"""observations (n, 4), actions (n, 2), rewards (n,), and ends (n,) bool, True at the last step of an episode."""
+"""observations (N, 4), actions (N, 2), rewards (N,), and ends (N,) bool, True at the last step of an episode."""
 
 
-class RunningStatistics:
-    """Mean, deviation and range of the columns of observations and actions, over parts too long for memory."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[tuple[int, NDArray[np.float64]]]] = {"observation": [], "action": []}
-
-    def add(self, observations: NDArray[Any], actions: NDArray[Any]) -> None:
-        """Add (n, o) observations and (n, a) actions; they are summed in float64."""
-        for name, values in (("observation", observations), ("action", actions)):
-            if len(values):
-                exact = values.astype(np.float64)
-                part = np.stack([exact.mean(0), exact.var(0), exact.min(0), exact.max(0)])
-                self._parts[name].append((len(values), part))
-
-    def statistics(self) -> dict[str, list[float]]:
-        """observation_mean, _std, _min, _max and action_mean, …, action_max; one number for each column."""
-        out: dict[str, list[float]] = {}
-        for name, parts in self._parts.items():
-            if not parts:
-                continue
-            counts = np.array([count for count, _ in parts], dtype=np.float64)
-            weights = (counts / counts.sum())[:, None]
-            means, variances, minima, maxima = np.stack([part for _, part in parts], axis=1)
-            mean = (weights * means).sum(0)
-            variance = (weights * (variances + (means - mean) ** 2)).sum(0)
-            out[f"{name}_mean"] = mean.tolist()
-            out[f"{name}_std"] = np.sqrt(variance).tolist()
-            out[f"{name}_min"] = minima.min(0).tolist()
-            out[f"{name}_max"] = maxima.max(0).tolist()
-        return out
-
-
-@dataclass
 class Store:
-    """Memory-mapped float32 steps of a cache folder. Pickled as a path: a data loader's workers map them anew."""
+    """Memory-mapped steps of a cache folder. Pickled as a path: a data loader's workers map them anew."""
 
-    folder: Path
-    _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    @property
+    @cached_property
     def observations(self) -> NDArray[np.float32]:
         """(N, 4) x, y, vx, vy in metres and m/s."""
-        return self._array("observations")
+        return self._map("observations")
 
-    @property
+    @cached_property
     def actions(self) -> NDArray[np.float32]:
         """(N, 2) in [-1, 1]."""
-        return self._array("actions")
+        return self._map("actions")
 
-    @property
+    @cached_property
     def rewards(self) -> NDArray[np.float32]:
         """(N,) 0 or 1."""
-        return self._array("rewards")
+        return self._map("rewards")
 
-    @property
+    @cached_property
     def episodes(self) -> NDArray[np.int64]:
         """(E, 2) first step and one past the last step of each episode."""
-        return self._array("episodes")
+        return self._map("episodes")
 
-    @property
+    @cached_property
     def statistics(self) -> dict[str, list[float]]:
         """Mean, std, min and max of each column of observations and actions."""
         return dict(json.loads((self.folder / "cache.json").read_text())["statistics"])
@@ -107,17 +72,15 @@ class Store:
         return len(self.rewards)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_arrays": {}}
+        return {"folder": self.folder}
 
-    def _array(self, name: str) -> NDArray[Any]:
-        if name not in self._arrays:
-            self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return self._arrays[name]
+    def _map(self, name: str) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return array
 
 
-def open_store(source: Path, folder: Path, read: Callable[[], Iterable[Steps]], *, settings: str = "") -> Store:
-    """The store in `folder`, built from the parts that `read()` yields unless it exists and `source` is unchanged
-    since.
+def open_store(source: Path, folder: Path, read: Callable[[], Steps], *, settings: str = "") -> Store:
+    """The store in `folder`, made from what `read()` returns unless it exists and `source` is unchanged since.
 
     settings: what the result depends on besides the file. Raises `UserError` if nothing can be written, and what `read`
     raises.
@@ -129,51 +92,37 @@ def open_store(source: Path, folder: Path, read: Callable[[], Iterable[Steps]], 
         return read_json(folder / "cache.json", {}).get("source") == stamp
 
     if not is_current():
-        with locked(folder):
-            if not is_current():  # another process may have built it
-                _build(folder, read(), stamp)
+        with (
+            explaining_os_errors(f"cannot write the cache {folder}", "make room or choose another dataset.save_dir"),
+            locked(folder),
+        ):
+            if not is_current():  # another process may have made it
+                steps = read()
+                with replacing(folder) as temporary:
+                    temporary.mkdir()
+                    for name in ("observations", "actions", "rewards"):
+                        np.save(temporary / f"{name}.npy", np.ascontiguousarray(steps[name], dtype=np.float32))
+                    np.save(temporary / "episodes.npy", _episodes(steps))
+                    write_json(temporary / "cache.json", {"source": stamp, "statistics": _statistics(steps)})
     return Store(folder)
 
 
-def _build(folder: Path, parts: Iterable[Steps], stamp: Mapping[str, Any]) -> None:
-    remedy = "make room or choose another dataset.save_dir"
-    with explaining_os_errors(f"cannot write the cache {folder}", remedy), replacing(folder) as temporary:
-        temporary.mkdir()
-        statistics, episodes = _write_parts(temporary, parts)
-        np.save(temporary / "episodes.npy", episodes)
-        write_json(temporary / "cache.json", {"source": stamp, "statistics": statistics})
+def _episodes(steps: Steps) -> NDArray[np.int64]:
+    """(E, 2) borders of the episodes: at jumps and after terminal steps."""
+    distances = np.linalg.norm(np.diff(steps["observations"][:, :2], axis=0), axis=1)
+    jumps, ends = np.flatnonzero(distances > MAX_JUMP), np.flatnonzero(steps["ends"])
+    edges = np.unique(np.concatenate([[0], jumps + 1, ends + 1, [len(steps["ends"])]])).astype(np.int64)
+    return np.stack([edges[:-1], edges[1:]], axis=1)
 
 
-def _write_parts(folder: Path, parts: Iterable[Steps]) -> tuple[dict[str, list[float]], NDArray[np.int64]]:
-    """Append all parts to one file for each array; returns the statistics and the episodes (E, 2)."""
-    running, borders, count = RunningStatistics(), {0}, 0
-    last: NDArray[Any] | None = None
-    with ExitStack() as stack:
-        files = {name: stack.enter_context(open(folder / f"{name}.raw", "wb")) for name in _WIDTHS}
-        for part in parts:
-            for name, file in files.items():
-                file.write(np.ascontiguousarray(part[name], dtype=np.float32).data)
-            running.add(part["observations"], part["actions"])
-            # An episode ends before a jump, also one between two parts, and after a terminal step.
-            positions = part["observations"][:, :2]
-            before = positions[:1] if last is None else last
-            distances = np.linalg.norm(np.diff(np.concatenate([before, positions]), axis=0), axis=1)
-            borders.update((count + np.flatnonzero(distances > MAX_JUMP)).tolist())
-            borders.update((count + np.flatnonzero(part["ends"]) + 1).tolist())
-            count, last = count + len(positions), positions[-1:]
-    for name, width in _WIDTHS.items():
-        _to_npy(folder / f"{name}.raw", width)
-    edges = np.array(sorted(borders | {count}), dtype=np.int64)
-    return running.statistics(), np.stack([edges[:-1], edges[1:]], axis=1)
-
-
-def _to_npy(raw: Path, width: tuple[int, ...]) -> None:
-    """Turn a file of float32 numbers into a .npy of rows of `width`; the length is known only at the end of reading."""
-    values = np.memmap(raw, dtype=np.float32, mode="r").reshape(-1, *width)
-    out = np.lib.format.open_memmap(raw.with_suffix(".npy"), mode="w+", dtype=np.float32, shape=values.shape)
-    out[:] = values
-    out.flush()
-    raw.unlink()
+def _statistics(steps: Steps) -> dict[str, list[float]]:
+    """observation_mean, _std, _min, _max and action_mean, …, action_max; one number for each column."""
+    out: dict[str, list[float]] = {}
+    for kind in ("observation", "action"):
+        values = steps[f"{kind}s"].astype(np.float64)
+        for name in ("mean", "std", "min", "max"):
+            out[f"{kind}_{name}"] = getattr(values, name)(axis=0).tolist()
+    return out
 
 
 class Windows(Dataset[SequenceBatch]):

@@ -12,7 +12,7 @@ The lengths of the configured means decide what a planner sees: x (2 observation
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -86,32 +86,24 @@ class Maze2dOptions:
             )
         for key, least in (("episode_len", 1), ("num_steps", 2), ("generate_seed", 0)):
             check_minimum(f"dataset.{key}", getattr(self, key), least)
-        if not 0 < self.gamma <= 1:
-            raise UserError(f"dataset.gamma must be in (0, 1], got {self.gamma}")
         if not 0 <= self.action_noise < float("inf"):
             raise UserError(f"dataset.action_noise must be at least 0, got {self.action_noise}; D4RL's data has 0.5")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"dataset.validation_fraction must be in [0, 1), got {self.validation_fraction}")
         if not self.reward_std > 0:
             raise UserError(f"dataset.reward_std must be above 0, got {self.reward_std}")
-        self._check_statistics("observation", (2, 4))
-        self._check_statistics("action", (0, 2))
-
-    def _check_statistics(self, kind: str, widths: tuple[int, int]) -> None:
-        mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
-        if len(mean) not in widths:
-            allowed = " or ".join(map(str, widths))
-            raise UserError(f"dataset.{kind}_mean has {len(mean)} numbers, allowed are {allowed} (docs/planning.md)")
-        if len(mean) != len(std):
-            raise UserError(
-                f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give equally many"
-            )
-        if not np.isfinite([*mean, *std]).all():
-            raise UserError(
-                f"dataset.{kind}_mean and dataset.{kind}_std must be finite, got {list(mean)} and {list(std)}"
-            )
-        if any(value <= 0 for value in std):
-            raise UserError(f"dataset.{kind}_std must be above 0, got {list(std)}")
+        for kind, widths in (("observation", (2, 4)), ("action", (0, 2))):
+            mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
+            if len(mean) not in widths or len(std) != len(mean):
+                raise UserError(
+                    f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; "
+                    f"give both {widths[0]} or both {widths[1]} (docs/planning.md)"
+                )
+            if not (np.isfinite([*mean, *std]).all() and all(value > 0 for value in std)):
+                raise UserError(
+                    f"dataset.{kind}_mean and dataset.{kind}_std must be finite, the latter above 0, "
+                    f"got {list(mean)} and {list(std)}"
+                )
 
     @property
     def maze(self) -> Maze:
@@ -187,11 +179,10 @@ class Maze2d:
         options = self.options
         if options.source == "minari":
             folder = minari.find(options.path or "")
-            source = minari.source_file(folder)
-            self._store = self._open(source, minari.read(folder, self.maze))
+            self._store = self._open(minari.source_file(folder), lambda: minari.read(folder, self.maze))
             return
         source = self._find(progress)
-        self._store = self._open(source, d4rl.read(source))
+        self._store = self._open(source, lambda: d4rl.read(source))
         if progress:
             self._note_odd_statistics()
 
@@ -207,7 +198,7 @@ class Maze2d:
     def generate(self, progress: bool = True) -> Path:
         """Generate the file of these options unless it exists, print its path and statistics, and return the path."""
         path = self._generate(progress)
-        self._store = self._open(path, d4rl.read(path))
+        self._store = self._open(path, lambda: d4rl.read(path))
         print(f"{path}: {len(self._store):,} steps")
         for name, values in self._store.statistics.items():
             # Means and deviations are printed as command-line overrides.
@@ -266,19 +257,19 @@ class Maze2d:
                 )
         return path
 
-    def _open(self, source: Path, parts: Iterable[Steps]) -> Store:
+    def _open(self, source: Path, read: Callable[[], Steps]) -> Store:
         """The store of `source`, its positions checked against the maze."""
         if not source.exists():
             raise UserError(f"data file {source} does not exist; place it there, or use dataset.source=generate")
-        folder = self.options.cache_folder(source)
-        return open_store(source, folder, lambda: self._in_maze(parts, source), settings=self.maze.text)
 
-    def _in_maze(self, parts: Iterable[Steps], source: Path) -> Iterable[Steps]:
-        for part in parts:
-            outside = 1 - float(self.maze.contains(part["observations"][:, :2]).mean())
+        def read_checked() -> Steps:
+            steps = read()
+            outside = 1 - float(self.maze.contains(steps["observations"][:, :2]).mean())
             if outside > _MAX_IN_WALLS:
                 raise UserError(
                     f"{source}: {outside:.0%} of the positions lie in walls of maze '{self.maze.name}', "
                     "so it is the data of another maze; check dataset.env_id or dataset.maze_map"
                 )
-            yield part
+            return steps
+
+        return open_store(source, self.options.cache_folder(source), read_checked, settings=self.maze.text)

@@ -12,6 +12,7 @@ corner.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.mazes.d4rl import Steps, open_hdf5
+from diffusion_forcing.datasets.mazes.d4rl import open_hdf5
+from diffusion_forcing.datasets.windows import Steps
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import reached
 from diffusion_forcing.errors import UserError
@@ -62,30 +64,26 @@ def source_file(folder: Path) -> Path:
     return main if main.exists() else folder / "data" / "metadata.json"
 
 
-def read(folder: Path, maze: Maze) -> Iterator[Steps]:
-    """The episodes of `folder` as parts: observations, actions, rewards (for the maze's fixed goal) and `ends`.
+def read(folder: Path, maze: Maze) -> Steps:
+    """Observations, actions, rewards (for the maze's fixed goal) and `ends` of all episodes of `folder`.
 
     `UserError` if the folder is not a readable PointMaze data set.
     """
     main = folder / "data" / "main_data.hdf5"
-    episodes = _from_hdf5(main) if main.exists() else _from_package(folder)
-    previous: Episode | None = None
-    for episode in episodes:
-        if previous is not None:
-            continues = bool(np.allclose(previous[0][-1], episode[0][0], atol=_SAME))
-            yield _as_steps(previous, maze, ends=not continues)
-        previous = episode
-    if previous is None:
+    episodes = list(_from_hdf5(main) if main.exists() else _from_package(folder))
+    if not episodes:
         raise UserError(f"{folder} holds no episodes; record or download the data set again")
-    yield _as_steps(previous, maze, ends=True)
-
-
-def _as_steps(episode: Episode, maze: Maze, *, ends: bool) -> Steps:
-    observations, actions = to_d4rl(episode[0][:-1], episode[1], maze.shape)
-    last = np.zeros(len(actions), dtype=bool)
-    last[-1:] = ends
+    observations, actions = to_d4rl(
+        np.concatenate([states[:-1] for states, _ in episodes]),
+        np.concatenate([actions for _, actions in episodes]),
+        maze.shape,
+    )
+    ends = np.zeros(len(actions), dtype=bool)
+    ends[np.cumsum([len(actions) for _, actions in episodes]) - 1] = [
+        not np.allclose(before[-1], after[0], atol=_SAME) for (before, _), (after, _) in itertools.pairwise(episodes)
+    ] + [True]
     rewards = reached(observations[:, :2], maze.fixed_goal.astype(np.float64))
-    return {"observations": observations, "actions": actions, "rewards": rewards, "ends": last}
+    return {"observations": observations, "actions": actions, "rewards": rewards, "ends": ends}
 
 
 def _from_hdf5(path: Path) -> Iterator[Episode]:
