@@ -79,6 +79,10 @@ class NoisingOptions:
         """How the loss weighs a token's error (docs/method.md §4)."""
         return "fused_snr" if self.use_fused_snr else "min_snr"
 
+    def token_decay(self, frame_stack: int, frame_skip: int) -> float:
+        """How much of the history's SNR remains from one token to the next: `cum_snr_decay` for each frame that lies between."""
+        return self.cum_snr_decay ** (frame_stack * frame_skip)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionOptions(NoisingOptions):
@@ -196,6 +200,10 @@ class RecurrentDiffusionOptions(NoisingOptions):
     def weighting(self) -> Weighting:
         return weighting_of(self.use_snr, self.use_cum_snr)
 
+    def token_decay(self, frame_stack: int, frame_skip: int) -> float:
+        """The RNN line decays for each frame of a token; frames that the data skips do not count."""
+        return self.cum_snr_decay**frame_stack
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentMLPOptions(RecurrentDiffusionOptions):
@@ -257,7 +265,7 @@ class ForcingAlgorithm(lightning.LightningModule):
             schedule,
             build_parameterization(diffusion.objective, clip_noise=diffusion.clip_noise),
             weighting=diffusion.weighting,
-            cum_snr_decay=diffusion.cum_snr_decay ** (options.frame_stack * options.frame_skip),
+            cum_snr_decay=diffusion.token_decay(options.frame_stack, options.frame_skip),
             clip_noise=diffusion.clip_noise,
             stabilization_level=diffusion.stabilization_level,
         )

@@ -272,6 +272,8 @@ class Video(ForcingAlgorithm):
     Options: type[VideoOptions] = VideoOptions
     task = "video"
     line = "v1.5"
+    hides_absent = True
+    """Whether training shows tokens that are all padding as pure noise (docs/method.md §4)."""
     options: VideoOptions
     data_mean: Tensor
     data_std: Tensor
@@ -373,7 +375,9 @@ class Video(ForcingAlgorithm):
         tokens, mask, conditions = clips
         f = self.options.frame_stack
         per_token = mask.unflatten(1, (-1, f))
-        levels = mask_absent(draws.levels, per_token.any(dim=-1), self.options.diffusion.timesteps)
+        levels = draws.levels
+        if self.hides_absent:
+            levels = mask_absent(levels, per_token.any(dim=-1), self.options.diffusion.timesteps)
         if conditions is not None and draws.dropped is not None:
             conditions = torch.where(draws.dropped[:, None, None], 0, conditions)
         result = self.masked_loss(tokens, levels, noise=draws.noise, conditions=conditions, forcing=forcing)
@@ -608,6 +612,7 @@ class RecurrentVideo(Video):
 
     Options = RecurrentVideoOptions
     line = "rnn"
+    hides_absent = False  # as released: padding comes last, and no token sees a later one
     options: RecurrentVideoOptions
 
     @staticmethod

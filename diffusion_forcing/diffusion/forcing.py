@@ -37,7 +37,7 @@ class Loss(NamedTuple):
 class DiffusionForcing(nn.Module):
     """A network, a noise schedule and what the network predicts: `loss` to train, `step` to sample. Calling it denoises.
 
-    weighting: `min_snr`, `uniform`, or `fused_snr` and `cum_snr` with `cum_snr_decay` already raised to the power frame_stack·frame_skip.
+    weighting: `min_snr`, `uniform`, or `fused_snr` and `cum_snr` with `cum_snr_decay` from one token to the next.
     clip_noise: all Gaussian noise is clamped to ± this. stabilization_level: clean tokens are shown to the network as if their level
     were stabilization_level − 1.
     """

@@ -27,7 +27,7 @@ def weighting_of(use_snr: bool, use_cum_snr: bool) -> Weighting:
 
 
 def loss_weight(schedule: NoiseSchedule, k: Tensor, objective: str, weighting: str, *, decay: float) -> Tensor:
-    """Weights (b, t) of tokens at levels k: (b, t). decay: cum_snr_decay^(frame_stack·frame_skip), where history counts.
+    """Weights (b, t) of tokens at levels k: (b, t). decay: of the history's SNR from one token to the next.
 
     `pred_edm` has weight 1 at every level: its target has unit variance everywhere (Karras et al. 2022, table 1).
     """
@@ -85,7 +85,7 @@ def running_mean_of_history(values: Tensor, decay: float) -> Tensor:
 def fused_snr_weight(schedule: NoiseSchedule, k: Tensor, objective: str, *, decay: float) -> Tensor:
     """Weights (b, t) of tokens at levels k: (b, t) from their own and their history's SNR.
 
-    `decay` is the configured cum_snr_decay already raised to the power frame_stack·frame_skip. With C and N the fused clipped and
+    `decay` is that from one token to the next (`NoisingOptions.token_decay`). With C and N the fused clipped and
     unclipped ratios: ε: C/N · x₀: C·snr_clip · v: C·snr_clip/(N·snr_clip + 1). Where N vanishes, C/N takes its limit 1.
     """
     own_clipped = schedule.clipped_snr[k] / schedule.snr_clip

@@ -52,7 +52,8 @@ class TransitionMLP(nn.Module):
     """z' = after(GRU(before([z, x, level, condition]), z)).
 
     x: (b, x_dim), k: (b,) noise levels, z: (b, z_dim), condition: (b, external_cond_dim) or None (then zeros) → (b, z_dim). z is cut
-    into one state a GRU cell, so z_dim is a multiple of num_gru_layers. num_mlp_layers: on either side; 0: one linear layer on each.
+    into one state a GRU cell, so z_dim is a multiple of num_gru_layers. num_mlp_layers: on either side; 0: the first GRU cell takes
+    [z, x, level, condition], and without GRU cells z' = z, as released.
     self_condition: beside x there is an estimate of what it says, like x, or None (then zeros).
     """
 
@@ -87,9 +88,11 @@ class TransitionMLP(nn.Module):
             nn.Linear(z_dim, z_dim) if num_mlp_layers == 1 else _mlp(z_dim, hidden, z_dim, num_mlp_layers)
         )
         state = z_dim // max(1, num_gru_layers)
+        first = z_dim if num_mlp_layers else inputs
         self.gru_stack = nn.ModuleList(
-            nn.GRUCell(z_dim if layer == 0 else state, state) for layer in range(num_gru_layers)
+            nn.GRUCell(first if layer == 0 else state, state) for layer in range(num_gru_layers)
         )
+        self.is_identity = not num_mlp_layers and not num_gru_layers
 
     def forward(
         self, x: Tensor, k: Tensor, z: Tensor, condition: Tensor | None = None, estimate: Tensor | None = None
@@ -106,6 +109,8 @@ class TransitionMLP(nn.Module):
 
     def step(self, x: Tensor, features: Sequence[Tensor], z: Tensor, estimate: Tensor | None = None) -> Tensor:
         """The latent after one token x: (b, x_dim)."""
+        if self.is_identity:
+            return z
         h = self.mlp_before_gru(torch.cat([z, *self._shown(x, features, estimate)], dim=-1))
         if self.gru_stack:
             states = []
@@ -170,9 +175,9 @@ def _gru(of_input: Tensor, of_state: Tensor, state: Tensor) -> Tensor:
 
 
 def _mlp(width: int, hidden: int, out: int, layers: int) -> nn.Module:
-    """`layers` layers: residual ones, and a linear one at the end where there are two or more."""
+    """`layers` layers: residual ones, and a linear one at the end where there are two or more; none with 0 layers."""
     if layers == 0:
-        return nn.Linear(width, out)
+        return nn.Identity()
     if layers == 1:
         return ResidualMLP(width, out)
     residual = [ResidualMLP(width if layer == 0 else hidden, hidden) for layer in range(layers - 1)]

@@ -17,8 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -137,8 +139,9 @@ def video_options_from_released(config: Mapping[str, Any]) -> VideoOptions:
     """The options of the video model that the released `config` describes: the resolved `cfg.algorithm` of `algorithm=df_video`.
 
     As it stands, but for: keys the released code never reads, or reads in the data set alone, are left out; `x_shape` is
-    `observation_shape`; what the released model did not have is set as it was (`norm=clip`, no cache, no average). `config` is not
-    changed. A key that no released video model has, or a missing one, is a UserError.
+    `observation_shape`; frames that make no whole token are dropped; `data_mean` and `data_std` may name an `.npy` or `.pt` file; what the
+    released model did not have is set as it was (`norm=clip`, no cache, no average). `config` is not changed. A key that no released video
+    model has, a missing one, or a file that cannot be read, is a UserError.
     """
     algorithm = {key: value for key, value in config.items() if key not in UNREAD_IN_VIDEO}
     diffusion = algorithm.pop("diffusion", None)
@@ -151,8 +154,14 @@ def video_options_from_released(config: Mapping[str, Any]) -> VideoOptions:
     own = {key: value for key, value in diffusion.items() if key not in (*UNREAD_IN_DIFFUSION, "architecture")}
     sizes = {key: value for key, value in architecture.items() if key != "resolution"}
     for name in ("data_mean", "data_std"):
+        if isinstance(algorithm.get(name), str):
+            algorithm[name] = _read_statistic(name, Path(algorithm[name]))
         if isinstance(algorithm.get(name), list):
             algorithm[name] = _flat(algorithm[name])
+    stack = algorithm.get("frame_stack", 1)
+    for name in ("n_frames", "context_frames"):  # upstream dropped the frames that make no whole token
+        if isinstance(algorithm.get(name), int) and isinstance(stack, int) and stack > 0:
+            algorithm[name] -= algorithm[name] % stack
     return VideoOptions(
         **_known(VideoOptions, algorithm, "") | {"norm": "clip", "cache": "none", "ema_decay": 0.0},
         observation_shape=tuple(config["x_shape"]),
@@ -229,6 +238,23 @@ def released_guidance_scale(guidance_scale: float, batch: int) -> float:
 def _flat(values: list[Any]) -> tuple[float, ...]:
     """[[[0.4]], [[0.5]], [[0.6]]] as (0.4, 0.5, 0.6)."""
     return tuple(number for value in values for number in (_flat(value) if isinstance(value, list) else (value,)))
+
+
+def _read_statistic(name: str, path: Path) -> float | list[Any]:
+    """The number, or the numbers of each colour, in the array that `path` holds. Nothing in the file is run."""
+    try:
+        if path.suffix == ".pt":
+            array = torch.load(path, map_location="cpu", weights_only=True).numpy()
+        else:
+            array = np.load(path, allow_pickle=False)
+        values = np.asarray(array, dtype=np.float64).flatten().tolist()
+    except Exception as error:  # torch and NumPy raise many kinds for a file that is none of theirs
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"{name} of the released configuration is the file {path}, which cannot be read ({reason}); "
+            f"put the file there, or set {name} to its numbers"
+        ) from None
+    return values[0] if len(values) == 1 else values
 
 
 def _known(options: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:

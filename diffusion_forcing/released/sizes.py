@@ -117,6 +117,9 @@ def shape_of(weights: Tensors, key: str, rank: int) -> tuple[int, ...]:
 PREFIX = "transition_model."
 _NETWORK = (f"{PREFIX}model.", f"{PREFIX}x_from_z.")
 _BESIDE = ("init_z", "init_encoder.", "embed.")
+_OF_VECTORS = ("x_from_z.weight", "model.mlp_before_gru.", "model.gru_stack.")
+"""What only a network of vectors has: that of images has convolutions in these places."""
+_CONDITION = "model.external_cond_mlp.0.weight"
 
 
 def task(state: Mapping[str, Tensor]) -> str:
@@ -124,7 +127,7 @@ def task(state: Mapping[str, Tensor]) -> str:
     mean = state.get("data_mean")
     if any(key.startswith("init_encoder.") for key in state):
         return "planning"
-    if any(".mlp_before_gru." in key for key in state):
+    if any(key.removeprefix(PREFIX).startswith(_OF_VECTORS) for key in state):
         return "prediction"
     return "robot" if mean is not None and mean.ndim == 3 else "video"
 
@@ -154,25 +157,24 @@ def facts(
     if vectors:
         x, z = shape_of(network, "x_from_z.weight", 2)
         layers = _mlp_layers(network)
-        first = {0: "weight", 1: "mlp.0.weight"}.get(layers, "0.mlp.0.weight")
-        inputs = shape_of(network, f"model.mlp_before_gru.{first}", 2)[1]
-        condition, told = "model.external_cond_mlp.0.weight", size
+        inputs = _mlp_inputs(network, layers) or z + x + size * (2 if _CONDITION in network else 1)
+        told = size
         found |= {"x_dim": x, "z_shape": [z], "num_mlp_layers": layers, "num_gru_layers": _gru_layers(network)}
     else:
         z = shape_of(network, "model.final_conv.weight", 4)[0]
         x = shape_of(network, "x_from_z.1.weight", 4)[0]
         inputs = shape_of(network, "model.init_conv.weight", 4)[1]
-        condition, told = "model.external_cond_mlp.0.weight", 0
+        told = 0
         sides = list(network["init_z"].shape[1:]) if "init_z" in network else []
         found |= {"x_dim": x, "z_shape": [z, *sides], "num_gru_layers": int("model.gru.x2h.weight" in network)}
-    conditioned = condition in network
+    conditioned = _CONDITION in network
     inputs -= z + (told * (2 if conditioned else 1))
     if inputs not in (x, 2 * x):
         raise ValueError("'model.mlp_before_gru'" if vectors else "'model.init_conv.weight'")
     features = statistics["data_mean"]
     colours = min(COLOURS, x) if features.numel() == 1 else features.shape[0]
     found |= {
-        "external_cond_dim": shape_of(network, condition, 2)[1] if conditioned else 0,
+        "external_cond_dim": shape_of(network, _CONDITION, 2)[1] if conditioned else 0,
         "self_condition": inputs == 2 * x,
         "learnable_init_z": "init_z" in network,
         "frame_stack": x // colours,
@@ -189,12 +191,21 @@ def facts(
 
 
 def _mlp_layers(network: Mapping[str, Tensor]) -> int:
+    """Layers on either side of the GRU cells; 0 where there are none."""
     prefix = "model.mlp_before_gru."
     named = [key.removeprefix(prefix) for key in network if key.startswith(prefix)]
-    if not named:
-        raise KeyError("model.mlp_before_gru")
     numbered = [int(key.split(".")[0]) for key in named if re.match(r"\d+\.", key)]
-    return max(numbered) + 1 if numbered else int(any(key.startswith("mlp.") for key in named))
+    return max(numbered) + 1 if numbered else int(bool(named))
+
+
+def _mlp_inputs(network: Mapping[str, Tensor], layers: int) -> int | None:
+    """Numbers that the first layer or cell takes; None where the transition is neither and hands z on."""
+    if layers:
+        first = "mlp.0.weight" if layers == 1 else "0.mlp.0.weight"
+        return shape_of(network, f"model.mlp_before_gru.{first}", 2)[1]
+    if not _gru_layers(network):
+        return None
+    return shape_of(network, "model.gru_stack.0.weight_ih", 2)[1]
 
 
 def _gru_layers(network: Mapping[str, Tensor]) -> int:

@@ -60,6 +60,23 @@ def test_training_lowers_the_loss_under_every_weighting(use_snr: bool, use_cum_s
     assert losses[-1] < 0.95 * losses[0]
 
 
+def test_skipped_frames_do_not_weaken_the_history_s_weight_as_in_the_attention_line() -> None:
+    assert build(frame_skip=3, external_cond_dim=0).forcing.cum_snr_decay == pytest.approx(0.9**2)
+
+
+def test_padded_frames_are_predicted_at_their_own_level_and_count_nothing() -> None:
+    video = build()
+    batch = clips(video)
+    mask = batch.mask.clone()
+    mask[:, 4:] = False
+    draws = video.draw(batch, generator=torch.Generator().manual_seed(2))
+    loss, x0 = video.loss(batch._replace(mask=mask), draws)
+    assert torch.equal(x0, video.loss(batch, draws)[1])  # as recorded of the released code
+    other = batch.tokens.clone()
+    other[:, 2:] += 1
+    assert torch.equal(video.loss(batch._replace(mask=mask, tokens=other), draws)[0], loss)
+
+
 def test_as_many_tokens_are_shown_clean_as_asked() -> None:
     video = build(gt_cond_prob=0.25, gt_first_frame=0.5)
     batch = clips(video)

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from diffusion_forcing.checkpoints import load
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks.recurrent import recurrent_mlp
+from diffusion_forcing.released.options import check_released
 from diffusion_forcing.released.sizes import of_video
 
 RELEASED = Path(__file__).parents[1] / "parity" / "data" / "ckpt_planning.ckpt"
@@ -186,6 +188,21 @@ def test_an_incomplete_checkpoint_of_the_rnn_line_is_named_with_its_task(
     }
     path = written(tmp_path / "paper.ckpt", {"state_dict": state})
     assert f"is an incomplete {task} checkpoint ('model.time_mlp.1.weight' is missing" in message_of(path)
+
+
+@pytest.mark.parametrize(("cells", "conditions"), [(0, 0), (1, 0), (2, 5)])
+def test_a_transition_without_mlp_layers_is_read_and_has_the_released_parameters(
+    tmp_path: Path, cells: int, conditions: int
+) -> None:
+    network = recurrent_mlp(4, 8, network_size=4, num_gru_layers=cells, num_mlp_layers=0, external_cond_dim=conditions)
+    state = {f"transition_model.{key}": value for key, value in network.state_dict().items()}
+    state |= {"data_mean": torch.zeros(4), "data_std": torch.ones(4)}
+    found = load(written(tmp_path / "paper.ckpt", {"state_dict": state}))
+    told = {"task": "prediction", "x_dim": 4, "z_shape": [8], "external_cond_dim": conditions}
+    assert told.items() <= found.metadata.items()
+    assert (found.metadata["num_mlp_layers"], found.metadata["num_gru_layers"]) == (0, cells)
+    check_released(found)
+    network.load_state_dict(found.weights)
 
 
 def test_somebody_elses_checkpoint_is_named_by_its_first_weight(tmp_path: Path) -> None:

@@ -204,3 +204,22 @@ def test_a_look_at_one_token_is_a_step_whatever_the_layers(gru: int, mlp: int, s
         torch.testing.assert_close(looked, stepped, rtol=0, atol=1e-6)
         torch.testing.assert_close(then.z, after.z, rtol=0, atol=1e-6)
         assert (then.length, after.length) == (5, 5)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_without_mlp_layers_the_first_cell_takes_everything_as_released(layers: int) -> None:
+    torch.manual_seed(0)
+    model = TransitionMLP(3, 8, network_size=4, num_gru_layers=layers, num_mlp_layers=0, external_cond_dim=2)
+    x, k, z, told = torch.randn(2, 3), torch.tensor([5, 900]), torch.randn(2, 8), torch.randn(2, 2)
+    h, states = torch.cat([z, x, model.time_mlp(k), model.external_cond_mlp(told)], dim=-1), []
+    for cell, state in zip(model.gru_stack, z.chunk(layers, dim=-1), strict=True):
+        h = cell(h, state)
+        states.append(h)
+    torch.testing.assert_close(model(x, k, z, told), torch.cat(states, dim=-1), rtol=0, atol=0)
+    assert not list(model.mlp_before_gru.parameters()) + list(model.mlp_after_gru.parameters())
+
+
+def test_without_layers_or_cells_the_latent_stays_as_it_is() -> None:
+    model = TransitionMLP(3, 8, network_size=4, num_gru_layers=0, num_mlp_layers=0)
+    z = torch.randn(2, 8)
+    assert torch.equal(model(torch.randn(2, 3), torch.tensor([5, 900]), z), z)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,6 +87,39 @@ def test_a_released_video_configuration_becomes_our_options(video_config: dict[s
 def test_a_released_mean_for_each_colour_is_read(video_config: dict[str, Any]) -> None:
     video_config["data_mean"] = [[[0.4]], [[0.5]], [[0.6]]]
     assert video_options_from_released(video_config).data_mean == (0.4, 0.5, 0.6)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1, 1)])
+@pytest.mark.parametrize("ending", ["npy", "pt"])
+def test_a_released_mean_may_be_the_name_of_a_file(
+    video_config: dict[str, Any], tmp_path: Path, shape: tuple[int, ...], ending: str
+) -> None:
+    numbers, file = torch.rand(shape, dtype=torch.float64), tmp_path / f"mean.{ending}"
+    if ending == "npy":
+        np.save(file, numbers.numpy())
+    else:
+        torch.save(numbers, file)
+    mean = video_options_from_released(video_config | {"data_mean": str(file)}).data_mean
+    assert mean == (tuple(numbers.flatten().tolist()) if shape else numbers.item())
+
+
+@pytest.mark.parametrize("content", [None, b"no array", b"pickled"])
+def test_a_file_of_statistics_that_cannot_be_read_is_named(
+    video_config: dict[str, Any], tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "std.npy"
+    if content == b"pickled":
+        np.save(file, np.array([{}], dtype=object), allow_pickle=True)
+    elif content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"data_std.*{re.escape(str(file))}") as caught:
+        video_options_from_released(video_config | {"data_std": str(file)})
+    assert "\n" not in str(caught.value)
+
+
+def test_released_frames_that_make_no_whole_token_are_dropped(video_config: dict[str, Any]) -> None:
+    options = video_options_from_released(video_config | {"n_frames": 16, "context_frames": 4, "frame_stack": 3})
+    assert (options.window, options.n_frames, options.context_frames) == (5, 15, 3)
 
 
 def test_an_unknown_video_key_is_named_with_its_nearest(video_config: dict[str, Any]) -> None:
