@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_forcing.diffusion.parameterization import Prediction, add_noise
 from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
@@ -46,3 +46,15 @@ def noisy_context(schedule: NoiseSchedule, x: Tensor, k: Tensor, *, level: int, 
     clean = k < 0
     noised = add_noise(schedule, x, torch.full_like(k, level), noise)
     return torch.where(per_token(clean, x), noised, x), torch.where(clean, level, k)
+
+
+class MemoryOnly(nn.Module):
+    """A network that has `remember(x, k, conditions, memory) -> memory`, called for the memory alone: its output is x."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None) -> tuple[Tensor, Any]:
+        network: Any = self.network
+        return x, network.remember(x, k, conditions, memory)

@@ -11,7 +11,7 @@ Tokens are x: (b, t, *c), levels k: (b, t) in −1…K−1, −1 being clean. A 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffusion_forcing.diffusion.denoiser import Denoised, Denoiser
 from diffusion_forcing.diffusion.loss_weighting import Weighting, loss_weight
-from diffusion_forcing.diffusion.noise import normal
+from diffusion_forcing.diffusion.noise import offset_normal
 from diffusion_forcing.diffusion.parameterization import Parameterization, add_noise
 from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
 from diffusion_forcing.errors import UserError
@@ -39,7 +39,7 @@ class DiffusionForcing(nn.Module):
 
     weighting: `min_snr`, `uniform`, or `fused_snr` and `cum_snr` with `cum_snr_decay` from one token to the next.
     clip_noise: all Gaussian noise is clamped to ± this. stabilization_level: clean tokens are shown to the network as if their level
-    were stabilization_level − 1.
+    were stabilization_level − 1. offset_noise: of images, the share of noise that is one number a channel and frame (`noise.offset_normal`).
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class DiffusionForcing(nn.Module):
         cum_snr_decay: float = 0.98,
         clip_noise: float = 20.0,
         stabilization_level: int = 10,
+        offset_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if not 1 <= stabilization_level <= schedule.timesteps:
@@ -66,6 +67,7 @@ class DiffusionForcing(nn.Module):
         self.cum_snr_decay = cum_snr_decay
         self.clip_noise = clip_noise
         self.stabilization_level = stabilization_level
+        self.offset_noise = offset_noise
 
     # ------------------------------------------------------------------------------------------------ training: Algorithm 1
 
@@ -208,7 +210,19 @@ class DiffusionForcing(nn.Module):
     ) -> Tensor:
         """`noise`, or a standard normal draw like `like`, clamped to ±clip_noise."""
         if noise is None:
-            noise = normal(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+            return self.draw_noise(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        return self.clamp_noise(noise)
+
+    def draw_noise(
+        self,
+        shape: Sequence[int],
+        *,
+        device: torch.device,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Pure noise tokens of `shape` (b, t, *c), clamped to ±clip_noise."""
+        noise = offset_normal(shape, self.offset_noise, generator=generator, device=device, dtype=dtype)
         return self.clamp_noise(noise)
 
     def clamp_noise(self, noise: Tensor) -> Tensor:

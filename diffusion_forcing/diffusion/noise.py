@@ -22,16 +22,21 @@ def normal(
 
 
 def offset_normal(
-    shape: Sequence[int], offset: float, *, generator: torch.Generator | None, device: torch.device
+    shape: Sequence[int],
+    offset: float,
+    *,
+    generator: torch.Generator | None,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Noise (b, t, c, h, w) of unit variance, part of it the same at all pixels of a channel and frame: (ε + offset·o)/√(1 + offset²).
 
     Plain noise leaves a frame's mean readable at any level, so no denoiser learns to correct a shift of brightness or colour.
     """
-    noise = normal(shape, generator=generator, device=device)
+    noise = normal(shape, generator=generator, device=device, dtype=dtype)
     if offset == 0:
         return noise
-    shift = normal((*shape[:-2], 1, 1), generator=generator, device=device)
+    shift = normal((*shape[:-2], 1, 1), generator=generator, device=device, dtype=dtype)
     return (noise + offset * shift) / (1 + offset**2) ** 0.5
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion.denoiser import Denoiser, NoisyContext
+from diffusion_forcing.diffusion.denoiser import Denoiser, MemoryOnly, NoisyContext
 from diffusion_forcing.diffusion.forcing import DiffusionForcing
 from diffusion_forcing.diffusion.guidance import (
     PLAIN,
@@ -32,7 +32,6 @@ from diffusion_forcing.diffusion.history import (
     Tokens,
     build_history,
 )
-from diffusion_forcing.diffusion.noise import normal
 from diffusion_forcing.diffusion.observed import noise_further, with_observed
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix
 from diffusion_forcing.errors import UserError
@@ -48,7 +47,9 @@ class Sampler:
     which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`). condition_scale: classifier-free guidance; history_scale,
     history_level: history guidance (`guidance.py`); 1 is none, and costs nothing. resample: how often each row is repeated where part of a
     token is observed (`observed.py`). past: how a rollout shows finished tokens: `clean`, or at the `same` level as the chunk that is
-    sampled, observed there (full-sequence diffusion, for networks that know one level for all).
+    sampled, observed there (full-sequence diffusion, for networks that know one level for all). noisy_context: clean tokens are shown at
+    the stabilization level with real noise, as under DDPM. finish: applied to the finished tokens of a rollout before they are handed out
+    and remembered, such as rounding to values that data can have.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Sampler:
         history_level: int | None = None,
         resample: int = 1,
         past: Past = "clean",
+        noisy_context: bool = False,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if past == "same" and scheduling_matrix != "full_sequence":
             raise UserError(
@@ -78,6 +81,8 @@ class Sampler:
         self.eta = eta
         self.resample = resample
         self.past = past
+        self.noisy_context = noisy_context
+        self.finish = finish
         timesteps = forcing.schedule.timesteps
         self.levels = sampling_levels(timesteps, sampling_timesteps)
         self.ancestral = sampling_timesteps == timesteps
@@ -96,7 +101,7 @@ class Sampler:
         self, shape: tuple[int, ...], *, device: torch.device, generator: torch.Generator | None = None
     ) -> Tensor:
         """Pure noise tokens of `shape` (b, t, *c), clamped."""
-        return self.forcing.clamp_noise(normal(shape, generator=generator, device=device))
+        return self.forcing.draw_noise(shape, generator=generator, device=device)
 
     # ------------------------------------------------------------------------------------------------ one set of tokens
 
@@ -127,7 +132,8 @@ class Sampler:
         if history_noise is None and self.noises_history:
             history_noise = self._noise_like(x, generator)
         # DDPM shows its context with real noise.
-        denoise = self._denoiser(x, history_noise, guidance, generator, noisy_context=self.ancestral)
+        noisy_context = self.noisy_context or self.ancestral
+        denoise = self._denoiser(self.forcing, x, history_noise, guidance, generator, noisy_context=noisy_context)
         levels = self.levels[matrix].to(x.device, non_blocking=True)
         moving = (matrix[0] != matrix[-1]).reshape(-1, x.shape[1]).any(dim=0).nonzero().flatten()
         moving = moving.to(x.device, non_blocking=True)
@@ -232,7 +238,7 @@ class Sampler:
             sinks=sinks,
             slides=length is None or window is None or length > window,
             past=self.past,
-            prefill=self._prefill,
+            prefill=partial(self._prefill, generator=generator),
             memory=memory,
             whole_rows=guidance is not None,
         )
@@ -265,6 +271,7 @@ class Sampler:
                 new = self._tokens(noise, history.end + chunk, conditions, generator, observed)
                 # They go down the scheduling matrix, seeing the history, and then belong to it.
                 x = history.denoise(new, self.matrix(chunk), denoise_rows, on_row)
+                x = x if self.finish is None else self.finish(x)
                 history.append(replace(new, x=x, observed=None))
                 yield x
 
@@ -290,15 +297,21 @@ class Sampler:
         history_noise = self._noise_like(x, generator) if self.noises_history else None
         return Tokens(x, own, history_noise, None if observed is None else observed[:, start:end])
 
-    def _prefill(self, tokens: Tokens, memory: Any) -> Any:
-        """The memory after clean tokens."""
-        denoise = self._denoiser(tokens.x, tokens.history_noise)
+    def _prefill(self, tokens: Tokens, memory: Any, *, generator: torch.Generator | None) -> Any:
+        """The memory after clean tokens, without their output where the network can do that."""
+        forcing = self.forcing
+        if hasattr(forcing.network, "remember"):
+            forcing = forcing.over(MemoryOnly(forcing.network))
+        denoise = self._denoiser(
+            forcing, tokens.x, tokens.history_noise, generator=generator, noisy_context=self.noisy_context
+        )
         return self.forcing.prefill(tokens.x, denoise=denoise, conditions=tokens.conditions, memory=memory)
 
     # ------------------------------------------------------------------------------------------------ one row
 
     def _denoiser(
         self,
+        forcing: DiffusionForcing,
         x: Tensor,
         history_noise: Tensor | None = None,
         guidance: GradientGuidance | None = None,
@@ -306,16 +319,16 @@ class Sampler:
         *,
         noisy_context: bool = False,
     ) -> Denoiser:
-        """The denoiser of tokens x: (b, t, *c), guided. noisy_context: clean tokens are shown with real noise."""
-        denoise: Denoiser = self.forcing
-        schedule, level = self.forcing.schedule, self.forcing.stabilization_level - 1
+        """`forcing` as the denoiser of tokens x: (b, t, *c), guided. noisy_context: clean tokens are shown with real noise."""
+        denoise: Denoiser = forcing
+        schedule, level = forcing.schedule, forcing.stabilization_level - 1
         if noisy_context:
-            noise = partial(self.forcing.gaussian_noise, x, generator=generator)
+            noise = partial(forcing.gaussian_noise, x, generator=generator)
             denoise = NoisyContext(denoise, schedule, level=level, noise=noise)
         if self.branches != {PLAIN: 1.0}:
             denoise = WeightedBranches(denoise, schedule, self.branches, history_noise)
         if guidance is not None:
-            denoise = guidance.wrap(denoise, self.forcing, generator)
+            denoise = guidance.wrap(denoise, forcing, generator)
         return denoise
 
     def _noise_like(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
