@@ -44,6 +44,7 @@ _CHOICES_FOR = {
 _ALGORITHM_FOR = {
     ("video", "v1.5"): "df_video",
     ("video", "rnn"): "df_video_rnn",
+    ("video", "world"): "df_world",
     ("planning", "v1.5"): "df_planning",
     ("planning", "rnn"): "df_planning_rnn",
 }

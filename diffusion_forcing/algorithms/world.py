@@ -1,0 +1,289 @@
+"""The world model: the video task with a network that copies from the last frames, and the training that fits its rollouts.
+
+All but the network, its noise levels and its loss is `Video`. Frames are noised as in EDM; by default each is trained as the next frame behind a
+past that is as noisy as a rollout shows it (docs/world_model.md has the reason for every option).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_forcing.algorithms.base import NoisingOptions, not_negative, positive, within
+from diffusion_forcing.algorithms.video import Clips, Video, VideoOptions
+from diffusion_forcing.datasets.batch import VideoBatch
+from diffusion_forcing.diffusion import (
+    DiffusionForcing,
+    NoiseSchedule,
+    Sampler,
+    add_noise,
+    build_parameterization,
+    build_schedule,
+    mask_absent,
+    per_token,
+)
+from diffusion_forcing.diffusion.noise import uniform
+from diffusion_forcing.diffusion.noise_levels import LevelDensity
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.networks.flow import Warped
+from diffusion_forcing.networks.world import WorldNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldNetworkOptions:
+    """Sizes of `networks.world.WorldNetwork`. window: frames that attention spans, past_frames: frames beside the frame itself in the first
+    convolution; registers: learned tokens of each attention."""
+
+    size: Literal["A", "B", "C"] = "A"
+    window: int = 16
+    past_frames: int = 2
+    registers: int = 4
+    warp: bool = True
+
+    def __post_init__(self) -> None:
+        where = "algorithm.diffusion.architecture"
+        positive(f"{where}.past_frames", self.past_frames)
+        not_negative(f"{where}.registers", self.registers)
+        if self.window <= self.past_frames:
+            raise UserError(f"{where}.window is {self.window}; it must exceed past_frames, {self.past_frames}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelOptions:
+    """`diffusion.noise_levels.LevelDensity`: (mean, deviation) of ln σ of past and of target frames."""
+
+    past: tuple[float, float] = (-3.0, 1.0)
+    past_max: float = 0.3
+    target: tuple[float, float] = (-0.4, 1.4)
+    pure: float = 0.2
+
+    def __post_init__(self) -> None:
+        where = "algorithm.diffusion.levels"
+        positive(f"{where}.past_max", self.past_max)
+        within(f"{where}.pure", self.pure, 0, 1)
+        for name in ("past", "target"):
+            not_negative(f"{where}.{name}[1]", getattr(self, name)[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldDiffusionOptions(NoisingOptions):
+    """EDM's schedule and preconditioning. stabilization_level: what the past of a rollout is shown at; noisy_context: with noise in it."""
+
+    objective: Literal["pred_noise", "pred_x0", "pred_v", "pred_edm"] = "pred_edm"
+    beta_schedule: Literal["linear", "cosine", "sigmoid", "edm"] = "edm"
+    sampling_timesteps: int = 2
+    stabilization_level: int = 190
+    noisy_context: bool = True
+    offset_noise: float = 0.2
+    levels: LevelOptions = field(default_factory=LevelOptions)
+    architecture: WorldNetworkOptions = field(default_factory=WorldNetworkOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative("algorithm.diffusion.offset_noise", self.offset_noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldOptions(VideoOptions):
+    """`algorithm=df_world`. noise_level: `noisy_past` or `mixture`, see `World`. warp_loss: weight of the warped frames' own error.
+    unscored_frames: first frames of a clip that are left out of the loss. quantize: round finished frames to 8 bits."""
+
+    noise_level: Literal["noisy_past", "mixture"] = "noisy_past"  # type: ignore[assignment]
+    cache: Literal["exact", "streaming", "none"] = "streaming"
+    warp_loss: float = 0.3
+    unscored_frames: int = 2
+    quantize: bool = True
+    diffusion: WorldDiffusionOptions = field(default_factory=WorldDiffusionOptions)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative("algorithm.warp_loss", self.warp_loss)
+        not_negative("algorithm.unscored_frames", self.unscored_frames)
+        if self.unscored_frames >= self.n_frames:
+            raise UserError(
+                f"algorithm.unscored_frames is {self.unscored_frames}; it must leave some of the {self.n_frames} frames of a clip"
+            )
+        if self.frame_stack != 1:
+            raise UserError(f"algorithm.frame_stack is {self.frame_stack}; this network takes one frame a token: 1")
+        if not self.causal or self.norm != "frame":
+            raise UserError(
+                f"algorithm.causal={self.causal}, norm={self.norm}: this network is causal and keeps frames apart; other networks "
+                "are algorithm=df_video's"
+            )
+        if self.sink_frames:
+            raise UserError(
+                f"algorithm.sink_frames is {self.sink_frames}; this network has learned registers in place of sinks: 0"
+            )
+        if self.noise_level == "noisy_past" and self.scheduling_matrix != "autoregressive":
+            raise UserError(
+                f"algorithm.noise_level=noisy_past trains one frame behind a nearly clean past; scheduling_matrix={self.scheduling_matrix} "
+                "denoises several together: pass algorithm.noise_level=mixture, or scheduling_matrix=autoregressive"
+            )
+
+    def _check_size(self, height: int) -> None:
+        if height % 8:
+            raise UserError(
+                f"dataset.resolution {height} cannot be divided by 8 (three halvings of the network); change it"
+            )
+
+
+class WorldDraws(NamedTuple):
+    """What training draws for a batch. levels: (b, t) and noise: (b, t, c, h, w) of the frames that are denoised; past_levels and past_noise:
+    the same of the past that they are shown behind, None where they are each other's past; dropped: as in `VideoDraws`."""
+
+    levels: Tensor
+    noise: Tensor
+    past_levels: Tensor | None
+    past_noise: Tensor | None
+    dropped: Tensor | None
+
+
+class WorldLoss(NamedTuple):
+    """error: the loss of the denoised frames, a scalar; warp: that of the warped past frames; x0: (b, t, c, h, w), frames as predicted."""
+
+    error: Tensor
+    warp: Tensor
+    x0: Tensor
+
+
+class World(Video):
+    """A world model. `options` is a `WorldOptions`.
+
+    noise_level=noisy_past: each frame has a target's level behind a past of a past's levels, so every frame trains what a rollout does;
+    the past runs through the encoder once more. mixture: one level a frame, that of a past or of a target, so that frames serve as each
+    other's past at any combination of levels, as Diffusion Forcing has it.
+    """
+
+    Options = WorldOptions
+    line = "world"
+    options: WorldOptions
+
+    @staticmethod
+    def build_network(options: VideoOptions) -> nn.Module:
+        assert isinstance(options, WorldOptions)
+        diffusion = options.diffusion
+        schedule = build_schedule(diffusion.beta_schedule, diffusion.timesteps, arguments=diffusion.schedule_fn_kwargs)
+        channels, resolution, _ = options.observation_shape
+        network: Any = WorldNetwork(
+            channels,
+            resolution,
+            sigmas=schedule.sigmas,
+            start_weights=start_weights(schedule, diffusion.objective, diffusion.clip_noise),
+            external_cond_dim=options.condition_width,
+            **asdict(diffusion.architecture),
+        )
+        return network.to(memory_format=torch.channels_last)
+
+    def put_network(self, network: nn.Module) -> None:
+        super().put_network(network)
+        self.forcing.offset_noise = self.options.diffusion.offset_noise
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
+        clips = self.encode(batch)
+        error, warp, _ = self.losses(clips, self.draw(clips, generator=self.training_generator()))
+        self.log("training/loss", error, prog_bar=True)
+        if not self.options.diffusion.architecture.warp:
+            return error
+        self.log("training/warp", warp)
+        return error + self.options.warp_loss * warp
+
+    def draw(self, clips: Clips, *, generator: torch.Generator | None = None) -> WorldDraws:  # type: ignore[override]
+        """The random numbers of one training batch, by `noise_level`."""
+        options, sigmas = self.options, self.forcing.schedule.sigmas
+        density = LevelDensity(**asdict(options.diffusion.levels))
+        shape = clips.tokens.shape
+        past_levels = past_noise = dropped = None
+        if options.noise_level == "noisy_past":
+            levels = density.draw_target(sigmas, shape[:2], generator=generator)
+            past_levels = density.draw_past(sigmas, shape[:2], generator=generator)
+            past_noise = self.forcing.draw_noise(shape, device=self.device, generator=generator)
+        else:
+            levels = density.draw_mixture(sigmas, shape[:2], generator=generator)
+        noise = self.forcing.draw_noise(shape, device=self.device, generator=generator)
+        if clips.conditions is not None and options.condition_dropout > 0:
+            dropped = uniform(shape[:1], device=self.device, generator=generator) < options.condition_dropout
+        return WorldDraws(levels, noise, past_levels, past_noise, dropped)
+
+    def loss(  # type: ignore[override]
+        self, clips: Clips, draws: WorldDraws, *, forcing: DiffusionForcing | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of the denoised frames, a scalar, and the predicted clean frames (b, t, c, h, w)."""
+        error, _, x0 = self.losses(clips, draws, forcing=forcing)
+        return error, x0
+
+    def losses(self, clips: Clips, draws: WorldDraws, *, forcing: DiffusionForcing | None = None) -> WorldLoss:
+        """The weighted squared error of the denoised frames and that of the warped frames, over the frames that count."""
+        forcing = self.forcing if forcing is None else forcing
+        network: Any = forcing.network
+        x, present, conditions = clips
+        levels = mask_absent(draws.levels, present, forcing.schedule.timesteps)
+        if conditions is not None and draws.dropped is not None:
+            conditions = torch.where(draws.dropped[:, None, None], 0, conditions)
+
+        x_k = add_noise(forcing.schedule, x, levels, draws.noise)
+        if draws.past_levels is None or draws.past_noise is None:
+            output, memory = network(x_k, levels, conditions)
+        else:
+            past_levels = mask_absent(draws.past_levels, present, forcing.schedule.timesteps)
+            past = add_noise(forcing.schedule, x, past_levels, draws.past_noise)
+            output, memory = network.behind(past, past_levels, x_k, levels, conditions)
+
+        output = output.to(x.dtype)
+        target = forcing.parameterization.target(forcing.schedule, x, levels, draws.noise)
+        weight = forcing.loss_weight(levels) * self._counted(present)
+        error = (per_token(weight, x) * (output - target) ** 2).mean()
+        warp = x.new_zeros(()) if memory.warped is None else warp_error(memory.warped, x, self._counted(present))
+        x0 = forcing.parameterization.resolve(forcing.schedule, x_k, levels, output).x0
+        return WorldLoss(error, warp, x0)
+
+    def _counted(self, present: Tensor) -> Tensor:
+        """(b, t): weights of mean about 1 of the frames that count: those that are there, behind the first ones, which have no past to copy."""
+        time = present.shape[1]
+        first = min(self.options.unscored_frames, time - 1)
+        behind = torch.arange(time, device=present.device) >= first
+        return (present & behind).float() * time / (time - first)
+
+    # ------------------------------------------------------------------------------------------------ sampling
+
+    def sampler(self, forcing: DiffusionForcing | None = None) -> Sampler:
+        sampler = super().sampler(forcing)
+        sampler.noisy_context = self.options.diffusion.noisy_context
+        if self.options.quantize:
+            sampler.finish = self.quantized
+        return sampler
+
+    def quantized(self, tokens: Tensor) -> Tensor:
+        """Finished frames as a screen would show them, clamped and rounded to 8 bits: so that a rollout's past is what training's is."""
+        return self.tokens((self.frames(tokens).clamp(0, 1) * 255).round() / 255)
+
+    @property
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        return {"algorithm": {}, "diffusion": {"architecture": asdict(self.options.diffusion.architecture)}}
+
+
+def start_weights(schedule: NoiseSchedule, objective: str, clip_noise: float) -> Tensor:
+    """(K,): by how much the target moves with the clean frame at each level, so that an output can start from a guess of the frame."""
+    k = torch.arange(schedule.timesteps)[None]
+    parameterization = build_parameterization(objective, clip_noise=clip_noise)
+    return parameterization.target(schedule, torch.ones(k.shape), k, torch.zeros(k.shape))[0]
+
+
+def warp_error(warped: Warped, x: Tensor, weight: Tensor) -> Tensor:
+    """Squared error of the warped past frames, where they show anything, and of their blend, against frames x: (b, t, c, h, w); weight: (b, t).
+
+    Also of averages over 4 and 8 pixels: a flow finds a motion of many pixels by those, where single pixels say nothing.
+    """
+    apart = (warped.frames - x[:, :, None]) * warped.inside.detach()
+    errors = torch.cat([(warped.start - x)[:, :, None], apart], dim=2)  # (b, t, 1 + p, c, h, w)
+    images = errors.flatten(0, 2)
+    total = x.new_zeros(x.shape[:2])
+    for pixels, share in ((1, 1.0), (4, 2.0), (8, 2.0)):
+        squared = F.avg_pool2d(images, pixels) ** 2
+        total = total + share * squared.mean((-3, -2, -1)).unflatten(0, errors.shape[:3]).sum(dim=2)
+    return (weight * total).mean()
