@@ -7,6 +7,7 @@ An adapter encodes a batch, asks `diffusion` for the loss, and hands out what sa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -340,6 +341,10 @@ class ForcingAlgorithm(lightning.LightningModule):
         mask = loss_mask(self.options.noise_level, levels, teacher_forced=self.teacher_forced)
         return loss._replace(per_element=loss.per_element * per_token(mask, x))
 
+    def rate_factor(self, steps_before: int) -> Callable[[int], float]:
+        """The factor of the learning rate at each step. steps_before: what the optimiser's state that was loaded has behind it."""
+        return Warmup(self.options.warmup_steps, steps_before)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW; the rate rises linearly over `warmup_steps`, from (1/warmup)·lr at the first."""
         options = self.options
@@ -354,7 +359,7 @@ class ForcingAlgorithm(lightning.LightningModule):
                 optimizer.state[parameter] = {
                     key: _laid_out(value, parameter) for key, value in self._carried[name].items()
                 }
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Warmup(options.warmup_steps, self._steps_before))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor(self._steps_before))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

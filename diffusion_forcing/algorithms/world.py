@@ -6,6 +6,7 @@ past that is as noisy as a rollout shows it (docs/world_model.md has the reason 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_forcing.algorithms.base import NoisingOptions, not_negative, positive, within
+from diffusion_forcing.algorithms.base import NoisingOptions, Warmup, not_negative, positive, within
 from diffusion_forcing.algorithms.video import Clips, Video, VideoOptions
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.diffusion import (
@@ -89,11 +90,13 @@ class WorldDiffusionOptions(NoisingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class WorldOptions(VideoOptions):
-    """`algorithm=df_world`. noise_level: `noisy_past` or `mixture`, see `World`. warp_loss: weight of the warped frames' own error.
+    """`algorithm=df_world`. noise_level: `noisy_past` or `mixture`, see `World`. lr_decay: last part of `training.max_steps` over
+    which the learning rate falls to 0. warp_loss: weight of the warped frames' own error.
     unscored_frames: first frames of a clip that are left out of the loss. quantize: round finished frames to 8 bits."""
 
     noise_level: Literal["noisy_past", "mixture"] = "noisy_past"  # type: ignore[assignment]
     cache: Literal["exact", "streaming", "none"] = "streaming"
+    lr_decay: float = 0.35
     warp_loss: float = 0.3
     unscored_frames: int = 2
     quantize: bool = True
@@ -101,6 +104,7 @@ class WorldOptions(VideoOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        within("algorithm.lr_decay", self.lr_decay, 0, 1)
         not_negative("algorithm.warp_loss", self.warp_loss)
         not_negative("algorithm.unscored_frames", self.unscored_frames)
         if self.unscored_frames >= self.n_frames:
@@ -150,6 +154,21 @@ class WorldLoss(NamedTuple):
     x0: Tensor
 
 
+class WarmupAndDecay(Warmup):
+    """`Warmup`, and linearly to 0 over the last `decay` of `total` steps."""
+
+    # Not part of what a checkpoint keeps of it, so that a resumed run takes its own number of steps.
+    __slots__ = ("decay", "total")
+
+    def __init__(self, steps: int, before: int, *, decay: float, total: int) -> None:
+        super().__init__(steps, before)
+        self.decay, self.total = decay, total
+
+    def __call__(self, step: int) -> float:
+        left = (self.total - step) / (self.decay * self.total)
+        return super().__call__(step) * min(1.0, max(0.0, left))
+
+
 class World(Video):
     """A world model. `options` is a `WorldOptions`.
 
@@ -192,6 +211,12 @@ class World(Video):
             return error
         self.log("training/warp", warp)
         return error + self.options.warp_loss * warp
+
+    def rate_factor(self, steps_before: int) -> Callable[[int], float]:
+        decay, total = self.options.lr_decay, self.trainer.max_steps
+        if not decay or total <= 0:
+            return super().rate_factor(steps_before)
+        return WarmupAndDecay(self.options.warmup_steps, steps_before, decay=decay, total=total)
 
     def draw(self, clips: Clips, *, generator: torch.Generator | None = None) -> WorldDraws:  # type: ignore[override]
         """The random numbers of one training batch, by `noise_level`."""

@@ -10,6 +10,7 @@ import torch
 
 from diffusion_forcing.algorithms.world import (
     LevelOptions,
+    WarmupAndDecay,
     World,
     WorldDiffusionOptions,
     WorldNetworkOptions,
@@ -125,6 +126,17 @@ def test_the_warp_is_scored_where_it_shows_anything() -> None:
     unseen = exact.inside.clone()
     unseen[:, :, 0] = 0
     assert warp_error(exact._replace(frames=wrong, inside=unseen), x, weight) == 0
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    factor = WarmupAndDecay(10, 0, decay=0.25, total=100)
+    assert [factor(step) for step in (0, 9, 50, 75)] == [0.1, 1.0, 1.0, 1.0]
+    assert factor(90) == pytest.approx(0.4)
+    assert factor(100) == 0
+    assert set(vars(factor)) == {
+        "steps",
+        "before",
+    }  # what a checkpoint keeps: a resumed run has its own number of steps
 
 
 # ------------------------------------------------------------------------------------------------ rollouts
