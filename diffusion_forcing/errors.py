@@ -7,6 +7,7 @@ and exits with code 2. Our own mistakes stay ordinary exceptions with a tracebac
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -35,6 +36,24 @@ def check_minimum(key: str, value: float, least: float) -> None:
     """`UserError` unless `value` is at least `least` (NaN is not)."""
     if not value >= least:
         raise UserError(f"{key} must be at least {least}, got {value}")
+
+
+def check_positive(key: str, value: float) -> None:
+    """`UserError` unless `value` is above 0."""
+    if not value > 0:
+        raise UserError(f"{key} is {value}; it must be above 0")
+
+
+def check_not_negative(key: str, value: float) -> None:
+    """`UserError` unless `value` is a finite number, 0 or more."""
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{key} is {value}; it must be 0 or more")
+
+
+def check_range(key: str, value: float, low: float, high: float) -> None:
+    """`UserError` unless `value` lies in low…high, both included."""
+    if not low <= value <= high:
+        raise UserError(f"{key} is {value}; it must lie in {low}…{high}")
 
 
 @contextmanager

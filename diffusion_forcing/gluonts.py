@@ -27,14 +27,14 @@ from gluonts.model.estimator import Estimator
 from gluonts.model.forecast import SampleForecast
 from gluonts.model.predictor import Predictor
 
-from diffusion_forcing.algorithms.base import TransformerOptions, positive
+from diffusion_forcing.algorithms.base import TransformerOptions
 from diffusion_forcing.algorithms.forecasting import Forecasting, ForecastingDiffusionOptions, ForecastingOptions
 from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.datasets.batch import SeriesBatch
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_from, spec_of
 from diffusion_forcing.datasets.series.steps import checked_freq, count_and_unit, lags_of
 from diffusion_forcing.datasets.series.table import Table
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_positive
 from diffusion_forcing.files import write_json
 
 _FILE, _FOLDER = "forecaster.json", "checkpoint"
@@ -136,7 +136,7 @@ class DiffusionForcingPredictor(Predictor):
         """A SampleForecast of (num_samples, prediction_length, V) for each entry, in their order. num_samples: None is
         the options' own."""
         if num_samples is not None:
-            positive("num_samples", num_samples)
+            check_positive("num_samples", num_samples)
         spec, ahead = self.algorithm.spec, self.prediction_length
         for number, entry in enumerate(dataset):
             table, count = _table(entry, spec.freq, ahead=ahead, number=number)

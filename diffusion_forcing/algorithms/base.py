@@ -1,12 +1,11 @@
-"""What the tasks' adapters share: the method over a network and its average, the optimiser, and what of it goes into a checkpoint.
+"""What the algorithms share: options, the method over a network and its averaged weights, the optimiser, and checkpoints.
 
-An adapter encodes a batch, asks `diffusion` for the loss, and hands out what samples. Its randomness comes from a generator seeded by
-(seed, batch), so that a resumed run draws what the uninterrupted one would have, and several processes what one would have.
+An algorithm encodes a batch as tokens, asks `diffusion` for the loss, and builds what samples. Its randomness comes from a generator seeded
+by (seed, batch): a resumed run draws what the uninterrupted one would have drawn, and several processes what one would have.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,9 +29,7 @@ from diffusion_forcing.diffusion import (
 )
 from diffusion_forcing.diffusion.loss_weighting import Weighting, weighting_of
 from diffusion_forcing.diffusion.noise_levels import MATRICES, NoiseLevel
-from diffusion_forcing.errors import UserError
-
-# Options that every algorithm shares: the diffusion and its network. Frozen, validated, built once from yaml.
+from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +43,12 @@ class TransformerOptions:
 
     def __post_init__(self) -> None:
         for name in ("network_size", "num_layers", "attn_heads", "dim_feedforward"):
-            positive(f"algorithm.diffusion.architecture.{name}", getattr(self, name))
+            check_positive(f"algorithm.diffusion.architecture.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoisingOptions:
-    """How tokens are noised, what the network predicts and how sampling walks down (docs/method.md §2–5)."""
+    """How tokens are noised, what the network predicts, and how many levels sampling takes (docs/method.md §2–5)."""
 
     objective: Literal["pred_noise", "pred_x0", "pred_v", "pred_edm"] = "pred_x0"
     beta_schedule: Literal["linear", "cosine", "sigmoid", "edm"] = "linear"
@@ -67,13 +64,13 @@ class NoisingOptions:
 
     def __post_init__(self) -> None:
         where = "algorithm.diffusion"
-        positive(f"{where}.timesteps", self.timesteps)
-        within(f"{where}.sampling_timesteps", self.sampling_timesteps, 1, self.timesteps)
-        within(f"{where}.stabilization_level", self.stabilization_level, 1, self.timesteps)
-        within(f"{where}.cum_snr_decay", self.cum_snr_decay, 0, 1)
-        within(f"{where}.ddim_sampling_eta", self.ddim_sampling_eta, 0, 1)
-        positive(f"{where}.clip_noise", self.clip_noise)
-        positive(f"{where}.snr_clip", self.snr_clip)
+        check_positive(f"{where}.timesteps", self.timesteps)
+        check_range(f"{where}.sampling_timesteps", self.sampling_timesteps, 1, self.timesteps)
+        check_range(f"{where}.stabilization_level", self.stabilization_level, 1, self.timesteps)
+        check_range(f"{where}.cum_snr_decay", self.cum_snr_decay, 0, 1)
+        check_range(f"{where}.ddim_sampling_eta", self.ddim_sampling_eta, 0, 1)
+        check_positive(f"{where}.clip_noise", self.clip_noise)
+        check_positive(f"{where}.snr_clip", self.snr_clip)
 
     @property
     def weighting(self) -> Weighting:
@@ -94,7 +91,7 @@ class DiffusionOptions(NoisingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmOptions:
-    """What every Diffusion Forcing algorithm can be told: `algorithm/df_base.yaml`."""
+    """The options of every algorithm: `algorithm/df_base.yaml`."""
 
     lr: float = 5e-4
     weight_decay: float = 1e-4
@@ -115,17 +112,17 @@ class AlgorithmOptions:
     diffusion: NoisingOptions = field(default_factory=NoisingOptions)
 
     def __post_init__(self) -> None:
-        positive("algorithm.frame_stack", self.frame_stack)
-        positive("algorithm.frame_skip", self.frame_skip)
-        positive("algorithm.lr", self.lr)
+        check_positive("algorithm.frame_stack", self.frame_stack)
+        check_positive("algorithm.frame_skip", self.frame_skip)
+        check_positive("algorithm.lr", self.lr)
         for name in ("guidance_scale", "uncertainty_scale", "weight_decay", "warmup_steps"):
-            not_negative(f"algorithm.{name}", getattr(self, name))
+            check_not_negative(f"algorithm.{name}", getattr(self, name))
         for beta in self.optimizer_beta:
             if not 0 <= beta < 1:
                 raise UserError(
                     f"algorithm.optimizer_beta is {list(self.optimizer_beta)}; both must lie in 0…1, 1 excluded"
                 )
-        within("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
+        check_range("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
         self._check_noise_level()
 
     def _check_noise_level(self) -> None:
@@ -154,31 +151,13 @@ class AlgorithmOptions:
         return "same" if self.noise_level == "full_sequence" else "clean"
 
 
-def positive(key: str, value: float) -> None:
-    """Refuse a value that is not above 0."""
-    if not value > 0:
-        raise UserError(f"{key} is {value}; it must be above 0")
-
-
-def not_negative(key: str, value: float) -> None:
-    """Refuse a value below 0, or one that is no finite number."""
-    if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{key} is {value}; it must be 0 or more")
-
-
-def within(key: str, value: float, low: float, high: float) -> None:
-    """Refuse a value outside low…high."""
-    if not low <= value <= high:
-        raise UserError(f"{key} is {value}; it must lie in {low}…{high}")
-
-
-# The settings of diffusion that the RNN line's algorithms share, and those of its transition of vectors.
-
-
 @dataclass(frozen=True, kw_only=True)
 class RecurrentDiffusionOptions(NoisingOptions):
-    """The RNN line's settings. use_snr, use_cum_snr: whether a token's own SNR and its history's weigh the loss
-    (`weighting_of`). self_condition: every token is looked at twice, the second time beside what the first look said of it."""
+    """The RNN line's settings of diffusion.
+
+    use_snr, use_cum_snr: whether a token's own SNR and that of its history weigh the loss (`weighting_of`). self_condition: each token is
+    denoised twice, the second time with the first prediction as an input (Chen et al. 2023).
+    """
 
     cum_snr_decay: float = 0.9
     use_snr: bool = False
@@ -190,8 +169,8 @@ class RecurrentDiffusionOptions(NoisingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         where = "algorithm.diffusion"
-        positive(f"{where}.network_size", self.network_size)
-        not_negative(f"{where}.num_gru_layers", self.num_gru_layers)
+        check_positive(f"{where}.network_size", self.network_size)
+        check_not_negative(f"{where}.num_gru_layers", self.num_gru_layers)
         if self.use_fused_snr:
             raise UserError(
                 f"{where}.use_fused_snr is the attention line's switch; here use_snr=True use_cum_snr=True is the same weight"
@@ -208,14 +187,14 @@ class RecurrentDiffusionOptions(NoisingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentMLPOptions(RecurrentDiffusionOptions):
-    """The same with a transition of vectors. num_mlp_layers: on either side of the GRU cells."""
+    """The RNN line's settings for tokens that are vectors. num_mlp_layers: on either side of the GRU cells."""
 
     num_mlp_layers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         where = "algorithm.diffusion"
-        not_negative(f"{where}.num_mlp_layers", self.num_mlp_layers)
+        check_not_negative(f"{where}.num_mlp_layers", self.num_mlp_layers)
         if self.network_size % 2 or self.network_size < 4:
             raise UserError(
                 f"{where}.network_size is {self.network_size}; it must be even and at least 4 (sines and cosines of a level)"
@@ -223,8 +202,7 @@ class RecurrentMLPOptions(RecurrentDiffusionOptions):
 
 
 class Warmup:
-    """The factor of the rate at a step: (n + 1)/steps up to 1, `before` steps being behind it already. An object, so that it is kept for
-    resuming."""
+    """The factor of the learning rate at step n: (before + n + 1)/steps, at most 1. An object, so that resuming restores it."""
 
     def __init__(self, steps: int, before: int = 0) -> None:
         self.steps = max(1, steps)
@@ -235,16 +213,16 @@ class Warmup:
 
 
 class ForcingAlgorithm(lightning.LightningModule):
-    """A LightningModule around `DiffusionForcing`. Subclasses write training_step, describe and load_weights."""
+    """A LightningModule around `DiffusionForcing`. Subclasses write `training_step`, `describe` and `load_weights`."""
 
     seed = 0
     task = ""
-    """What its checkpoints are for: the first word of their facts."""
+    """What its checkpoints are for, written into their metadata."""
     share: Share | None = None
-    """What of the present batch is here, where several processes share it; the experiment says so before each batch."""
+    """This process's share of the current batch, where several processes share it. The experiment sets it before each batch."""
 
     def __init__(self, options: AlgorithmOptions, network: nn.Module | None) -> None:
-        """network None: the sizes are not known yet; `put_network` before anything else."""
+        """network: None where its sizes are not known yet; then call `put_network` before anything else."""
         super().__init__()
         self.options = options
         self._carried: dict[str, dict[str, Tensor]] = {}
@@ -253,7 +231,7 @@ class ForcingAlgorithm(lightning.LightningModule):
             self.put_network(network)
 
     def put_network(self, network: nn.Module) -> None:
-        """Make the method, and the average, over `network`."""
+        """Build the method, and the average of the weights, over `network`."""
         options, diffusion = self.options, self.options.diffusion
         schedule = build_schedule(
             diffusion.beta_schedule,
@@ -279,11 +257,11 @@ class ForcingAlgorithm(lightning.LightningModule):
 
     @property
     def sampling_network(self) -> nn.Module:
-        """The network one samples with: the averaged one, where averaging is on."""
+        """The network for sampling: the averaged one, where averaging is on."""
         return self.forcing.network if self.ema is None else self.ema.module
 
     def sampling_forcing(self) -> DiffusionForcing:
-        """The method over the network one samples with."""
+        """The method over the network for sampling."""
         return self.forcing.over(self.sampling_network)
 
     # ------------------------------------------------------------------------------------------------ training
@@ -370,7 +348,7 @@ class ForcingAlgorithm(lightning.LightningModule):
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def sampling_weights(self) -> dict[str, Tensor]:
-        """The weights one samples with, by the network's own names."""
+        """The weights for sampling, by the network's own names."""
         return dict(self.sampling_network.state_dict())
 
     def check_weights(self, checkpoint: Any, advice: str) -> None:

@@ -20,15 +20,13 @@ from diffusion_forcing.algorithms.base import (
     ForcingAlgorithm,
     RecurrentMLPOptions,
     TransformerOptions,
-    positive,
-    within,
 )
 from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler
 from diffusion_forcing.diffusion.history import Cache
 from diffusion_forcing.diffusion.noise import normal, uniform
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_positive, check_range
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
 
@@ -77,11 +75,11 @@ class ForecastingOptions(AlgorithmOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("algorithm.calc_crps_sum", self.calc_crps_sum)
-        positive("algorithm.paths_at_once", self.paths_at_once)
-        positive("algorithm.resample", self.resample)
-        within("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
-        within("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
+        check_positive("algorithm.calc_crps_sum", self.calc_crps_sum)
+        check_positive("algorithm.paths_at_once", self.paths_at_once)
+        check_positive("algorithm.resample", self.resample)
+        check_range("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
+        check_range("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
         if self.frame_stack != 1 or self.frame_skip != 1:
             raise UserError(
                 f"algorithm.frame_stack is {self.frame_stack}, algorithm.frame_skip {self.frame_skip}; "
@@ -329,7 +327,7 @@ class Forecasting(ForcingAlgorithm):
         """
         context = self.spec.context_length
         paths = self.options.calc_crps_sum if paths is None else paths
-        positive("the number of sample paths", paths)
+        check_positive("the number of sample paths", paths)
         forcing = self.sampling_forcing()
         encoded = self.encode(batch, forcing.network)
         fixed = None if known is None else self._known_future(encoded, known)

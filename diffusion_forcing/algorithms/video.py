@@ -1,8 +1,8 @@
-"""The video task: frames as tokens, trained by Diffusion Forcing, rolled out from a context and from actions (docs/method.md §4–8, §12).
+"""The video task: frames as tokens, trained by Diffusion Forcing, rolled out from a context and actions (docs/method.md §4–8, §12).
 
-A token is f consecutive frames stacked on the channels, normalised; padded frames count nothing in the loss. What is known of the actions
-that led to a token's frames is its condition; where they are unknown, or dropped in training, a flag says so. This adapter encodes a batch,
-asks `diffusion` for the loss, and turns sampled tokens back into frames. Pixels here are uint8, or real numbers in [0, 1].
+A token is f consecutive frames stacked on the channel axis and normalised. Padded frames are not in the loss. The actions that led to a
+token's frames are its condition, with a flag that says whether they are known; in training they are dropped at random. Frames are uint8, or
+floats in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,19 +19,14 @@ from diffusion_forcing.algorithms.base import (
     ForcingAlgorithm,
     NoisingOptions,
     RecurrentDiffusionOptions,
-    not_negative,
-    positive,
-    within,
 )
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.sampler import OnRow
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range, did_you_mean
 from diffusion_forcing.networks.recurrent import recurrent_unet
 from diffusion_forcing.networks.unet3d import UNet3D
-
-# Every option of `algorithm=df_video`: what the data is like, the network, how frames are rolled out. Frozen, validated, built from yaml.
 
 METRICS = ("mse", "psnr", "ssim", "uiqi", "lpips", "fid", "fvd")
 """What `algorithm.metrics` may name; the first four are always there."""
@@ -54,11 +49,11 @@ class UNetOptions:
     def __post_init__(self) -> None:
         where = "algorithm.diffusion.architecture"
         for name in ("network_size", "attn_heads", "attn_dim_head", "patch_size"):
-            positive(f"{where}.{name}", getattr(self, name))
+            check_positive(f"{where}.{name}", getattr(self, name))
         if not self.dim_mults:
             raise UserError(f"{where}.dim_mults is empty; give one factor of the width a stage, such as [1,2,4,8]")
         for size in (*self.dim_mults, *self.attn_resolutions):
-            positive(
+            check_positive(
                 f"{where}.dim_mults and attn_resolutions: {list(self.dim_mults)}, {list(self.attn_resolutions)}", size
             )
         widths = [self.network_size * mult for mult in (1, *self.dim_mults)]
@@ -120,11 +115,11 @@ class VideoOptions(AlgorithmOptions):
         self._check_data()
         self._check_lengths()
         self._check_cache()
-        within("algorithm.condition_dropout", self.condition_dropout, 0, 1)
-        not_negative("algorithm.condition_scale", self.condition_scale)
-        not_negative("algorithm.history_scale", self.history_scale)
+        check_range("algorithm.condition_dropout", self.condition_dropout, 0, 1)
+        check_not_negative("algorithm.condition_scale", self.condition_scale)
+        check_not_negative("algorithm.history_scale", self.history_scale)
         if self.history_level is not None:
-            within("algorithm.history_level", self.history_level, 0, self.diffusion.timesteps - 2)
+            check_range("algorithm.history_level", self.history_level, 0, self.diffusion.timesteps - 2)
         if self.condition_scale != 1 and not self.external_cond_dim:
             raise UserError(
                 f"algorithm.condition_scale is {self.condition_scale}, but dataset.external_cond_dim is 0: there are no actions to guide by"
@@ -147,7 +142,7 @@ class VideoOptions(AlgorithmOptions):
 
     def _check_data(self) -> None:
         channels, height, width = self.observation_shape
-        positive("dataset.resolution", height)
+        check_positive("dataset.resolution", height)
         if height != width:
             raise UserError(
                 f"dataset.observation_shape is {list(self.observation_shape)}; frames are square: [3,res,res]"
@@ -160,7 +155,7 @@ class VideoOptions(AlgorithmOptions):
                 )
         if any(not value > 0 for value in _numbers(self.data_std)):
             raise UserError(f"dataset.data_std is {self.data_std}; every standard deviation must be above 0")
-        not_negative("dataset.external_cond_dim", self.external_cond_dim)
+        check_not_negative("dataset.external_cond_dim", self.external_cond_dim)
         self._check_size(height)
 
     def _check_size(self, height: int) -> None:
@@ -174,8 +169,8 @@ class VideoOptions(AlgorithmOptions):
 
     def _check_lengths(self) -> None:
         f = self.frame_stack
-        positive("dataset.n_frames", self.n_frames)
-        not_negative("dataset.context_length", self.context_frames)
+        check_positive("dataset.n_frames", self.n_frames)
+        check_not_negative("dataset.context_length", self.context_frames)
         for key, value in (("dataset.n_frames", self.n_frames), ("dataset.context_length", self.context_frames)):
             if value % f:
                 raise UserError(f"{key} {value} is no multiple of algorithm.frame_stack {f}")
@@ -193,7 +188,7 @@ class VideoOptions(AlgorithmOptions):
                 f"algorithm.chunk_size {self.chunk_size} exceeds the window of {self.window} tokens; "
                 f"pass algorithm.chunk_size<={self.window} or train with a larger dataset.n_frames"
             )
-        not_negative("algorithm.sink_frames", self.sink_frames)
+        check_not_negative("algorithm.sink_frames", self.sink_frames)
         if self.sink_frames >= self.n_frames:
             raise UserError(
                 f"algorithm.sink_frames {self.sink_frames} fill the window of {self.n_frames} frames; keep fewer"
@@ -249,8 +244,8 @@ def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
 
 
 class Clips(NamedTuple):
-    """Clips as the network sees them. tokens: (b, t, f·c, h, w) normalised; mask: (b, t·f) bool, frames that are there; conditions:
-    (b, t, d), or None where the model is not told actions."""
+    """Clips as the network sees them. tokens: (b, t, f·c, h, w) normalised; mask: (b, t·f) bool, real frames; conditions: (b, t, d), or
+    None for a model without actions."""
 
     tokens: Tensor
     mask: Tensor
@@ -259,7 +254,7 @@ class Clips(NamedTuple):
 
 class VideoDraws(NamedTuple):
     """What training draws for a batch. levels: (b, t); noise: (b, t, f·c, h, w) standard normal; dropped: (b,) bool, sequences whose
-    conditions the network is not told, or None."""
+    conditions are dropped, or None."""
 
     levels: Tensor
     noise: Tensor
@@ -336,9 +331,9 @@ class Video(ForcingAlgorithm):
                 f"frame_skip {options.frame_skip}, {options.action_kind}), got {what}; use data with such actions"
             )
         flags = actions.new_ones(actions.shape[:2]) if known is None else known.to(actions.dtype)
-        told = actions * flags[..., None]
+        actions = actions * flags[..., None]
         f = options.frame_stack
-        return torch.cat([told.unflatten(1, (-1, f)).flatten(2), flags.unflatten(1, (-1, f))], dim=-1)
+        return torch.cat([actions.unflatten(1, (-1, f)).flatten(2), flags.unflatten(1, (-1, f))], dim=-1)
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -401,13 +396,13 @@ class Video(ForcingAlgorithm):
             past=options.past_shown,
         )
 
-    def predict(self, context: Tensor, length: int, **how: Any) -> Tensor:
+    def predict(self, context: Tensor, length: int, **options: Any) -> Tensor:
         """A clip of `length` frames that begins with `context`: (b, t₀, c, h, w) → (b, length, c, h, w), in [0, 1].
 
-        `how`: as in `stream`.
+        options: as for `stream`.
         """
         context = context.float() / 255 if context.dtype == torch.uint8 else context
-        return torch.cat([context, *self.stream(context, length, **how)], dim=1)
+        return torch.cat([context, *self.stream(context, length, **options)], dim=1)
 
     def stream(
         self,
@@ -423,7 +418,7 @@ class Video(ForcingAlgorithm):
         """What follows `context`: (b, t₀, c, h, w), uint8 or in [0, 1], up to `length` frames in all, chunk by chunk: (b, n, c, h, w) in
         [0, 1]. Memory does not grow with `length`.
 
-        actions: (b, length, A), those that led to each frame, for a model that is told them; known: (b, length) bool, None: all.
+        actions: (b, length, A), those that led to each frame, for a model that takes them; known: (b, length) bool, None: all.
         """
         options = self.options
         f, done = options.frame_stack, context.shape[1]
@@ -531,8 +526,6 @@ def _up_to(part: Tensor, length: int) -> Tensor:
     return torch.cat([part[:, :length], more], dim=1)
 
 
-# Every option of `algorithm=df_video_rnn`: the video task with the paper's own recurrent network.
-
 HALVINGS = 8  # a transition of images halves its feature maps three times
 
 
@@ -582,14 +575,14 @@ class RecurrentVideoOptions(VideoOptions):
                 f"algorithm.norm={self.norm} is df_video's; a recurrent network normalises each frame: frame"
             )
         super().__post_init__()
-        within("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
-        within("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
-        positive("algorithm.z_shape", min(self.z_shape))
+        check_range("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
+        check_range("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
+        check_positive("algorithm.z_shape", min(self.z_shape))
         if tuple(self.z_shape[1:]) != tuple(self.observation_shape[1:]):
             raise UserError(
                 f"algorithm.z_shape is {list(self.z_shape)}; its sides must be the frame's, dataset.resolution {self.observation_shape[1]}"
             )
-        not_negative("algorithm.sink_frames", self.sink_frames)
+        check_not_negative("algorithm.sink_frames", self.sink_frames)
         if self.sink_frames:
             raise UserError(
                 f"algorithm.sink_frames is {self.sink_frames}; a recurrent network keeps one latent and no frames: 0"
@@ -602,13 +595,11 @@ class RecurrentVideoOptions(VideoOptions):
             )
 
 
-# The video task with the paper's own network: a latent carries the past, so a rollout has no window (docs/method.md §9).
-#
-# All but the network, and the tokens that training shows clean, is `Video`.
-
-
 class RecurrentVideo(Video):
-    """Recurrent Diffusion Forcing for video. `options` is a `RecurrentVideoOptions`."""
+    """Video with the RNN line's network: a latent carries the past, so a rollout has no window (docs/method.md §9).
+
+    All but the network, and the tokens that training shows clean, is `Video`. `options` is a `RecurrentVideoOptions`.
+    """
 
     Options = RecurrentVideoOptions
     line = "rnn"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_forcing.algorithms.base import NoisingOptions, Warmup, not_negative, positive, within
+from diffusion_forcing.algorithms.base import NoisingOptions, Warmup
 from diffusion_forcing.algorithms.video import Clips, Video, VideoOptions
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.diffusion import (
@@ -29,7 +29,7 @@ from diffusion_forcing.diffusion import (
 )
 from diffusion_forcing.diffusion.noise import uniform
 from diffusion_forcing.diffusion.noise_levels import LevelDensity
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
 from diffusion_forcing.networks.flow import Warped
 from diffusion_forcing.networks.world import WorldNetwork
 
@@ -47,8 +47,8 @@ class WorldNetworkOptions:
 
     def __post_init__(self) -> None:
         where = "algorithm.diffusion.architecture"
-        positive(f"{where}.past_frames", self.past_frames)
-        not_negative(f"{where}.registers", self.registers)
+        check_positive(f"{where}.past_frames", self.past_frames)
+        check_not_negative(f"{where}.registers", self.registers)
         if self.window <= self.past_frames:
             raise UserError(f"{where}.window is {self.window}; it must exceed past_frames, {self.past_frames}")
 
@@ -64,10 +64,10 @@ class LevelOptions:
 
     def __post_init__(self) -> None:
         where = "algorithm.diffusion.levels"
-        positive(f"{where}.past_max", self.past_max)
-        within(f"{where}.pure", self.pure, 0, 1)
+        check_positive(f"{where}.past_max", self.past_max)
+        check_range(f"{where}.pure", self.pure, 0, 1)
         for name in ("past", "target"):
-            not_negative(f"{where}.{name}[1]", getattr(self, name)[1])
+            check_not_negative(f"{where}.{name}[1]", getattr(self, name)[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class WorldDiffusionOptions(NoisingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        not_negative("algorithm.diffusion.offset_noise", self.offset_noise)
+        check_not_negative("algorithm.diffusion.offset_noise", self.offset_noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,9 @@ class WorldOptions(VideoOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("algorithm.lr_decay", self.lr_decay, 0, 1)
-        not_negative("algorithm.warp_loss", self.warp_loss)
-        not_negative("algorithm.unscored_frames", self.unscored_frames)
+        check_range("algorithm.lr_decay", self.lr_decay, 0, 1)
+        check_not_negative("algorithm.warp_loss", self.warp_loss)
+        check_not_negative("algorithm.unscored_frames", self.unscored_frames)
         if self.unscored_frames >= self.n_frames:
             raise UserError(
                 f"algorithm.unscored_frames is {self.unscored_frames}; it must leave some of the {self.n_frames} frames of a clip"

@@ -1,15 +1,15 @@
-"""Memory: what a causal network keeps of the tokens before x, so that it need not see them again.
+"""Memory: what a causal network keeps of the tokens before x, so that it need not process them again.
 
-One protocol for every network: `network(x, k, conditions, memory) -> (output, memory)`; the memory returned covers the old tokens
-and x. It is a value: calling twice with the same memory gives the same output, and a returned memory may be dropped.
+One protocol for every network: `network(x, k, conditions, memory) -> (output, memory)`. The returned memory covers the old tokens and x. It
+is a value: calling twice with the same memory gives the same output, and a returned memory may be dropped.
 
-A network says by `keeps_memory` whether a call on the last tokens with the memory of the earlier ones equals a call on all of them,
-and by `why_no_memory` what stands in the way ("" where nothing does). `memory_slides`: positions are relative, so that the memory may be
-`trimmed` and go on. `recurrent`: the memory has one size whatever it stands for, and a call costs one step a token, so that no window is
-needed and no token should be shown in vain.
-
-A network may also have `teacher_forced(clean, clean_k, x, k, conditions, memory) -> output`: each noised token of x behind the clean tokens
-before it, all in one call, for next-token prediction.
+Attributes of a network:
+- `keeps_memory`: whether a call on the last tokens with the memory of the earlier ones equals a call on all of them;
+- `why_no_memory`: the reason if not, else "";
+- `memory_slides`: positions are relative, so the memory may be `trimmed` and used on;
+- `recurrent`: the memory has one size whatever it has seen, and each token costs a step, so no window is needed;
+- `teacher_forced(clean, clean_k, x, k, conditions, memory) -> output`, if present: predicts each noised token of x from the clean tokens
+  before it, all in one call, for next-token prediction.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class KVCache:
         return self._joined()[1]
 
     def then(self, later: KVCache) -> KVCache:
-        """This and `later` behind it. Joined when it is looked at: most memories that a row of sampling makes are dropped unseen."""
+        """This memory followed by `later`. Joined when it is read: most memories that a row of sampling makes are dropped unread."""
         both = KVCache((), ())
         both._parts = [*self._parts, *later._parts]
         return both
@@ -59,8 +59,8 @@ class KVCache:
         return sum(keys[0].shape[-2] for keys, _ in self._parts)
 
     def trimmed(self, last: int, sinks: int = 0) -> KVCache:
-        """The first `sinks` and the last `last` tokens of it (Xiao et al. 2024: attention leans on the very first tokens, so a
-        window that slides keeps them); itself where there are no more than that."""
+        """The first `sinks` and the last `last` tokens of it (Xiao et al. 2024: attention relies on the very first tokens, so a
+        sliding window keeps them); itself where there are no more."""
         if last < 0 or sinks < 0:
             raise ValueError(f"cannot keep {last} last and {sinks} first tokens")
         if self.length <= last + sinks:
@@ -74,12 +74,6 @@ def _trim(x: Tensor, last: int, sinks: int) -> Tensor:
     """x: (…, t, d) → (…, sinks + last, d)."""
     recent = x[..., x.shape[-2] - last :, :]
     return torch.cat([x[..., :sinks, :], recent], dim=-2) if sinks else recent
-
-
-# What the U-Net remembers of finished frames: keys and values of its temporal attentions (see `memory.py` for the protocol).
-#
-# They are joined to those of the frames before them when they are first used, not when they are made: a denoising row makes a memory that
-# nobody will ask for, and joining is a copy of all of it.
 
 
 class FrameCache:

@@ -1,7 +1,8 @@
-"""The RNN line's transition of images: a 2-D U-Net over [z, x] and a convolutional GRU cell (docs/method.md §9). One step in time.
+"""The RNN line's transitions, one step in time: [z, x, level, condition] → z (docs/method.md §9).
 
-Names of the parameters are the released ones behind `transition_model.model.`. What does not depend on z (`features`: how levels and
-conditions modulate every block) is computed for all tokens together, `step` one token after the other.
+Of vectors: a residual MLP, a stack of GRU cells, another MLP. Of images: a 2-D U-Net over [z, x] and a convolutional GRU cell. Parameters
+have the released names after `transition_model.model.`. What does not depend on z (`features`: how levels and conditions modulate the
+blocks) is computed for all tokens at once; `step` takes one token after the other.
 """
 
 from __future__ import annotations
@@ -16,11 +17,6 @@ from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.embeddings import WaveMLP
-
-# The RNN line's transition of vectors: a residual MLP, a stack of GRU cells, another MLP (docs/method.md §9). One step in time.
-#
-# Names of the parameters are the released ones behind `transition_model.model.`. What does not depend on z (`features`) is computed for all
-# tokens together, `step` one token after the other.
 
 HIDDEN = 32  # width of the hidden layers, in network_sizes
 

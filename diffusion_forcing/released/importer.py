@@ -1,10 +1,13 @@
-"""The importer of released checkpoints of both lines: a Lightning `.ckpt`, read without running any of it.
+"""Imports released checkpoints of both lines: a Lightning `.ckpt`, read without running any of it.
 
-Upstream saved `state_dict` keys `data_mean`, `data_std`, `diffusion_model.<schedule table>` and
-`diffusion_model.model.<network>`, with `_orig_mod.` somewhere in front where the model was compiled, and beside them
-the networks of its metrics, which are left out. (Of the RNN line: `released_rnn`.)
-Here the network's keys lose that prefix and become ours; sizes are
-read off the tensors (`released_sizes`). What leaves no trace in a checkpoint must come from the configuration.
+A v1.5 checkpoint has the `state_dict` keys `data_mean`, `data_std`, `diffusion_model.<schedule table>` and `diffusion_model.model.<network>`,
+with `_orig_mod.` in some place if the model was compiled, and the networks of its metrics, which are left out. Here the network's keys
+become ours, and sizes are read off the tensors (`sizes.py`, which has the RNN line's keys too). What leaves no trace in a checkpoint must
+come from the configuration.
+
+Torch numbers an optimiser's parameters in the order they were passed. The released code passed the network's, in the order of its state
+dict, each once (a U-Net's rotary frequencies are one parameter that many layers hold), then what an RNN learns beside its network; it
+forgot `embed.` of time series.
 """
 
 from __future__ import annotations
@@ -22,14 +25,7 @@ from torch import Tensor
 
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.released import sizes as released_rnn
-from diffusion_forcing.released import sizes as released_sizes
-
-# The optimiser's state of a released checkpoint, by the names of the weights it belongs to.
-#
-# Torch numbers an optimiser's parameters in the order they were given. Upstream gave it the network's, in the order of its state dict, each
-# once (a U-Net's rotary frequencies are one parameter that many layers hold), and after them what an RNN learns beside its network. It
-# forgot `embed.` of time series.
+from diffusion_forcing.released import sizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _NETWORKS = ("diffusion_model.model.", "transition_model.model.", "transition_model.x_from_z.")
@@ -95,21 +91,21 @@ def load(path: Path) -> LoadedCheckpoint:
     path = Path(path)
     content = _read(path)
     state = _state_dict(path, content)
-    recurrent = any(key.startswith(released_rnn.PREFIX) for key in state)
-    task = released_rnn.task(state) if recurrent else _task(path, state)
+    recurrent = any(key.startswith(sizes.PREFIX) for key in state)
+    task = sizes.task(state) if recurrent else _task(path, state)
     statistics: dict[str, Tensor] = {
         key: state[key].to(torch.float32) for key in ("data_mean", "data_std") if key in state
     }
     try:
         if recurrent:
-            weights, tables = released_rnn.weights(state), released_rnn.tables(state)
-            facts = released_rnn.facts(task, weights, tables, statistics)
+            weights, tables = sizes.weights(state), sizes.tables(state)
+            facts = sizes.facts(task, weights, tables, statistics)
         else:
             weights = _without(state, NETWORK_PREFIX)
             tables = {key.removeprefix("diffusion_model."): value for key, value in state.items() if _is_table(key)}
-            sizes = released_sizes.of_video if task == "video" else released_sizes.of_planning
-            facts = sizes(weights, tables, statistics)
-            weights = released_sizes.our_names(weights) if task == "video" else weights
+            read_sizes = sizes.of_video if task == "video" else sizes.of_planning
+            facts = read_sizes(weights, tables, statistics)
+            weights = sizes.our_names(weights) if task == "video" else weights
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(
             f"{path} is an incomplete {task} checkpoint ({error} is missing or misshapen); get it again"
@@ -132,9 +128,9 @@ def _renaming(recurrent: bool, task: str) -> Callable[[str], str | None]:
 
     def ours(key: str) -> str | None:
         if recurrent:
-            return key.removeprefix(released_rnn.PREFIX)
+            return key.removeprefix(sizes.PREFIX)
         key = key.removeprefix(NETWORK_PREFIX)
-        return next(iter(released_sizes.our_names({key: torch.empty(0)})), None) if task == "video" else key
+        return next(iter(sizes.our_names({key: torch.empty(0)})), None) if task == "video" else key
 
     return ours
 

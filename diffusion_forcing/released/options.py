@@ -1,7 +1,8 @@
-"""Options from the configuration of a released v1.5 model, so that its checkpoints and recordings can be run here.
+"""The network and the options of a released model, so that its checkpoints and recordings can be run here.
 
-Upstream kept its configuration as one mapping, `cfg.algorithm`, dataset statistics included. This is the one place where that mapping
-becomes a `PlanningOptions` or a `VideoOptions`; what differs is written out below. To run a recording or a checkpoint of the released code:
+`released_network` builds the network of either line from the sizes in a checkpoint. The v1.5 configuration is one mapping, `cfg.algorithm`,
+dataset statistics included; this is the one place where it becomes a `PlanningOptions` or a `VideoOptions`. To run a recording or a
+checkpoint of the released code:
 
     options = planning_options_from_released(config)     # the resolved `cfg.algorithm` it was made with
     planning = Planning(options)
@@ -35,8 +36,6 @@ from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.unet3d import UNet3D
-
-# The network that a released checkpoint of either line is of, from what its tensors say, and whether the checkpoint is that network.
 
 LINES = {"rnn": "the paper's RNN line", "v1.5": "the attention line (v1.5)"}
 _RESOLUTION = 256  # any that can be halved as often as a released U-Net does: its parameters do not depend on it

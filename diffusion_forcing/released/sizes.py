@@ -1,9 +1,8 @@
-"""What the tensors of a released checkpoint of the paper's RNN line say: the task and the sizes of its network.
+"""The task and the sizes of a released network, read off the tensors of its checkpoint.
 
-Upstream saved `[init_z], data_mean, data_std, transition_model.<schedule table>, transition_model.model.<transition>,
-transition_model.x_from_z.<head>`, and `init_encoder.` for mazes, `embed.` for time series. Here the network's keys lose
-`transition_model.`; the others keep their names. Each function raises KeyError or ValueError with the key for a tensor that is missing or
-has another rank.
+Each function raises KeyError, IndexError or ValueError with the key of a tensor that is missing or has another rank. An RNN checkpoint has
+`[init_z], data_mean, data_std, transition_model.<schedule table>, transition_model.model.<transition>, transition_model.x_from_z.<head>`,
+and `init_encoder.` for mazes, `embed.` for time series. Here the network's keys lose `transition_model.`; the others keep their names.
 """
 
 from __future__ import annotations
@@ -14,14 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-# What the tensors of a released checkpoint say about the network they are of.
-#
-# Each function raises KeyError, IndexError or ValueError with the key for a tensor that is missing or has another rank.
-
 Tensors = Mapping[str, Tensor]
 
 _ONLY_LAYOUT = re.compile(r"(?<![^.])(?:module|wrapper|attn_block)\.")
-"""Words in the names of the released U-Net that stand for a change of layout and nothing else."""
+"""Parts of the released U-Net's names that only reshape."""
 _CONSTANTS = ("rotary_emb.freqs", "rotary_time_pos_embedding.freqs")
 COLOURS = 3
 

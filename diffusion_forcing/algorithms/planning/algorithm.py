@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.algorithms.base import AlgorithmOptions, DiffusionOptions, ForcingAlgorithm, positive, within
+from diffusion_forcing.algorithms.base import AlgorithmOptions, DiffusionOptions, ForcingAlgorithm
 from diffusion_forcing.algorithms.planning.guidance import GuidanceWeights
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.diffusion.noise import integers, normal, uniform
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_positive, check_range
 from diffusion_forcing.networks import Transformer
 
 PADDING_WEIGHT = 0.05  # what a token past the drawn end still counts in the loss (docs/method.md §10)
@@ -83,17 +83,17 @@ class PlanningOptions(AlgorithmOptions):
             raise UserError(
                 f"algorithm.external_cond_dim is {self.external_cond_dim}; planning has no external conditions: 0"
             )
-        positive("dataset.episode_len", self.episode_len)
+        check_positive("dataset.episode_len", self.episode_len)
         if self.episode_len % self.frame_stack:
             raise UserError(
                 f"dataset.episode_len {self.episode_len} is no multiple of algorithm.frame_stack {self.frame_stack}"
             )
-        positive("algorithm.open_loop_horizon", self.open_loop_horizon)
-        positive("algorithm.mcg_samples", self.mcg_samples)
+        check_positive("algorithm.open_loop_horizon", self.open_loop_horizon)
+        check_positive("algorithm.mcg_samples", self.mcg_samples)
         if not 0 < self.gamma <= 1:
             raise UserError(f"algorithm.gamma is {self.gamma}; it must be above 0 and at most 1")
         for name in ("warm_start", "guidance_stop", "refine"):
-            within(f"algorithm.{name}", getattr(self, name), 0, 1)
+            check_range(f"algorithm.{name}", getattr(self, name), 0, 1)
         if self.warm_start > 0 and self.open_loop_horizon >= self.episode_len:
             raise UserError(
                 f"algorithm.warm_start is {self.warm_start}, but nothing of a plan of {self.episode_len} steps is left when replanning "

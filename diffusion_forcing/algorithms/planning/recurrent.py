@@ -11,17 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.algorithms.base import RecurrentMLPOptions, not_negative, positive, within
+from diffusion_forcing.algorithms.base import RecurrentMLPOptions
 from diffusion_forcing.algorithms.planning.algorithm import Draws, Planning, PlanningOptions
 from diffusion_forcing.algorithms.planning.guidance import RowGuidance, position_return, reward_return
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
 from diffusion_forcing.diffusion import DiffusionForcing, GradientGuidance, Sampler
 from diffusion_forcing.diffusion.noise import normal, uniform
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
 from diffusion_forcing.networks.recurrent import Latent, recurrent_mlp
-
-# Every option of `algorithm=df_planning_rnn`: the planning task with the paper's own recurrent network.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,7 @@ class RecurrentPlanningOptions(PlanningOptions):
                 "algorithm.causal=False: a recurrent network sees the past alone; use algorithm=df_planning"
             )
         if self.ddim_repeats is not None:
-            not_negative("algorithm.ddim_repeats", self.ddim_repeats)
+            check_not_negative("algorithm.ddim_repeats", self.ddim_repeats)
             repeats = max(1, self.ddim_repeats)
             if self.mcg_samples not in (1, repeats):
                 raise UserError(
@@ -59,11 +57,11 @@ class RecurrentPlanningOptions(PlanningOptions):
                 )
             object.__setattr__(self, "mcg_samples", repeats)
         super().__post_init__()
-        within("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
-        within("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
+        check_range("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
+        check_range("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
         if len(self.z_shape) != 1:
             raise UserError(f"algorithm.z_shape is {list(self.z_shape)}; a plan's latent is a vector, as [128]")
-        positive("algorithm.z_shape", self.z_shape[0])
+        check_positive("algorithm.z_shape", self.z_shape[0])
         layers = self.diffusion.num_gru_layers
         if layers and self.z_shape[0] % layers:
             raise UserError(
@@ -83,7 +81,7 @@ class RecurrentPlanningOptions(PlanningOptions):
             )
 
     def _check_context(self) -> None:
-        not_negative("algorithm.context_frames", self.context_frames)
+        check_not_negative("algorithm.context_frames", self.context_frames)
         if self.context_frames and self.noise_level == "full_sequence":
             raise UserError(
                 f"algorithm.context_frames={self.context_frames} looks back on clean steps, which algorithm.noise_level=full_sequence never "

@@ -21,9 +21,6 @@ from diffusion_forcing.algorithms.base import (
     ForcingAlgorithm,
     RecurrentMLPOptions,
     TransformerOptions,
-    not_negative,
-    positive,
-    within,
 )
 from diffusion_forcing.algorithms.robot.augmentation import jitter, paste_patches, random_shift
 from diffusion_forcing.algorithms.robot.tokens import GRID, NUMBERS, Flat, Layout, Tiled, from_vector, to_vector
@@ -32,7 +29,7 @@ from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent, per_token
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.observed import noise_further
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.sensors import SensorNetwork
@@ -51,7 +48,7 @@ class ImageEncoderOptions:
     width: int = 16
 
     def __post_init__(self) -> None:
-        positive("algorithm.diffusion.eyes.features", self.features)
+        check_positive("algorithm.diffusion.eyes.features", self.features)
         if self.width < 8 or self.width % 8:
             raise UserError(f"algorithm.diffusion.eyes.width is {self.width}; it must be a multiple of 8")
 
@@ -129,13 +126,13 @@ class RobotPolicyOptions(AlgorithmOptions):
                 object.__setattr__(self, name, value)
         super().__post_init__()
         for name in ("n_cameras", "action_stack", "n_frames", "data_std"):
-            positive(f"dataset.{name}", getattr(self, name))
+            check_positive(f"dataset.{name}", getattr(self, name))
         for name in ("gt_first_frame", "gt_cond_prob", "random_start", "part_noise", "jitter", "blocked_contrast"):
-            within(f"algorithm.{name}", getattr(self, name), 0, 1)
+            check_range(f"algorithm.{name}", getattr(self, name), 0, 1)
         if self.action_share is not None:
-            within("algorithm.action_share", self.action_share, 0, 1)
-        not_negative("algorithm.crop", self.crop)
-        not_negative("algorithm.patches", self.patches)
+            check_range("algorithm.action_share", self.action_share, 0, 1)
+        check_not_negative("algorithm.crop", self.crop)
+        check_not_negative("algorithm.patches", self.patches)
         self._check_tokens()
         self._check_network()
         self._check_acting()
@@ -219,7 +216,7 @@ class RobotPolicyOptions(AlgorithmOptions):
                 f"{self.n_cameras} cameras"
             )
         for level in levels:
-            within("algorithm.observation_noise_level", level, 0, self.diffusion.timesteps - 1)
+            check_range("algorithm.observation_noise_level", level, 0, self.diffusion.timesteps - 1)
 
     @property
     def observation_noise_levels(self) -> tuple[int, ...]:
