@@ -252,12 +252,11 @@ class World(Video):
             conditions = torch.where(draws.dropped[:, None, None], 0, conditions)
 
         x_k = add_noise(forcing.schedule, x, levels, draws.noise)
-        if draws.past_levels is None or draws.past_noise is None:
-            output, memory = network(x_k, levels, conditions)
-        else:
+        shown = None
+        if draws.past_levels is not None and draws.past_noise is not None:
             past_levels = mask_absent(draws.past_levels, present, forcing.schedule.timesteps)
-            past = add_noise(forcing.schedule, x, past_levels, draws.past_noise)
-            output, memory = network.behind(past, past_levels, x_k, levels, conditions)
+            shown = add_noise(forcing.schedule, x, past_levels, draws.past_noise), past_levels
+        output, memory = network(x_k, levels, conditions, past=shown)
 
         output = output.to(x.dtype)
         target = forcing.parameterization.target(forcing.schedule, x, levels, draws.noise)

@@ -145,12 +145,20 @@ class WorldNetwork(nn.Module):
     # ------------------------------------------------------------------------------------------------ calls
 
     def forward(
-        self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: WorldMemory | None = None
+        self,
+        x: Tensor,
+        k: Tensor,
+        conditions: Tensor | None = None,
+        memory: WorldMemory | None = None,
+        past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, WorldMemory]:
+        """past: other frames (b, t, c, h, w) and their levels (b, t) that stand before those of x, as in `behind`."""
+        if past is not None:
+            return self.behind(*past, x, k, conditions, memory)
         memory = self._checked(x, conditions, memory)
-        past = self._past(x, k, conditions, memory)
-        warped = self._warp(past, memory)
-        h, skips, film, present = self._encode(x, k, past, warped, memory)
+        before = self._past(x, k, conditions, memory)
+        warped = self._warp(before, memory)
+        h, skips, film, present = self._encode(x, k, before, warped, memory)
         output = self._decode(h, skips, film, k, warped)
         return output, memory.then(x, k, conditions, present, warped)
 

@@ -191,6 +191,7 @@ def test_noisy_frames_behind_another_past_are_what_streaming_gives() -> None:
     assert memory is not None
     assert torch.allclose(last.layers[-1][0], memory.layers[-1][0], atol=1e-5)
     assert torch.equal(network.teacher_forced(past_x, past_k, x, k, conditions), together)
+    assert torch.equal(network(x, k, conditions, past=(past_x, past_k))[0], together)
 
 
 @torch.no_grad()
