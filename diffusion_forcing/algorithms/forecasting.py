@@ -153,7 +153,7 @@ class Forecasting(ForcingAlgorithm):
         """(V,) float64 on `device`: one of `STATISTICS`. Not a buffer: mixed precision must not touch it."""
         if (name, device) not in self._statistics:
             value = np.broadcast_to(np.asarray(getattr(self.spec, name), np.float64), (self.spec.variates,))
-            self._statistics[name, device] = torch.from_numpy(value.copy()).to(device)
+            self._statistics[name, device] = torch.from_numpy(value.copy()).to(device, non_blocking=True)
         return self._statistics[name, device]
 
     def build_network(self, spec: SeriesSpec) -> nn.Module:
@@ -202,8 +202,12 @@ class Forecasting(ForcingAlgorithm):
         loc, lag_scale = level, scale
 
         # Series that return with their season: the difference from the last one.
-        returns = self.returns(device)
-        if bool(returns.any()) and batch.seasonal is not None and batch.season_known is not None:
+        # (The specification is asked: a GPU would have to be waited for.)
+        some_return = self.options.scaling == "season" or (
+            self.options.scaling == "auto" and bool((np.asarray(self.spec.season_std) > 0).any())
+        )
+        if some_return and batch.seasonal is not None and batch.season_known is not None:
+            returns = self.returns(device)
             last_season = torch.where(batch.season_known, batch.seasonal.double(), self.statistic("mean", device))
             season_std, std = self.statistic("season_std", device), self.statistic("std", device)
             loc = torch.where(returns, last_season, level)

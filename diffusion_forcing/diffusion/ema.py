@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +11,45 @@ from torch.optim.swa_utils import AveragedModel
 from diffusion_forcing.errors import UserError
 
 
-def ema_of(network: nn.Module, decay: float) -> AveragedModel:
-    """An averaged copy of `network`; call `.update_parameters(network)` after each step, sample with `.module`.
+class Average(AveragedModel):
+    """An averaged copy of a network, `module`. It counts its updates itself, so that a GPU is not waited for in every step.
 
     The decay warms up as min(decay, (1+n)/(10+n)) over updates n, so that early averages are not the initial weights.
     """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self.decay = decay
+        self._updates: int | None = None
+        """`n_averaged`, once it was read."""
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights of `model` after a step."""
+        if self._updates is None:
+            self._updates = int(self.n_averaged)
+        averaged: list[Tensor] = list(self.module.parameters())
+        # Weights may have 16 bits, their averages have 32.
+        current = [new.detach().to(old.dtype) for old, new in zip(averaged, model.parameters(), strict=True)]
+        if self._updates == 0:
+            torch._foreach_copy_(averaged, current)
+        else:
+            n = self._updates
+            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + n) / (10 + n)))
+        for old, new in zip(self.module.buffers(), model.buffers(), strict=True):
+            old.copy_(new)
+        self.n_averaged += 1
+        self._updates += 1
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._updates = None
+
+
+def ema_of(network: nn.Module, decay: float) -> Average:
+    """An averaged copy of `network`; call `.update_parameters(network)` after each step, sample with `.module`."""
     if not 0 <= decay < 1:
         raise UserError(f"ema_decay is {decay}; it must lie in [0, 1) (0.999 forgets in about 1,000 steps)")
-    averaged = AveragedModel(network, multi_avg_fn=partial(_lerp, decay=decay))
+    averaged = Average(network, decay)
     averaged.requires_grad_(False)
     return averaged
-
-
-@torch.no_grad()
-def _lerp(averaged: list[Tensor], current: list[Tensor], n: Tensor | int, *, decay: float) -> None:
-    n = int(n)
-    current = [new.to(old.dtype) for old, new in zip(averaged, current, strict=True)]  # weights may have 16 bits
-    torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))

@@ -70,12 +70,15 @@ def check_fits(module: LightningModule, state: Mapping[str, Tensor], source: obj
 
 
 def compile_network(module: nn.Module, mode: bool | str) -> None:
-    """Compile in place, so that weights keep their names: the module's `network` if it has one, else its `forward`.
+    """Compile in place, so that weights keep their names: the module's `network` and the average of it, else the module itself.
 
     `mode`: True, or the name of one of torch.compile's modes.
     """
-    target = getattr(module, "network", module)
-    target.compile(mode="default" if mode is True else str(mode))
+    name, average = "default" if mode is True else str(mode), getattr(module, "ema", None)
+    for target in (getattr(module, "network", module), *([] if average is None else [average.module])):
+        target.compile(mode=name)
+        if hasattr(target, "teacher_forced"):
+            target.teacher_forced = torch.compile(target.teacher_forced, mode=name)
 
 
 def best_of(folder: Path, mode: str) -> Path | None:

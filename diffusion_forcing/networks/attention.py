@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from diffusion_forcing.networks.embeddings import LevelEmbedding
 
 KeysAndValues = tuple[Tensor, Tensor]
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines of rotary angles."""
+GRID_LIMIT = 65_535
+"""Heads, or sequences, that one call of a CUDA kernel takes."""
 
 
 class LinearAttention(nn.Module):
@@ -80,9 +84,10 @@ class TemporalAttention(nn.Module):
         self.time_pos_embedding = None if rotary else LevelEmbedding(channels, 4 * channels, channels)
 
     def forward(
-        self, x: Tensor, time: int, positions: Tensor, past: KeysAndValues | None
+        self, x: Tensor, time: int, positions: Tensor, past: KeysAndValues | None, turn: Turn | None = None
     ) -> tuple[Tensor, KeysAndValues]:
-        """positions: (t,) of x's frames. past: keys and values (b, h·w·heads, t', d) of frames before x, keys at their rotary positions.
+        """positions: (t,) of x's frames; turn: their `rotation`, where it is known already. past: keys and values (b, h·w·heads, t', d) of
+        frames before x, keys at their rotary positions.
 
         Returns x's shape, and the keys and values of x's own frames.
         """
@@ -94,7 +99,8 @@ class TemporalAttention(nn.Module):
             part.unflatten(0, (-1, time)).flatten(2, -2) for part in self.attn(self.norm(frames))
         )  # (b, t, h·w·heads, d)
         if self.time_pos_embedding is None:
-            turn = rotation(positions, query.shape[-1])[:, None]
+            cos, sin = rotation(positions, query.shape[-1]) if turn is None else turn
+            turn = (cos[:, None], sin[:, None])
             query, key = rotate(query, turn), rotate(key, turn)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         mixed = self._attend(query, key, value, past).transpose(1, 2)
@@ -118,21 +124,34 @@ class TemporalAttention(nn.Module):
 
     def _attend_fused(self, query: Tensor, key: Tensor, value: Tensor, past: KeysAndValues | None) -> Tensor:
         """The same through PyTorch's fused kernels, which a GPU has for these shapes."""
-        if past is None:
-            return F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
-        mask = torch.ones(query.shape[2], past[0].shape[2] + key.shape[2], dtype=torch.bool, device=query.device)
-        key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.tril(past[0].shape[2]))
+        time, mask = query.shape[2], None
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+            if time > 1:  # a single frame sees all
+                mask = torch.ones(time, key.shape[2], dtype=torch.bool, device=query.device).tril(past[0].shape[2])
+        is_causal = self.causal and past is None and time > 1
+
+        pieces = -(-query.shape[1] // GRID_LIMIT)
+        if pieces == 1:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+        parts = zip(query.chunk(pieces, 1), key.chunk(pieces, 1), value.chunk(pieces, 1), strict=True)
+        found = [F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal) for q, k, v in parts]
+        return torch.cat(found, dim=1)
 
 
-def rotation(positions: Tensor, dim: int) -> Tensor:
-    """Unit complex numbers (t, dim/2) that turn pair i of a key at position p by the angle p·10000^(−2i/dim)."""
+def rotation(positions: Tensor, dim: int) -> Turn:
+    """Cosines and sines (t, dim/2) of the angle p·10000^(−2i/dim) by which pair i of a key at position p is turned."""
     frequencies = 10000.0 ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
     angles = positions.to(torch.float32)[:, None] * frequencies
-    return torch.polar(torch.ones_like(angles), angles)
+    return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
+def rotate(x: Tensor, turn: Turn) -> Tensor:
     """x: (…, d) with neighbouring numbers as pairs, turned by `turn`, which broadcasts to (…, d/2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Complex numbers take one pass; compilers and other devices lack some of their operations.
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(*turn)).flatten(-2).to(x.dtype)
+    cos, sin = turn
+    first, second = pairs.unbind(-1)
+    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2).to(x.dtype)

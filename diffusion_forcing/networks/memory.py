@@ -15,7 +15,6 @@ Attributes of a network:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -92,7 +91,7 @@ class FrameCache:
         self.rotary = rotary
         self.length: int = own[0][0].shape[2] + (0 if before is None else before.length)
 
-    @cached_property
+    @property
     def layers(self) -> tuple[KeysAndValues, ...]:
         """Keys and values of all frames, a pair a layer."""
         before, self._before = self._before, None
@@ -121,7 +120,7 @@ class FrameCache:
         kept = [(_trim_frames(key, last, sinks), _trim_frames(value, last, sinks)) for key, value in self.layers]
         if sinks and self.rotary:
             for key, _ in kept:
-                turn = rotation(torch.tensor([dropped], device=key.device), key.shape[-1])
+                turn = rotation(torch.full((1,), dropped, device=key.device), key.shape[-1])
                 key[:, :, :sinks] = rotate(key[:, :, :sinks], turn)
         return FrameCache(kept, position=self.position, rotary=self.rotary)
 

@@ -185,7 +185,10 @@ class Recurrent(nn.Module):
 
     def _estimate(self, x: Tensor, features: tuple[Tensor, ...], z: Tensor) -> Tensor:
         """What a first look at token x: (b, *x_shape) says of it, for the second (Chen et al. 2023); in training for half of the batch."""
-        with torch.no_grad():
+        where = x.device.type
+        # Autocast before torch 2.5 would keep the weights it rounds here, and with them their missing gradients.
+        rounding = torch.autocast(where, enabled=torch.is_autocast_enabled(where), cache_enabled=False)
+        with torch.no_grad(), rounding:
             return self._dropped(self.x_from_z(self.model.step(x, features, z)))
 
     def _dropped(self, said: Tensor) -> Tensor:

@@ -167,7 +167,8 @@ def _gru(of_input: Tensor, of_state: Tensor, state: Tensor) -> Tensor:
     reset_x, update_x, new_x = of_input.chunk(3, dim=-1)
     reset_h, update_h, new_h = of_state.chunk(3, dim=-1)
     new = torch.tanh(torch.addcmul(new_x, torch.sigmoid(reset_x + reset_h), new_h))
-    return torch.lerp(new, state, torch.sigmoid(update_x + update_h))
+    # Under autocast the products have half precision, and the first state has not.
+    return torch.lerp(new, state.to(new.dtype), torch.sigmoid(update_x + update_h))
 
 
 def _mlp(width: int, hidden: int, out: int, layers: int) -> nn.Module:
@@ -294,7 +295,7 @@ Stage = tuple[ResidualBlock, ResidualBlock, nn.Module, nn.Module]
 
 
 def _stages(modules: nn.ModuleList) -> Iterator[Stage]:
-    return cast(Iterator[Stage], iter(modules))
+    return cast("Iterator[Stage]", iter(modules))  # a name in quotes: compilers do not see types
 
 
 class TransitionUNet(nn.Module):

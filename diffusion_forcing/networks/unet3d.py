@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.networks.attention import SpatialAttention, TemporalAttention
+from diffusion_forcing.networks.attention import SpatialAttention, TemporalAttention, Turn, rotation
 from diffusion_forcing.networks.embeddings import LevelEmbedding
 from diffusion_forcing.networks.frames import Downsample, FrameConv, Norm, ResnetBlock, Upsample, check_groups
 from diffusion_forcing.networks.memory import FrameCache
@@ -202,6 +202,7 @@ class _Walk:
         self.past = memory
         self.start = 0 if memory is None else memory.position
         self.positions = torch.arange(self.start, self.start + time, device=device)
+        self.turn: Turn | None = None
         self.present: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, layer: nn.Module, h: Tensor) -> Tensor:
@@ -211,7 +212,9 @@ class _Walk:
             return layer(h)
         index = len(self.present)
         past = None if self.past is None else self.past.layers[index]
-        h, present = layer(h, self.time, self.positions, past)
+        if self.turn is None and layer.time_pos_embedding is None:
+            self.turn = rotation(self.positions, layer.attn.dim_head)  # of all layers
+        h, present = layer(h, self.time, self.positions, past, self.turn)
         self.present.append(present)
         return h
 

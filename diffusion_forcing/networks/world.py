@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -344,9 +343,10 @@ class WorldNetwork(nn.Module):
     def _turn(self, position: int, time: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary angles of frames `position` …, (t, pixels, dim_head/2): by time, row and column."""
         half = self.rotations.shape[-1] // 2
-        frequencies = 100.0 ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
-        steps = torch.arange(position, position + time, device=device, dtype=torch.float64)
-        angles = (steps[:, None] * frequencies).float()[:, None].expand(-1, self.pixels, -1)
+        where = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        frequencies = 100.0 ** (-torch.arange(half, device=where, dtype=torch.float64) / half)
+        steps = torch.arange(position, position + time, device=where, dtype=torch.float64)
+        angles = (steps[:, None] * frequencies).float().to(device)[:, None].expand(-1, self.pixels, -1)
         angles = torch.cat([angles, self.rotations[:, half:].expand(time, -1, -1)], dim=-1)
         return angles.cos(), angles.sin()
 
@@ -384,7 +384,8 @@ class WorldMemory:
         position: int,
         warped: Warped | None = None,
     ) -> None:
-        self._layers = layers
+        self._layers: Callable[[], tuple[KeysAndValues, ...]] | None = layers
+        self._joined: tuple[KeysAndValues, ...] = ()
         self.slots = slots
         self.frames = frames
         self.levels = levels
@@ -395,11 +396,13 @@ class WorldMemory:
         self.next_warp: tuple[Tensor | None, Warped] | None = None
         """What this memory says of the next frame under these conditions, kept so that only the first step of denoising computes it."""
 
-    @cached_property
+    @property
     def layers(self) -> tuple[KeysAndValues, ...]:
-        layers = self._layers()
-        del self._layers  # and with it the older memory
-        return layers
+        """Keys and values of each attention, joined when they are first read."""
+        if self._layers is not None:
+            self._joined = self._layers()
+            self._layers = None  # and with it the older memory
+        return self._joined
 
     def then(
         self, x: Tensor, k: Tensor, conditions: Tensor | None, present: Sequence[KeysAndValues], warped: Warped | None

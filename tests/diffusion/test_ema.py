@@ -59,6 +59,31 @@ def test_the_average_is_a_copy_that_no_gradient_reaches() -> None:
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
+def test_the_average_goes_on_from_a_checkpoint_and_reads_its_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, reads = network(2.0), []
+    first, other = ema_of(net, 0.9), ema_of(network(5.0), 0.9)
+    for _ in range(3):
+        first.update_parameters(net)
+    other.update_parameters(network(7.0))
+    other.load_state_dict(first.state_dict())
+    read = torch.Tensor.__int__
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: reads.append(tensor) or read(tensor))
+    for value in (4.0, 6.0):
+        for averaged in (first, other):
+            averaged.update_parameters(network(value))
+    assert int(first.n_averaged) == int(other.n_averaged) == 5
+    assert torch.equal(first.module.weight, other.module.weight)
+    assert len(reads) == 1 + 2  # of the loaded one, and the two above
+
+
+def test_tables_of_a_network_are_copied_not_averaged() -> None:
+    net = nn.BatchNorm1d(1)
+    averaged = ema_of(net, 0.9)
+    net.running_mean.fill_(3.0)  # type: ignore[union-attr]
+    averaged.update_parameters(net)
+    assert averaged.module.running_mean.item() == 3.0
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
 def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
     with pytest.raises(UserError, match=r"ema_decay is .*\[0, 1\)"):

@@ -13,7 +13,9 @@ import torch
 from lightning.pytorch import LightningModule
 
 from diffusion_forcing.checkpoints import load
+from diffusion_forcing.diffusion import build_schedule
 from diffusion_forcing.experiments.base import BaseExperiment
+from diffusion_forcing.experiments.devices import TruePrecision
 from diffusion_forcing.experiments.options import (
     CheckpointingOptions,
     DataOptions,
@@ -21,6 +23,7 @@ from diffusion_forcing.experiments.options import (
     TrainingOptions,
     ValidationOptions,
 )
+from diffusion_forcing.networks.embeddings import LevelEmbedding, WaveMLP
 from tests.algorithms import small, test_forecasting, test_planning_rnn, test_video, test_video_rnn
 from tests.algorithms.robot import test_algorithm as test_robot
 from tests.experiments import toy
@@ -118,3 +121,20 @@ def test_resuming_is_exact_in_other_precisions_too(tmp_path: Path, precision: st
 
     run(tmp_path / "a", 5)
     assert run(tmp_path / "a", 9, resume=tmp_path / "a") == run(tmp_path / "b", 9)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_thousand_noise_levels_stay_distinct_in_16_bits(precision: str) -> None:
+    schedule = build_schedule("cosine", 1000)
+    module = torch.nn.ModuleList([LevelEmbedding(64, 64, 64), WaveMLP(64, 64), schedule])
+    plugin = TruePrecision(precision)
+    plugin.convert_module(module)
+    levels, seen = torch.arange(1000), []
+    for embedding, first in ((module[0], module[0][1].linear_1), (module[1], module[1][1])):
+        first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+        with plugin.forward_context():
+            embedding(levels)
+    for waves in seen:
+        assert len(waves.to(plugin.dtype).unique(dim=0)) == 1000
+    assert schedule.alphas_cumprod.dtype == torch.float32
+    assert len(schedule.alphas_cumprod.unique()) == 1000

@@ -223,3 +223,33 @@ def test_without_layers_or_cells_the_latent_stays_as_it_is() -> None:
     model = TransitionMLP(3, 8, network_size=4, num_gru_layers=0, num_mlp_layers=0)
     z = torch.randn(2, 8)
     assert torch.equal(model(torch.randn(2, 3), torch.tensor([5, 900]), z), z)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "mlp without layers"])
+def test_a_look_at_one_token_under_autocast_is_a_step(kind: str) -> None:
+    """The first latent has single precision, what the layers answer half."""
+    net, shape = build(kind)
+    x, k, told = inputs(shape, time=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
+            looked, _ = net(x, k, told)
+        stepped, _ = net(x, k, told)
+    torch.testing.assert_close(looked, stepped.detach(), rtol=0.05, atol=0.05)
+
+
+def test_a_first_look_keeps_no_rounded_weights_without_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = recurrent_mlp(3, 8, network_size=4, num_mlp_layers=1, self_condition=True)
+    step, kept = net.model.step, []
+
+    def noted(*inputs: Tensor) -> Tensor:
+        assert torch.is_autocast_enabled("cpu")
+        kept.append((torch.is_grad_enabled(), torch.is_autocast_cache_enabled()))
+        return step(*inputs)
+
+    monkeypatch.setattr(net.model, "step", noted)
+    x, k, _ = inputs((3,), time=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = net(x, k)
+    assert kept == [(False, False), (True, True)]
+    output.float().sum().backward()
+    assert all(weight.grad is not None for weight in net.parameters())

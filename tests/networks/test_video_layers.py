@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_forcing.networks.attention import FullAttention, LinearAttention, TemporalAttention
+from diffusion_forcing.networks.attention import FullAttention, LinearAttention, TemporalAttention, rotate, rotation
 from diffusion_forcing.networks.frames import FrameConv, FrameNorm, ResnetBlock
 from diffusion_forcing.networks.memory import FrameCache
 
@@ -83,6 +84,37 @@ def test_attention_along_time_is_the_fused_one(frames: Tensor, causal: bool, wit
     torch.testing.assert_close(
         layer._attend(query, key, value, past), layer._attend_fused(query, key, value, past), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize(("time", "with_past"), [(1, True), (1, False), (3, True), (3, False)])
+def test_no_fused_call_has_more_heads_than_a_gpu_takes_and_one_frame_needs_no_mask(
+    monkeypatch: pytest.MonkeyPatch, time: int, with_past: bool
+) -> None:
+    calls = []
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        calls.append((query.shape[1], how["attn_mask"], how["is_causal"]))
+        return fused(query, key, value, **how)
+
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr("diffusion_forcing.networks.attention.GRID_LIMIT", 30)
+    layer = TemporalAttention(CHANNELS, 2, 4, causal=True, rotary=True)
+    query, key, value = (torch.randn(BATCH, 64, time, 4) for _ in range(3))
+    past = (torch.randn(BATCH, 64, 3, 4), torch.randn(BATCH, 64, 3, 4)) if with_past else None
+    found = layer._attend_fused(query, key, value, past)
+    torch.testing.assert_close(found, layer._attend(query, key, value, past), atol=1e-5, rtol=1e-5)
+    assert [heads for heads, _, _ in calls] == [22, 22, 20]
+    for _, mask, is_causal in calls:
+        assert (mask is not None) == (time > 1 and with_past)
+        assert is_causal == (time > 1 and not with_past)
+
+
+def test_turns_in_real_numbers_are_those_in_complex_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, turn = torch.randn(2, 5, 8), rotation(torch.arange(5), 8)
+    plain = rotate(x, turn)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(rotate(x, turn), plain, atol=1e-6, rtol=1e-6)
 
 
 def test_only_distances_between_rotary_positions_count(frames: Tensor) -> None:

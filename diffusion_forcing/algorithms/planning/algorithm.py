@@ -121,8 +121,8 @@ class PlanningOptions(AlgorithmOptions):
 
 
 class Draws(NamedTuple):
-    """What training draws for a batch. end: (b,) first absent token, or None; levels: (b, t); first_levels: (b,) levels of token 0, or
-    None; noise: (b, t, f·c) standard normal."""
+    """What training draws for a batch. end: (b,) first absent token, or None; levels: (b, t); first_levels: (b,) levels of token 0
+    instead of those, or None; noise: (b, t, f·c) standard normal."""
 
     end: Tensor | None
     levels: Tensor
@@ -185,8 +185,10 @@ class Planning(ForcingAlgorithm):
             end = integers(2, time + 1, (batch,), generator=generator, device=device)
         levels = self.draw_levels(batch, time, context=1, generator=generator)
         first = None
-        if not self.options.baseline and uniform((), generator=generator, device=device) < NEARLY_CLEAN_SHARE:
-            first = integers(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
+        if not self.options.baseline:
+            nearly_clean = uniform((), generator=generator, device=device) < NEARLY_CLEAN_SHARE
+            low = integers(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
+            first = torch.where(nearly_clean, low, levels[:, 0])
         noise = normal((batch, time, self.bundle.token_width), generator=generator, device=device)
         return Draws(end, levels, first, noise)
 

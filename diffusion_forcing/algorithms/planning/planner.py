@@ -130,7 +130,7 @@ class Planner:
                     f"restart is {restart}; an earlier plan is taken up at a sampling level 1…{self.sampler.sampling_timesteps}"
                 )
             rows = rows.clamp(max=restart)
-            k = self.sampler.levels[torch.full(shape[:2], restart)].to(start.device)
+            k = self.sampler.levels[torch.full(shape[:2], restart)].to(start.device, non_blocking=True)
             missing = tokens * bundle.frame_stack - previous.shape[1]
             frames = torch.cat([previous, previous[:, -1:].expand(-1, missing, -1)], dim=1)
             future = add_noise(self.forcing.schedule, bundle.stack(frames), k, future)
@@ -146,7 +146,7 @@ class Planner:
             done += len(part) - 1
         if self.options.refine > 0:
             level = max(1, round(self.options.refine * self.sampler.sampling_timesteps))
-            k = self.sampler.levels[torch.full(shape[:2], level)].to(start.device)
+            k = self.sampler.levels[torch.full(shape[:2], level)].to(start.device, non_blocking=True)
             again = self._noise(shape, refine_noise, start.device, generator)
             future = add_noise(self.forcing.schedule, x[:, first : first + tokens], k, again)
             x = torch.cat([x[:, :first], future, x[:, first + tokens :]], dim=1)
