@@ -7,7 +7,7 @@ by (seed, batch): a resumed run draws what the uninterrupted one would have draw
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import lightning
@@ -199,6 +199,12 @@ class RecurrentMLPOptions(RecurrentDiffusionOptions):
             raise UserError(
                 f"{where}.network_size is {self.network_size}; it must be even and at least 4 (sines and cosines of a level)"
             )
+
+
+def chosen(options: Any, *names: str) -> dict[str, Any]:
+    """The options `names` as plain values, for the metadata of a checkpoint."""
+    values = asdict(options)
+    return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}
 
 
 class Warmup:

@@ -20,6 +20,7 @@ from diffusion_forcing.algorithms.base import (
     ForcingAlgorithm,
     RecurrentMLPOptions,
     TransformerOptions,
+    chosen,
 )
 from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
@@ -401,28 +402,11 @@ class Forecasting(ForcingAlgorithm):
     def describe(self) -> dict[str, Any]:
         """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
         options, spec = self.options, self.spec
-        diffusion = options.diffusion
-        structure = {
-            "algorithm": {
-                "noise_level": options.noise_level,
-                "network": options.network,
-                "z_shape": list(options.z_shape),
-                "learnable_init_z": options.learnable_init_z,
-                "use_covariates": options.use_covariates,
-                "scaling": options.scaling,
-                "diffusion": {
-                    "objective": diffusion.objective,
-                    "beta_schedule": diffusion.beta_schedule,
-                    "schedule_fn_kwargs": dict(diffusion.schedule_fn_kwargs),
-                    "timesteps": diffusion.timesteps,
-                    "network_size": diffusion.network_size,
-                    "num_gru_layers": diffusion.num_gru_layers,
-                    "num_mlp_layers": diffusion.num_mlp_layers,
-                    "self_condition": diffusion.self_condition,
-                    "architecture": asdict(diffusion.architecture),
-                },
-            }
-        }
+        schedule = ("objective", "beta_schedule", "schedule_fn_kwargs", "timesteps")
+        sizes = ("network_size", "num_gru_layers", "num_mlp_layers", "self_condition", "architecture")
+        inputs = ("noise_level", "network", "z_shape", "learnable_init_z", "use_covariates", "scaling")
+        diffusion = chosen(options.diffusion, *schedule, *sizes)
+        structure = {"algorithm": {**chosen(options, *inputs), "diffusion": diffusion}}
         cpu = torch.device("cpu")
         data = spec._asdict() | {name: self.statistic(name, cpu).tolist() for name in STATISTICS}
         data |= {"lags": list(spec.lags), "names": list(spec.names)}

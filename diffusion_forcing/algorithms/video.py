@@ -19,6 +19,7 @@ from diffusion_forcing.algorithms.base import (
     ForcingAlgorithm,
     NoisingOptions,
     RecurrentDiffusionOptions,
+    chosen,
 )
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
@@ -455,44 +456,23 @@ class Video(ForcingAlgorithm):
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
+    sizes: tuple[tuple[str, ...], tuple[str, ...]] = ("causal", "norm"), ("architecture",)
+    """The options of `algorithm` and of `algorithm.diffusion` that decide the network's weights, beside the data and the schedule."""
+
     def describe(self) -> dict[str, Any]:
-        """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
-        options, diffusion = self.options, self.options.diffusion
+        """Metadata of a checkpoint: what it is, and the options that its weights depend on."""
+        options = self.options
+        of_algorithm, of_diffusion = self.sizes
+        schedule = ("objective", "beta_schedule", "schedule_fn_kwargs", "timesteps", "clip_noise")
+        dataset = chosen(options, "data_mean", "data_std", "n_frames", "frame_skip", "external_cond_dim", "action_kind")
         structure = {
-            "dataset": {
-                "data_mean": _plain(options.data_mean),
-                "data_std": _plain(options.data_std),
-                "resolution": options.observation_shape[1],
-                "n_frames": options.n_frames,
-                "frame_skip": options.frame_skip,
-                "external_cond_dim": options.external_cond_dim,
-                "action_kind": options.action_kind,
-            },
+            "dataset": {**dataset, "resolution": options.observation_shape[1]},
             "algorithm": {
-                "noise_level": options.noise_level,
-                "n_frames": options.n_frames,
-                "frame_stack": options.frame_stack,
-                **self.sizes["algorithm"],
-                "diffusion": {
-                    "objective": diffusion.objective,
-                    "beta_schedule": diffusion.beta_schedule,
-                    "schedule_fn_kwargs": dict(diffusion.schedule_fn_kwargs),
-                    "timesteps": diffusion.timesteps,
-                    "clip_noise": diffusion.clip_noise,
-                    **self.sizes["diffusion"],
-                },
+                **chosen(options, "noise_level", "n_frames", "frame_stack", *of_algorithm),
+                "diffusion": chosen(options.diffusion, *schedule, *of_diffusion),
             },
         }
         return {"task": self.task, "line": self.line, "structure": structure}
-
-    @property
-    def sizes(self) -> dict[str, dict[str, Any]]:
-        """What the network's weights depend on beside the data and the schedule, under `algorithm` and under `algorithm.diffusion`."""
-        options = self.options
-        return {
-            "algorithm": {"causal": options.causal, "norm": options.norm},
-            "diffusion": {"architecture": asdict(options.diffusion.architecture)},
-        }
 
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`, into the network and its average.
@@ -514,10 +494,6 @@ class Video(ForcingAlgorithm):
 def _per_channel(value: float | tuple[float, ...]) -> Tensor:
     """(c, 1, 1), or (1, 1, 1) for one number."""
     return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
-
-
-def _plain(value: float | tuple[float, ...]) -> float | list[float]:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _up_to(part: Tensor, length: int) -> Tensor:
@@ -603,6 +579,7 @@ class RecurrentVideo(Video):
 
     Options = RecurrentVideoOptions
     line = "rnn"
+    sizes = ("z_shape", "learnable_init_z"), ("network_size", "num_gru_layers", "self_condition")
     hides_absent = False  # as released: padding comes last, and no token sees a later one
     options: RecurrentVideoOptions
 
@@ -629,15 +606,3 @@ class RecurrentVideo(Video):
         clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
         clean[:, 0] |= uniform((shape[0],), generator=generator, device=device) < options.gt_first_frame
         return draws._replace(levels=torch.where(clean, 0, draws.levels))
-
-    @property
-    def sizes(self) -> dict[str, dict[str, Any]]:
-        options, diffusion = self.options, self.options.diffusion
-        return {
-            "algorithm": {"z_shape": list(options.z_shape), "learnable_init_z": options.learnable_init_z},
-            "diffusion": {
-                "network_size": diffusion.network_size,
-                "num_gru_layers": diffusion.num_gru_layers,
-                "self_condition": diffusion.self_condition,
-            },
-        }

@@ -286,10 +286,6 @@ class World(Video):
         """Finished frames as a screen would show them, clamped and rounded to 8 bits: so that a rollout's past is what training's is."""
         return self.tokens((self.frames(tokens).clamp(0, 1) * 255).round() / 255)
 
-    @property
-    def sizes(self) -> dict[str, dict[str, Any]]:
-        return {"algorithm": {}, "diffusion": {"architecture": asdict(self.options.diffusion.architecture)}}
-
 
 def start_weights(schedule: NoiseSchedule, objective: str, clip_noise: float) -> Tensor:
     """(K,): by how much the target moves with the clean frame at each level, so that an output can start from a guess of the frame."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.algorithms.base import AlgorithmOptions, DiffusionOptions, ForcingAlgorithm
+from diffusion_forcing.algorithms.base import AlgorithmOptions, DiffusionOptions, ForcingAlgorithm, chosen
 from diffusion_forcing.algorithms.planning.guidance import GuidanceWeights
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle
@@ -248,36 +248,21 @@ class Planning(ForcingAlgorithm):
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
-    @property
-    def sizes(self) -> dict[str, dict[str, Any]]:
-        """The options that say the network's shape, of the algorithm and of its diffusion."""
-        return {"algorithm": {}, "diffusion": {"architecture": asdict(self.options.diffusion.architecture)}}
+    sizes: tuple[tuple[str, ...], tuple[str, ...]] = (), ("architecture",)
+    """The options of `algorithm` and of `algorithm.diffusion` that decide the network's weights, beside the data and the schedule."""
 
     def describe(self) -> dict[str, Any]:
-        """Facts that go into a checkpoint: what it is, and the options that its weights depend on."""
-        options, sizes = self.options, self.sizes
+        """Metadata of a checkpoint: what it is, and the options that its weights depend on."""
+        options = self.options
+        of_algorithm, of_diffusion = self.sizes
+        statistics = ("observation_mean", "observation_std", "action_mean", "action_std")
+        tokens = ("frame_stack", "causal", "padding_mode", "use_reward")
+        schedule = ("objective", "beta_schedule", "schedule_fn_kwargs", "timesteps")
         structure = {
-            "dataset": {
-                "observation_mean": list(options.observation_mean),
-                "observation_std": list(options.observation_std),
-                "action_mean": list(options.action_mean),
-                "action_std": list(options.action_std),
-                "episode_len": options.episode_len,
-            },
+            "dataset": chosen(options, *statistics, "episode_len"),
             "algorithm": {
-                "noise_level": options.noise_level,
-                "frame_stack": options.frame_stack,
-                "causal": options.causal,
-                "padding_mode": options.padding_mode,
-                "use_reward": options.use_reward,
-                **sizes["algorithm"],
-                "diffusion": {
-                    "objective": options.diffusion.objective,
-                    "beta_schedule": options.diffusion.beta_schedule,
-                    "schedule_fn_kwargs": dict(options.diffusion.schedule_fn_kwargs),
-                    "timesteps": options.diffusion.timesteps,
-                    **sizes["diffusion"],
-                },
+                **chosen(options, "noise_level", *tokens, *of_algorithm),
+                "diffusion": chosen(options.diffusion, *schedule, *of_diffusion),
             },
         }
         return {"task": "planning", "line": self.line, "env_id": options.env_id, "structure": structure}
@@ -287,7 +272,7 @@ class Planning(ForcingAlgorithm):
 
         Refuses what does not match, naming the first key that differs.
         """
-        where = "algorithm.diffusion" + (".architecture" if "architecture" in self.sizes["diffusion"] else "")
+        where = "algorithm.diffusion" + (".architecture" if "architecture" in self.sizes[1] else "")
         advice = f"set dataset.observation_mean, dataset.action_mean and {where} as it was trained"
         trained_for = checkpoint.metadata.get("env_id", self.options.env_id)
         if trained_for != self.options.env_id:

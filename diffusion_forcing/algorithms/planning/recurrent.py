@@ -101,6 +101,7 @@ class RecurrentPlanning(Planning):
 
     Options = RecurrentPlanningOptions
     line = "rnn"
+    sizes = ("z_shape",), ("network_size", "num_gru_layers", "num_mlp_layers", "self_condition")
     options: RecurrentPlanningOptions
 
     @staticmethod
@@ -152,21 +153,6 @@ class RecurrentPlanning(Planning):
 
     def build_planner(self, forcing: DiffusionForcing, sampler: Sampler, options: PlannerOptions) -> Planner:
         return RecurrentPlanner(forcing, self.bundle, sampler, options, context_frames=self.options.context_frames)
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
-
-    @property
-    def sizes(self) -> dict[str, dict[str, Any]]:
-        diffusion = self.options.diffusion
-        return {
-            "algorithm": {"z_shape": list(self.options.z_shape)},
-            "diffusion": {
-                "network_size": diffusion.network_size,
-                "num_gru_layers": diffusion.num_gru_layers,
-                "num_mlp_layers": diffusion.num_mlp_layers,
-                "self_condition": diffusion.self_condition,
-            },
-        }
 
 
 class RecurrentPlanner(Planner):

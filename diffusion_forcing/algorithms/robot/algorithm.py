@@ -21,6 +21,7 @@ from diffusion_forcing.algorithms.base import (
     ForcingAlgorithm,
     RecurrentMLPOptions,
     TransformerOptions,
+    chosen,
 )
 from diffusion_forcing.algorithms.robot.augmentation import jitter, paste_patches, random_shift
 from diffusion_forcing.algorithms.robot.tokens import GRID, NUMBERS, Flat, Layout, Tiled, from_vector, to_vector
@@ -451,20 +452,9 @@ class Robot(ForcingAlgorithm):
 
     def describe(self) -> dict[str, Any]:
         """What goes into a checkpoint: the task, and the options that the weights depend on."""
-        options, diffusion = self.options, self.options.diffusion
-        data = {
-            "n_cameras": options.n_cameras,
-            "action_stack": options.action_stack,
-            "resolution": options.observation_shape[1],
-            "action_mean": list(options.action_mean),
-            "action_std": list(options.action_std),
-        }
-        names = (
-            "objective",
-            "beta_schedule",
-            "schedule_fn_kwargs",
-            "timesteps",
-            "clip_noise",
+        options = self.options
+        schedule = ("objective", "beta_schedule", "schedule_fn_kwargs", "timesteps", "clip_noise")
+        sizes = (
             "network_size",
             "num_gru_layers",
             "num_mlp_layers",
@@ -473,15 +463,10 @@ class Robot(ForcingAlgorithm):
             "transformer",
             "eyes",
         )
-        algorithm = {
-            "noise_level": options.noise_level,
-            "network": options.network,
-            "action_packing": options.action_packing,
-            "z_shape": list(options.z_shape),
-            "learnable_init_z": options.learnable_init_z,
-            "part_noise": options.part_noise,
-            "diffusion": {name: value for name, value in asdict(diffusion).items() if name in names},
-        }
+        inputs = ("noise_level", "network", "action_packing", "z_shape", "learnable_init_z", "part_noise")
+        data = chosen(options, "n_cameras", "action_stack", "action_mean", "action_std")
+        data["resolution"] = options.observation_shape[1]
+        algorithm = {**chosen(options, *inputs), "diffusion": chosen(options.diffusion, *schedule, *sizes)}
         line = "rnn" if options.network == "rnn" else "v1.5"
         return {"task": self.task, "line": line, "structure": {"dataset": data, "algorithm": algorithm}}
 
