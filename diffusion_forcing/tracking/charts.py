@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
 
 POINTS = 500  # most points of a curve
 LARGEST = 1e100  # a value beyond this says no more than infinity, and would overflow a chart
@@ -109,54 +114,49 @@ def line_chart(name: str, lines: Mapping[str, Sequence[Point]]) -> str:
     first, last = min(p.first for p in every), max(p.last for p in every)
     x = _scale(first, last, LEFT, WIDTH - RIGHT, False)
     y = _scale(low, high, HEIGHT - BOTTOM, TOP, logarithmic)
+    tooltips = _tooltips(every) if single else []
+    column = (WIDTH - RIGHT - LEFT) / max(1, len(tooltips))
 
-    # Axes.
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)} over steps">']
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    for tick in log_ticks(low, high) if logarithmic else ticks(low, high, 5):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(_tick("end", LEFT - 6, y(tick) + 3.5, tick))
-    for tick in ticks(first, last, 5):
-        parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(_tick("middle", x(tick), HEIGHT - 10, tick))
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-
-    # Curves: the range of the values, the values, and their running mean.
+    curves = []
     for key, points in lines.items():
-        xs = [x((p.first + p.last) / 2) for p in points]
-        ys = [y(value) for value in smooth[key]]
-        parts.append(f'<g class="{escape(key)}">')
-        if single and any(p.high > p.low for p in points):
-            edges = [y(p.high) for p in points] + [y(p.low) for p in reversed(points)]
-            parts.append(f'<polygon class="band" points="{_pairs(xs + xs[::-1], edges)}"/>')
+        xs = [x((point.first + point.last) / 2) for point in points]
+        mean = [(a, y(value)) for a, value in zip(xs, smooth[key], strict=True)]
+        curve = {"key": key, "mean": _pairs(mean), "dots": mean if len(points) <= FEW else mean[-1:]}
+        if single and any(point.high > point.low for point in points):
+            highs = [(a, y(point.high)) for a, point in zip(xs, points, strict=True)]
+            lows = [(a, y(point.low)) for a, point in zip(xs, points, strict=True)]
+            curve["band"] = _pairs(highs + lows[::-1])
         if single and len(points) > FEW:
-            parts.append(f'<polyline class="values" points="{_pairs(xs, [y(p.mean) for p in points])}"/>')
-        parts.append(f'<polyline class="mean" points="{_pairs(xs, ys)}"/>')
-        dots = list(zip(xs, ys, strict=True))
-        for a, b in dots if len(points) <= FEW else dots[-1:]:
-            parts.append(f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="3"/>')
-        parts.append("</g>")
-    if single:
-        parts += _tooltips(every)
-    return "".join(parts) + "</svg>"
+            curve["unsmoothed"] = _pairs([(a, y(point.mean)) for a, point in zip(xs, points, strict=True)])
+        curves.append(curve)
+    return TEMPLATES.get_template("chart.svg").render(
+        name=name,
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        top=TOP,
+        bottom=HEIGHT - BOTTOM,
+        x_ticks=[(x(tick), label(tick)) for tick in ticks(first, last, 5)],
+        y_ticks=[(y(tick), label(tick)) for tick in (log_ticks(low, high) if logarithmic else ticks(low, high, 5))],
+        curves=curves,
+        tooltips=[(round(LEFT + number * column, 1), text) for number, text in enumerate(tooltips)],
+        tooltip_width=round(column, 1),
+    )
 
 
 def _tooltips(points: Sequence[Point]) -> list[str]:
-    """Invisible columns over the chart that show the values below the pointer."""
+    """The values under evenly spaced columns of the chart, which show where the pointer is."""
     columns = min(TOOLTIPS, len(points))
-    width = (WIDTH - RIGHT - LEFT) / columns
-    parts = []
+    texts = []
     for column in range(columns):
         point = points[round(column * (len(points) - 1) / max(1, columns - 1))]
         text = f"step {point.last:,.0f}: {point.mean:.5g}"
         if point.values > 1:
             values = f"{point.mean:.5g} ({point.low:.5g} to {point.high:.5g})"
             text = f"steps {point.first:,.0f} to {point.last:,.0f}: {values}"
-        parts.append(
-            f'<rect class="hover" x="{LEFT + column * width:.1f}" y="{TOP}" width="{width:.1f}" '
-            f'height="{HEIGHT - TOP - BOTTOM}"><title>{escape(text)}</title></rect>'
-        )
-    return parts
+        texts.append(text)
+    return texts
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -193,20 +193,16 @@ def label(value: float) -> str:
     return f"{value:.4g}".replace("e-0", "e-").replace("-", "−")
 
 
-def _tick(anchor: str, x: float, y: float, value: float) -> str:
-    return f'<text class="tick" text-anchor="{anchor}" x="{x:.1f}" y="{y:.1f}">{label(value)}</text>'
-
-
-def _pairs(xs: Sequence[float], ys: Sequence[float]) -> str:
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys, strict=True))
+def _pairs(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x},{y}" for x, y in points)
 
 
 def _scale(low: float, high: float, start: float, end: float, logarithmic: bool) -> Callable[[float], float]:
-    """Map low … high to the pixels start … end."""
+    """Map low … high to the pixels start … end, to a tenth."""
     if logarithmic:
         low, high = math.log(low), math.log(high)
     span = (high - low) or 1.0
-    return lambda value: start + (end - start) * ((math.log(value) if logarithmic else value) - low) / span
+    return lambda value: round(start + (end - start) * ((math.log(value) if logarithmic else value) - low) / span, 1)
 
 
 def _padded(low: float, high: float, logarithmic: bool) -> tuple[float, float]:

@@ -35,6 +35,7 @@ class RunRecord:
     metrics: dict[str, Any]
     """metrics.json"""
     media: tuple[dict[str, Any], ...]
+    """Entries of media.json whose files exist."""
     step: int | None
 
     @property
@@ -67,7 +68,7 @@ def read_run(folder: Path) -> RunRecord | None:
     metadata = read_json(folder / "run.json", {})
     if not (isinstance(metadata.get("id"), str) and isinstance(metadata.get("name"), str)):
         return None
-    media = read_json(folder / "pictures" / "media.json", {}).values()
+    media = [entry for entry in read_json(folder / "pictures" / "media.json", {}).values() if _is_shown(folder, entry)]
     return RunRecord(
         folder=folder,
         id=metadata["id"],
@@ -75,7 +76,7 @@ def read_run(folder: Path) -> RunRecord | None:
         status=_status(metadata),
         metadata=metadata,
         metrics=read_json(folder / "metrics.json", {}),
-        media=tuple(entry for entry in media if isinstance(entry, dict) and {"kind", "file", "name"} <= set(entry)),
+        media=tuple(media),
         step=_last_step(folder / "metrics.jsonl"),
     )
 
@@ -127,6 +128,13 @@ def remove(run: RunRecord, outputs: Path) -> None:
             point_to(link, left[0].folder)
         else:
             link.unlink()
+
+
+def _is_shown(folder: Path, entry: Any) -> bool:
+    """Whether an entry of media.json is complete and its file exists."""
+    if not (isinstance(entry, dict) and {"kind", "file", "name"} <= set(entry)):
+        return False
+    return (folder / ("tables" if entry["kind"] == "table" else "pictures") / str(entry["file"])).is_file()
 
 
 def _status(metadata: dict[str, Any]) -> str:

@@ -31,7 +31,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -51,9 +50,9 @@ from diffusion_forcing.files import (
     write_atomic,
     write_json,
 )
-from diffusion_forcing.tracking import page
-from diffusion_forcing.tracking.charts import Curve, read_curves
 from diffusion_forcing.tracking.media import Mp4, png_bytes
+from diffusion_forcing.tracking.page import run_page
+from diffusion_forcing.tracking.records import read_run
 
 ID_LENGTH = 8  # lower-case letters and digits; there are 2e12 such ids
 REFRESH_SECONDS = 30.0  # the page is rewritten at most this often while the run goes on …
@@ -72,7 +71,6 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.pictures = folder / "pictures"
         self._metadata = metadata
-        self._curves: defaultdict[str, Curve] = defaultdict(Curve)
         self._metrics: dict[str, Any] = {}
         self._media: dict[str, dict[str, Any]] = {}
         self._log: Log | None = None
@@ -131,7 +129,6 @@ class Run:
                 remove_leftovers(inside)
             run._write_metadata()
             run._log = Log(folder / "metrics.jsonl")
-        run._curves.update(read_curves(folder / "metrics.jsonl"))
         run._metrics = read_json(folder / "metrics.json", {})
         run._media = read_json(run.pictures / "media.json", {})
         with run._never_stopping("the link outputs/latest-run"):
@@ -159,10 +156,7 @@ class Run:
         Values: numbers or 0-d arrays; one that is not finite is written as null.
         """
         record: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
-        for name, value in metrics.items():
-            number = record[name] = _number(value)
-            if number is not None:
-                self._curves[name].add(step, number)
+        record |= {name: _number(value) for name, value in metrics.items()}
         try:
             if self._log is None:
                 self._log = Log(self.folder / "metrics.jsonl")
@@ -277,14 +271,8 @@ class Run:
     def _write_page(self) -> None:
         began = time.monotonic()
         with self._never_stopping("index.html"):
-            text = page.run_page(
-                self.folder,
-                metadata=self._metadata,
-                metrics=self._metrics,
-                curves=self._curves,
-                media=list(self._media.values()),
-            )
-            write_atomic(self.folder / "index.html", text)
+            if (record := read_run(self.folder)) is not None:
+                write_atomic(self.folder / "index.html", run_page(record))
         ended = time.monotonic()
         self._next_page = ended + max(REFRESH_SECONDS, (ended - began) / REFRESH_SHARE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path, 
             assert (attributes.get(key) or "data:").startswith("data:")
         if "href" in attributes:
             assert (run.folder / str(attributes["href"])).is_file()
-    assert "url(" not in page.STYLE and "@import" not in page.STYLE
+    text = (run.folder / "index.html").read_text("utf-8")
+    assert "url(" not in text and "@import" not in text
 
 
 def test_a_hostile_name_is_shown_as_the_text_it_is(tmp_path: Path) -> None:
@@ -113,11 +115,11 @@ def test_videos_too_large_for_the_page_are_linked(tmp_path: Path, monkeypatch: p
 
 
 def test_a_long_log_makes_a_small_page(tmp_path: Path) -> None:
-    curve = Curve()
-    for step in range(20_000):
-        curve.add(step, 1.0 / (1 + step))
-    metadata = {"status": "running", "id": "a", "name": "n", "command": [], "started": "2026-01-01T00:00:00+00:00"}
-    assert len(page.run_page(tmp_path, metadata=metadata, metrics={}, curves={"loss": curve}, media=[])) < 100_000
+    run = Run.create(tmp_path, "long")
+    lines = (json.dumps({"step": step, "loss": 1.0 / (1 + step)}) for step in range(20_000))
+    (run.folder / "metrics.jsonl").write_text("\n".join(lines))
+    run.finish()
+    assert (run.folder / "index.html").stat().st_size < 100_000
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_null_run_has_the_attributes_of_run_and_writes_nothing(tmp_path: Path) -
 def test_the_page_is_not_written_more_often_than_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(tmp_path, "often")
     pages: list[int] = []
-    monkeypatch.setattr(run_module.page, "run_page", lambda *_, **__: pages.append(1) or "page")
+    monkeypatch.setattr(run_module, "run_page", lambda *_, **__: pages.append(1) or "page")
     for step in range(200):
         run.log(step, {"loss": 1.0})
     run.image("p", PICTURE)
