@@ -13,10 +13,13 @@ PIP_WORDS ?=
 PYTEST_WORDS ?=
 # More overrides for a demo's command lines, e.g. make demo OVERRIDES="experiment.episodes=1"
 OVERRIDES ?=
+# One process per core, each with one thread: a test file stays in one process.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); echo $$((n < 8 ? n : 8)))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PLAN := $(BIN)/python -m main experiment=exp_planning algorithm=df_planning experiment.tasks=[validation] \
   experiment.episodes=4 algorithm.goal=random
 
-.PHONY: help setup demo demo-video demo-forecast demo-robot test check bench docs clean
+.PHONY: help setup demo demo-video demo-forecast demo-robot test test-fast check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +54,11 @@ demo-robot: setup  ## the shipped policy swaps two fruits in the simulator, four
 	@$(BIN)/python -m main dataset=robot_swap load=robot_swap_small experiment.tasks=[test] experiment.episodes=4 \
 	  experiment.blocking=0.02 +name=demo_robot $(OVERRIDES)
 
-test: setup  ## all tests
-	$(BIN)/python -m pytest $(PYTEST_WORDS)
+test: setup  ## all tests, on all cores (about 12 minutes on two); prints what was skipped and why
+	$(PYTEST) $(PYTEST_WORDS)
+
+test-fast: setup  ## the tests that are not marked slow (about 2 minutes on two cores)
+	$(PYTEST) -m "not slow" $(PYTEST_WORDS)
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .
