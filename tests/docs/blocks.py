@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("README.md")])
+PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("README*.md")])
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"(?<!`)\[[^\]\[]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?<!`)\[[^\]\[]*\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$|\bsrc=\"([^\"]+)\"", re.MULTILINE)
+"""`[text](target)`, `[name]: target` and `<img src="target">`."""
 _COMMANDS = ("python -m main ", "diffusion-forcing ")
 
 
@@ -31,11 +32,16 @@ class Block:
     value: str = ""
 
 
+def page_name(page: object) -> str:
+    """The name of a test of this page."""
+    return str(page.relative_to(ROOT)) if isinstance(page, Path) else str(page)
+
+
 def blocks(page: Path) -> list[Block]:
     """Every fenced block of a page, in order."""
     text = page.read_text(encoding="utf-8")
     found = []
-    for fence in _FENCE.finditer(text):
+    for fence in FENCE.finditer(text):
         before = text[: fence.start()].rstrip("\n").rpartition("\n")[2].strip()
         mark = re.fullmatch(r"<!-- (not run|file): (.+) -->", before)
         found.append(
@@ -73,9 +79,9 @@ def commands(page: Path) -> list[tuple[str, str]]:
 
 
 def links(page: Path) -> list[str]:
-    """Targets of the relative links of a page, without their #part."""
-    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
-    targets = [link.partition("#")[0] for link in _LINK.findall(text)]
+    """Targets of the relative links and images of a page, without their #part."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = ["".join(link).partition("#")[0] for link in _LINK.findall(text)]
     return [target for target in targets if target and "://" not in target and not target.startswith("mailto:")]
 
 

@@ -23,7 +23,7 @@ from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.fetch import is_run_id
 from diffusion_forcing.tracking.run import Run
 from tests.datasets.robot.makers import save_ours, save_released
-from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, runnable, shown_files
+from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, page_name, runnable, shown_files
 
 THEIRS = ROOT / "tests" / "datasets" / "robot" / "data" / "lerobot_images"
 SHIPPED = {f"maze2d_{maze}_x" for maze in ("umaze", "medium", "large")}
@@ -38,10 +38,6 @@ def write_shown(page: Path, folder: Path) -> None:
             path = folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-
-
-def name(page: Any) -> str:
-    return str(page.relative_to(ROOT)) if isinstance(page, Path) else str(page)
 
 
 @pytest.fixture
@@ -65,7 +61,7 @@ def own_modules(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
             del sys.modules[module]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=page_name)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, elsewhere: Path, own_modules: None) -> None:
     write_shown(page, elsewhere)
     namespace: dict[str, Any] = {"__name__": "__docs__"}
@@ -76,7 +72,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, elsewhere: Pat
 
 
 @pytest.mark.parametrize(
-    ("page", "command", "error"), [(page, *command) for page in PAGES for command in commands(page)], ids=name
+    ("page", "command", "error"), [(page, *command) for page in PAGES for command in commands(page)], ids=page_name
 )
 def test_a_command_of_a_page_composes_or_says_what_the_page_says(
     page: Path, command: str, error: str, elsewhere: Path, own_modules: None, monkeypatch: pytest.MonkeyPatch
@@ -123,18 +119,20 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
         launch_run.plan(words)
 
 
-@pytest.mark.parametrize(("page", "target"), [(page, target) for page in PAGES for target in links(page)], ids=name)
+@pytest.mark.parametrize(
+    ("page", "target"), [(page, target) for page in PAGES for target in links(page)], ids=page_name
+)
 def test_a_link_leads_to_a_file(page: Path, target: str) -> None:
     assert (page.parent / target).exists()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_a_make_target_that_a_page_names_exists(page: Path) -> None:
     known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert make_targets(page) <= known
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_block_that_is_not_run_says_why(page: Path) -> None:
     for block in blocks(page):
         if block.mark == "not run":
@@ -142,9 +140,16 @@ def test_every_block_that_is_not_run_says_why(page: Path) -> None:
 
 
 def test_the_pages_that_readers_are_sent_to_are_there() -> None:
-    wanted = {"concepts.md", "planning.md", "checkpoints.md", "extending.md", "log.md"} | {
-        f"extend_{part}.md" for part in ("algorithm", "dataset", "experiment")
-    }
+    wanted = {
+        "index.md",
+        "method.md",
+        "results.md",
+        "concepts.md",
+        "planning.md",
+        "checkpoints.md",
+        "extending.md",
+        "log.md",
+    } | {f"extend_{part}.md" for part in ("algorithm", "dataset", "experiment")}
     assert wanted <= {page.name for page in PAGES}
 
 
