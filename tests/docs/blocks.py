@@ -79,10 +79,16 @@ def commands(page: Path) -> list[tuple[str, str]]:
 
 
 def links(page: Path) -> list[str]:
-    """Targets of the relative links and images of a page, without their #part."""
+    """Targets of the relative links and images of a page: `file`, `file#heading` or `#heading`."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    targets = ["".join(link).partition("#")[0] for link in _LINK.findall(text)]
-    return [target for target in targets if target and "://" not in target and not target.startswith("mailto:")]
+    targets = ["".join(link) for link in _LINK.findall(text)]
+    return [target for target in targets if "://" not in target and not target.startswith("mailto:")]
+
+
+def anchors(page: Path) -> set[str]:
+    """The #heading of each heading of a page, as GitHub makes it."""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def make_targets(page: Path) -> set[str]:

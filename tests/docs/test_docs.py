@@ -23,7 +23,18 @@ from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.fetch import is_run_id
 from diffusion_forcing.tracking.run import Run
 from tests.datasets.robot.makers import save_ours, save_released
-from tests.docs.blocks import PAGES, ROOT, blocks, commands, links, make_targets, page_name, runnable, shown_files
+from tests.docs.blocks import (
+    PAGES,
+    ROOT,
+    anchors,
+    blocks,
+    commands,
+    links,
+    make_targets,
+    page_name,
+    runnable,
+    shown_files,
+)
 
 THEIRS = ROOT / "tests" / "datasets" / "robot" / "data" / "lerobot_images"
 SHIPPED = {f"maze2d_{maze}_x" for maze in ("umaze", "medium", "large")}
@@ -123,7 +134,10 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
     ("page", "target"), [(page, target) for page in PAGES for target in links(page)], ids=page_name
 )
 def test_a_link_leads_to_a_file(page: Path, target: str) -> None:
-    assert (page.parent / target).exists()
+    file, _, heading = target.partition("#")
+    path = page.parent / file if file else page
+    assert path.exists()
+    assert not heading or heading in anchors(path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
@@ -165,7 +179,7 @@ def test_the_marks_are_read(tmp_path: Path) -> None:
         (["a=b", "c=d"], ""),
         (["e=f"], "no e"),
     ]
-    assert links(page) == ["x.md"]
+    assert links(page) == ["x.md#part"]
 
 
 # -------------------------------------------------------------------------------------------------------------- extending
