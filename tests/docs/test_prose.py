@@ -16,8 +16,6 @@ WRITTEN = ("diffusion_forcing", "tests", "benchmarks", "examples", "tools", "tem
 SUFFIXES = {".py", ".md", ".yaml", ".toml", ".lua", ""}
 ELSEWHERE = re.compile(r"\b(?:METHOD|LAYOUT|INTERFACE)\b(?:\.md)?|\bissues? #?\d+\b", re.MULTILINE)
 """Documents that were never published."""
-COMING = {"docs/world_model.md"}
-"""Documents that are being written; delete the name when its file is there."""
 DOCUMENT = re.compile(r"\bdocs/[\w/]+\.md\b")
 SECTION = re.compile(r"docs/method\.md §(\d+)(?:(?:, | and )§(\d+))*")
 
@@ -102,9 +100,7 @@ def test_only_documents_of_this_repository_are_cited() -> None:
     for file in texts():
         text = file.read_text(encoding="utf-8", errors="ignore")
         found = [match[0] for match in ELSEWHERE.finditer(text)]
-        found += [
-            match[0] for match in DOCUMENT.finditer(text) if match[0] not in COMING and not (ROOT / match[0]).exists()
-        ]
+        found += [match[0] for match in DOCUMENT.finditer(text) if not (ROOT / match[0]).exists()]
         dangling += [f"{file.relative_to(ROOT)}: {citation}" for citation in found]
     assert not dangling
 
