@@ -32,9 +32,9 @@ def check_choice(key: str, value: object, allowed: Collection[str]) -> None:
         raise UserError(f"{key} {value!r} is unknown; choose one of {', '.join(allowed)}{hint}")
 
 
-def check_minimum(key: str, value: float, least: float) -> None:
-    """`UserError` unless `value` is at least `least` (NaN is not)."""
-    if not value >= least:
+def check_minimum(key: str, value: float | None, least: float) -> None:
+    """`UserError` unless `value` is at least `least` (NaN is not) or None."""
+    if value is not None and not value >= least:
         raise UserError(f"{key} must be at least {least}, got {value}")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import string
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import ClassVar, Literal
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, check_choice, check_minimum, check_not_negative
 
 _PRECISIONS = {
     "16": "16-mixed",
@@ -18,7 +17,7 @@ _PRECISIONS = {
     "64": "64-true",
     **{name: name for name in ("16-mixed", "bf16-mixed", "32-true", "64-true", "16-true", "bf16-true")},
 }
-_CHECKPOINTING = "training.checkpointing"
+_CHECKPOINTING = "experiment.training.checkpointing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class DataOptions:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        _at_least("data.num_workers", self.num_workers, 0)
+        check_minimum("experiment.data.num_workers", self.num_workers, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,8 @@ class OptimOptions:
     """Largest gradient norm; 0: not clipped."""
 
     def __post_init__(self) -> None:
-        _at_least("training.optim.accumulate_grad_batches", self.accumulate_grad_batches, 1)
-        _at_least("training.optim.gradient_clip_val", self.gradient_clip_val, 0)
+        check_minimum("experiment.training.optim.accumulate_grad_batches", self.accumulate_grad_batches, 1)
+        check_minimum("experiment.training.optim.gradient_clip_val", self.gradient_clip_val, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class CheckpointingOptions:
     """The newest checkpoints that are always kept."""
     monitor: str | None = None
     """A metric, such as `validation/loss`: its best checkpoints are kept too."""
-    mode: str = "min"
+    mode: Literal["min", "max"] = "min"
     save_top_k: int = 1
     """How many of the best by `monitor` are kept; -1: all checkpoints. Without `monitor` the newest count as the best.
     """
@@ -82,11 +81,10 @@ class CheckpointingOptions:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(f"{_CHECKPOINTING}.every_n_train_steps", self.every_n_train_steps, 0)
-        _at_least(f"{_CHECKPOINTING}.every_n_epochs", self.every_n_epochs, 0)
-        _at_least(f"{_CHECKPOINTING}.keep_last", self.keep_last, 1)
-        _at_least(f"{_CHECKPOINTING}.save_top_k", self.save_top_k, -1)
-        _one_of(f"{_CHECKPOINTING}.mode", self.mode, ("min", "max"))
+        check_minimum(f"{_CHECKPOINTING}.every_n_train_steps", self.every_n_train_steps, 0)
+        check_minimum(f"{_CHECKPOINTING}.every_n_epochs", self.every_n_epochs, 0)
+        check_minimum(f"{_CHECKPOINTING}.keep_last", self.keep_last, 1)
+        check_minimum(f"{_CHECKPOINTING}.save_top_k", self.save_top_k, -1)
         _ = self.interval
         if self.filename is not None:
             _check_filename(self.filename)
@@ -126,23 +124,19 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         precision_name("training", self.precision)
-        if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise UserError(
-                f"experiment.training.lr={self.lr} is not a learning rate; pass a number from 0 up, such as 5e-4"
-            )
-        _one_of("training.strategy", self.strategy, ("auto", "ddp", "fsdp"))
+        check_not_negative("experiment.training.lr", self.lr)
         if isinstance(self.devices, int):
-            _at_least("training.devices", self.devices, 1)
-        _at_least("training.batch_size", self.batch_size, 1)
-        _at_least("training.max_epochs", self.max_epochs, -1)
-        _at_least("training.max_steps", self.max_steps, -1)
-        _at_least("training.log_every_n_steps", self.log_every_n_steps, 1)
+            check_minimum("experiment.training.devices", self.devices, 1)
+        check_minimum("experiment.training.batch_size", self.batch_size, 1)
+        check_minimum("experiment.training.max_epochs", self.max_epochs, -1)
+        check_minimum("experiment.training.max_steps", self.max_steps, -1)
+        check_minimum("experiment.training.log_every_n_steps", self.log_every_n_steps, 1)
         _ = self.time_limit
 
     @property
     def time_limit(self) -> timedelta | None:
         """`max_time` as a duration."""
-        return duration("training.max_time", self.max_time)
+        return duration("experiment.training.max_time", self.max_time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +157,7 @@ class TestOptions:
 
     def __post_init__(self) -> None:
         precision_name(self.task, self.precision)
-        _at_least(f"{self.task}.batch_size", self.batch_size, 1)
+        check_minimum(f"experiment.{self.task}.batch_size", self.batch_size, 1)
         limit = self.limit_batch
         if limit is not None and (limit < 0 or (isinstance(limit, float) and limit > 1)):
             raise UserError(
@@ -185,8 +179,8 @@ class ValidationOptions(TestOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("validation.val_every_n_step", self.val_every_n_step, 1)
-        _at_least("validation.val_every_n_epoch", self.val_every_n_epoch, 1)
+        check_minimum("experiment.validation.val_every_n_step", self.val_every_n_step, 1)
+        check_minimum("experiment.validation.val_every_n_epoch", self.val_every_n_epoch, 1)
         if self.val_every_n_step is not None and self.val_every_n_epoch is not None:
             raise UserError(
                 f"experiment.validation.val_every_n_step={self.val_every_n_step} and "
@@ -205,39 +199,32 @@ class ExperimentOptions:
     test: TestOptions = field(default_factory=TestOptions)
 
     def __post_init__(self) -> None:
-        _at_least("num_nodes", self.num_nodes, 1)
+        check_minimum("experiment.num_nodes", self.num_nodes, 1)
 
 
 def precision_name(task: str, value: str | int) -> str:
     """experiment.<task>.precision=`value` as Lightning writes it; UserError for one that does not exist."""
-    found = _PRECISIONS.get(str(value))
-    if found is None:
-        raise UserError(
-            f"experiment.{task}.precision='{value}' does not exist{did_you_mean(str(value), _PRECISIONS)}; "
-            f"allowed: {', '.join(_PRECISIONS)}"
-        )
-    return found
+    check_choice(f"experiment.{task}.precision", str(value), _PRECISIONS)
+    return _PRECISIONS[str(value)]
 
 
 def duration(key: str, text: str | None) -> timedelta | None:
-    """`[[DD:]HH:]MM:SS` as a duration; UserError, naming experiment.`key`, for any other text."""
+    """The option `key`, `[[DD:]HH:]MM:SS`, as a duration; UserError for any other text."""
     if text is None:
         return None
     if not re.fullmatch(r"\d{1,9}(:\d{1,9}){1,3}", str(text)):
-        raise UserError(
-            f"experiment.{key}='{text}' is not a duration; write HH:MM:SS or DD:HH:MM:SS, such as '00:30:00'"
-        )
+        raise UserError(f"{key}='{text}' is not a duration; write HH:MM:SS or DD:HH:MM:SS, such as '00:30:00'")
     parts = [int(part) for part in str(text).split(":")]
     days, hours, minutes, seconds = [0] * (4 - len(parts)) + parts
     try:
         return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     except OverflowError:
-        raise UserError(f"experiment.{key}='{text}' is too long; leave it out for no limit") from None
+        raise UserError(f"{key}='{text}' is too long; leave it out for no limit") from None
 
 
 def _check_filename(template: str) -> None:
     """UserError for a template that is not the name of a folder with the step, and perhaps the epoch, in it."""
-    key = f"experiment.{_CHECKPOINTING}.filename='{template}'"
+    key = f"{_CHECKPOINTING}.filename='{template}'"
     try:
         fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
@@ -253,13 +240,3 @@ def _check_filename(template: str) -> None:
         )
     if "step" not in [name for name, *_ in fields]:
         raise UserError(f'{key} has no {{step}}, so checkpoints would replace each other; write "{{epoch}}-{{step}}"')
-
-
-def _at_least(key: str, value: float | None, lowest: float) -> None:
-    if value is not None and not value >= lowest:
-        raise UserError(f"experiment.{key}={value} is too small; pass {lowest} or more")
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"experiment.{key}='{value}' is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
