@@ -1,18 +1,21 @@
 """Video speed: seconds a generated frame, a forward call and a training step; clips read a second; the memory of a rollout.
 
-    python -m benchmarks.video [--threads 2] [--repeat 2] [--frames 8] [--parts network,memory,reading]
+    python -m benchmarks.video [--threads 2] [--repeat 2] [--frames 8] [--parts network,memory,reading,world]
 
 The network is that of DMLab in the README (18.65 M parameters, 64x64, window 16, 10 sampling steps, float32, batch 1), random. `cached` rolls
 out frame by frame with `algorithm.cache=exact`, `plain` with `none`, from 16 - FRAMES frames of context until the window is full. `released way`
 is the same network with every convolution as the released code has it: three-dimensional, over (b, c, t, h, w) that lies so in memory.
 All take turns in one process and the smallest of the repeats counts. Memory is the process's peak after rolling out 24, then 48 frames with
-`streaming`, the window sliding. Ends with one line of JSON.
+`streaming`, the window sliding. `world`: frames a second of `df_world` in one and two steps, beside the network of `labmaze64` with its four and a
+streaming cache, random weights, all included, from frame WARM on, when every window is full; p95 is the rate that 19 of 20 frames keep. Ends
+with one line of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +36,13 @@ from diffusion_forcing.launch.run import plan
 from diffusion_forcing.networks.frames import FrameConv
 
 WINDOW = 16
+WARM = 32
+WORLD = ("dataset=video_labmaze", "algorithm=df_world", "dataset.n_frames=24")
+WORLDS = {
+    "world": (*WORLD, "algorithm.diffusion.sampling_timesteps=2"),
+    "world_1_step": (*WORLD, "algorithm.diffusion.sampling_timesteps=1"),
+    "labmaze64": ("dataset=video_labmaze", "load=labmaze64", "algorithm.cache=streaming"),
+}
 README = (
     "algorithm=df_video",
     "dataset=video_dmlab",
@@ -123,6 +133,29 @@ def network_speed(frames: int, repeat: int) -> dict[str, float]:
     return figures | {f"seconds_{name}": value for name, value in (calls | steps).items()}
 
 
+def world_speed(frames: int) -> dict[str, float]:
+    """Frames a second of rollouts of one clip, the median and the rate that all but the slowest twentieth keep."""
+    figures = {}
+    for name, words in WORLDS.items():
+        ready = plan(list(words))
+        torch.manual_seed(0)
+        video = ready.classes["algorithm"](ready.options["algorithm"]).eval()
+        context = torch.rand(1, 8, 3, 64, 64)
+        length = WARM + frames
+        actions = torch.eye(3)[torch.randint(3, (1, length))]
+        times = []
+        with torch.inference_mode():
+            stream = video.stream(context, length, actions=actions, generator=torch.Generator().manual_seed(0))
+            start = time.perf_counter()
+            for _ in stream:
+                times.append(time.perf_counter() - start)
+                start = time.perf_counter()
+        full = sorted(times[WARM - 8 :])
+        figures[f"{name}_frames_per_second_p50"] = 1 / full[len(full) // 2]
+        figures[f"{name}_frames_per_second_p95"] = 1 / full[int(0.95 * (len(full) - 1))]
+    return figures
+
+
 def memory() -> dict[str, float]:
     """Peak megabytes of this process after 24 and after 48 frames, in windows that slide."""
     video = build("streaming")
@@ -141,7 +174,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--parts", default="memory,network,reading")
+    parser.add_argument("--parts", default="memory,network,world,reading")
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
@@ -151,6 +184,8 @@ def main() -> None:
         figures |= memory()
     if "network" in parts:
         figures |= network_speed(arguments.frames, arguments.repeat)
+    if "world" in parts:
+        figures |= world_speed(10 * arguments.frames)
     if "reading" in parts:
         figures |= {name: value for name, value in video_reading.measure().items() if name.startswith("clips")}
     table = Table(title=f"video, {arguments.threads} threads, float32, batch 1")
