@@ -98,7 +98,9 @@ def attention(
     """softmax(q kᵀ/√d) v of queries (b, heads, t, pixels, d) over registers (heads, r, d), the frames of `past`: (b, heads, frames, pixels, d)
     that `window` shows, and the query's own frame of `own`: (b, heads, t, pixels, d)."""
     time, frames = query.shape[2], past[0].shape[2]
-    if query.device.type != "cpu":
+    # On a CPU the fused kernel is fast for a few frames, and slow in its backward pass.
+    few = time <= BLOCK and not torch.is_grad_enabled()
+    if few or query.device.type != "cpu":
         return fused_attention(query, registers, past, own, window)
     found = []
     with torch.autocast("cpu", enabled=False):  # softmax computes in float32 inside, and need not store it
