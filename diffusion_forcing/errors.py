@@ -25,6 +25,12 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or the exception's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def check_choice(key: str, value: object, allowed: Collection[str]) -> None:
     """`UserError` unless `value` is one of `allowed`. key: the name a user knows it by, like dataset.source."""
     if value not in allowed:

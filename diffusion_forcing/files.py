@@ -90,6 +90,15 @@ def read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else default
 
 
+def run_folders(outputs: Path) -> dict[str, Path]:
+    """The folders of the runs in `outputs` by id, newest first; those without a readable run.json are left out."""
+    found: dict[str, Path] = {}
+    for file in sorted(Path(outputs).glob("*/*/run.json"), reverse=True):
+        if isinstance(run_id := read_json(file, {}).get("id"), str):
+            found.setdefault(run_id, file.parent)
+    return found
+
+
 def recover(folder: Path) -> None:
     """Restore every folder in `folder` whose replacement was interrupted between its two renames."""
     for path, found in _leftovers(folder):
@@ -103,7 +112,7 @@ def remove_leftovers(folder: Path) -> None:
     recover(folder)
     for path, found in _leftovers(folder):
         process = int(found["process"])
-        if path not in _IN_PROGRESS if process == os.getpid() else not _is_alive(process):
+        if path not in _IN_PROGRESS if process == os.getpid() else not is_alive(process):
             _delete(path)
 
 
@@ -194,7 +203,7 @@ def _leftovers(folder: Path) -> list[tuple[Path, re.Match[str]]]:
     return [(path, found) for path, found in matches if found]
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     """Whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from diffusion_forcing import __version__
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, first_line
 from diffusion_forcing.files import replacing
 from diffusion_forcing.released import importer as released
 
@@ -252,8 +252,7 @@ def _damage_reported(file: Path) -> Iterator[None]:
             f"checkpoint {file.parent} is incomplete: {file.name} is missing; copy the whole folder"
         ) from None
     except _DAMAGE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{file} is damaged ({reason}); copy it again or take another checkpoint") from None
+        raise UserError(f"{file} is damaged ({first_line(error)}); copy it again or take another checkpoint") from None
 
 
 def _libraries() -> dict[str, str]:

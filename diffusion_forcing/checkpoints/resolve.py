@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.files import recover
+from diffusion_forcing.files import recover, run_folders
 
 SHIPPED = "pretrained"
 LATEST = "latest"
@@ -38,7 +37,7 @@ def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
         candidate = place / str(spec).removeprefix(f"{SHIPPED}/")
         if native.is_checkpoint(candidate):
             return candidate
-    runs = _runs(Path(outputs))
+    runs = run_folders(outputs)
     if spec in runs:
         return _in_folder(runs[spec], f"run {spec}")
     raise UserError(_missing(spec, Path(outputs), runs))
@@ -78,19 +77,6 @@ def _in_folder(path: Path, what: str) -> Path:
         raise UserError(
             f"{what}: no checkpoint in {path}; the run ended before its first one, or this is not a run's folder"
         )
-    return found
-
-
-def _runs(outputs: Path) -> dict[str, Path]:
-    """Run ids below `outputs`, newest first."""
-    found: dict[str, Path] = {}
-    for file in sorted(outputs.glob("*/*/run.json"), reverse=True):
-        try:
-            run = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(run, dict) and isinstance(run.get("id"), str):
-            found.setdefault(run["id"], file.parent)
     return found
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import latest
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, first_line
 from diffusion_forcing.experiments import trainer
 from diffusion_forcing.experiments.checkpointing import check_fits, compile_network, load_weights
 from diffusion_forcing.experiments.loader import seed_all
@@ -109,9 +109,8 @@ class BaseExperiment:
                 end_further_processes(parts.trainer)
             if resumed is None or not _while_restoring(failure):
                 raise
-            reason = next(iter(str(failure).strip().splitlines()), "no reason given")
             raise UserError(
-                f"cannot resume from {resumed}: its state cannot be restored ({type(failure).__name__}: {reason}); resume "
+                f"cannot resume from {resumed}: its state cannot be restored ({type(failure).__name__}: {first_line(failure)}); resume "
                 "with the configuration and versions it was trained with, or start a new run from its weights with load="
             ) from failure
         finally:

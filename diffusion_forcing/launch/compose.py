@@ -24,9 +24,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, first_line
 from diffusion_forcing.launch.choices import PACKAGE_FOLDER, choices_of, folders, group_names
-from diffusion_forcing.launch.overrides import TRACKING, Override, apply_, first_line, parse
+from diffusion_forcing.launch.overrides import TRACKING, Override, apply_, parse
 
 SAMPLED_BY = {
     "matrix_for": {"full_sequence": "full_sequence", "teacher_forcing": "autoregressive"},

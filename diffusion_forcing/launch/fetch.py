@@ -40,33 +40,24 @@ def asks_wandb(spec: str, options: WandbOptions, *, tracked: bool) -> bool:
 
 
 def fetch_checkpoint(spec: str, outputs: Path, options: WandbOptions) -> Path:
-    """The newest checkpoint of the run `spec` on W&B, for load=: one of our folders, or a .ckpt file of the released
-    code.
+    """The newest checkpoint of the run `spec` on W&B, for load=: one of our folders, or a .ckpt of the released code.
 
-    It is downloaded into outputs/downloads, whole or not at all; a version that is there already is not downloaded
-    again. UserError without wandb, a network, a login or such a run, and for a checkpoint that is damaged.
+    Downloaded into outputs/downloads. UserError without wandb, a network, a login or such a run, or if it is damaged.
     """
     say(f"{spec} is not on this machine; looking for it on W&B")
     if not installed():
         raise UserError(f"wandb is not installed: {EXTRA}")
     if not logged_in():
         raise UserError("there is no W&B login on this machine; run wandb login or set WANDB_API_KEY")
-    from diffusion_forcing.tracking.wandb_upload import download, newest_checkpoint
+    from diffusion_forcing.tracking.wandb_upload import download_newest_checkpoint
 
     found = _SPEC.fullmatch(spec)
     assert found is not None
+    project, entity = found["project"] or options.project, found["entity"] or options.entity
     folder = outputs / DOWNLOADS
-    with newest_checkpoint(
-        found["id"], found["project"] or options.project, found["entity"] or options.entity
-    ) as artifact:
-        place = folder / f"{found['id']}-{artifact.version}"
-        if not place.is_dir():
-            with explaining_os_errors(f"cannot write the run from W&B into {folder}", "make room there"):
-                folder.mkdir(parents=True, exist_ok=True)
-                with replacing(place) as temporary:
-                    download(artifact, temporary)
-                    _check(temporary)
-    return _checkpoint_in(place)
+    with explaining_os_errors(f"cannot write the run from W&B into {folder}", "make room there"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return _checkpoint_in(download_newest_checkpoint(found["id"], project, entity, folder, check=_check))
 
 
 def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, first_line
 
 TRACKING = "tracking"
 """The only group that takes several choices: tracking=[wandb,tensorboard]."""
@@ -91,12 +91,6 @@ def apply_(config: DictConfig, override: Override) -> None:
         raise UserError(f"cannot apply '{_beginning(override.text)}': its key is nested too deeply") from failure
     except OmegaConfBaseException as failure:
         raise UserError(f"cannot apply '{override.text}': {first_line(failure)}") from failure
-
-
-def first_line(failure: BaseException) -> str:
-    """The first line of an exception's message; OmegaConf and Hydra add details below it."""
-    lines = str(failure).strip().splitlines()
-    return lines[0].strip() if lines else type(failure).__name__
 
 
 def _unquoted(value: str) -> str | None:

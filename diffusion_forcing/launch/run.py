@@ -16,14 +16,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, first_line
 from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job, requeued_when_preempted
 from diffusion_forcing.launch.compose import PARTS, as_yaml, compose, compose_on, read_overrides, resolved
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import build_options, read_part
-from diffusion_forcing.launch.overrides import first_line
 from diffusion_forcing.launch.structure import adopt_, check_task
+from diffusion_forcing.tracking.records import find_run
 from diffusion_forcing.tracking.run import NullRun, Run
 from diffusion_forcing.tracking.tracker import TrackedRun, Tracker
 from diffusion_forcing.tracking.wandb import WandbOptions
@@ -298,7 +298,7 @@ def _local_run(spec: str, outputs: Path) -> Path:
     """The folder of a local run by its id, its folder, or a checkpoint inside it."""
     path = Path(spec)
     if not _exists(spec):
-        return Run.find(outputs, spec)
+        return find_run(outputs, spec)
     for folder in (path.resolve(), *path.resolve().parents):
         if (folder / "run.json").is_file():
             return folder

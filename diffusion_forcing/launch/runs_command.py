@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
+from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import write_atomic
 from diffusion_forcing.launch.report import say
 from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines
-from diffusion_forcing.tracking.records import RunRecord, rank, read_runs, remove
+from diffusion_forcing.tracking.records import RunRecord, find_run, rank, read_run, read_runs, remove
 
 _COMMANDS = ("ls", "show", "best", "rm", "sync")
 
@@ -44,7 +44,7 @@ def runs(words: Sequence[str]) -> None:
     elif command == "best":
         best(every, rest)
     else:
-        chosen = [_find(every, outputs, name) for name in (ids if command == "sync" else dict.fromkeys(rest))]
+        chosen = [_find(outputs, name) for name in (ids if command == "sync" else dict.fromkeys(rest))]
         if command == "page":
             page(outputs, every, chosen)
         elif not chosen or (command == "show" and len(chosen) != 1):
@@ -157,12 +157,12 @@ def sync(chosen: Sequence[RunRecord], words: Sequence[str], *, follow: bool = Fa
             raise UserError(f"W&B does not have all of run {run.id}; the lines above and {log} say why")
 
 
-def _find(every: Sequence[RunRecord], outputs: Path, name: str) -> RunRecord:
-    for run in every:
-        if run.id == name or run.folder == Path(name):
-            return run
-    near = did_you_mean(name, [*(run.id for run in every), *_COMMANDS])
-    raise UserError(f"no run '{name}' among the {len(every)} runs in {str(outputs)!r}{near}; runs ls lists them")
+def _find(outputs: Path, name: str) -> RunRecord:
+    """The run of an id or in a folder."""
+    run = read_run(Path(name)) or read_run(find_run(outputs, name))
+    if run is None:
+        raise UserError(f"the run.json of run {name} is damaged; its name is missing")
+    return run
 
 
 def _print(table: Table) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, first_line
 from diffusion_forcing.released import sizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -163,8 +163,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path} may run code when opened ({what}), so it was not opened; only weights are loaded"
         ) from None
     except Exception as error:  # a hostile file makes torch raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or truncated ({reason}); get it again") from None
+        raise UserError(f"{path} is damaged or truncated ({first_line(error)}); get it again") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; pass load=<a checkpoint>")
     return content

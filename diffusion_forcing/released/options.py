@@ -32,7 +32,7 @@ from diffusion_forcing.algorithms.video import UNetOptions, VideoDiffusionOption
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.diffusion import build_schedule
 from diffusion_forcing.diffusion.schedules import BETA_SCHEDULES
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, first_line
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.unet3d import UNet3D
@@ -248,7 +248,7 @@ def _read_statistic(name: str, path: Path) -> float | list[Any]:
             array = np.load(path, allow_pickle=False)
         values = np.asarray(array, dtype=np.float64).flatten().tolist()
     except Exception as error:  # torch and NumPy raise many kinds for a file that is none of theirs
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(
             f"{name} of the released configuration is the file {path}, which cannot be read ({reason}); "
             f"put the file there, or set {name} to its numbers"

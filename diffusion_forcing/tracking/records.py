@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
-from diffusion_forcing.files import point_to, read_json
+from diffusion_forcing.files import is_alive, point_to, read_json, run_folders
 from diffusion_forcing.tracking.charts import Curve, read_curves
 
 LAST_BYTES = 2**16  # at the end of a log, searched for its last line
@@ -55,6 +55,16 @@ class Ranked:
     run: RunRecord
     value: float
     step: int | None
+
+
+def find_run(outputs: Path, run_id: str) -> Path:
+    """The folder in `outputs` of the run with this id; UserError with the nearest id if there is none."""
+    folders = run_folders(outputs)
+    if run_id not in folders:
+        near = did_you_mean(run_id, folders)
+        where = f"the {len(folders)} runs in {str(outputs)!r}"
+        raise UserError(f"no run '{run_id}' among {where}{near}; runs ls lists them")
+    return folders[run_id]
 
 
 def read_runs(outputs: Path) -> list[RunRecord]:
@@ -141,13 +151,7 @@ def _status(metadata: dict[str, Any]) -> str:
     status, pid = str(metadata.get("status", "?")), metadata.get("pid")
     if status != "running" or metadata.get("host") != socket.gethostname() or not isinstance(pid, int):
         return status
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return KILLED
-    except OSError:  # another user's process, which is alive
-        pass
-    return status
+    return status if is_alive(pid) else KILLED
 
 
 def _start(run: RunRecord) -> float:

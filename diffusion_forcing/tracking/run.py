@@ -38,7 +38,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
+from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import (
     Log,
     file_name,
@@ -137,18 +137,6 @@ class Run:
                 point_to(latest, folder)
         run._write_page()
         return run
-
-    @staticmethod
-    def find(outputs: Path, run_id: str) -> Path:
-        """The folder in `outputs` of the run with this id; UserError with the nearest id if there is none."""
-        ids = []
-        for file in sorted(Path(outputs).glob("*/*/run.json"), reverse=True):  # newest first
-            found = read_json(file, {}).get("id")
-            if found == run_id:
-                return file.parent
-            ids.append(str(found))
-        near = did_you_mean(run_id, ids)
-        raise UserError(f"no run '{run_id}' among the {len(ids)} runs in {str(outputs)!r}{near}; runs ls lists them")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append `metrics` at `step` to metrics.jsonl, at once.

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_not_negative, check_positive, first_line
 from diffusion_forcing.files import locked, read_json, write_json
 from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.tracker import Tracker, tell
@@ -62,10 +62,10 @@ class WandbOptions:
     def __post_init__(self) -> None:
         if not self.project or self.entity == "":
             raise UserError("wandb.project must be the name of a project, and wandb.entity a user, a team or null")
-        if self.expire_days is not None and self.expire_days <= 0:
-            raise UserError(f"wandb.expire_days must be above 0, or null to keep all; got {self.expire_days}")
-        if self.retry_seconds <= 0 or self.finish_seconds < 0:
-            raise UserError("wandb.retry_seconds must be above 0 and wandb.finish_seconds at least 0")
+        if self.expire_days is not None:
+            check_positive("wandb.expire_days", self.expire_days)
+        check_positive("wandb.retry_seconds", self.retry_seconds)
+        check_not_negative("wandb.finish_seconds", self.finish_seconds)
 
 
 class Wandb(Tracker):
@@ -134,9 +134,9 @@ def start_upload(
     settings = asdict(options) | {"mode": options.mode or "online", "config": dict(config)}
     write_json(folder / FOLDER / SETTINGS, settings)
     # The package is found from any working directory, and variables of another W&B session do not apply.
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))))
     foreign = ("WANDB_SERVICE", "WANDB_MODE", "WANDB_RUN_ID")
-    environment = {key: value for key, value in os.environ.items() if key not in foreign} | {"PYTHONPATH": path}
+    environment = {key: value for key, value in os.environ.items() if key not in foreign}
+    environment["PYTHONPATH"] = f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     with (folder / FOLDER / LOG).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "diffusion_forcing.tracking.wandb", str(folder.resolve()), *flags],
@@ -176,10 +176,8 @@ def main(words: list[str]) -> int:
             upload = Upload(folder, settings, say=say, hang_up=terminal.close, parent=parent)
             return 0 if upload.run(follow="--follow" in words) else 1
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [""])[0]
-            say(
-                f"warning: the upload to W&B failed ({type(error).__name__}: {reason}); the run's folder has everything"
-            )
+            failure = f"{type(error).__name__}: {first_line(error)}"
+            say(f"warning: the upload to W&B failed ({failure}); the run's folder has everything")
             raise
 
 

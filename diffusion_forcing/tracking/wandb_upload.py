@@ -23,15 +23,15 @@ from typing import Any
 import wandb
 from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
-from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import read_json, write_json
+from diffusion_forcing.errors import UserError, first_line
+from diffusion_forcing.files import read_json, replacing, write_json
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 20  # for W&B to answer
 INIT_SECONDS = 60.0  # for W&B to accept a run
 FINISH_SECONDS = 120.0  # for the last rows, after the run has ended
 CONFIRM_SECONDS = 15.0  # for W&B to report the last row
-RETRIES = dict.fromkeys(("x_file_stream_retry_max", "x_file_transfer_retry_max", "x_graphql_retry_max"), 1_000_000)
+RETRIES = 1_000_000  # W&B's client waits for a lost network
 STEP = "trainer/global_step"  # the x axis of every curve, as Lightning's logger names it
 LINE = "line"  # the line of metrics.jsonl that a row is
 RUN = "run"
@@ -101,7 +101,7 @@ class Upload:
                 self.session = self._open()
             except Exception as error:
                 wandb.teardown()  # the run's id stays taken otherwise
-                reason = f"W&B does not accept the run ({_line(error)})"
+                reason = f"W&B does not accept the run ({first_line(error)})"
         if reason is not None:
             self._warn(reason)
             return
@@ -116,20 +116,6 @@ class Upload:
         self._warned = False
 
     def _open(self) -> Any:
-        command = [str(word) for word in self.metadata.get("command", [])]
-        wanted: dict[str, Any] = {
-            "console": "off",
-            "silent": True,
-            "init_timeout": INIT_SECONDS,
-            "finish_timeout": FINISH_SECONDS,
-            "finish_timeout_raises": True,
-            "program": shlex.join(command),
-            "x_stats_pid": self.parent or os.getpid(),  # the load of the training, not of this process
-            "x_stats_track_process_tree": True,
-            "disable_git": True,
-            "save_code": False,
-            **RETRIES,
-        }
         session = wandb.init(
             entity=self.settings["entity"],
             project=self.settings["project"],
@@ -139,7 +125,21 @@ class Upload:
             resume="allow",
             mode="online" if self.online else "offline",
             dir=str(self.folder),
-            settings=wandb.Settings(**{key: wanted[key] for key in wanted if key in wandb.Settings.model_fields}),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+                program=shlex.join(str(word) for word in self.metadata.get("command", [])),
+                x_stats_pid=self.parent or os.getpid(),  # the load of the training, not of this process
+                x_stats_track_process_tree=True,
+                disable_git=True,
+                save_code=False,
+                x_file_stream_retry_max=RETRIES,
+                x_file_transfer_retry_max=RETRIES,
+                x_graphql_retry_max=RETRIES,
+            ),
         )
         session.define_metric(STEP)
         session.define_metric(LINE, hidden=True)
@@ -167,7 +167,7 @@ class Upload:
         except Exception as error:
             if not self.online:
                 raise
-            self._warn(unavailable() or f"W&B failed ({type(error).__name__}: {_line(error)})")
+            self._warn(unavailable() or f"W&B failed ({type(error).__name__}: {first_line(error)})")
             self.session = self._artifact = None
             wandb.teardown()
 
@@ -184,7 +184,7 @@ class Upload:
                 try:
                     shown[f"{entry['kind']}s/{entry['name']}"] = _media(entry, path)
                 except Exception as error:
-                    print(f"{path}: {_line(error)}", flush=True)
+                    print(f"{path}: {first_line(error)}", flush=True)
         if shown:
             self._row(self._lines.sent, shown)
         self._media_time = newest
@@ -200,7 +200,7 @@ class Upload:
             except WaitTimeoutError:
                 return True
             except Exception as error:
-                self.say(f"warning: uploading checkpoint {self._checkpoint} to W&B: {_line(error)}")
+                self.say(f"warning: uploading checkpoint {self._checkpoint} to W&B: {first_line(error)}")
             self._artifact = None
         newest = (self.folder / "checkpoints" / "latest").resolve()
         metadata = read_json(newest / "checkpoint.json", {})
@@ -215,7 +215,7 @@ class Upload:
                         artifact.add_file(str(self.folder / name), name=f"{RUN}/{name}", skip_cache=True)
             except (OSError, ValueError) as error:
                 if newest.is_dir():  # else a newer one has replaced it
-                    self.say(f"warning: checkpoint {newest.name} cannot be uploaded to W&B: {_line(error)}")
+                    self.say(f"warning: checkpoint {newest.name} cannot be uploaded to W&B: {first_line(error)}")
                     self._checkpoint = mark
                 return False
             self._artifact, self._checkpoint = self.session.log_artifact(artifact, aliases=["latest"]), mark
@@ -252,7 +252,7 @@ class Upload:
             self.session.finish(exit_code=0 if status == "finished" else 1)
             whole = whole and (not self.online or self._confirmed())
         except Exception as error:
-            print(f"finish: {_line(error)}", flush=True)
+            print(f"finish: {first_line(error)}", flush=True)
             whole = False
         if whole:
             note = {"lines": self._lines.sent, "media_time": self._media_time, "checkpoint": self._checkpoint}
@@ -327,36 +327,40 @@ def unavailable() -> str | None:
     try:
         wandb.Api(timeout=CONNECT_SECONDS).viewer  # noqa: B018  raises without a login
     except Exception as error:
-        return f"W&B at {url} does not accept the login ({_line(error)}); run wandb login or set WANDB_API_KEY"
+        return f"W&B at {url} does not accept the login ({first_line(error)}); run wandb login or set WANDB_API_KEY"
     return None
 
 
-@contextlib.contextmanager
-def newest_checkpoint(run_id: str, project: str, entity: str | None) -> Iterator[Any]:
-    """The artifact of the run's newest checkpoint; UserError where W&B cannot be used or has none."""
+def download_newest_checkpoint(
+    run_id: str, project: str, entity: str | None, folder: Path, *, check: Callable[[Path], None]
+) -> Path:
+    """Download the run's newest checkpoint as folder/<run id>-<version>, unless it is there already.
+
+    The files are compared with W&B's digests, then passed to `check`, which may refuse them with a UserError. UserError
+    where W&B cannot be used or has no checkpoint.
+    """
     try:
         if (reason := unavailable()) is not None:
             raise UserError(reason)
         api = wandb.Api(timeout=CONNECT_SECONDS)
-        place = f"{entity or api.default_entity}/{project}"
+        name = f"{entity or api.default_entity}/{project}/{artifact_name(run_id)}:latest"
         try:
-            artifact = api.artifact(f"{place}/{artifact_name(run_id)}:latest", type="model")
+            artifact = api.artifact(name, type="model")
+            place = folder / f"{run_id}-{artifact.version}"
+            if not place.is_dir():
+                with replacing(place) as temporary:
+                    artifact.download(root=str(temporary), skip_cache=True)
+                    artifact.verify(root=str(temporary))
+                    check(temporary)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
-                f"{place} has no checkpoint of a run {run_id} ({_line(error)}); pass wandb.entity= and wandb.project="
+                f"{name} cannot be downloaded from W&B ({first_line(error)}); pass wandb.entity= and wandb.project="
             ) from error
-        yield artifact
+        return place
     finally:
         wandb.teardown()
-
-
-def download(artifact: Any, folder: Path) -> None:
-    """Download the files of `artifact` and compare them with W&B's digests; UserError where that fails."""
-    try:
-        artifact.download(root=str(folder), skip_cache=True)
-        artifact.verify(root=str(folder))
-    except Exception as error:
-        raise UserError(f"{artifact.name} could not be downloaded from W&B ({_line(error)})") from error
 
 
 def _media(entry: dict[str, Any], path: Path) -> Any:
@@ -378,8 +382,3 @@ def _time_of(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -80,7 +80,7 @@ def test_load_and_resume_find_a_run_on_wandb_check_it_and_take_it_whole_or_not_a
         return error
 
     assert "'abcd1234' is neither a path, nor the id of a run in outputs" in (error := refused("load=abcd1234"))
-    assert f"{ENTITY}/mazes has no checkpoint of a run abcd1234" in error
+    assert f"{ENTITY}/mazes/model-abcd1234" in error
 
     (model,) = (path for path in server.blobs if path.endswith("/model.safetensors"))
     server.blobs[model] = server.blobs[model][:-1] + b"x"  # of the same size

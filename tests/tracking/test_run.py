@@ -20,6 +20,7 @@ import pytest
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.tracking import run as run_module
+from diffusion_forcing.tracking.records import find_run
 from diffusion_forcing.tracking.run import NullRun, Run
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -70,12 +71,12 @@ def test_a_run_is_found_by_its_id_and_another_id_is_a_user_error(tmp_path: Path)
     runs = [Run.create(tmp_path, "a"), Run.create(tmp_path, "b")]
     (tmp_path / "2020-01-01" / "broken").mkdir(parents=True)
     (tmp_path / "2020-01-01" / "broken" / "run.json").write_text("{")
-    assert [Run.find(tmp_path, run.id) for run in runs] == [run.folder for run in runs]
+    assert [find_run(tmp_path, run.id) for run in runs] == [run.folder for run in runs]
     nearly = runs[0].id[:-1] + "_"
     with pytest.raises(UserError, match=f"'{nearly}'.*did you mean '{runs[0].id}'"):
-        Run.find(tmp_path, nearly)
+        find_run(tmp_path, nearly)
     with pytest.raises(UserError, match="no run"):
-        Run.find(tmp_path / "nowhere", "abc")
+        find_run(tmp_path / "nowhere", "abc")
 
 
 def test_logs_are_one_line_a_call_readable_at_once(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_a_killed_writer_leaves_json_that_can_be_read(tmp_path: Path) -> None:
 
 def test_null_run_has_every_public_method_of_run_with_the_same_signature() -> None:
     for name, member in inspect.getmembers(Run, callable):
-        if not name.startswith("_") and name not in ("create", "open", "find"):
+        if not name.startswith("_") and name not in ("create", "open"):
             parameters = inspect.signature(member).parameters
             assert inspect.signature(getattr(NullRun, name)).parameters == parameters, name
 

@@ -18,10 +18,10 @@ import pandas
 
 from diffusion_forcing.datasets.series.numbers import Decimal, is_missing, read_numbers
 from diffusion_forcing.datasets.series.steps import freq_of
-from diffusion_forcing.datasets.series.table import Table, first_line, regular
+from diffusion_forcing.datasets.series.table import Table, regular
 from diffusion_forcing.datasets.series.text import read_text
 from diffusion_forcing.datasets.series.times import KINDS, Kind, is_time, joined, parse_times, to_naive
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, first_line
 
 SAMPLE = 50
 """Cells of a column that say whether it may hold times."""

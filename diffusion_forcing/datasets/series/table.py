@@ -19,7 +19,7 @@ import pandas
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.series.steps import checked_freq, date_features, freq_of, offset_of, usual_distance
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, first_line
 
 MOST_STEPS = 20_000_000
 """Time steps × variates; more is refused before it fills the memory."""
@@ -184,8 +184,3 @@ def _package(name: str, requirement: str) -> Path:
     if found is None or found.origin is None:
         raise UserError(f"this data set comes in a package that is not installed: pip install {requirement}")
     return Path(found.origin).parent
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what it says, or its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
