@@ -224,12 +224,15 @@ class BaseExperiment:
             self._printed.add(text)
             self._say(text)
 
+    def _note_untrained(self, task: str) -> None:
+        if not self.step:
+            self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
+
     def _evaluate(self, task: str, options: TestOptions) -> None:
         self._prepare()
         if options.compile:
             compile_network(self.algorithm, options.compile)
-        if not self.step:
-            self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
+        self._note_untrained(task)
         loaders = trainer.Loaders(self.options, self.dataset, seed=self.seed)
         evaluation = trainer.for_evaluation(
             options,

@@ -20,7 +20,7 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import best_of, load_weights
@@ -54,8 +54,7 @@ class ForecastingExperimentOptions(ExperimentOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"experiment.patience is {self.patience}; it must be 1 validation or more, or null")
+        check_minimum("experiment.patience", self.patience, 1)
 
 
 class EarlyStopping(lightning_callbacks.EarlyStopping):
@@ -237,8 +236,7 @@ class ForecastingExperiment(BaseExperiment):
 
     def _sample(self, task: str, windows: SeriesWindows) -> tuple[np.ndarray, np.ndarray]:
         """Sample paths of windows (n, paths, h, V), and what was observed (n, h, V), NaN where nothing was."""
-        if not self.step:
-            self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
+        self._note_untrained(task)
         device = devices.device()
         algorithm = self.algorithm.to(device).eval()
         batch = windows.__getitems__(range(len(windows)))

@@ -28,15 +28,13 @@ from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze2d
 from diffusion_forcing.environments.mazes.waypoint import oracle_rewards
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import check_minimum
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
 from diffusion_forcing.metrics.planning import REFERENCE_SCORES, normalized_score, planning_report
 from diffusion_forcing.progress import Bar
-from diffusion_forcing.tracking.charts import read_curves
-from diffusion_forcing.visualization.curves import draw_loss_curve
 from diffusion_forcing.visualization.maze import GOAL_RADIUS, draw_plans, video_of_execution, video_of_plan
 
 Array = NDArray[np.float64]
@@ -206,10 +204,8 @@ class PlanningExperimentOptions(ExperimentOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.episodes < 1:
-            raise UserError(f"experiment.episodes is {self.episodes}; play at least 1")
-        if self.episode_seed < 0:
-            raise UserError(f"experiment.episode_seed is {self.episode_seed}; it must be 0 or more")
+        check_minimum("experiment.episodes", self.episodes, 1)
+        check_minimum("experiment.episode_seed", self.episode_seed, 0)
 
 
 class PlanningExperiment(BaseExperiment):
@@ -229,18 +225,6 @@ class PlanningExperiment(BaseExperiment):
         """Make or finish the maze data with the waypoint controller (`dataset.num_steps`, `dataset.action_noise`)."""
         self.dataset.generate(progress=True)
 
-    def training(self) -> None:
-        """Train, and draw the loss curve."""
-        super().training()
-        curves = read_curves(self.run.folder / "metrics.jsonl")
-        if "training/loss" in curves:
-            loss = curves["training/loss"].points()
-            self.run.image(
-                "loss_curve",
-                draw_loss_curve([point.last for point in loss], [point.mean for point in loss]),
-                caption="Training loss",
-            )
-
     def validation(self) -> None:
         """Plan and play `episodes` episodes of `episode_seed`."""
         self._play("validation", self.options.validation, self.options.episode_seed)
@@ -251,8 +235,7 @@ class PlanningExperiment(BaseExperiment):
 
     def _play(self, task: str, options: ValidationOptions | TestOptions, seed: int) -> None:
         self._prepare(data=False)
-        if not self.step:
-            self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
+        self._note_untrained(task)
         device = devices.device()
         algorithm = self.algorithm.to(device).eval()
         planner: Planner = algorithm.planner()

@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from diffusion_forcing.algorithms.robot.algorithm import Robot, RobotPolicyOptions
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
 from diffusion_forcing.environments.swap.environment import SwapBatch, SwapEnv
-from diffusion_forcing.errors import UserError, check_minimum
+from diffusion_forcing.errors import UserError, check_minimum, check_range
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions
 from diffusion_forcing.progress import Bar
-from diffusion_forcing.tracking.charts import read_curves
-from diffusion_forcing.visualization.curves import draw_loss_curve
 from diffusion_forcing.visualization.robot import decision_grid, episode_video
 
 VIDEO_PIXELS = 192
@@ -59,8 +57,7 @@ class RobotExperimentOptions(ExperimentOptions):
         check_minimum("experiment.episodes", self.episodes, 1)
         for name in ("episode_seed", "films", "episodes_in_training", "distractors"):
             check_minimum(f"experiment.{name}", getattr(self, name), 0)
-        if not 0 <= self.blocking <= 1:
-            raise UserError(f"experiment.blocking is {self.blocking}; it is a probability from 0 to 1")
+        check_range("experiment.blocking", self.blocking, 0, 1)
 
 
 class RobotExperiment(BaseExperiment):
@@ -88,20 +85,10 @@ class RobotExperiment(BaseExperiment):
         files = self.dataset.generate(progress=True)
         self._say(f"{len(files)} demonstrations in {self.dataset.options.save_dir}")
 
-    def training(self) -> None:
-        """Train, and draw the loss curve."""
-        super().training()
-        curves = read_curves(self.run.folder / "metrics.jsonl")
-        if "training/loss" in curves:
-            loss = curves["training/loss"].points()
-            curve = draw_loss_curve([point.last for point in loss], [point.mean for point in loss])
-            self.run.image("loss_curve", curve, caption="Training loss")
-
     def test(self) -> None:
         """Let the policy act in the simulator."""
         self._prepare(data=False)
-        if not self.step:
-            self._say("test: the weights are not trained (no load=, no resume=, no training before)")
+        self._note_untrained("test")
         options = self.options
         robot = self.algorithm.to(devices.device()).eval()
         if options.test.compile:

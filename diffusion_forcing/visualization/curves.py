@@ -1,4 +1,4 @@
-"""Curves: a loss over training steps, and scores over the horizon of a rollout."""
+"""Scores over the horizon of a rollout."""
 
 from __future__ import annotations
 
@@ -7,53 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from diffusion_forcing.visualization.canvas import COLOURS, INK, Pixels, new_figure, style, to_array
 
-SMOOTHING_SHARE = 0.03
-"""The smoothed value is a mean over this share of the curve, around each point."""
 FEW = 30
 """Curves of fewer points get a dot at each."""
-
-
-def draw_loss_curve(
-    steps: ArrayLike, values: ArrayLike, *, name: str = "training loss", width: int = 900, height: int = 480
-) -> Pixels:
-    """`values: (n,)` at `steps: (n,)`, light, and their smoothed course, strong: (height, width, 3) uint8.
-
-    Values that are not finite are left out; the axis is logarithmic if the others are positive. ValueError if none is
-    left or if steps and values are not equally long.
-    """
-    x, y = np.asarray(steps, dtype=np.float64).ravel(), np.asarray(values, dtype=np.float64).ravel()
-    if x.shape != y.shape:
-        raise ValueError(f"steps and values must be equally long, got {x.size} and {y.size}")
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if not y.size:
-        raise ValueError("no finite value to draw")
-    figure = new_figure(width, height)
-    axes = figure.add_subplot()
-    smooth = smoothed(y)
-    if y.size > FEW:
-        axes.plot(x, y, color=COLOURS[0], lw=0.8, alpha=0.3)
-        axes.plot(x, smooth, color=COLOURS[0], lw=2, label=f"{name}, now {smooth[-1]:.4g}")
-    else:
-        axes.plot(x, y, color=COLOURS[0], lw=1.8, marker="o", ms=4, label=f"{name}, now {smooth[-1]:.4g}")
-    if (y > 0).all():
-        axes.set_yscale("log")
-    style(axes, xlabel="step")
-    axes.legend(frameon=False, labelcolor=INK, loc="upper right")
-    return to_array(figure)
-
-
-def smoothed(values: ArrayLike) -> NDArray[np.float64]:
-    """Mean of the values around each one, over 3 % of `values: (n,)` (half of it at the ends); as long as `values`."""
-    y = np.asarray(values, dtype=np.float64)
-    half = int(SMOOTHING_SHARE * y.size / 2)
-    first, last = np.arange(y.size) - half, np.arange(y.size) + half + 1
-    first, last = first.clip(0), last.clip(max=y.size)
-    total = np.concatenate([[0.0], np.cumsum(y)])
-    return (total[last] - total[first]) / (last - first)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ def test_position_planner_is_trained_played_loaded_and_resumed() -> None:
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     pictures = {path.name for path in (run / "pictures").iterdir()}
-    expected = {"loss_curve.png", "validation_plans.png", "validation_plan_from_noise.mp4", "validation_episode.mp4"}
+    expected = {"validation_plans.png", "validation_plan_from_noise.mp4", "validation_episode.mp4"}
     assert expected <= pictures
     assert "validation_plans" in (run / "index.html").read_text()
 

@@ -168,8 +168,7 @@ class VideoExperiment(BaseExperiment):
     def _roll_out(self, task: str, options: ValidationOptions | TestOptions, *, seed: int, end_frames: int = 0) -> None:
         """`end_frames`: fill in clips of one window whose last so many frames are observed, instead of rolling out."""
         self._prepare()
-        if not self.step:
-            self._say(f"{task}: the weights are not trained (no load=, no resume=, no training before)")
+        self._note_untrained(task)
         device = devices.device()
         video = self.algorithm.to(device).eval()
         context = video.options.context_frames
