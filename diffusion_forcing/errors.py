@@ -62,6 +62,12 @@ def check_range(key: str, value: float, low: float, high: float) -> None:
         raise UserError(f"{key} is {value}; it must lie in {low}…{high}")
 
 
+def require(holds: bool, message: str) -> None:
+    """`UserError` with `message` unless `holds`: for the checks of options."""
+    if not holds:
+        raise UserError(message)
+
+
 @contextmanager
 def explaining_os_errors(problem: str, remedy: str) -> Iterator[None]:
     """Turn an OSError inside the block into the `UserError` "{problem}: {reason}; {remedy}"."""

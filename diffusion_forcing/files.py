@@ -133,6 +133,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def free_bytes(folder: Path) -> int:
+    """Free disk space where `folder` is, or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 def point_to(link: Path, folder: Path) -> None:
     """Make `link` a relative symbolic link to `folder`, replacing an older link in one step."""
     with replacing(link) as temporary:

@@ -28,8 +28,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.errors import UserError, check_minimum, explaining_os_errors
-from diffusion_forcing.files import locked, replacing, write_json
+from diffusion_forcing.errors import UserError, check_minimum, explaining_os_errors, require
+from diffusion_forcing.files import locked, remove_leftovers, replacing, write_json
 from diffusion_forcing.progress import Bar
 
 Episode = Mapping[str, NDArray[Any]]
@@ -61,10 +61,10 @@ class Simulator(Protocol):
         """Release what `make` opened."""
 
 
-def save_episode(path: Path, episode: Episode) -> None:
-    """Write one episode; the bytes depend on the arrays only."""
+def save_arrays(path: Path, arrays: Episode) -> None:
+    """Write a npz, whole or not at all; the bytes depend on the arrays only."""
     with replacing(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **episode)  # type: ignore[arg-type]
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
 def generate(
@@ -72,7 +72,7 @@ def generate(
     folder: Path,
     counts: Mapping[str, int],
     *,
-    save: Save = save_episode,
+    save: Save = save_arrays,
     workers: int = 0,
     progress: bool = True,
 ) -> list[Path]:
@@ -206,8 +206,7 @@ def _prepare_folder(folder: Path, recipe: Mapping[str, str | int | float], split
             raise UserError(f"{folder} holds episodes that were not generated; choose another dataset.save_dir")
         for split in splits:
             (folder / split).mkdir(parents=True, exist_ok=True)
-            for leftover in (folder / split).glob("*.tmp"):
-                leftover.unlink()
+            remove_leftovers(folder / split)
         if not file.exists():
             write_json(file, recipe)
         text = file.read_text()
@@ -215,16 +214,12 @@ def _prepare_folder(folder: Path, recipe: Mapping[str, str | int | float], split
         before = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged: {error}; remove it together with the episodes beside it") from error
-    changes = [
-        f"{key} {before.get(key)!r}, not {recipe.get(key)!r}"
-        for key in {**recipe, **before}
-        if before.get(key) != recipe.get(key)
-    ]
-    if changes:
-        what = "; ".join(changes)
-        raise UserError(
-            f"{folder} holds episodes of another recipe ({what}); remove it or choose another dataset.save_dir"
-        )
+    different = [key for key in {**recipe, **before} if before.get(key) != recipe.get(key)]
+    changes = "; ".join(f"{key} {before.get(key)!r}, not {recipe.get(key)!r}" for key in different)
+    require(
+        not changes,
+        f"{folder} holds episodes of another recipe ({changes}); remove it or choose another dataset.save_dir",
+    )
 
 
 def _cores() -> int:

@@ -11,13 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.robot.video import read_image, resize
-from diffusion_forcing.errors import UserError, check_minimum
+from diffusion_forcing.datasets.robot.video import read_image
+from diffusion_forcing.datasets.video.container import resize
+from diffusion_forcing.errors import UserError, check_minimum, require
 
 Image = NDArray[np.uint8]
 Actions = NDArray[np.float32]
@@ -48,33 +49,37 @@ class CameraOptions:
     camera_timeout: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.cameras == "folder" and not self.folder:
-            raise UserError("cameras=folder needs folder=DIR with a folder of images for each camera")
-        if self.home and len(self.home) != 8:
-            raise UserError(f"home has {len(self.home)} numbers; an action has 8: x y z, qx qy qz qw, grasp")
-        if not self.camera_timeout > 0:
-            raise UserError(f"camera_timeout is {self.camera_timeout}; it must be above 0 s")
-        if not 0 <= self.blocking <= 1:
-            raise UserError(f"blocking is {self.blocking}; it is a probability from 0 to 1")
+        require(
+            self.cameras != "folder" or bool(self.folder),
+            "cameras=folder needs folder=DIR with a folder of images for each camera",
+        )
+        require(
+            len(self.home) in (0, 8),
+            f"home has {len(self.home)} numbers; an action has 8: x y z, qx qy qz qw, grasp",
+        )
+        require(self.camera_timeout > 0, f"camera_timeout is {self.camera_timeout}; it must be above 0 s")
+        require(0 <= self.blocking <= 1, f"blocking is {self.blocking}; it is a probability from 0 to 1")
         check_minimum("seed", self.seed, 0)
         check_minimum("distractors", self.distractors, 0)
 
 
-class Cameras(Protocol):
+class Cameras(ABC):
     """The cameras of one session, and where its gripper is."""
 
     names: tuple[str, ...]
 
+    @abstractmethod
     def observe(self, executed: Actions | None) -> tuple[Image, NDArray[np.float32]]:
         """Images (cameras, 3, size, size) and the gripper's state (8,) after the last answer `executed` (n, 8), if any.
 
         UserError where no camera gives an image.
         """
 
+    @abstractmethod
     def reset(self) -> None:
         """Start a new episode."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (a folder has nothing to release)
         """Release the devices."""
 
 
@@ -86,7 +91,7 @@ def open_cameras(options: CameraOptions, *, names: tuple[str, ...], size: int, n
     return kinds[options.cameras](options, names=names, size=size)
 
 
-class Simulated:
+class Simulated(Cameras):
     """robot_swap. The actions of an answer are executed when the next one is asked for."""
 
     def __init__(self, options: CameraOptions, *, cameras: int, size: int, number: int) -> None:
@@ -100,7 +105,7 @@ class Simulated:
         self.names = self._batch.cameras
 
     def observe(self, executed: Actions | None) -> tuple[Image, NDArray[np.float32]]:
-        """See `Cameras`. A finished episode stands still until `reset`."""
+        """A finished episode stands still until `reset`."""
         if executed is not None:
             self._batch.move(executed[None])
         images, states = self._batch.observe()
@@ -113,11 +118,10 @@ class Simulated:
         self._batch = self._make(self._seed)
 
     def close(self) -> None:
-        """See `Cameras`."""
         self._batch.close()
 
 
-class _RealCameras(ABC):
+class _RealCameras(Cameras):
     """Cameras of a robot that the client moves. `_read(index)` returns (h, w, 3) uint8 or raises OSError or
     ValueError."""
 
@@ -128,7 +132,7 @@ class _RealCameras(ABC):
         self._open()
 
     def observe(self, executed: Actions | None) -> tuple[Image, NDArray[np.float32]]:
-        """See `Cameras`. The gripper is assumed to be where it was last sent."""
+        """The gripper is assumed to be where it was last sent."""
         images, failures = [], []
         for index, name in enumerate(self.names):
             try:
@@ -143,11 +147,7 @@ class _RealCameras(ABC):
         return np.stack(images), self._state
 
     def reset(self) -> None:
-        """See `Cameras`."""
         self._state = self._home
-
-    def close(self) -> None:  # noqa: B027 (a folder has nothing to release)
-        """See `Cameras`."""
 
     @abstractmethod
     def _open(self) -> None:
@@ -163,10 +163,8 @@ class Folder(_RealCameras):
 
     def _open(self) -> None:
         self._root = Path(self._options.folder or "").expanduser()
-        if not self._root.is_dir():
-            raise UserError(
-                f"folder={self._root} does not exist; it needs a folder for each of {', '.join(self.names)}"
-            )
+        names = ", ".join(self.names)
+        require(self._root.is_dir(), f"folder={self._root} does not exist; it needs a folder for each of {names}")
 
     def _read(self, index: int) -> Image:
         folder = self._root / self.names[index]
@@ -190,12 +188,11 @@ class Video4Linux(_RealCameras):
 
         self._containers: list[Any] = []
         devices = self._options.devices or tuple(str(path) for path in sorted(Path("/dev").glob("video*")))
-        if len(devices) < len(self.names):
-            raise UserError(
-                f"{len(self.names)} cameras are needed, {len(devices)} found ({', '.join(devices) or 'none'}); connect "
-                "them or "
-                "give devices=[/dev/video0,…]"
-            )
+        require(
+            len(devices) >= len(self.names),
+            f"{len(self.names)} cameras are needed, {len(devices)} found ({', '.join(devices) or 'none'}); "
+            "connect them or give devices=[/dev/video0,…]",
+        )
         for device in devices[: len(self.names)]:
             try:
                 self._containers.append(av.open(device, format="v4l2", timeout=self._options.camera_timeout))
@@ -213,7 +210,6 @@ class Video4Linux(_RealCameras):
         return np.asarray(frame.to_ndarray(format="rgb24"))
 
     def close(self) -> None:
-        """See `Cameras`."""
         for container in self._containers:
             container.close()
 
@@ -230,8 +226,8 @@ class RealSense(_RealCameras):
         serials = self._options.devices or tuple(
             device.get_info(rs.camera_info.serial_number) for device in rs.context().query_devices()
         )
-        if len(serials) < len(self.names):
-            raise UserError(f"{len(self.names)} RealSense cameras are needed, {len(serials)} are connected")
+        found = f"{len(self.names)} RealSense cameras are needed, {len(serials)} are connected"
+        require(len(serials) >= len(self.names), found)
         for serial in serials[: len(self.names)]:
             pipeline, config = rs.pipeline(), rs.config()
             config.enable_device(serial)
@@ -251,7 +247,6 @@ class RealSense(_RealCameras):
         return np.asarray(frames.get_color_frame().get_data(), np.uint8)
 
     def close(self) -> None:
-        """See `Cameras`."""
         for pipeline in self._pipelines:
             pipeline.stop()
 

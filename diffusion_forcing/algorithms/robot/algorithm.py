@@ -24,13 +24,13 @@ from diffusion_forcing.algorithms.base import (
     chosen,
 )
 from diffusion_forcing.algorithms.robot.augmentation import jitter, paste_patches, random_shift
-from diffusion_forcing.algorithms.robot.tokens import GRID, NUMBERS, Flat, Layout, Tiled, from_vector, to_vector
+from diffusion_forcing.algorithms.robot.tokens import NUMBERS, Flat, Layout, Tiled, from_vector, to_vector
 from diffusion_forcing.algorithms.video import UNetOptions
 from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent, per_token
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.observed import noise_further
-from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
+from diffusion_forcing.errors import check_not_negative, check_positive, check_range, require
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.sensors import SensorNetwork
@@ -50,8 +50,10 @@ class ImageEncoderOptions:
 
     def __post_init__(self) -> None:
         check_positive("algorithm.diffusion.eyes.features", self.features)
-        if self.width < 8 or self.width % 8:
-            raise UserError(f"algorithm.diffusion.eyes.width is {self.width}; it must be a multiple of 8")
+        require(
+            self.width >= 8 and self.width % 8 == 0,
+            f"algorithm.diffusion.eyes.width is {self.width}; it must be a multiple of 8",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,88 +138,79 @@ class RobotPolicyOptions(AlgorithmOptions):
         check_not_negative("algorithm.patches", self.patches)
         self._check_tokens()
         self._check_network()
-        self._check_acting()
+        if self.network == "rnn":
+            self._check_recurrent()
+        levels = self.observation_noise_levels
+        require(
+            len(levels) == self.n_cameras,
+            f"algorithm.observation_noise_level has {len(levels)} numbers; give one, or one for each of "
+            f"{self.n_cameras} cameras",
+        )
+        for level in levels:
+            check_range("algorithm.observation_noise_level", level, 0, self.diffusion.timesteps - 1)
 
     def _check_tokens(self) -> None:
         channels, height, width = self.observation_shape
         expected = 3 * self.n_cameras + self.action_stack
-        if channels != expected or height != width:
-            raise UserError(
-                f"dataset.observation_shape is {list(self.observation_shape)}; {self.n_cameras} cameras and "
-                f"{self.action_stack} actions make [{expected},res,res]"
-            )
-        if height % DOWNSAMPLING or height % GRID:
-            raise UserError(f"dataset.resolution is {height}; it must be a multiple of {DOWNSAMPLING}")
-        if self.crop >= height // 2:
-            raise UserError(
-                f"algorithm.crop is {self.crop}; it must be below half of dataset.resolution, {height // 2}"
-            )
+        require(
+            channels == expected and height == width and height % DOWNSAMPLING == 0,
+            f"dataset.observation_shape is {list(self.observation_shape)}; {self.n_cameras} cameras and "
+            f"{self.action_stack} actions make [{expected}, resolution, resolution], a multiple of {DOWNSAMPLING}",
+        )
+        require(self.crop < height // 2, f"algorithm.crop is {self.crop}; it must be below half of {height} pixels")
         for name in ("action_mean", "action_std"):
-            if len(getattr(self, name)) != NUMBERS:
-                raise UserError(
-                    f"dataset.{name} has {len(getattr(self, name))} numbers, expected {NUMBERS}: position (3), "
-                    "rotation "
-                    "matrix (9), grasp"
-                )
-        if not min(self.action_std) > 0:
-            raise UserError(f"dataset.action_std is {list(self.action_std)}; all must be above 0")
-        if self.frame_stack != 1 or self.frame_skip != 1:
-            raise UserError(
-                f"algorithm.frame_stack={self.frame_stack} algorithm.frame_skip={self.frame_skip}: both must be 1; a "
-                "token is "
-                "one observation and dataset.action_stack actions"
+            require(
+                len(getattr(self, name)) == NUMBERS,
+                f"dataset.{name} has {len(getattr(self, name))} numbers, expected {NUMBERS}: position (3), rotation "
+                "matrix (9), grasp",
             )
+        require(min(self.action_std) > 0, f"dataset.action_std is {list(self.action_std)}; all must be above 0")
+        require(
+            self.frame_stack == self.frame_skip == 1,
+            f"algorithm.frame_stack={self.frame_stack} algorithm.frame_skip={self.frame_skip}: both must be 1; a token "
+            "is one observation and dataset.action_stack actions",
+        )
 
     def _check_network(self) -> None:
-        if self.noise_level == "full_sequence":
-            raise UserError(
-                "algorithm.noise_level=full_sequence has one noise level for all tokens, but a policy remembers a "
-                "clean past; "
-                "use random_all, shared or teacher_forcing"
-            )
-        if not self.causal:
-            raise UserError("algorithm.causal=False: a policy only knows the past; leave it True")
-        if self.guidance_scale:
-            raise UserError(f"algorithm.guidance_scale is {self.guidance_scale}; imitation has no goal: set it to 0")
-        if self.part_noise and self.diffusion.objective != "pred_x0":
-            raise UserError(
-                f"algorithm.part_noise is {self.part_noise} with objective={self.diffusion.objective}; parts of pure "
-                "noise "
-                "need pred_x0"
-            )
-        if self.network == "rnn":
-            self._check_recurrent(list(self.z_shape), self.observation_shape[1])
+        require(
+            self.noise_level != "full_sequence",
+            "algorithm.noise_level=full_sequence has one noise level for all tokens, but a policy remembers a clean "
+            "past; use random_all, shared or teacher_forcing",
+        )
+        require(self.causal, "algorithm.causal=False: a policy only knows the past; leave it True")
+        require(
+            not self.guidance_scale,
+            f"algorithm.guidance_scale is {self.guidance_scale}; imitation has no goal: set it to 0",
+        )
+        require(
+            not self.part_noise or self.diffusion.objective == "pred_x0",
+            f"algorithm.part_noise is {self.part_noise} with objective={self.diffusion.objective}; parts of pure noise "
+            "need pred_x0",
+        )
+        require(
+            self.chunk_size == -1 or self.chunk_size >= 1,
+            f"algorithm.chunk_size is {self.chunk_size}; it must be at least 1",
+        )
 
-    def _check_recurrent(self, z: list[int], size: int) -> None:
-        width, layers = self.diffusion.network_size, self.diffusion.num_gru_layers
+    def _check_recurrent(self) -> None:
+        z, size, layers = list(self.z_shape), self.observation_shape[1], self.diffusion.num_gru_layers
         if self.action_packing == "vector":
-            if len(z) != 1:
-                raise UserError(f"algorithm.z_shape is {z}; with actions as vectors it is [width], for example [512]")
-            if z[0] % max(1, layers):
-                raise UserError(
-                    f"algorithm.z_shape is {z}; it must be a multiple of diffusion.num_gru_layers, {layers}"
-                )
+            require(
+                len(z) == 1 and z[0] % max(1, layers) == 0,
+                f"algorithm.z_shape is {z}; with actions as vectors it is [width], for example [512], a multiple of "
+                f"diffusion.num_gru_layers={layers}",
+            )
             return
-        if len(z) != 3 or z[1:] != [size, size]:
-            raise UserError(f"algorithm.z_shape is {z}; with tiled actions it is [channels,{size},{size}]")
-        if width % 8 or layers > 1:
-            raise UserError(
-                f"algorithm.diffusion.network_size is {width}, num_gru_layers {layers}; with tiled actions they must "
-                "be a "
-                "multiple of 8, and 0 or 1"
-            )
-
-    def _check_acting(self) -> None:
-        if self.chunk_size == 0 or self.chunk_size < -1:
-            raise UserError(f"algorithm.chunk_size is {self.chunk_size}; it must be at least 1")
-        levels = self.observation_noise_levels
-        if len(levels) != self.n_cameras:
-            raise UserError(
-                f"algorithm.observation_noise_level has {len(levels)} numbers; give one, or one for each of "
-                f"{self.n_cameras} cameras"
-            )
-        for level in levels:
-            check_range("algorithm.observation_noise_level", level, 0, self.diffusion.timesteps - 1)
+        require(
+            len(z) == 3 and z[1:] == [size, size],
+            f"algorithm.z_shape is {z}; with tiled actions it is [channels,{size},{size}]",
+        )
+        width = self.diffusion.network_size
+        require(
+            width % 8 == 0 and layers <= 1,
+            f"algorithm.diffusion.network_size is {width}, num_gru_layers {layers}; with tiled actions they must be a "
+            "multiple of 8, and 0 or 1",
+        )
 
     @property
     def observation_noise_levels(self) -> tuple[int, ...]:
@@ -306,20 +299,16 @@ class Robot(ForcingAlgorithm):
     def tokens(self, frames: Tensor, actions: Tensor) -> Tensor:
         """Frames (b, t, cameras, 3, h, w), uint8 or in [0, 1], and actions (b, t, n, 8) → normalised tokens (b, t,
         *shape)."""
-        options = self.options
-        size = options.observation_shape[1]
-        expected = (options.n_cameras, 3, size, size)
-        if tuple(frames.shape[2:]) != expected:
-            raise UserError(
-                f"the images have shape {tuple(frames.shape[2:])} (cameras, 3, height, width), the policy expects "
-                f"{expected}; "
-                "set dataset.n_cameras and dataset.resolution as in training"
-            )
-        if actions.shape[2] != options.action_stack:
-            raise UserError(
-                f"there are {actions.shape[2]} actions per token, the policy expects {options.action_stack}; set "
-                "dataset.action_stack"
-            )
+        options, size = self.options, self.options.observation_shape[1]
+        found, expected = (
+            (*frames.shape[2:], actions.shape[2]),
+            (options.n_cameras, 3, size, size, options.action_stack),
+        )
+        require(
+            found == expected,
+            f"a token has (cameras, 3, height, width, actions) {found}, the policy expects {expected}; set "
+            "dataset.n_cameras, dataset.resolution and dataset.action_stack as in training",
+        )
         images = frames.float() / 255 if frames.dtype == torch.uint8 else frames
         return (self.layout.pack(images, to_vector(actions)) - self.token_mean) / self.token_std
 
@@ -476,12 +465,11 @@ class Robot(ForcingAlgorithm):
 
         A released checkpoint also brings the mean and deviation of its tokens.
         """
-        self.check_weights(
-            checkpoint,
+        advice = (
             "set dataset.resolution, dataset.n_cameras, dataset.action_stack, algorithm.network, "
-            "algorithm.action_packing and "
-            "algorithm.diffusion as in training",
+            "algorithm.action_packing and algorithm.diffusion as in training"
         )
+        self.check_weights(checkpoint, advice)
         for own, name in ((self.token_mean, "data_mean"), (self.token_std, "data_std")):
             value = checkpoint.statistics.get(name)
             if value is not None and value.shape == own.shape:

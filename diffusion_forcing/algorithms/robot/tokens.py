@@ -116,8 +116,7 @@ def from_vector(vectors: Tensor) -> Tensor:
 
 
 def to_planes(vectors: Tensor, size: int) -> Tensor:
-    """Vectors (…, 13) → planes (…, size, size); size must be a multiple of 4."""
-    _check_size(size)
+    """Vectors (…, 13) → planes (…, size, size); size is a multiple of 4."""
     grid = vectors.new_empty(*vectors.shape[:-1], GRID, GRID)
     grid[..., 0, :3] = vectors[..., :3]
     grid[..., 1:, :3] = vectors[..., 3:12].unflatten(-1, (3, 3))
@@ -127,17 +126,10 @@ def to_planes(vectors: Tensor, size: int) -> Tensor:
 
 def from_planes(planes: Tensor) -> Tensor:
     """Planes (…, size, size) → vectors (…, 13): the mean of each number's cells."""
-    size = planes.shape[-1]
-    _check_size(size)
-    cell = size // GRID
+    cell = planes.shape[-1] // GRID
     grid = planes.unflatten(-1, (GRID, cell)).unflatten(-3, (GRID, cell)).mean(dim=(-3, -1))
     grasp = grid[..., 3].mean(dim=-1, keepdim=True)
     return torch.cat([grid[..., 0, :3], grid[..., 1:, :3].flatten(-2), grasp], dim=-1)
-
-
-def _check_size(size: int) -> None:
-    if size < GRID or size % GRID:
-        raise UserError(f"planes of actions are {size} pixels wide; the resolution must be a multiple of {GRID}")
 
 
 def matrix_of(quaternion: Tensor) -> Tensor:

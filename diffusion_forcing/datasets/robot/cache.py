@@ -11,17 +11,14 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, check_camera
-from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import locked, replacing
+from diffusion_forcing.errors import require
+from diffusion_forcing.files import replacing
 from diffusion_forcing.progress import Bar
-
-FOLDER = ".frames"
 
 
 class FrameCache:
@@ -29,7 +26,7 @@ class FrameCache:
 
     def __init__(self, source: RobotSource, size: int, *, write: bool = True) -> None:
         self._source, self._size, self._write = source, size, write
-        self._folder = source.root / FOLDER / str(size)
+        self._folder = source.root / ".frames" / str(size)
 
     def read(self, split: str, cameras: Sequence[str], bar: Bar, *, max_bytes: float) -> list[Demonstration]:
         """All demonstrations of a split, with images (N + 1, size, size, 3). `UserError` where one is damaged, or
@@ -41,11 +38,11 @@ class FrameCache:
             episode = self._source.arrays(split, index)
             shape = (len(episode["actions"]) + 1, self._size, self._size, 3)
             size += len(cameras) * int(np.prod(shape))
-            if size > max_bytes:
-                raise UserError(
-                    f"the images of {self._source.root} at resolution {self._size} exceed {max_bytes / 1e9:.0f} GB; "
-                    "lower dataset.resolution"
-                )
+            require(
+                size <= max_bytes,
+                f"the images of {self._source.root} at resolution {self._size} exceed {max_bytes / 1e9:.0f} GB; "
+                "lower dataset.resolution",
+            )
             for camera in cameras:
                 episode[camera] = self._images(split, index, camera, shape)
             demonstrations.append(episode)
@@ -53,37 +50,30 @@ class FrameCache:
         return demonstrations
 
     def _images(self, split: str, index: int, camera: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        name = f"{split}-{index:06d}.{camera}"
+        file = self._folder / f"{name}.{self._source.stamp(split, index, camera)}.npy"
+        cached = _map(file, shape) if self._write else None
+        if cached is not None:
+            return cached
+        images = self._source.images(split, index, camera, self._size)
         if self._write:
-            file = self._folder / f"{split}-{index:06d}.{camera}.{self._source.stamp(split, index, camera)}.npy"
-            cached = _map(file, shape)
-            if cached is not None:
-                return cached
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._folder.with_name(f".{self._folder.name}.lock").touch()  # OSError here, where `locked` has none
-                with locked(self._folder):  # processes that start together decode it once
-                    if _map(file, shape) is None:
-                        self._save(file, self._source.images(split, index, camera, self._size))
+                for old in self._folder.glob(f"{glob.escape(name)}.????????.npy"):
+                    old.unlink(missing_ok=True)
+                with replacing(file) as temporary, open(temporary, "wb") as stream:
+                    np.save(stream, images)
                 cached = _map(file, shape)
-                assert cached is not None, f"{file} was written, but has another shape"
-                return cached
             except OSError as error:
                 print(f"decoded images are kept in memory only: cannot write {self._folder}: {error.strerror or error}")
                 self._write = False
-        return self._source.images(split, index, camera, self._size)
-
-    def _save(self, file: Path, images: NDArray[np.uint8]) -> None:
-        with replacing(file) as temporary, open(temporary, "wb") as stream:
-            np.save(stream, images)
-        for old in file.parent.glob(f"{glob.escape(file.name[:-13])}.????????.npy"):
-            if old != file:
-                old.unlink(missing_ok=True)
+        return images if cached is None else cached
 
 
 def _map(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """The array in `file`, memory-mapped; None where it is missing or damaged."""
     try:
-        array: Any = np.load(file, mmap_mode="r")
+        array = np.asarray(np.load(file, mmap_mode="r"))
     except (OSError, ValueError, EOFError):
         return None
-    return np.asarray(array) if array.shape == shape and array.dtype == np.uint8 else None
+    return array if array.shape == shape and array.dtype == np.uint8 else None

@@ -15,17 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_forcing.datasets.robot.files import NOTE, RobotFiles, save_arrays, video_file
+from diffusion_forcing.datasets.generate import save_arrays
+from diffusion_forcing.datasets.robot.files import NOTE, RobotFiles, video_file
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.lerobot_writer import LeRobotOptions, write_lerobot
 from diffusion_forcing.datasets.robot.released import ReleasedFolders
 from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, RobotSource, check_camera
 from diffusion_forcing.datasets.robot.video import write_video
-from diffusion_forcing.errors import UserError, check_choice, explaining_os_errors
+from diffusion_forcing.errors import check_choice, explaining_os_errors, require
 from diffusion_forcing.files import locked, remove_leftovers, replacing, write_atomic
 from diffusion_forcing.progress import Bar
-
-LAYOUTS = ("ours", "lerobot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +39,16 @@ class ConvertOptions(LeRobotOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("--to", self.to, LAYOUTS)
-        if self.resolution is not None and not 8 <= self.resolution <= 4096:
-            raise UserError(f"--resolution is {self.resolution}; allowed: 8 to 4096 pixels a side")
+        check_choice("--to", self.to, ("ours", "lerobot"))
+        require(
+            self.resolution is None or 8 <= self.resolution <= 4096,
+            f"--resolution is {self.resolution}; allowed: 8 to 4096 pixels a side",
+        )
 
 
 def open_source(root: Path, options: ConvertOptions) -> RobotSource:
     """The demonstrations in `root`, in any layout. `UserError` where there are none."""
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder")
+    require(root.is_dir(), f"{root} is not a folder")
     if is_lerobot(root):
         return LeRobotSet(root)
     if any((root / split).is_dir() for split in SPLITS):
@@ -62,8 +62,8 @@ def convert_robot(
     """Convert the demonstrations of `source` to the new folder `target`; returns how many there are of each split.
     `UserError` where that fails."""
     options = options or ConvertOptions()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists; choose a new folder")
+    is_new = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    require(is_new, f"{target} exists; choose a new folder")
     opened = open_source(source, options)
     options = dataclasses.replace(
         options,
@@ -71,8 +71,7 @@ def convert_robot(
         fps=opened.fps if options.fps is None else options.fps,
     )
     counts = {split: count for split, count in opened.counts.items() if count}
-    if not counts:
-        raise UserError(f"{source} has no demonstrations")
+    require(bool(counts), f"{source} has no demonstrations")
     total = sum(counts.values())
     with Bar(f"converting {source.name}", total=total, unit="demonstrations", show=progress) as bar:
         if options.to == "lerobot":
@@ -144,6 +143,4 @@ def _write_one(source: RobotSource, split: str, index: int, path: Path, options:
             arrays.pop(f"frames.{camera}", None)
     # The length of a video is stored only where it exceeds that of the demonstration.
     needed = len(arrays["actions"]) + 1
-    save_arrays(
-        path, {key: array for key, array in arrays.items() if not (key.startswith("frames.") and array == needed)}
-    )
+    save_arrays(path, {key: array for key, array in arrays.items() if not key.startswith("frames.") or array != needed})

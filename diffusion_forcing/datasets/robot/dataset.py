@@ -24,15 +24,15 @@ from diffusion_forcing.datasets.robot.files import RATE, RobotFiles, save_demons
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.released import is_released
 from diffusion_forcing.datasets.robot.source import SPLITS, RobotSource
-from diffusion_forcing.errors import UserError, check_minimum
+from diffusion_forcing.errors import check_minimum, require
 from diffusion_forcing.progress import Bar
 
 CAMERAS = ("front", "over")
 """The simulator's cameras."""
 MAX_BYTES = 8e9
 """Limit for decoded images, which stay mapped into memory."""
-_FRAMES = 103
-"""Frames of a generated demonstration, about."""
+RECIPE = "recipe.json"
+"""In a folder of generated demonstrations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +70,18 @@ class RobotOptions:
         for name in ("action_stack", "n_frames", "num_episodes", "num_validation_episodes"):
             check_minimum(f"dataset.{name}", getattr(self, name), 1)
         check_minimum("dataset.tail", self.tail, 0)
-        if not 1 <= self.n_cameras <= len(self.cameras):
-            raise UserError(
-                f"dataset.n_cameras is {self.n_cameras}; dataset.cameras names {len(self.cameras)}: "
-                f"{', '.join(self.cameras)}"
-            )
-        if len(set(self.cameras)) < len(self.cameras) or not all(self.cameras):
-            raise UserError(f"dataset.cameras is {list(self.cameras)}; give different names")
-        if self.resolution < 16 or self.resolution % 8 or self.resolution > 512:
-            raise UserError(f"dataset.resolution is {self.resolution}; it must be a multiple of 8 from 16 to 512")
-        shape = (3 * self.n_cameras + self.action_stack, self.resolution, self.resolution)
-        if tuple(self.observation_shape) != shape:
-            raise UserError(
-                f"dataset.observation_shape is {list(self.observation_shape)}; three colours per camera and one plane "
-                f"per action make {list(shape)}"
-            )
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Demonstrations to generate for each split."""
-        return {"training": self.num_episodes, "validation": self.num_validation_episodes}
+        require(
+            1 <= self.n_cameras <= len(self.cameras),
+            f"dataset.n_cameras is {self.n_cameras}, but dataset.cameras has {len(self.cameras)} names",
+        )
+        require(
+            len(set(self.cameras)) == len(self.cameras) and all(self.cameras),
+            f"dataset.cameras is {list(self.cameras)}; give different names",
+        )
+        require(
+            16 <= self.resolution <= 512 and self.resolution % 8 == 0,
+            f"dataset.resolution is {self.resolution}; it must be a multiple of 8 from 16 to 512",
+        )
 
 
 class RobotDataset:
@@ -100,13 +92,10 @@ class RobotDataset:
 
     def __init__(self, options: RobotOptions) -> None:
         self.options = options
+        self.cameras = tuple(options.cameras[: options.n_cameras])
         self._root = Path(options.save_dir).expanduser()
+        self._counts = {"training": options.num_episodes, "validation": options.num_validation_episodes}
         self._episodes: dict[str, list[dict[str, NDArray[Any]]]] = {}
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras in use."""
-        return tuple(self.options.cameras[: self.options.n_cameras])
 
     def prepare(self, progress: bool = True) -> None:
         """Generate what is missing and read everything. UserError where that fails."""
@@ -122,36 +111,31 @@ class RobotDataset:
         with Bar("reading demonstrations", total=total, unit="episodes", show=progress) as bar:
             cache = FrameCache(source, self.options.resolution, write=self.options.cache)
             episodes = {split: cache.read(split, self.cameras, bar, max_bytes=MAX_BYTES) for split in SPLITS}
-        if not episodes["training"]:
-            raise UserError(f"{self._root} has no training demonstrations; choose another dataset.save_dir")
+        require(
+            bool(episodes["training"]), f"{self._root} has no training demonstrations; choose another dataset.save_dir"
+        )
         self._episodes = {**episodes, "validation": episodes["validation"] or episodes["training"]}
 
     def generate(self, progress: bool = True) -> list[Path]:
         """Generate missing demonstrations; returns the files of all. UserError where `save_dir` has others."""
         options, root = self.options, self._root
-        if is_foreign(root):
-            raise UserError(
-                f"{root} has demonstrations that were not generated; choose another dataset.save_dir to generate some"
-            )
-        total = sum(options.counts.values())
-        size = total * _FRAMES * options.n_cameras * 3 * options.resolution**2
-        if size > MAX_BYTES:
-            raise UserError(
-                f"{total:,} demonstrations at resolution {options.resolution} need {size / 1e9:.0f} GB of memory, "
-                f"at most {MAX_BYTES / 1e9:.0f}; lower dataset.num_episodes or dataset.resolution"
-            )
-        if not set(self.cameras) <= set(CAMERAS):
-            raise UserError(
-                f"dataset.cameras is {list(self.cameras)}; the simulator has {', '.join(CAMERAS)}, and {root} has no "
-                "other demonstrations"
-            )
+        require(
+            not is_foreign(root), f"{root} has demonstrations that were not generated; choose another dataset.save_dir"
+        )
+        simulator, total = self._simulator(), sum(self._counts.values())
+        size = total * (simulator.frames + 1) * options.n_cameras * 3 * options.resolution**2
+        require(
+            size <= MAX_BYTES,
+            f"{total:,} demonstrations at resolution {options.resolution} need {size / 1e9:.0f} GB of memory, "
+            f"at most {MAX_BYTES / 1e9:.0f}; lower dataset.num_episodes or dataset.resolution",
+        )
+        require(
+            set(self.cameras) <= set(CAMERAS),
+            f"dataset.cameras is {list(self.cameras)}, but {root} has no demonstrations yet, and the simulator has the "
+            f"cameras {', '.join(CAMERAS)}",
+        )
         return generate(
-            self._simulator(),
-            root,
-            options.counts,
-            save=save_demonstration,
-            workers=options.workers,
-            progress=progress,
+            simulator, root, self._counts, save=save_demonstration, workers=options.workers, progress=progress
         )
 
     def _source(self, progress: bool) -> RobotSource:
@@ -161,13 +145,13 @@ class RobotDataset:
             return LeRobotSet(root)
         if is_foreign(root):
             return RobotFiles(root)
-        if root.is_dir() and not (root / RECIPE).exists() and is_released(root):
-            raise UserError(
-                f"{root} looks like the released robot data; convert it once: "
-                f"diffusion-forcing convert-robot {root} NEW --allow-pickle, then dataset.save_dir=NEW"
-            )
+        require(
+            not root.is_dir() or (root / RECIPE).exists() or not is_released(root),
+            f"{root} looks like the released robot data; convert it once: "
+            f"diffusion-forcing convert-robot {root} NEW --allow-pickle, then dataset.save_dir=NEW",
+        )
         self.generate(progress=progress)
-        return RobotFiles(root, self.options.counts)
+        return RobotFiles(root, self._counts)
 
     def training(self) -> Demonstrations:
         """Every training demonstration, started at every delay."""
@@ -200,10 +184,6 @@ class RobotDataset:
             distractors=options.distractors,
             blocking=options.blocking,
         )
-
-
-RECIPE = "recipe.json"
-"""In a folder of generated demonstrations."""
 
 
 def is_foreign(root: Path) -> bool:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.datasets.generate import save_arrays
 from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, check_actions, reading, stamp_of
 from diffusion_forcing.datasets.robot.video import read_video, write_video
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import require
 from diffusion_forcing.files import replacing
 
 RATE = 10
@@ -46,12 +47,10 @@ class RobotFiles:
         return self.root / split / f"{index:06d}.npz"
 
     def arrays(self, split: str, index: int) -> Demonstration:
-        """See `RobotSource`."""
         stored = _read_npz(self.file(split, index))
         return {name: array for name, array in stored.items() if not name.startswith("frames.")}
 
     def images(self, split: str, index: int, camera: str, size: int | None = None) -> NDArray[np.uint8]:
-        """See `RobotSource`."""
         path = self.file(split, index)
         stored = _read_npz(path)
         needed = len(stored["actions"]) + 1
@@ -64,18 +63,16 @@ class RobotFiles:
         return frames[:needed]
 
     def stamp(self, split: str, index: int, camera: str) -> str:
-        """See `RobotSource`."""
         path = self.file(split, index)
         return stamp_of(path, video_file(path, camera))
 
     def _count(self, split: str) -> int:
-        names = {file.name for file in (self.root / split).glob("*.npz")}
-        for index in range(len(names)):
-            if f"{index:06d}.npz" not in names:
-                raise UserError(
-                    f"{self.root / split} has {len(names)} demonstrations but not {index:06d}.npz; number them without "
-                    "gaps"
-                )
+        names = sorted(file.name for file in (self.root / split).glob("*.npz"))
+        for index, name in enumerate(names):
+            require(
+                name == f"{index:06d}.npz",
+                f"{self.root / split} has {name}, expected {index:06d}.npz; number without gaps",
+            )
         return len(names)
 
     def _read_fps(self) -> float:
@@ -93,12 +90,6 @@ def save_demonstration(path: Path, episode: Mapping[str, NDArray[Any]], fps: flo
         with replacing(video_file(path, camera)) as temporary:
             write_video(temporary, frames, fps)
     save_arrays(path, {name: array for name, array in episode.items() if name not in images})
-
-
-def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write `path` (.npz), whole or not at all."""
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
 def video_file(path: Path, camera: str) -> Path:

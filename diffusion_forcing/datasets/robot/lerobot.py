@@ -32,7 +32,7 @@ from diffusion_forcing.datasets.robot.source import (
     stamp_of,
 )
 from diffusion_forcing.datasets.robot.video import read_image, read_segment, squeeze
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, require
 
 VERSION = "v3.0"
 INFO = "meta/info.json"
@@ -79,39 +79,31 @@ class LeRobotSet:
             self._features = {str(key): dict(feature) for key, feature in info["features"].items()}
             self._data_path, self._video_path = info.get("data_path") or DATA, info.get("video_path") or VIDEOS
             self.splits = _splits(info.get("splits") or {}, int(info["total_episodes"]))
+        self.counts = {split: len(numbers) for split, numbers in self.splits.items()}
         kinds = {key: feature.get("dtype") for key, feature in self._features.items()}
         self._cameras = {key.removeprefix(IMAGES): key for key, kind in kinds.items() if kind in ("video", "image")}
         self._orders = {"action": self._action_order(), STATE: _order(_names(self._features.get(STATE, {})))}
         self._episodes = self._read_episodes()
         self._rows = lru_cache(1)(self._read_rows)
 
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Number of demonstrations in every split."""
-        return {split: len(numbers) for split, numbers in self.splits.items()}
-
     def cameras(self) -> list[str]:
         """Names of all cameras, without `observation.images.`."""
         return list(self._cameras)
 
     def arrays(self, split: str, index: int) -> Demonstration:
-        """See `RobotSource`."""
         episode = self._episode(split, index)
         number, path = episode["episode_index"], self._data_file(episode)
         rows = self._rows(path)
         own = np.flatnonzero(rows["episode_index"] == number)
-        if len(own) != episode["length"] or len(own) < 2:
-            raise UserError(
-                f"{path} has {len(own)} rows of episode {number}, meta/episodes says {episode['length']}; at least 2 "
-                "are needed"
-            )
+        require(
+            len(own) == episode["length"] >= 2,
+            f"{path} has {len(own)} rows of episode {number}, meta/episodes says {episode['length']} (at least 2)",
+        )
         if "frame_index" in rows:
             own = own[np.argsort(rows["frame_index"][own], kind="stable")]
-        try:
+        with reading(path, f"episode {number} has other actions than ours"):
             actions = check_actions(rows["action"][own])[:, self._orders["action"]]
             check_quaternions(actions)
-        except ValueError as error:
-            raise UserError(f"episode {number} of {self.root}: {error}") from error
         demonstration: Demonstration = {"actions": np.ascontiguousarray(actions[:-1])}
         for key, values in rows.items():
             if key == STATE:
@@ -124,17 +116,14 @@ class LeRobotSet:
         return demonstration
 
     def images(self, split: str, index: int, camera: str, size: int | None = None) -> NDArray[np.uint8]:
-        """See `RobotSource`."""
         key, episode = self._cameras[check_camera(self, camera)], self._episode(split, index)
         path = self._images_file(key, episode)
         with reading(path):
             if self._features[key]["dtype"] == "video":
                 start = self._number(episode, f"videos/{key}/from_timestamp")
                 return read_segment(path, start, episode["length"], self.fps, size)
-            images = [read_image(data) for data in self._image_files(path, key, episode)]
-            if len({image.shape for image in images}) != 1:
-                raise ValueError("its images differ in size")
-            return np.stack(images) if size is None else squeeze(np.stack(images), size)
+            images = np.stack([read_image(data) for data in self._image_files(path, key, episode)])
+            return images if size is None else squeeze(images, size)
 
     def stamp(self, split: str, index: int, camera: str) -> str:
         """See `RobotSource`. The metadata count too: they say where in a file the images are."""
@@ -147,61 +136,54 @@ class LeRobotSet:
 
     def _read_info(self) -> dict[str, Any]:
         """meta/info.json, of version 3."""
-        path = self.root / INFO
-        if not path.exists():
-            older = (self.root / "meta" / "episodes.jsonl").exists()
-            hint = f"; it looks like an older version: convert it with LeRobot's own {_CONVERTER}" if older else ""
-            raise UserError(f"{self.root} is not a LeRobot set of version {VERSION}: {INFO} is missing{hint}")
+        path, remedy = self.root / INFO, f"convert older sets with LeRobot's own {_CONVERTER}"
+        require(path.exists(), f"{self.root} is not a LeRobot set of version {VERSION}: {INFO} is missing; {remedy}")
         with reading(path):
             info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             version = str(info["codebase_version"])
-        if not version.startswith("v3."):
-            raise UserError(
-                f"{self.root} is a LeRobot set of version {version}, expected {VERSION}: "
-                f"convert it with LeRobot's own {_CONVERTER}"
-            )
+        require(
+            version.startswith("v3."),
+            f"{self.root} is a LeRobot set of version {version}, expected {VERSION}; {remedy}",
+        )
         return info
 
-    def _file(self, template: str, **parts: Any) -> Path:
-        """The file that `data_path` or `video_path` names."""
-        with reading(self.root / INFO):
-            try:
-                name = Path(template.format(**parts))
-            except (KeyError, IndexError) as error:
-                raise ValueError(f"{template!r} is not a template of file names") from error
-            if name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"{template!r} points outside the set")
+    def _file(self, template: str, episode: Mapping[str, Any], kind: str, **parts: str) -> Path:
+        """The file of an episode that `template` names. kind: prefix of its numbers in meta/episodes."""
+        numbers = {name: int(self._number(episode, f"{kind}/{name}")) for name in ("chunk_index", "file_index")}
+        try:
+            name = Path(template.format(**numbers, **parts))
+        except (KeyError, IndexError, ValueError) as error:
+            raise UserError(f"{self.root / INFO}: {template!r} is not a template of file names") from error
+        is_outside = name.is_absolute() or ".." in name.parts
+        require(not is_outside, f"{self.root / INFO}: {template!r} points outside the set")
         return self.root / name
 
     def _action_order(self) -> list[int]:
         """The place of each number of our action in theirs."""
-        feature = self._features.get("action")
-        if feature is None:
-            raise UserError(f"{self.root} has no feature 'action'; a demonstration needs one")
+        feature = self._features.get("action", {})
         shape = list(feature.get("shape") or [])
-        if shape != [len(ACTION)]:
-            raise UserError(
-                f"{self.root}: its action has shape {shape}, expected 8 numbers: {' '.join(ACTION)}; convert it first"
-            )
+        require(
+            shape == [len(ACTION)],
+            f"{self.root}: its feature 'action' has shape {shape}, expected 8 numbers: {' '.join(ACTION)}",
+        )
         names = _names(feature)
         order = _order(names)
         if order is not None:
             return order
-        if any(_meaning(name) for name in names):
-            raise UserError(
-                f"{self.root}: the names of its action, {' '.join(names)}, are not {' '.join(ACTION)} in some order; "
-                f"correct features.action.names in {INFO}"
-            )
+        require(
+            not any(_meaning(name) for name in names),
+            f"{self.root}: the names of its action, {' '.join(names)}, are not {' '.join(ACTION)} in some order; "
+            f"correct features.action.names in {INFO}",
+        )
         print(f"{self.root}: its action has no names that are understood; it is taken as {' '.join(ACTION)}")
         return list(range(len(ACTION)))
 
     def _read_episodes(self) -> dict[int, dict[str, Any]]:
         folder = self.root / "meta" / "episodes"
         files = sorted(folder.rglob("*.parquet"))
-        if not files:
-            raise UserError(
-                f"{folder} has no parquet file; a LeRobot set of version {VERSION} lists its episodes there"
-            )
+        require(
+            bool(files), f"{folder} has no parquet file; a LeRobot set of version {VERSION} lists its episodes there"
+        )
         episodes = {}
         for file in files:
             with reading(file), import_pyarrow().parquet.ParquetFile(file) as parquet:
@@ -209,55 +191,40 @@ class LeRobotSet:
                 rows = parquet.read(columns=columns).to_pylist()
             for row in rows:
                 for column in ("episode_index", "length"):
-                    row[column] = self._index(row, column)
+                    row[column] = int(self._number(row, column))
                 episodes[row["episode_index"]] = row
         return episodes
 
     def _episode(self, split: str, index: int) -> dict[str, Any]:
-        number = self.splits[split][index]
-        if number not in self._episodes:
-            raise UserError(f"{self.root}: episode {number} is not in meta/episodes; download the set again")
-        return self._episodes[number]
+        with reading(self.root / "meta" / "episodes"):
+            return self._episodes[self.splits[split][index]]
 
     def _number(self, episode: Mapping[str, Any], column: str) -> float:
-        """A finite number of meta/episodes."""
+        """A number of meta/episodes; pandas may have stored a whole one as a float."""
         value = episode.get(column)
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise UserError(
                 f"{self.root}: {column} of episode {episode.get('episode_index')} in meta/episodes is {value}, "
-                "expected a number; "
-                "download the set again"
+                "expected a number from 0 on; download the set again"
             )
         return value
 
-    def _index(self, episode: Mapping[str, Any], column: str) -> int:
-        """A whole number of meta/episodes, which pandas may have stored as a float."""
-        value = self._number(episode, column)
-        if value != int(value) or value < 0:
-            raise UserError(
-                f"{self.root}: {column} in meta/episodes is {value}, expected a whole number; download the set again"
-            )
-        return int(value)
-
     def _data_file(self, episode: Mapping[str, Any]) -> Path:
-        chunk, file = (self._index(episode, f"data/{name}") for name in ("chunk_index", "file_index"))
-        return self._file(self._data_path, chunk_index=chunk, file_index=file)
+        return self._file(self._data_path, episode, "data")
 
     def _images_file(self, key: str, episode: Mapping[str, Any]) -> Path:
         if self._features[key]["dtype"] == "image":
             return self._data_file(episode)
-        chunk, file = (self._index(episode, f"videos/{key}/{name}") for name in ("chunk_index", "file_index"))
-        return self._file(self._video_path, video_key=key, chunk_index=chunk, file_index=file)
+        return self._file(self._video_path, episode, f"videos/{key}", video_key=key)
 
     def _read_rows(self, path: Path) -> dict[str, NDArray[Any]]:
         """The needed columns of a data file as arrays, one row per frame."""
         with reading(path), import_pyarrow().parquet.ParquetFile(path) as parquet:
             names = parquet.schema_arrow.names
-            for needed in ("action", "episode_index"):
-                if needed not in names:
-                    raise ValueError(f"column {needed!r} is missing")
-            wanted = ("action", "episode_index", "frame_index", STATE)
-            columns = [name for name in names if name in wanted or name.startswith(("frame.", "episode."))]
+            optional = [
+                name for name in names if name in ("frame_index", STATE) or name.startswith(("frame.", "episode."))
+            ]
+            columns = ["action", "episode_index", *optional]
             table = parquet.read(columns=columns)
             return {name: _array(table.column(name)) for name in columns}
 

@@ -7,9 +7,8 @@ become `frame.<name>`, where they have one row per frame, or `episode.<name>`, r
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.robot import lerobot as layout
+from diffusion_forcing.datasets.robot.files import RATE
 from diffusion_forcing.datasets.robot.lerobot import import_pyarrow
 from diffusion_forcing.datasets.robot.source import ACTION, Demonstration, check_actions
 from diffusion_forcing.datasets.robot.video import CODECS, VideoWriter
-from diffusion_forcing.errors import UserError, check_choice, explaining_os_errors
+from diffusion_forcing.errors import UserError, check_choice, explaining_os_errors, require
 from diffusion_forcing.files import replacing
 
 DONE = "next.done"
 SWAP_TASK = "Exchange the two fruits."
 _SPLITS = {"training": "train"}
-_RATE = 10.0
 _MB = 1024**2
 
 Columns = dict[str, NDArray[Any]]
@@ -51,8 +50,7 @@ class LeRobotOptions:
         check_choice("codec", self.codec, CODECS)
         for name in ("fps", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} is {value}; it must be above 0")
+            require(value is None or value > 0, f"{name} is {value}; it must be above 0")
 
 
 def write_lerobot(
@@ -60,8 +58,7 @@ def write_lerobot(
 ) -> Path:
     """Write (split, demonstration) pairs, one split after the other, as the new folder `root`. UserError where it
     exists or one cannot be written."""
-    if root.exists() and any(root.iterdir()):
-        raise UserError(f"{root} exists; choose a new folder")
+    require(not root.exists() or not any(root.iterdir()), f"{root} exists; choose a new folder")
     with (
         explaining_os_errors(f"cannot write {root}", "make room or choose another folder"),
         replacing(root) as temporary,
@@ -76,7 +73,7 @@ class _Writer:
 
     def __init__(self, root: Path, options: LeRobotOptions) -> None:
         self.root, self.options = root, options
-        self.fps = options.fps or _RATE
+        self.fps = options.fps or RATE
         self.features: dict[str, dict[str, Any]] = {}
         self.splits: dict[str, list[int]] = {}
         self.episodes: list[dict[str, Any]] = []
@@ -95,8 +92,7 @@ class _Writer:
             self.rows.close()
             for video in self.videos.values():
                 video.close()
-        if not self.episodes:
-            raise UserError("there are no demonstrations to write")
+        require(bool(self.episodes), "there are no demonstrations to write")
         self._write_metadata()
 
     def _columns(self, demonstration: Demonstration) -> tuple[Columns, Columns]:
@@ -123,8 +119,7 @@ class _Writer:
             else:
                 raise UserError(f"array {name} of shape {array.shape} has no place in a LeRobot set")
         for key, array in {**columns, **images}.items():
-            if len(array) != count:
-                raise UserError(f"{key} of demonstration {number} has {len(array)} rows for {count} frames")
+            require(len(array) == count, f"{key} of demonstration {number} has {len(array)} rows for {count} frames")
         frame = np.arange(count)
         columns[DONE] = frame == count - 1
         columns["timestamp"] = (frame / self.fps).astype(np.float32)
@@ -137,19 +132,17 @@ class _Writer:
         features = _features(columns, images)
         if not self.features:
             self.features = features
-            self.videos = {key: _VideoFiles(self.root, key, self.options, self.fps) for key in images}
+            self.videos = {
+                key: _VideoFiles(self.root, key, array.shape[1:3], self.options, self.fps)
+                for key, array in images.items()
+            }
         other = [key for key in {**features, **self.features} if features.get(key) != self.features.get(key)]
-        if other:
-            raise UserError(
-                f"demonstration {len(self.episodes)} differs from the first in {', '.join(sorted(other))}; a set has "
-                "one shape of each"
-            )
+        require(not other, f"demonstration {len(self.episodes)} differs from the first in {', '.join(sorted(other))}")
 
     def _add(self, split: str, columns: Columns, images: Columns) -> None:
         number, count = len(self.episodes), len(columns["action"])
         span = self.splits.setdefault(_SPLITS.get(split, split), [number, number])
-        if span[1] != number:
-            raise UserError(f"split {split} comes twice; give all demonstrations of a split one after the other")
+        require(span[1] == number, f"split {split} comes twice; give all demonstrations of a split one after the other")
         span[1] = number + 1
         statistics = {key: row_statistics(array) for key, array in columns.items()}
         statistics |= {key: image_statistics(array) for key, array in images.items()}
@@ -192,12 +185,8 @@ class _Writer:
             "video_path": layout.VIDEOS if self.videos else None,
             "features": self.features,
         }
-        total = {
-            key: {
-                name: value.tolist() for name, value in join_statistics([one[key] for one in self.statistics]).items()
-            }
-            for key in self.statistics[0]
-        }
+        joined = {key: join_statistics([one[key] for one in self.statistics]) for key in self.statistics[0]}
+        total = {key: {name: value.tolist() for name, value in one.items()} for key, one in joined.items()}
         for name, content in ((layout.STATISTICS, total), (layout.INFO, info)):
             (self.root / name).write_text(json.dumps(content, indent=4, ensure_ascii=False), encoding="utf-8")
 
@@ -214,19 +203,35 @@ def _features(columns: Columns, images: Columns) -> dict[str, dict[str, Any]]:
     return features
 
 
-def _numbers(chunks_size: int) -> Iterator[dict[str, int]]:
-    """The numbers of one file after the other: `chunks_size` files in a chunk."""
-    for number in itertools.count():
-        yield {"chunk_index": number // chunks_size, "file_index": number % chunks_size}
+class _Names:
+    """Names of files one after the other, `chunks_size` files in a chunk."""
+
+    def __init__(self, root: Path, template: str, chunks_size: int) -> None:
+        self._root, self._template, self._chunks_size = root, template, chunks_size
+        self._number = -1
+
+    @property
+    def place(self) -> dict[str, int]:
+        """The numbers in the present name."""
+        return {
+            "chunk_index": self._number // self._chunks_size,
+            "file_index": self._number % self._chunks_size,
+        }
+
+    def next(self) -> Path:
+        """The next file, its folder made."""
+        self._number += 1
+        path = self._root / self._template.format(**self.place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 class _RowFiles:
     """The data files. A new one starts where an episode is expected to exceed the size, judging by the rows so far."""
 
     def __init__(self, root: Path, options: LeRobotOptions) -> None:
-        self._root, self._max_bytes = root, options.data_files_size_in_mb * _MB
-        self._numbers = _numbers(options.chunks_size)
-        self._place: dict[str, int] = {}
+        self._names = _Names(root, layout.DATA, options.chunks_size)
+        self._max_bytes = options.data_files_size_in_mb * _MB
         self._file = root
         self._writer: Any = None
         self._count = 0
@@ -237,40 +242,45 @@ class _RowFiles:
         table = arrow.table({key: _arrow_column(array) for key, array in columns.items()})
         if self._writer is None or self._file.stat().st_size * (1 + len(table) / self._count) >= self._max_bytes:
             self.close()
-            self._place, self._count = next(self._numbers), 0
-            self._file = self._root / layout.DATA.format(**self._place)
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file, self._count = self._names.next(), 0
             self._writer = arrow.parquet.ParquetWriter(self._file, table.schema, compression="snappy")
         self._writer.write_table(table)
         self._count += len(table)
-        return {f"data/{name}": number for name, number in self._place.items()}
+        return {f"data/{name}": number for name, number in self._names.place.items()}
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-            self._writer = None
 
 
 class _VideoFiles:
     """The videos of one camera, its episodes end to end; a new one starts as a new data file does."""
 
-    def __init__(self, root: Path, key: str, options: LeRobotOptions, fps: float) -> None:
-        self._root, self._key, self._fps = root, key, fps
-        self._codec, self._max_bytes = options.codec, options.video_files_size_in_mb * _MB
-        self._numbers = _numbers(options.chunks_size)
-        self._place: dict[str, int] = {}
+    def __init__(self, root: Path, key: str, size: tuple[int, int], options: LeRobotOptions, fps: float) -> None:
+        self._names = _Names(root, layout.VIDEOS.replace("{video_key}", key), options.chunks_size)
+        self._key, self._size, self._codec, self._fps = key, size, options.codec, fps
+        self._max_bytes = options.video_files_size_in_mb * _MB
         self._video: VideoWriter | None = None
-        self._size = (0, 0)
+        require(
+            CODECS[self._codec].pixel_format != "yuv420p" or size[0] % 2 == size[1] % 2 == 0,
+            f"codec {self._codec} needs even sides, images are {size[0]} x {size[1]}; use codec lossless",
+        )
 
     def add(self, images: NDArray[np.uint8]) -> dict[str, Any]:
         """Write an episode (n, h, w, 3); returns its place for meta/episodes."""
         video = self._video
         if video is None or video.bytes * (1 + len(images) / video.frames) >= self._max_bytes:
-            video = self._next_video((images.shape[1], images.shape[2]))
+            self.close()
+            video = self._video = VideoWriter(self._names.next(), self._size, self._fps, self._codec)
         start = video.frames / self._fps
         video.add(images)
-        place = {**self._place, "from_timestamp": start, "to_timestamp": video.frames / self._fps}
+        place = {**self._names.place, "from_timestamp": start, "to_timestamp": video.frames / self._fps}
         return {f"videos/{self._key}/{name}": value for name, value in place.items()}
+
+    def close(self) -> None:
+        if self._video is not None:
+            self._video.close()
+            self._video = None
 
     def metadata(self) -> dict[str, Any]:
         """The `info` of the feature in info.json."""
@@ -286,33 +296,16 @@ class _VideoFiles:
             "has_audio": False,
         }
 
-    def close(self) -> None:
-        if self._video is not None:
-            self._video.close()
-            self._video = None
-
-    def _next_video(self, size: tuple[int, int]) -> VideoWriter:
-        self.close()
-        if CODECS[self._codec].pixel_format == "yuv420p" and (size[0] % 2 or size[1] % 2):
-            raise UserError(
-                f"codec {self._codec} needs even sides, images are {size[0]} x {size[1]}; use codec lossless"
-            )
-        self._place, self._size = next(self._numbers), size
-        path = self._root / layout.VIDEOS.format(video_key=self._key, **self._place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._video = VideoWriter(path, size, self._fps, self._codec)
-        return self._video
-
 
 def _write_episodes(root: Path, episodes: Sequence[dict[str, Any]], options: LeRobotOptions) -> None:
     """meta/episodes, each row with its own place as well."""
     arrow = import_pyarrow()
     bytes_per_row = max(1, arrow.Table.from_pylist(list(episodes)).nbytes / len(episodes))
     rows = max(1, int(options.data_files_size_in_mb * _MB / bytes_per_row))
-    for begin, place in zip(range(0, len(episodes), rows), _numbers(options.chunks_size), strict=False):
-        own = {f"meta/episodes/{name}": number for name, number in place.items()}
-        path = root / layout.EPISODES.format(**place)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    names = _Names(root, layout.EPISODES, options.chunks_size)
+    for begin in range(0, len(episodes), rows):
+        path = names.next()
+        own = {f"meta/episodes/{name}": number for name, number in names.place.items()}
         table = arrow.Table.from_pylist([{**episode, **own} for episode in episodes[begin : begin + rows]])
         arrow.parquet.write_table(table, path, compression="snappy")
 
@@ -343,9 +336,7 @@ def row_statistics(rows: NDArray[Any]) -> Statistics:
 def image_statistics(images: NDArray[np.uint8]) -> Statistics:
     """Of images (n, h, w, 3) in [0, 1], (3, 1, 1) for the channels, from histograms; `count` is frames."""
     levels = np.arange(256) / 255
-    counts = np.stack(
-        [np.bincount(images[..., channel].reshape(-1), minlength=256) for channel in range(3)]
-    )  # (3, 256)
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in images.reshape(-1, 3).T])  # (3, 256)
     share = counts / counts.sum(1, keepdims=True)
     cumulative = share.cumsum(1)
     mean = share @ levels

@@ -27,7 +27,7 @@ from diffusion_forcing.datasets.robot.source import (
     stamp_of,
 )
 from diffusion_forcing.datasets.robot.video import read_video, video_metadata
-from diffusion_forcing.errors import UserError, explaining_os_errors
+from diffusion_forcing.errors import explaining_os_errors, require
 from diffusion_forcing.pickles import MAX_BYTES, read_arrays
 
 TRAJECTORIES = (".npz", ".json", ".pkl", ".pickle")
@@ -55,18 +55,13 @@ class ReleasedFolders:
     def __init__(self, root: Path, cameras: Mapping[str, str] | Sequence[str], *, allow_pickle: bool = False) -> None:
         self.root, self._cameras, self._allow_pickle = root, cameras, allow_pickle
         self.folders = [folder for folder in _folders(root) if _trajectories(folder)]
-        if not self.folders:
-            raise UserError(
-                f"{root} has no demonstrations: folders with one mp4 per camera and a trajectory "
-                f"({', '.join(TRAJECTORIES)})"
-            )
+        require(
+            bool(self.folders),
+            f"{root} has no demonstrations: folders with one mp4 per camera and a trajectory ({', '.join(TRAJECTORIES)})",
+        )
         self._splits = default_splits(len(self.folders))
+        self.counts = {split: len(numbers) for split, numbers in self._splits.items()}
         self.fps = _metadata(next(iter(self._videos(self.folders[0]).values())))[1]
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Number of demonstrations in every split."""
-        return {split: len(numbers) for split, numbers in self._splits.items()}
 
     def cameras(self) -> list[str]:
         """Our names of the cameras."""
@@ -83,12 +78,11 @@ class ReleasedFolders:
         actions, states = self._read(path)
         lengths = {camera: _metadata(video)[0] for camera, video in self._videos(folder).items()}
         shortest, longest = min(len(actions), *lengths.values()), max(len(actions), *lengths.values())
-        if longest - shortest > _MAX_DIFFERENCE or shortest < 2:
-            found = ", ".join(f"{camera} {length} frames" for camera, length in lengths.items())
-            raise UserError(
-                f"{folder} is inconsistent: {path.name} has {len(actions)} steps, {found}; they may differ by "
-                f"{_MAX_DIFFERENCE}"
-            )
+        require(
+            longest - shortest <= _MAX_DIFFERENCE and shortest >= 2,
+            f"{folder}: {path.name} has {len(actions)} steps, the videos {lengths} frames; they may differ by "
+            f"{_MAX_DIFFERENCE}",
+        )
         count = min(len(actions), *(length - 1 for length in lengths.values()))
         demonstration: Demonstration = {"actions": actions[:count]}
         if states is not None:
@@ -96,14 +90,12 @@ class ReleasedFolders:
         return {**demonstration, **{f"frames.{camera}": np.array(length) for camera, length in lengths.items()}}
 
     def images(self, split: str, index: int, camera: str, size: int | None = None) -> NDArray[np.uint8]:
-        """See `RobotSource`."""
         video = self.video(split, index, camera)
         count = len(self.arrays(split, index)["actions"]) + 1
         with reading(video):
             return read_video(video, size)[:count]
 
     def stamp(self, split: str, index: int, camera: str) -> str:
-        """See `RobotSource`."""
         return stamp_of(self.video(split, index, camera), self._trajectory(self._folder(split, index)))
 
     def _folder(self, split: str, index: int) -> Path:
@@ -111,29 +103,27 @@ class ReleasedFolders:
 
     def _videos(self, folder: Path) -> dict[str, Path]:
         """The videos of a folder by our names."""
-        videos = sorted(folder.glob("*.mp4"))
-        names = ", ".join(video.name for video in videos)
+        videos = {video.stem: video for video in sorted(folder.glob("*.mp4"))}
         if isinstance(self._cameras, Mapping):
-            by_stem = {video.stem: video for video in videos}
-            for stem in self._cameras.values():
-                if stem not in by_stem:
-                    raise UserError(f"{folder} has no video {stem}.mp4; it has {names}")
-            return {camera: by_stem[stem] for camera, stem in self._cameras.items()}
-        if len(videos) != len(self._cameras):
-            raise UserError(
-                f"{folder} has {len(videos)} videos ({names}) for the cameras {', '.join(self._cameras)}; "
-                "name them: --cameras front=<video>,over=<video>"
-            )
-        return dict(zip(self._cameras, videos, strict=True))
+            stems, names = list(self._cameras.values()), [f"{ours}={stem}" for ours, stem in self._cameras.items()]
+            fits = {*stems} <= videos.keys()
+        else:  # in the order of their names
+            stems, names = list(videos), list(self._cameras)
+            fits = len(stems) == len(names)
+        require(
+            fits,
+            f"{folder} has the videos {', '.join(videos)} for the cameras {', '.join(names)}; "
+            "name them: --cameras front=<video>,over=<video>",
+        )
+        return {camera: videos[stem] for camera, stem in zip(self._cameras, stems, strict=True)}
 
     def _trajectory(self, folder: Path) -> Path:
         path = _trajectories(folder)[0]
-        if path.suffix.lower() in _PICKLES and not self._allow_pickle:
-            raise UserError(
-                f"{path} is a pickle, which can run any program when it is opened; --allow-pickle reads arrays and "
-                "plain "
-                "containers from it and executes nothing"
-            )
+        require(
+            self._allow_pickle or path.suffix.lower() not in _PICKLES,
+            f"{path} is a pickle, which can run any program when it is opened; --allow-pickle reads arrays and plain "
+            "containers from it and executes nothing",
+        )
         return path
 
     def _read(self, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
@@ -141,11 +131,8 @@ class ReleasedFolders:
         with reading(path):
             content = _load(path)
             columns = {key: _column(content, key, width) for key, width in _WIDTHS.items() if key in content}
-            missing = [key for key in _ACTION if key not in columns]
-            if missing:
-                raise ValueError(f"{missing[0]!r} is missing; it has {', '.join(sorted(map(str, content)))[:200]}")
-            if len({len(column) for column in columns.values()}) != 1:
-                lengths = ", ".join(f"{key} {len(column)}" for key, column in columns.items())
+            lengths = {key: len(column) for key, column in columns.items()}
+            if len({*lengths.values()}) > 1:
                 raise ValueError(f"its values differ in length: {lengths}")
             actions = check_actions(np.concatenate([columns[key] for key in _ACTION], axis=1))
             check_quaternions(actions)

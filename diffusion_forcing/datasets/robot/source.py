@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.robot.video import TooSmall
+from diffusion_forcing.datasets.video.files import Unusable
 from diffusion_forcing.errors import UserError
 
 ACTION = ("x", "y", "z", "qx", "qy", "qz", "qw", "grasp")
@@ -33,9 +33,9 @@ _DECODER = 2
 
 _DAMAGE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError),
-    *(zipfile.BadZipFile, av.FFmpegError),
+    *(zipfile.BadZipFile, Unusable),
 )
-"""What numpy, json, pyarrow, Pillow and PyAV raise for a missing or damaged file."""
+"""What numpy, json, pyarrow, Pillow and `video.container` raise for a missing or damaged file."""
 
 Demonstration = dict[str, NDArray[Any]]
 
@@ -71,11 +71,8 @@ def reading(path: Path, remedy: str = "download it again") -> Iterator[None]:
     except TooSmall as error:
         raise UserError(f"{path}: {error}; lower dataset.resolution or choose another dataset.save_dir") from error
     except _DAMAGE as error:
-        reason: object = error
-        if isinstance(error, FileNotFoundError):
-            reason = "it does not exist"
-        elif isinstance(error, KeyError):
-            reason = f"{error} is missing"
+        words = {FileNotFoundError: "it does not exist", KeyError: f"{error} is missing", Unusable: f"it {error}"}
+        reason = next((text for kind, text in words.items() if isinstance(error, kind)), error)
         raise UserError(f"{path} cannot be read: {reason}; {remedy}") from error
 
 
@@ -118,11 +115,10 @@ def default_splits(count: int) -> dict[str, range]:
 def stamp_of(*files: Path, extra: str = "") -> str:
     """Eight hex digits from the names, sizes and modification times of `files`, and from `extra`. `UserError` where
     a file is missing."""
-    stats: list[tuple[str, int, int]] = []
+    stats = []
     for file in files:
         with reading(file, "restore it"):
-            found = file.stat()
-        stats.append((file.name, found.st_size, found.st_mtime_ns))
+            stats.append((file.name, file.stat().st_size, file.stat().st_mtime_ns))
     return hashlib.sha256(repr((_DECODER, stats, extra)).encode()).hexdigest()[:8]
 
 

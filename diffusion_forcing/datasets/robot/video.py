@@ -8,6 +8,7 @@ orientation of a photo) are applied.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,11 +18,10 @@ from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.video.container import stored_frames, upright
+from diffusion_forcing.datasets.video.container import Pixels, opened, resize, shown_packets, upright
+from diffusion_forcing.datasets.video.files import Unusable
 
-Pixels = NDArray[np.uint8]
 _BLOCK = 64
 """Frames held in memory at their original size at once."""
 
@@ -92,46 +92,39 @@ def write_video(path: Path, images: Pixels, fps: float, codec: str = "lossless")
 
 
 def read_video(path: Path, size: int | None = None) -> Pixels:
-    """All frames (n, h, w, 3), or (n, size, size, 3). av.FFmpegError or ValueError for a damaged file."""
-    with av.open(str(path)) as container:
-        return _stack(container.decode(_video_stream(container)), size)
+    """All frames (n, h, w, 3), or (n, size, size, 3). `Unusable` for a damaged file."""
+    with opened(path) as (container, stream):
+        return _stack(container.decode(stream), size)
 
 
 def read_segment(path: Path, start: float, count: int, fps: float, size: int | None = None) -> Pixels:
-    """The `count` frames shown at `start`, `start` + 1 / `fps`, … seconds. ValueError where one is missing."""
+    """The `count` frames shown at `start`, `start` + 1 / `fps`, … seconds. `Unusable` where one is missing."""
     half = 0.5 / fps
-
-    def frames(container: Any, stream: Any) -> Iterator[Any]:
+    with opened(path) as (container, stream):
         if start > half:
             container.seek(int((start - half) / stream.time_base), stream=stream)
-        number = 0
-        for frame in container.decode(stream):
-            if frame.time is None or frame.time < start - half:
-                continue  # between the key frame and the start
-            if abs(frame.time - start - number / fps) > half:
-                raise ValueError(f"no frame at {start + number / fps:.3f} s")
-            yield frame
-            number += 1
-            if number == count:
-                return
-        raise ValueError(f"it ends after {number} of {count} frames from {start:.3f} s")
+        # The frames between the key frame and the start are left out.
+        shown = (frame for frame in container.decode(stream) if frame.time is not None and frame.time >= start - half)
+        images = _stack(_checked(itertools.islice(shown, count), start, fps), size)
+    if len(images) < count:
+        raise Unusable(f"ends after {len(images)} of {count} frames from {start:.3f} s")
+    return images
 
-    with av.open(str(path)) as container:
-        return _stack(frames(container, _video_stream(container)), size)
+
+def _checked(frames: Iterable[Any], start: float, fps: float) -> Iterator[Any]:
+    """`frames`; `Unusable` where one is not shown at its time."""
+    for number, frame in enumerate(frames):
+        if abs(frame.time - start - number / fps) > 0.5 / fps:
+            raise Unusable(f"has no frame at {start + number / fps:.3f} s")
+        yield frame
 
 
 def video_metadata(path: Path) -> tuple[int, float]:
-    """Number of frames and frames per second, without decoding. av.FFmpegError or ValueError for a damaged file."""
-    with av.open(str(path)) as container:
-        stream = _video_stream(container)
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        count = sum(not packet.is_discard for packet in packets)
+    """Number of frames and frames per second, without decoding. `Unusable` for a damaged file."""
+    with opened(path) as (container, stream):
+        count = len(shown_packets(path, container, stream))
         if not count or not stream.average_rate:
-            raise ValueError("it has no frames")
-        if len(packets) < stream.frames:
-            stored = stored_frames(path)  # the edit list of a trimmed video hides frames that the file still holds
-            if stored < stream.frames:
-                raise ValueError(f"it is cut off: {stored} of {stream.frames} frames")
+            raise Unusable("holds no frames")
         return count, float(stream.average_rate)
 
 
@@ -157,44 +150,14 @@ def squeeze(images: Pixels, size: int) -> Pixels:
     return resize(images, size)
 
 
-def resize(images: Pixels, size: int) -> Pixels:
-    """(n, h, w, 3) → (n, size, size, 3), bilinear with antialiasing; the aspect ratio is not kept."""
-    if images.shape[1:3] == (size, size):
-        return images
-    import torch
-    from torch.nn import functional as F
-
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return resized.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _video_stream(container: Any) -> Any:
-    if not container.streams.video:
-        raise ValueError("it has no video stream")
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1  # frames are small: threads would cost more than they save
-    return stream
-
-
 def _stack(frames: Iterable[Any], size: int | None) -> Pixels:
     """All frames as one array, resized block by block."""
+    images = (upright(frame.to_ndarray(format="rgb24"), frame) for frame in frames)
     blocks: list[Pixels] = []
-    block: list[Pixels] = []
-
-    def finish() -> None:
+    while block := list(itertools.islice(images, _BLOCK)):
         if len({image.shape for image in block}) > 1:
-            raise ValueError("its frames differ in size")
-        images = np.stack(block)
-        blocks.append(images if size is None else squeeze(images, size))
-        block.clear()
-
-    for frame in frames:
-        block.append(upright(frame.to_ndarray(format="rgb24"), frame))
-        if len(block) == _BLOCK:
-            finish()
-    if block:
-        finish()
+            raise Unusable("holds frames of different sizes")
+        blocks.append(np.stack(block) if size is None else squeeze(np.stack(block), size))
     if not blocks:
-        raise ValueError("it has no frames")
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        raise Unusable("holds no frames")
+    return np.concatenate(blocks)

@@ -23,8 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from diffusion_forcing.datasets.download import checksum, download
-from diffusion_forcing.errors import UserError, explaining_os_errors
-from diffusion_forcing.files import locked, read_json, replacing, write_json
+from diffusion_forcing.errors import UserError, explaining_os_errors, require
+from diffusion_forcing.files import free_bytes, locked, read_json, replacing, write_json
 from diffusion_forcing.progress import Bar
 
 FOLDER = ".download"
@@ -67,8 +67,12 @@ def fetch_archive(parts: Sequence[Part], folder: Path, *, gigabytes: float = 0.0
     """
     work = folder / FOLDER
     with locked(folder / "archive"):
-        if not work.is_dir() and gigabytes:
-            _check_room(folder, gigabytes * (1 + 2 / len(parts)))
+        need, free = gigabytes * (1 + 2 / len(parts)), free_bytes(folder) / 1e9
+        require(
+            work.is_dir() or need <= free,
+            f"the data set needs about {need:.0f} GB during the download, {free:.0f} GB are free in {folder}; "
+            "make room or choose another dataset.save_dir",
+        )
         remedy = "make room and run again to continue, or choose another dataset.save_dir"
         try:
             with explaining_os_errors(f"cannot unpack into {folder}", remedy):
@@ -227,17 +231,6 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> N
             size = file.tell()
         if size != member.size:
             raise tarfile.ReadError("unexpected end of data")
-
-
-def _check_room(folder: Path, gigabytes: float) -> None:
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < gigabytes:
-        raise UserError(
-            f"the data set needs about {gigabytes:.0f} GB during the download, {free:.0f} GB are free in {folder}; "
-            "make room or choose another dataset.save_dir"
-        )
 
 
 def _published_sha1(url: str) -> str:

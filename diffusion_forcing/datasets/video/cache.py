@@ -8,12 +8,10 @@ Uncompressed episodes of the right size need no copy.
 from __future__ import annotations
 
 import glob
-import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +20,8 @@ from diffusion_forcing.datasets.video.container import Pixels
 from diffusion_forcing.datasets.video.decode import blocks, fit
 from diffusion_forcing.datasets.video.episode import Episode
 from diffusion_forcing.datasets.video.files import Unusable, reading
-from diffusion_forcing.errors import UserError, explaining_os_errors
-from diffusion_forcing.files import locked, replacing
+from diffusion_forcing.errors import explaining_os_errors, require
+from diffusion_forcing.files import free_bytes, locked, replacing
 from diffusion_forcing.progress import Bar
 
 _HEADER_BYTES = 128
@@ -54,47 +52,41 @@ class VideoCache:
         """Whether the episode's own file is uncompressed and of the right size."""
         return episode.kind == "stored" and episode.height == episode.width == self._resolution
 
-    def missing(self, episodes: Iterable[Episode]) -> list[Episode]:
-        """Episodes that are not decoded yet."""
+    def _missing(self, episodes: Sequence[Episode]) -> list[Episode]:
         return [episode for episode in episodes if self.place(episode) is None]
 
-    def has_room(self, episodes: Iterable[Episode]) -> bool:
-        """Whether decoding `episodes` leaves half of the free disk space; prints a line if not."""
-        need, free = sum(map(self._size, episodes)), self._free()
-        if need <= _SHARE_OF_FREE * free:
-            return True
-        print(
-            f"decoding {self._root} takes {_gigabytes(need)} of the {_gigabytes(free)} free in {self._folder.parent}: "
-            "clips are decoded at every read (dataset.cache=memmap decodes them once all the same)"
-        )
-        return False
-
-    def build(self, episodes: Sequence[Episode], *, workers: int = 1, progress: bool = True) -> dict[str, Episode]:
+    def build(
+        self, episodes: Sequence[Episode], *, sparing: bool = False, workers: int = 1, progress: bool = True
+    ) -> dict[str, Episode]:
         """Decode the missing `episodes`; returns, by stem, those that cannot be decoded, with the reason in `problem`.
 
-        `UserError` before anything is written if the disk has too little space, and if nothing can be written.
+        sparing: decode nothing, and print a line, if that takes more than half of the free disk space. `UserError`
+        before anything is written if the disk has too little space, and if nothing can be written.
         """
-        if not self.missing(episodes):
+        missing = self._missing(episodes)
+        need, free = sum(map(self._size, missing)), free_bytes(self._folder)
+        takes = (
+            f"decoding {self._root} takes {_gigabytes(need)} of the {_gigabytes(free)} free in {self._folder.parent}"
+        )
+        if sparing and need > _SHARE_OF_FREE * free:
+            print(f"{takes}: clips are decoded at every read (dataset.cache=memmap decodes them once all the same)")
+            return {}
+        require(need <= free, f"{takes}; make room, choose another dataset.save_dir, or dataset.cache=none")
+        if not missing:
             return {}
         with locked(self._folder):
-            missing = self.missing(episodes)
-            need, free = sum(map(self._size, missing)), self._free()
-            if need > free:
-                raise UserError(
-                    f"decoding {self._root} takes {_gigabytes(need)}, {_gigabytes(free)} are free in "
-                    f"{self._folder.parent}; make room, choose another dataset.save_dir, or dataset.cache=none"
-                )
             for leftover in self._folder.rglob("*.tmp"):
                 leftover.unlink(missing_ok=True)
-            return self._decode(missing, workers=workers, progress=progress, done=len(episodes) - len(missing))
+            return self._decode(episodes, workers=workers, progress=progress)
 
-    def _decode(self, missing: Sequence[Episode], *, workers: int, progress: bool, done: int) -> dict[str, Episode]:
+    def _decode(self, episodes: Sequence[Episode], *, workers: int, progress: bool) -> dict[str, Episode]:
+        missing = self._missing(episodes)  # another process may have decoded some
+        done = len(episodes) - len(missing)
         damaged: dict[str, Episode] = {}
         stop = threading.Event()
-        label, total = f"decoding {self._root}", done + len(missing)
         with (
             ThreadPoolExecutor(max(workers, 1)) as pool,
-            Bar(label, total=total, done=done, unit="clips", show=progress) as bar,
+            Bar(f"decoding {self._root}", total=len(episodes), done=done, unit="clips", show=progress) as bar,
         ):
             tasks = {pool.submit(self._write, episode, stop): episode for episode in missing}
             try:
@@ -118,8 +110,11 @@ class VideoCache:
         with explaining_os_errors(f"cannot write the cache {self._folder}", remedy):
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary:
+                shape = (episode.frames, self._resolution, self._resolution, 3)
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 with open(temporary, "wb") as stream:
-                    stream.write(self._header(episode))
+                    np.lib.format.write_array_header_1_0(stream, header)
+                    assert stream.tell() == _HEADER_BYTES, "numpy's header has another length"
                     for frames in self._read(episode):
                         if stop.is_set():
                             raise CancelledError
@@ -132,24 +127,11 @@ class VideoCache:
         with reading():
             yield from blocks(self._root, episode)
 
-    def _header(self, episode: Episode) -> bytes:
-        header = BytesIO()
-        shape = (episode.frames, self._resolution, self._resolution, 3)
-        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        assert len(header.getvalue()) == _HEADER_BYTES, "numpy's header has another length"
-        return header.getvalue()
-
     def _file(self, episode: Episode) -> Path:
         return self._folder / f"{episode.stem}.{episode.stamp[:8]}.npy"
 
     def _size(self, episode: Episode) -> int:
         return 0 if self.is_plain(episode) else episode.frames * self._resolution**2 * 3
-
-    def _free(self) -> int:
-        folder = self._folder
-        while not folder.exists():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
 
 
 def _gigabytes(size: int) -> str:

@@ -41,12 +41,7 @@ def inspect_video(path: Path) -> dict[str, Any]:
         height, width = Converter()(first).shape[:2]
     with opened(path) as (container, stream):
         if path.suffix.lower() in _WITH_FRAME_TABLE:
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            present = len(packets) if len(packets) >= stream.frames else stored_frames(path)
-            if present < stream.frames:
-                raise Unusable(f"is cut off: it holds {present} of {stream.frames} frames")
-            # Decoders discard the frames outside the edit list of a trimmed video.
-            entries = [(packet.pts, packet.is_keyframe) for packet in packets if not packet.is_discard]
+            entries = [(packet.pts, packet.is_keyframe) for packet in shown_packets(path, container, stream)]
         else:
             entries = [(frame.pts, frame.key_frame) for frame in decoded(container, stream)]
     fields = {"kind": "video", "frames": len(entries), "height": height, "width": width}
@@ -67,10 +62,16 @@ def all_times(times: NDArray[np.int64], frames: int) -> NDArray[np.int64]:
     return times[0] + times[1] * np.arange(frames) if len(times) == 2 and frames > 2 else times
 
 
-def stored_frames(path: Path) -> int:
-    """Frames in a mp4 or mov file, including those that its edit list leaves out; nothing is decoded."""
-    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
-        return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
+def shown_packets(path: Path, container: Any, stream: Any) -> list[Any]:
+    """One packet for each frame of a mp4 or mov file; nothing is decoded. `Unusable` if the file is cut off."""
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    if len(packets) < stream.frames:
+        # The edit list of a trimmed video hides frames that the file still holds.
+        with av.open(str(path), options={"ignore_editlist": "1"}) as whole:
+            present = sum(1 for packet in whole.demux(whole.streams.video[0]) if packet.size)
+        if present < stream.frames:
+            raise Unusable(f"is cut off: it holds {present} of {stream.frames} frames")
+    return [packet for packet in packets if not packet.is_discard]
 
 
 def read_video(
@@ -155,6 +156,18 @@ class Converter:
     def __call__(self, frame: Any) -> Pixels:
         rgb = self._reformatter.reformat(frame, format="rgb24", interpolation="FAST_BILINEAR", **_ONE_THREAD)
         return np.ascontiguousarray(upright(np.asarray(rgb.to_ndarray(), np.uint8), frame))
+
+
+def resize(images: Pixels, size: int) -> Pixels:
+    """(n, h, w, 3) to (n, size, size, 3), bilinear with antialiasing; the aspect ratio is not kept."""
+    if images.shape[1:3] == (size, size):
+        return images
+    import torch  # not at the top: processes that only generate images need none
+    from torch.nn import functional as F
+
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resized.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def upright(pixels: Pixels, frame: Any) -> Pixels:

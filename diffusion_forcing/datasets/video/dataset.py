@@ -25,7 +25,7 @@ from diffusion_forcing.datasets.video.decode import FrameReader
 from diffusion_forcing.datasets.video.episode import Episode
 from diffusion_forcing.datasets.video.files import has_clips, splits_of
 from diffusion_forcing.datasets.video.index import open_index, save_index
-from diffusion_forcing.errors import UserError, check_choice, check_minimum
+from diffusion_forcing.errors import UserError, check_choice, check_minimum, require
 
 Source = Literal["auto", "download", "generate", "path"]
 Cache = Literal["auto", "memmap", "none"]
@@ -101,41 +101,39 @@ class VideoDatasetOptions:
     def __post_init__(self) -> None:
         for key, least in _MINIMA.items():
             check_minimum(f"dataset.{key}", getattr(self, key), least)
-        if self.action_shift not in (0, 1):
-            raise UserError(f"dataset.action_shift must be 0 or 1, got {self.action_shift}")
-        if not 0 <= self.validation_fraction < 1:
-            raise UserError(f"dataset.validation_fraction must be in [0, 1), got {self.validation_fraction}")
+        require(self.action_shift in (0, 1), f"dataset.action_shift must be 0 or 1, got {self.action_shift}")
+        require(
+            0 <= self.validation_fraction < 1,
+            f"dataset.validation_fraction must be in [0, 1), got {self.validation_fraction}",
+        )
         choices = {"source": Source, "cache": Cache, "action_kind": ActionKind, "generator": Generator}
         for key, kind in choices.items():
             check_choice(f"dataset.{key}", getattr(self, key), get_args(kind))
-        if self.observation_shape != (3, self.resolution, self.resolution):
-            raise UserError(
-                f"dataset.observation_shape is {list(self.observation_shape)}, but follows from "
-                f"dataset.resolution={self.resolution}; set dataset.resolution alone"
-            )
-        for key in ("data_mean", "data_std"):
+        require(
+            self.observation_shape == (3, self.resolution, self.resolution),
+            f"dataset.observation_shape is {list(self.observation_shape)}, but follows from "
+            f"dataset.resolution={self.resolution}; set dataset.resolution alone",
+        )
+        for key, above in (("data_mean", -np.inf), ("data_std", 0.0)):
             values = np.atleast_1d(getattr(self, key))
-            if values.shape not in ((1,), (3,)) or not np.isfinite(values).all():
-                raise UserError(f"dataset.{key} must be one or three finite numbers, got {values.tolist()}")
-            if key == "data_std" and (values <= 0).any():
-                raise UserError(f"dataset.data_std must be above 0, got {values.tolist()}")
-        self._check_source()
-
-    def _check_source(self) -> None:
-        if self.source == "path" and not self.path:
-            raise UserError("dataset.source=path needs dataset.path=<folder of clips>")
-        if self.path and self.source in ("download", "generate"):
-            raise UserError(
-                f"dataset.path is not used with dataset.source={self.source}; drop one, or use dataset.source=path"
+            require(
+                values.shape in ((1,), (3,)) and bool((np.isfinite(values) & (values > above)).all()),
+                f"dataset.{key} must be one or three finite numbers (data_std: above 0), got {values.tolist()}",
             )
-        if self.source == "download" and not self.urls:
-            raise UserError("dataset.source=download needs dataset.urls=[...], the parts of one tar archive")
-        if self.source == "generate" and self.generator == "none":
-            raise UserError("dataset.source=generate needs dataset=video_labmaze or dataset=video_voxel")
-        if self.sha256 and len(self.sha256) != len(self.urls):
-            raise UserError(
-                f"dataset.sha256 has {len(self.sha256)} sums for {len(self.urls)} dataset.urls; give equally many"
-            )
+        require(
+            not self.path or self.source not in ("download", "generate"),
+            f"dataset.path is not used with dataset.source={self.source}; drop one, or use dataset.source=path",
+        )
+        missing = {
+            "path": not self.path and "dataset.path=<folder of clips>",
+            "download": not self.urls and "dataset.urls=[...], the parts of one tar archive",
+            "generate": self.generator == "none" and "dataset=video_labmaze or dataset=video_voxel",
+        }.get(self.source)
+        require(not missing, f"dataset.source={self.source} needs {missing}")
+        require(
+            len(self.sha256) in (0, len(self.urls)),
+            f"dataset.sha256 has {len(self.sha256)} sums for {len(self.urls)} dataset.urls; give equally many",
+        )
 
     @property
     def num_action_columns(self) -> int:
@@ -208,8 +206,7 @@ class VideoDataset:
 
     def _clips(self, split: str, length: int, *, spread: bool) -> Clips:
         options, cache, episodes = self.options, self._cache, self.episodes[split]
-        if not episodes:
-            raise UserError(f"{options.root} has no {split} clips; place some in {options.root / split}")
+        require(bool(episodes), f"{options.root} has no {split} clips; place some in {options.root / split}")
         cached = [cache.place(e) if options.cache != "none" or cache.is_plain(e) else None for e in episodes]
         return Clips(
             episodes,
@@ -225,17 +222,16 @@ class VideoDataset:
 
     def _decode(self, episodes: list[Episode], progress: bool) -> dict[str, Episode]:
         """Decode into the cache if options and disk allow it; returns, by stem, episodes that proved damaged."""
-        cache, missing = self.options.cache, self._cache.missing(episodes)
-        if not missing or cache == "none" or (cache == "auto" and not self._cache.has_room(missing)):
+        kind = self.options.cache
+        if kind == "none":
             return {}
-        return self._cache.build(episodes, workers=self._workers, progress=progress)
+        return self._cache.build(episodes, sparing=kind == "auto", workers=self._workers, progress=progress)
 
     def _usable(self, found: list[Episode]) -> list[Episode]:
         """Episodes that can be read and are large enough. `UserError` if there are none."""
         usable = [episode for episode in found if not self._problem(episode)]
-        if not usable:
-            first = f"{found[0].file} {self._problem(found[0])}"
-            raise UserError(f"none of the clips in {self.options.root} can be used ({len(found)} found): {first}")
+        first = f"{found[0].file} {self._problem(found[0])}"
+        require(bool(usable), f"none of the clips in {self.options.root} can be used ({len(found)} found): {first}")
         return usable
 
     def _problem(self, episode: Episode) -> str:
@@ -294,8 +290,7 @@ def provide(options: VideoDatasetOptions, *, progress: bool = True) -> None:
 
 def generate_episodes(options: VideoDatasetOptions, *, progress: bool = True) -> list[Path]:
     """Generate the missing episodes in `save_dir`; returns the files of all. `UserError` without a simulator."""
-    if options.path:
-        raise UserError("generating writes to dataset.save_dir; drop dataset.path")
+    require(not options.path, "generating writes to dataset.save_dir; drop dataset.path")
     simulator = _simulator(options)
     counts = {
         "training": options.num_episodes,
@@ -303,8 +298,7 @@ def generate_episodes(options: VideoDatasetOptions, *, progress: bool = True) ->
         "test": options.num_test_episodes,
     }
     counts = {split: count for split, count in counts.items() if count}
-    if not counts:
-        raise UserError("there is nothing to generate: set dataset.num_episodes and dataset.num_validation_episodes")
+    require(bool(counts), "there is nothing to generate: set dataset.num_episodes and dataset.num_validation_episodes")
     return generate(simulator, options.root, counts, workers=options.workers, progress=progress)
 
 
@@ -332,28 +326,28 @@ def checked_actions(episode: Episode, options: VideoDatasetOptions) -> NDArray[A
         reason = episode.action_problem or "no 'actions' in its npz and no npz, npy or csv of its name beside it"
         raise UserError(f"{name} has no actions ({reason}); add them, or set dataset.external_cond_dim={width} to 0")
     needed = episode.frames - options.action_shift
-    if len(actions) < needed:
-        raise UserError(
-            f"{name} has {len(actions)} actions for {episode.frames} frames, at least {needed} are needed "
-            f"with dataset.action_shift={options.action_shift}; the file is cut off, replace or delete it"
-        )
+    require(
+        len(actions) >= needed,
+        f"{name} has {len(actions)} actions for {episode.frames} frames, at least {needed} are needed "
+        f"with dataset.action_shift={options.action_shift}; the file is cut off, replace or delete it",
+    )
     columns = actions[:, None] if actions.ndim == 1 else actions
     if options.action_kind == "continuous":
-        if columns.shape[1] != width:
-            raise UserError(
-                f"{name} has actions of width {columns.shape[1]}, but dataset.external_cond_dim={width}; "
-                f"set dataset.external_cond_dim={columns.shape[1]}"
-            )
+        require(
+            columns.shape[1] == width,
+            f"{name} has actions of width {columns.shape[1]}; set dataset.external_cond_dim to it, not to {width}",
+        )
         return columns.astype(np.float32)
-    if columns.shape[1] != 1 or (columns != np.round(columns)).any():
-        raise UserError(
-            f"{name} has actions of width {columns.shape[1]} that are not integers from 0 on; "
-            "set dataset.action_kind=continuous and dataset.external_cond_dim to their width"
-        )
+    require(
+        columns.shape[1] == 1 and bool((columns == np.round(columns)).all()),
+        f"{name} has actions of width {columns.shape[1]} that are not integers from 0 on; "
+        "set dataset.action_kind=continuous and dataset.external_cond_dim to their width",
+    )
     numbers = columns[:, 0]
-    if len(numbers) and (numbers.min() < 0 or numbers.max() >= width):
-        raise UserError(
-            f"{name} has actions from {numbers.min():g} to {numbers.max():g}, but dataset.external_cond_dim={width} "
-            f"allows 0 to {width - 1}; set it to the number of discrete actions"
-        )
+    least, most = numbers.min(initial=0), numbers.max(initial=0)
+    require(
+        least >= 0 and most < width,
+        f"{name} has actions from {least:g} to {most:g}, but dataset.external_cond_dim={width} allows 0 to {width - 1}; "
+        "set it to the number of discrete actions",
+    )
     return numbers.astype(np.uint8 if width <= 256 else np.int32)

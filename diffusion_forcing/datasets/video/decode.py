@@ -11,15 +11,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
-from diffusion_forcing.datasets.video.container import Converter, Pixels, all_times, decoded, opened, read_video
+from diffusion_forcing.datasets.video.container import Converter, Pixels, all_times, decoded, opened, read_video, resize
 from diffusion_forcing.datasets.video.episode import Episode
 from diffusion_forcing.datasets.video.files import Unusable
 
@@ -27,24 +26,21 @@ _BLOCK_BYTES = 16 << 20
 """Bytes of frames held at once while a whole episode is decoded."""
 
 
+@dataclass(frozen=True)
 class FrameReader:
     """Square frames of `episodes` below `root`. cached[i]: file and offset of episode i's decoded frames, or None."""
 
-    def __init__(
-        self, root: Path, episodes: Sequence[Episode], resolution: int, cached: Sequence[tuple[Path, int] | None]
-    ) -> None:
-        self._root = root
-        self._episodes = episodes
-        self._resolution = resolution
-        self._cached = cached
+    root: Path
+    episodes: Sequence[Episode]
+    resolution: int
+    cached: Sequence[tuple[Path, int] | None]
 
     def read(self, number: int, frames: NDArray[np.int64]) -> Pixels:
         """(n, resolution, resolution, 3) `frames` (rising) of episode `number`. `Unusable`, OSError if unreadable."""
-        cached = self._cached[number]
+        cached = self.cached[number]
         if cached is None:
-            return fit(read_frames(self._root, self._episodes[number], frames), self._resolution)
-        path, offset = cached
-        return _read_by_position(path, offset, (self._resolution, self._resolution, 3), frames)
+            return fit(read_frames(self.root, self.episodes[number], frames), self.resolution)
+        return _read_by_position(*cached, (self.resolution, self.resolution, 3), frames)
 
 
 def read_frames(root: Path, episode: Episode, frames: NDArray[np.int64]) -> Pixels:
@@ -83,15 +79,8 @@ def fit(frames: Pixels, resolution: int) -> Pixels:
     height, width = frames.shape[1:3]
     side = min(height, width)
     assert side >= resolution, "frames are never enlarged"
-    if height == width == resolution:
-        return frames
     top, left = (height - side) // 2, (width - side) // 2
-    square = np.ascontiguousarray(frames[:, top : top + side, left : left + side])
-    if side == resolution:
-        return square
-    pixels = torch.from_numpy(square).permute(0, 3, 1, 2)
-    small = F.interpolate(pixels, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
-    return small.permute(0, 2, 3, 1).contiguous().numpy()
+    return np.ascontiguousarray(resize(frames[:, top : top + side, left : left + side], resolution))
 
 
 def _read_by_position(path: Path, offset: int, shape: tuple[int, int, int], frames: NDArray[np.int64]) -> Pixels:

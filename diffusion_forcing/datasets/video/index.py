@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.video.episode import Episode, inspect
 from diffusion_forcing.datasets.video.files import Group, find_groups
-from diffusion_forcing.errors import UserError, explaining_os_errors
-from diffusion_forcing.files import locked, replacing
+from diffusion_forcing.errors import explaining_os_errors, require
+from diffusion_forcing.files import locked, write_atomic
 from diffusion_forcing.progress import Bar
 
 INDEX_VERSION = 2
@@ -32,10 +33,10 @@ def open_index(root: Path, file: Path, *, workers: int = 1, progress: bool = Tru
     `UserError` if `root` holds no clips or `file` cannot be written.
     """
     groups = find_groups(root)
-    if not groups:
-        raise UserError(
-            f"{root} holds no clips (mp4, webm, mkv, avi, mov, gif, npz or npy); place some there, or give dataset.path"
-        )
+    require(
+        bool(groups),
+        f"{root} holds no clips (mp4, webm, mkv, avi, mov, gif, npz or npy); place some there, or give dataset.path",
+    )
     known = _load(file)
     if not _is_current(known, groups):
         with locked(file):
@@ -59,13 +60,10 @@ def save_index(file: Path, episodes: Sequence[Episode]) -> None:
                 row[name] = [values.dtype.str, *values.shape]
         rows.append(row)
     text = json.dumps({"version": INDEX_VERSION, "episodes": rows}).encode()
-    remedy = "make room or choose another dataset.save_dir"
-    with (
-        explaining_os_errors(f"cannot write the index {file}", remedy),
-        replacing(file) as temporary,
-        open(temporary, "wb") as stream,
-    ):
-        np.savez_compressed(stream, text=np.frombuffer(text, np.uint8), numbers=np.concatenate(numbers))
+    stream = BytesIO()
+    np.savez_compressed(stream, text=np.frombuffer(text, np.uint8), numbers=np.concatenate(numbers))
+    with explaining_os_errors(f"cannot write the index {file}", "make room or choose another dataset.save_dir"):
+        write_atomic(file, stream.getvalue())
 
 
 def _load(file: Path) -> dict[str, Episode]:

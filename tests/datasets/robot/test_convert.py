@@ -168,7 +168,7 @@ def test_pickles_are_refused_without_the_flag_and_never_executed_with_it(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda found: found.pop("grasp"), "'grasp' is missing; it has ee_pos"),
+        (lambda found: found.pop("grasp"), "'grasp' is missing"),
         (lambda found: found.update(grasp=[0.0] * 3), "differ in length"),
         (lambda found: found.update(ee_quat_target=[np.zeros(4)] * 6), "quaternion"),
         (lambda found: found.update(ee_pos_target=[np.zeros(2)] * 6), r"\(n, 3\) finite numbers"),
@@ -188,12 +188,12 @@ def test_a_trajectory_that_is_none_is_one_line(tmp_path: Path, change: Any, said
 def test_sources_that_are_none_are_one_line(tmp_path: Path) -> None:
     released = save_released(tmp_path / "released", 1, kind="npz", frames=40)
     folder = released / "episode_000"
-    with pytest.raises(UserError, match=r"traj\.npz has 6 steps, front 40 frames"):
+    with pytest.raises(UserError, match=r"traj\.npz has 6 steps, .*front.* 40"):
         convert_robot(released, tmp_path / "out", progress=False)
     (folder / "camera_1.mp4").unlink()
-    with pytest.raises(UserError, match=r"1 videos \(camera_0\.mp4\) for the cameras front, over"):
+    with pytest.raises(UserError, match=r"camera_0 for the cameras front, over"):
         convert_robot(released, tmp_path / "out", progress=False)
-    with pytest.raises(UserError, match=r"no video left\.mp4; it has camera_0\.mp4"):
+    with pytest.raises(UserError, match=r"camera_0 for the cameras front=left"):
         convert_robot(released, tmp_path / "out", ConvertOptions(cameras={"front": "left"}), progress=False)
     (folder / "camera_0.mp4").write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"camera_0\.mp4 cannot be read"):

@@ -17,11 +17,11 @@ from diffusion_forcing.datasets.robot.video import (  # noqa: E402
     read_image,
     read_segment,
     read_video,
-    resize,
     squeeze,
     video_metadata,
     write_video,
 )
+from diffusion_forcing.datasets.video.container import resize  # noqa: E402
 
 y, x = np.mgrid[:16, :24]
 PIXELS = np.stack([x * 10, y * 15, 100 + 0 * x], axis=-1).astype(np.uint8)

@@ -71,7 +71,7 @@ def test_what_is_decoded_is_not_decoded_again_and_a_changed_source_is(tmp_path: 
     (tmp_path / "cache" / "32" / "a" / "killed.npy.tmp").write_text("half")
     write_npz(root / "b" / "packed.npz", noise(30, 32, seed=3), packed=True)
     episodes = episodes_of(root)
-    assert [episode.stem for episode in cache.missing(episodes)] == ["b/packed"]
+    assert [episode.stem for episode in episodes if not cache.place(episode)] == ["b/packed"]
     cache.build(episodes, progress=False)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy*")}
     assert len(after) == 2 and len(before.items() & after.items()) == 1
@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path,
         cache.build(episodes, progress=False)
     assert "\n" not in str(caught.value) and "dataset.cache=none" in str(caught.value)
     assert everything_below(tmp_path / "cache") == set()
-    assert cache.build(episodes, progress=False) == {} and not cache.missing(episodes)
+    assert cache.build(episodes, progress=False) == {} and all(map(cache.place, episodes))
 
 
 def test_without_room_nothing_is_begun(
@@ -116,11 +116,12 @@ def test_without_room_nothing_is_begun(
     root = tmp_path / "data"
     episodes = some(root)
     cache = VideoCache(root, tmp_path / "cache", 32)
-    monkeypatch.setattr(VideoCache, "_free", lambda self: 100_000)
-    with pytest.raises(UserError, match=r"takes 0\.1 MB, 0\.1 MB are free"):
+    monkeypatch.setattr("diffusion_forcing.datasets.video.cache.free_bytes", lambda folder: 100_000)
+    with pytest.raises(UserError, match=r"takes 0\.1 MB of the 0\.1 MB free"):
         cache.build(episodes, progress=False)
     assert everything_below(tmp_path / "cache") == set()
-    assert not cache.has_room(episodes)
+    assert cache.build(episodes, sparing=True, progress=False) == {}
+    assert everything_below(tmp_path / "cache") == set()
     assert "clips are decoded at every read" in capsys.readouterr().out
 
 
@@ -144,7 +145,7 @@ def test_an_interrupt_stops_the_work_and_leaves_whole_files_only(
         cache.build(episodes, progress=False)
     assert all(name.endswith(".npy") for name in everything_below(tmp_path / "cache"))
     monkeypatch.undo()
-    assert cache.build(episodes, progress=False) == {} and not cache.missing(episodes)
+    assert cache.build(episodes, progress=False) == {} and all(map(cache.place, episodes))
 
 
 def test_frames_are_cropped_to_their_middle_and_made_smaller_without_aliasing() -> None:
@@ -156,4 +157,4 @@ def test_frames_are_cropped_to_their_middle_and_made_smaller_without_aliasing() 
     wide[:, :, :12], wide[:, :, 52:] = 7, 7
     assert fit(wide, 40).shape == (1, 40, 40, 3) and not (fit(wide, 40) == 7).any()
     same = noise(2, 10)
-    assert fit(same, 10) is same
+    assert np.shares_memory(fit(same, 10), same)

@@ -167,7 +167,7 @@ def test_a_video_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path, f
         raw = trim(path, first=first).read_bytes()
     path.write_bytes(raw[: len(raw) * 2 // 3])
     assert "is cut off" in looked_at(tmp_path).problem
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(Unusable, match="cut off"):
         video_metadata(path)
 
 

@@ -285,7 +285,7 @@ def wrong_actions(values: np.ndarray | None) -> Any:
         (
             wrong_actions(np.zeros((12, 2))),
             {"external_cond_dim": 3, "action_kind": "continuous"},
-            "has actions of width 2, but dataset.external_cond_dim=3; set dataset.external_cond_dim=2",
+            "has actions of width 2; set dataset.external_cond_dim to it",
         ),
         (
             wrong_actions(np.zeros(7, dtype=int)),

@@ -34,7 +34,7 @@ from diffusion_forcing.launch.options import build_options
         ({"urls": ("a", "b"), "sha256": ("c",)}, "dataset.sha256 has 1 sums for 2 dataset.urls"),
         ({"validation_fraction": 1.0}, "dataset.validation_fraction must be in [0, 1)"),
         ({"data_mean": (0.5, 0.5)}, "dataset.data_mean must be"),
-        ({"data_std": 0.0}, "dataset.data_std must be above 0"),
+        ({"data_std": 0.0}, "dataset.data_std must be one or three finite numbers"),
         ({"data_std": float("nan")}, "dataset.data_std must be"),
         ({"episode_frames": 1}, "dataset.episode_frames must be at least 2"),
         ({"workers": -1}, "dataset.workers must be at least 0"),
