@@ -72,6 +72,7 @@ def own_modules(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
             del sys.modules[module]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=page_name)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, elsewhere: Path, own_modules: None) -> None:
     write_shown(page, elsewhere)
@@ -185,6 +186,7 @@ def test_the_marks_are_read(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- extending
 
 
+@pytest.mark.slow
 def test_the_project_of_the_guides_to_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files it shows, written where it says, and its own commands, really run."""
     write_shown(EXTENDING[0], tmp_path)
@@ -208,6 +210,7 @@ def test_the_project_of_the_guides_to_extending_runs(tmp_path: Path, monkeypatch
 # -------------------------------------------------------------------------------------------------------------- the example
 
 
+@pytest.mark.slow
 def test_the_example_runs_with_three_steps_from_anywhere(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "minimal.py"), "--steps", "3"],
@@ -227,6 +230,7 @@ def test_the_example_needs_torch_alone_and_is_short() -> None:
     assert len(text.splitlines()) <= 130
 
 
+@pytest.mark.slow
 def test_the_method_and_the_networks_need_torch_alone() -> None:
     shown = subprocess.run(
         [
