@@ -85,6 +85,7 @@ class DiffusionForcing(nn.Module):
 
         conditions: (b, t, d). memory: stands for the tokens before x. noise: standard normal like x, instead of a draw; clamped.
         """
+        self._check_levels(k)
         clean = k < 0
         k = torch.where(clean, self.stabilization_level - 1, k)
         # Noise every token at its own level. Clean tokens are scaled as `stabilize` shows them.
@@ -120,6 +121,8 @@ class DiffusionForcing(nn.Module):
         DDIM with `eta` (0 deterministic, 1 as noisy as DDPM), or the DDPM posterior (`ancestral`). A token whose level does not change
         comes back bit for bit. denoise: a wrapper of this denoiser, for guidance. noise: standard normal like x, instead of a draw.
         """
+        self._check_levels(k)
+        self._check_levels(k_to)
         prediction, _ = (denoise or self)(x, k, conditions, memory, k_to=k_to)
         if ancestral:
             x_next = self._posterior(prediction.x0, x, k, k_to, noise, generator)
@@ -204,6 +207,17 @@ class DiffusionForcing(nn.Module):
         return mean_x0 * x0 + mean_x_k * x_k + deviation * self.gaussian_noise(x0, noise, generator)
 
     # ------------------------------------------------------------------------------------------------ shared
+
+    def _check_levels(self, k: Tensor) -> None:
+        """UserError for levels outside −1…K−1. On a CPU alone: to look at them, a GPU would have to be waited for."""
+        if k.device.type != "cpu" or not k.numel():
+            return
+        low, high = (int(level) for level in k.aminmax())
+        if low < -1 or high >= self.schedule.timesteps:
+            raise UserError(
+                f"noise levels {low}…{high} are outside -1…{self.schedule.timesteps - 1} (-1: clean, "
+                f"{self.schedule.timesteps - 1}: pure noise); pass one level a token in that range"
+            )
 
     def gaussian_noise(
         self, like: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None

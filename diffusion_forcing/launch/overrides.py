@@ -1,8 +1,9 @@
 """The grammar of the command line: `key=value`, `+key=value`, `++key=value`, `~key`, `group=choice`.
 
-It is Hydra's grammar, read by Hydra's own parser, with three exceptions:
+It is Hydra's grammar, read by Hydra's own parser, with four exceptions:
 
 - The values of `load=`, `resume=`, `name=` and `outputs=` are plain text: a run id such as 12e45678 is no number, and a path may hold `=`.
+- The value of a key that names a file or folder (`dataset.path=`, `dataset.save_dir=`) may hold commas.
 - Other text that the grammar cannot read is plain text too, unless it opens a bracket or a quote (a maze written in `#`).
 - `+` is never needed: the typed options decide whether a key exists, and name the nearest valid one.
 """
@@ -23,6 +24,8 @@ from diffusion_forcing.errors import UserError, first_line
 TRACKING = "tracking"
 """The only group that takes several choices: tracking=[wandb,tensorboard]."""
 TEXT_KEYS = frozenset({"load", "resume", "name", "outputs"})
+PATH_ENDINGS = ("path", "save_dir", "folder", "root")
+"""Last words of keys that name a file or a folder."""
 _ASSIGNMENT = re.compile(r"\+{0,2}(?P<key>[A-Za-z_]\w*(?:\.\w+)*)=(?P<value>.*)", re.DOTALL)
 _EXAMPLES = "write key=value, lists as [1,2], and text with brackets or commas in quotes: 'key=\"a,b\"'"
 
@@ -62,8 +65,11 @@ def parse(word: str, groups: frozenset[str]) -> Override:
     if re.split(r"[./]", key)[0] == "hydra":
         raise UserError(f"'{word}': Hydra's own settings are not used; set the folder of runs with outputs=FOLDER")
     if parsed.is_sweep_override():
+        if plain and plain["key"].rpartition(".")[2] in PATH_ENDINGS:
+            return Override(text=word, key=plain["key"], value=plain["value"])
         raise UserError(
-            f"'{word}' is a sweep, which is not supported: start one run per value, or write a list as [1,2]"
+            f"'{word}' is a sweep, which is not supported: start one run per value, or write a list as [1,2] "
+            f"and text with commas in quotes: '{key}=\"a,b\"'"
         )
     is_group = "/" in key or parsed.package is not None or key in groups
     several = key == TRACKING and isinstance(value, list) and all(isinstance(name, str) for name in value)

@@ -58,6 +58,9 @@ class Settings:
                 raise UserError(f"{key}= is empty: give {key}=VALUE or leave it out")
             if "\0" in (getattr(self, key) or ""):
                 raise UserError(f"{key}= contains a null byte")
+        object.__setattr__(
+            self, "outputs", str(Path(self.outputs).expanduser())
+        )  # a shell leaves outputs=~/runs as it is
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if not 1 <= self.seeds <= 1000 or self.seed + self.seeds > 2**32:
@@ -101,7 +104,7 @@ def plan(words: Sequence[str]) -> Plan:
     """
     overrides = read_overrides(words)
     overridden = {override.key: override.value for override in overrides if not override.delete and not override.group}
-    outputs = Path(overridden.get("outputs") or "outputs")
+    outputs = Path(overridden.get("outputs") or "outputs").expanduser()
     resumed = _find_run(overridden["resume"], outputs, words) if overridden.get("resume") else None
     new_job = resumed is not None and is_new_job(resumed)
     if resumed is None:
@@ -296,8 +299,8 @@ def _find_run(spec: str, outputs: Path, words: Sequence[str]) -> Path:
 
 def _local_run(spec: str, outputs: Path) -> Path:
     """The folder of a local run by its id, its folder, or a checkpoint inside it."""
-    path = Path(spec)
-    if not _exists(spec):
+    path = Path(spec).expanduser()
+    if not _exists(str(path)):
         return find_run(outputs, spec)
     for folder in (path.resolve(), *path.resolve().parents):
         if (folder / "run.json").is_file():

@@ -160,7 +160,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it names {named[1]}" if named else "it is not made of tensors and plain values"
         raise UserError(
-            f"{path} may run code when opened ({what}), so it was not opened; only weights are loaded"
+            f"{path} may run code when opened ({what}), so it was not opened; where it was made, save its weights alone: "
+            "torch.save(checkpoint['state_dict'], FILE)"
         ) from None
     except Exception as error:  # a hostile file makes torch raise anything
         raise UserError(f"{path} is damaged or truncated ({first_line(error)}); get it again") from None

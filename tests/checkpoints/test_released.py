@@ -273,7 +273,9 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         torch.save(
             {"state_dict": content()["state_dict"], "x": Runs(trap)}, path, _use_new_zipfile_serialization=zipped
         )
-        assert "may run code when opened" in message_of(path)
+        message = message_of(path)
+        assert "may run code when opened" in message
+        assert "torch.save(" in message  # the way out
     path = tmp_path / "bare.ckpt"
     path.write_bytes(pickle.dumps(Runs(trap)))
     message_of(path)

@@ -124,3 +124,14 @@ def test_the_noise_of_ddpms_context_may_be_given_and_is_clamped() -> None:
     )
     assert torch.equal(shown[:, 1], x[:, 1])
     assert torch.equal(out[:, [0, 2]], x[:, [0, 2]])
+
+
+@pytest.mark.parametrize("level", [-2, 1000])
+def test_levels_outside_the_schedule_are_refused(level: int) -> None:
+    forcing, x = forcing_of(mean=0.5, std=0.7), randn(2, 3, 4)
+    wrong, right = torch.tensor([[5, level, 5]] * 2), torch.full((2, 3), 5)
+    with pytest.raises(UserError, match=rf"{level}.*-1…999"):
+        forcing.loss(x, wrong)
+    for k, k_to in ((wrong, right), (right, wrong)):
+        with pytest.raises(UserError, match=rf"{level}.*-1…999"):
+            forcing.step(x, k, k_to)

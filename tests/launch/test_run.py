@@ -33,6 +33,17 @@ def status(folder: Path) -> str:
     return str(json.loads((folder / "run.json").read_text())["status"])
 
 
+def test_a_tilde_in_outputs_is_the_home_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the one in outputs=~/runs as it is."""
+    monkeypatch.setenv("HOME", str(project / "home"))
+    assert main([*MINE, "outputs=~/runs"]) == 0
+    (folder,) = (file.parent for file in project.glob("home/runs/*/*/run.json"))
+    assert not (project / "~").exists()
+    run_id = json.loads((folder / "run.json").read_text())["id"]
+    for name in (run_id, f"~/{folder.relative_to(project / 'home')}"):
+        assert launch_run._local_run(name, Path("~/runs").expanduser()) == folder
+
+
 def test_a_users_own_parts_run_with_their_own_yaml(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*MINE, "+name=first", "dataset.mean=[3,4]", "seed=7"]) == 0
     assert events()[:3] == ["data", "model", "study"]
