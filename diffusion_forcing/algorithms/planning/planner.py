@@ -1,4 +1,4 @@
-"""Planning as sampling: token 0 is held at the present, the future comes out of noise, guided to the goal (docs/method.md §10)."""
+"""Planning as sampling: token 0 is the present and stays clean, the future is denoised, guided to the goal (docs/method.md §10)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from diffusion_forcing.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerOptions:
-    """How plans are drawn. max_tokens: T, token 0 included. guidance_scale 0 draws unguided futures.
+    """How plans are drawn. max_tokens: T, token 0 included. guidance_scale: 0 draws unguided futures.
 
-    guidance_stop: share of the sampling levels, at the clean end, that are walked without guidance: the goal pulls while the way is still
-    open, and the data's own dynamics (walls, speed) have the last word. refine: the finished plan is noised again at this share of the
-    levels and denoised once more without guidance; 0: not. foresees: whether the network says anything of tokens that are still pure
-    noise; where not (next-token prediction), they do not guide.
+    guidance_stop: share of the sampling levels, at the clean end, without guidance: the goal pulls while the way is still open, and the
+    data's own dynamics (walls, speed) decide at the end. refine: the finished plan is noised again at this share of the levels and denoised
+    once more without guidance; 0: not. foresees: whether the network can predict tokens that are still pure noise; if not (next-token
+    prediction), they do not guide.
     """
 
     max_tokens: int
@@ -54,44 +54,17 @@ class Planner:
         self.options = options
         self.causal = causal
 
-    def plan(
-        self,
-        start: Tensor,
-        goal: Tensor,
-        horizon: int,
-        *,
-        noise: Tensor | None = None,
-        refine_noise: Tensor | None = None,
-        pull: Tensor | None = None,
-        previous: Tensor | None = None,
-        restart: int | None = None,
-        past: Steps | None = None,
-        generator: torch.Generator | None = None,
-        on_row: OnRow | None = None,
-    ) -> tuple[Steps, Tensor]:
+    def plan(self, start: Tensor, goal: Tensor, horizon: int, **options: Any) -> tuple[Steps, Tensor]:
         """Plans of `horizon` steps from observations `start`: (b, ≥o) to `goal`: (b, 2), both in data units.
 
-        Returns the steps in data units, (b, horizon, …), and the same as normalised frames (b, horizon, c). A goal has no velocity:
-        where velocities are planned, their target is 0 in normalised units. past: the last steps before `start`, in data units, for a
-        planner with `context_frames`. The other arguments: see `plan_normalized`.
+        Returns the steps in data units, (b, horizon, …), and the same as normalised frames (b, horizon, c). A goal has no velocity: where
+        velocities are planned, their target is 0 in normalised units. options: as for `plan_normalized`.
         """
         o = self.bundle.observation_dim
         mean, std = self.bundle.mean[:o], self.bundle.std[:o]
         target = start.new_zeros(len(start), o)
         target[:, :2] = (goal[:, :2] - mean[:2]) / std[:2]
-        frames = self.plan_normalized(
-            (start[:, :o] - mean) / std,
-            target,
-            horizon,
-            noise=noise,
-            refine_noise=refine_noise,
-            pull=pull,
-            previous=previous,
-            restart=restart,
-            past=past,
-            generator=generator,
-            on_row=on_row,
-        )
+        frames = self.plan_normalized((start[:, :o] - mean) / std, target, horizon, **options)
         return self.bundle.decode(frames), frames
 
     def plan_normalized(
@@ -111,10 +84,10 @@ class Planner:
     ) -> Tensor:
         """Frames (b, horizon, c), normalised, from start to goal, both (b, o) and normalised.
 
-        noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws, clamped. pull: (b,) factors of
-        the guidance scale, one a plan. previous: frames
-        (b, horizon, c) of an earlier plan moved up to now; the walk then starts from them, noised at sampling level `restart`,
-        instead of from pure noise. past: as for `plan`, in data units.
+        noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws; clamped. pull: (b,) factors of the
+        guidance scale, one per plan. previous: frames (b, horizon, c) of an earlier plan, moved up to now; denoising then starts from
+        them, noised at sampling level `restart`, instead of from pure noise. past: the last steps before `start`, in data units, for a
+        planner with `context_frames`.
         """
         bundle, batch = self.bundle, len(start)
         tokens = -(-horizon // bundle.frame_stack)
@@ -142,7 +115,7 @@ class Planner:
         passes = [(rows[: guided + 1], guidance), (rows[guided:], None)] if stop else [(rows, guidance)]
         done = 0
         for part, pulled in passes:
-            x = self._walk(x, part, absent, pulled, memory, generator, on_row, done)
+            x = self._denoise(x, part, absent, pulled, memory, generator, on_row, done)
             done += len(part) - 1
         if self.options.refine > 0:
             level = max(1, round(self.options.refine * self.sampler.sampling_timesteps))
@@ -151,7 +124,7 @@ class Planner:
             future = add_noise(self.forcing.schedule, x[:, first : first + tokens], k, again)
             x = torch.cat([x[:, :first], future, x[:, first + tokens :]], dim=1)
             down = torch.arange(level, -1, -1)[:, None].expand(-1, tokens)
-            x = self._walk(x, down, absent, None, memory, generator, on_row, done)
+            x = self._denoise(x, down, absent, None, memory, generator, on_row, done)
         return bundle.unstack(x[:, first : first + tokens])[:, :horizon]
 
     def _absent(self, horizon: int, tokens: int) -> int:
@@ -172,7 +145,7 @@ class Planner:
         """The tokens (b, present_tokens, f·c) that go before the plan from `start`: (b, o), normalised, and the memory of what is before them."""
         return self.bundle.present_normalized(start), None
 
-    def _walk(
+    def _denoise(
         self,
         x: Tensor,
         rows: Tensor,
@@ -186,14 +159,14 @@ class Planner:
         """Tokens x: (b, T, f·c) down `rows`: (rows, planned), the present held clean and the last `absent` held as noise. done: rows before."""
         last = rows.new_full((len(rows), absent), self.sampler.sampling_timesteps)
         matrix = torch.cat([rows.new_zeros(len(rows), self.present_tokens), rows, last], dim=1)
-        told = None if on_row is None else lambda row, x, levels: on_row(done + row, x, levels)
-        return self.sampler.denoise(x, matrix, guidance=guidance, memory=memory, generator=generator, on_row=told)
+        numbered = None if on_row is None else lambda row, x, levels: on_row(done + row, x, levels)
+        return self.sampler.denoise(x, matrix, guidance=guidance, memory=memory, generator=generator, on_row=numbered)
 
     def _noise(
-        self, shape: tuple[int, ...], given: Tensor | None, device: torch.device, generator: torch.Generator | None
+        self, shape: tuple[int, ...], noise: Tensor | None, device: torch.device, generator: torch.Generator | None
     ) -> Tensor:
-        if given is not None:
-            return self.forcing.clamp_noise(given)
+        if noise is not None:
+            return self.forcing.clamp_noise(noise)
         return self.sampler.noise(shape, device=device, generator=generator)
 
     def _guidance(self, start: Tensor, goal: Tensor, horizon: int, pull: Tensor | None) -> GradientGuidance | None:
