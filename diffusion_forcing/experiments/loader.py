@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,6 +149,10 @@ class Order(Sampler[Place]):
         }
 
 
+LONGEST_TEMPORARY_FOLDER = 70
+"""Characters. A worker's socket is `TMPDIR/pymp-xxxxxxxx/listener-xxxxxxxx`, and a socket's path has at most 107 on Linux, 103 on macOS."""
+
+
 class BatchLoader:
     """Batches of a map-style dataset, for validation and test; each `iter()` starts over, in the same order."""
 
@@ -164,7 +169,8 @@ class BatchLoader:
     ) -> None:
         """`dataset.__getitems__(indices)` makes a whole batch, where it exists; else samples are collated.
 
-        `num_workers`: processes that load ahead; None: none for a dataset that makes whole batches, else up to 4.
+        `num_workers`: processes that load ahead; None: none for a dataset that makes whole batches, else up to 4. None start where the
+        path of the temporary folder (TMPDIR) is too long for the sockets that they pass batches through: PyTorch would wait for ever.
         `order`: more fields of `Order`. UserError if there is no data.
         """
         samples = len(dataset)  # type: ignore[arg-type]
@@ -179,6 +185,8 @@ class BatchLoader:
         """Which rows of the newest batch are in this process; None for all."""
         if num_workers is None:
             num_workers = 0 if hasattr(dataset, "__getitems__") else min(4, (os.cpu_count() or 1) - 1)
+        if num_workers and len(tempfile.gettempdir()) > LONGEST_TEMPORARY_FOLDER:
+            num_workers = 0
         self._loader: DataLoader[Any] = DataLoader(
             _Batches(dataset, seed, self.position.rank),
             batch_size=None,

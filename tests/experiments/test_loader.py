@@ -1,4 +1,6 @@
 import multiprocessing
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,3 +194,15 @@ def test_a_closed_loader_leaves_no_process_behind_and_may_be_used_again() -> Non
     assert multiprocessing.active_children() == []
     assert len(drawn(source, 2)) == 2
     source.close()
+
+
+def test_a_temporary_folder_with_a_long_path_starts_no_workers_that_would_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("a" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    source = loader(num_workers=2)
+    expected = drawn(loader(), 3)
+    assert equal(drawn(source, 3), expected)
+    assert not [child for child in multiprocessing.active_children() if child.daemon]
