@@ -90,7 +90,7 @@ def generate(
         total, left = (simulator.frames * count for count in (len(tasks), len(missing)))
         with (
             Bar(f"generating {folder.name}", total=total, done=total - left, unit="frames", show=progress) as bar,
-            _Workers((simulator, save, folder), min(len(missing), workers or _cores())) as pool,
+            _Workers((simulator, save, folder), min(len(missing), worker_count(workers))) as pool,
         ):
             for _ in pool.run(missing):
                 bar.advance(simulator.frames)
@@ -222,5 +222,6 @@ def _prepare_folder(folder: Path, recipe: Mapping[str, str | int | float], split
     )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def worker_count(workers: int) -> int:
+    """`workers`, or one for each core that this process may use if that is 0."""
+    return workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

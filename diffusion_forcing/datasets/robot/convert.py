@@ -20,7 +20,7 @@ from diffusion_forcing.datasets.robot.files import NOTE, RobotFiles, video_file
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.lerobot_writer import LeRobotOptions, write_lerobot
 from diffusion_forcing.datasets.robot.released import ReleasedFolders
-from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, RobotSource, check_camera
+from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, RobotSource, check_camera, read_demonstration
 from diffusion_forcing.datasets.robot.video import write_video
 from diffusion_forcing.errors import check_choice, explaining_os_errors, require
 from diffusion_forcing.files import locked, remove_leftovers, replacing, write_atomic
@@ -87,11 +87,8 @@ def _read_all(
 ) -> Iterator[tuple[str, Demonstration]]:
     for split, count in counts.items():
         for index in range(count):
-            arrays = source.arrays(split, index)
-            episode = {name: array for name, array in arrays.items() if not name.startswith("frames.")}
-            for camera in options.cameras:
-                episode[camera] = source.images(split, index, camera, options.resolution)
-            yield split, episode
+            episode = read_demonstration(source, split, index, list(options.cameras), options.resolution)
+            yield split, {name: array for name, array in episode.items() if not name.startswith("frames.")}
             bar.advance(1)
 
 

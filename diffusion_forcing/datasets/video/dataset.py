@@ -9,7 +9,6 @@ counted and left out.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.generate import Simulator, generate
+from diffusion_forcing.datasets.generate import Simulator, generate, worker_count
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive, is_unfinished
 from diffusion_forcing.datasets.video.cache import VideoCache
 from diffusion_forcing.datasets.video.clips import Clips
@@ -160,6 +159,7 @@ class VideoDataset:
         self.options = options
         self._episodes: dict[str, list[Episode]] | None = None
         self._cache = VideoCache(options.root, self._folder, options.resolution)
+        self._workers = worker_count(options.workers)
 
     @property
     def episodes(self) -> dict[str, list[Episode]]:
@@ -259,10 +259,6 @@ class VideoDataset:
             return folder
         root = self.options.root.resolve()
         return folder / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
-
-    @property
-    def _workers(self) -> int:
-        return self.options.workers or os.cpu_count() or 1
 
 
 def provide(options: VideoDatasetOptions, *, progress: bool = True) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.video.container import Converter, Pixels, all_times, decoded, opened, read_video, resize
 from diffusion_forcing.datasets.video.episode import Episode
-from diffusion_forcing.datasets.video.files import Unusable
+from diffusion_forcing.datasets.video.files import Unusable, reading_array
 
 _BLOCK_BYTES = 16 << 20
 """Bytes of frames held at once while a whole episode is decoded."""
@@ -124,12 +123,13 @@ def _opened_array(path: Path, episode: Episode) -> Iterator[IO[bytes]]:
             file.seek(episode.offset)
             yield file
         return
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("video.npy") as member:
-            member.read(episode.offset)
-            yield member
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise Unusable("is damaged or cut off") from error
+    with (
+        reading_array("is damaged or cut off"),
+        zipfile.ZipFile(path) as archive,
+        archive.open("video.npy") as member,
+    ):
+        member.read(episode.offset)
+        yield member
 
 
 def _video_frames(path: Path, episode: Episode) -> Iterator[Pixels]:

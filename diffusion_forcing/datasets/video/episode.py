@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import struct
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -24,14 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.video.container import inspect_video
-from diffusion_forcing.datasets.video.files import ACTIONS, VIDEOS, Group, Unusable, reading
+from diffusion_forcing.datasets.video.files import ACTIONS, VIDEOS, Group, Unusable, reading, reading_array
 
 Array = NDArray[Any]
 
 _HEADER_BYTES = 4096
 """More than the header of a .npy takes."""
-_DAMAGED = (ValueError, EOFError, IndexError, UnicodeError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What numpy and zipfile raise for damaged arrays."""
+_DAMAGED_NPZ = "is not a readable npz file (cut off or damaged?)"
 
 
 def _no_numbers() -> NDArray[np.int64]:
@@ -100,17 +98,13 @@ def _clip_of(root: Path, group: Group) -> str:
 
 
 def _inspect_npz(path: Path) -> dict[str, Any]:
-    with _opened_npz(path) as archive:
-        try:
-            member = archive.getinfo("video.npy")
-        except KeyError:
-            names = ", ".join(name.removesuffix(".npy") for name in archive.namelist()) or "nothing"
-            raise Unusable(f"has no array 'video' (it holds {names})") from None
-        try:
-            with archive.open(member) as file:
-                fields = _read_header(file, member.file_size)
-        except _DAMAGED as error:
-            raise Unusable("is damaged at its array 'video'") from error
+    with reading_array(_DAMAGED_NPZ), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if "video" not in names:
+            raise Unusable(f"has no array 'video' (it holds {', '.join(names) or 'nothing'})")
+        member = archive.getinfo("video.npy")
+        with reading_array("is damaged at its array 'video'"), archive.open(member) as file:
+            fields = _read_header(file, member.file_size)
     if member.compress_type != zipfile.ZIP_STORED:
         return {**fields, "kind": "packed"}
     return {**fields, "offset": fields["offset"] + _member_offset(path, member)}
@@ -123,26 +117,17 @@ def _inspect_npy(path: Path) -> dict[str, Any]:
 
 def _read_header(file: IO[bytes], size: int) -> dict[str, Any]:
     """Fields of `Episode` from the .npy of `size` bytes at `file`. `Unusable` unless uint8 (t, h, w, 3) in C order."""
-    try:
+    with reading_array("is not a readable npy array (cut off or damaged?)"):
         header = BytesIO(file.read(_HEADER_BYTES))
         is_version_1 = np.lib.format.read_magic(header) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if is_version_1 else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(header)
-    except _DAMAGED as error:
-        raise Unusable("is not a readable npy array (cut off or damaged?)") from error
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or is_fortran:
         raise Unusable(f"holds {dtype} {shape}, expected uint8 frames of shape (t, h, w, 3)")
     if size < header.tell() + int(np.prod(shape)):
         raise Unusable("is cut off: its array is shorter than its header says")
     frames, height, width, _ = shape
     return {"kind": "stored", "frames": frames, "height": height, "width": width, "offset": header.tell()}
-
-
-def _opened_npz(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise Unusable("is not a readable npz file (cut off or damaged?)") from error
 
 
 def _member_offset(path: Path, member: zipfile.ZipInfo) -> int:
@@ -171,28 +156,22 @@ def _read_actions(root: Path, group: Group, clip: str) -> Array | None:
 
 def _actions_of_npz(path: Path, *, required: bool = True) -> Array | None:
     """The array `actions` of a npz; None if it has none and needs none."""
-    with _opened_npz(path) as archive:
+    with reading_array(_DAMAGED_NPZ), zipfile.ZipFile(path) as archive:
         if "actions.npy" not in archive.namelist():
             if required:
                 raise Unusable(f"{path.name} has no array 'actions'")
             return None
-        try:
-            with archive.open("actions.npy") as file:
-                actions = np.lib.format.read_array(file, allow_pickle=False)
-        except _DAMAGED as error:
-            raise Unusable(f"the actions in {path.name} cannot be read ({error})") from error
-    return _checked(actions, path)
+        with reading_array(f"the actions in {path.name} cannot be read"), archive.open("actions.npy") as file:
+            return _checked(np.lib.format.read_array(file, allow_pickle=False), path)
 
 
 def _actions_of_file(path: Path) -> Array:
     """Actions of a npy, or of a csv with one row for each frame, commas between columns and at most one header line."""
-    try:
+    with reading_array(f"the actions in {path.name} cannot be read"):
         if path.suffix.lower() == ".npy":
             return _checked(np.load(path, allow_pickle=False), path)
         rows = [line.split(",") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         values = np.array(rows if _is_numeric(rows[0]) else rows[1:], dtype=np.float64)
-    except _DAMAGED as error:
-        raise Unusable(f"the actions in {path.name} cannot be read ({error})") from error
     if (values == np.round(values)).all():
         values = values.astype(np.int64)
     return _checked(values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values, path)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ ACTIONS = (".actions.npz", ".actions.npy", ".actions.csv", ".npz", ".npy", ".csv
 """Where the actions of a clip are: the first that exists and is not the clip itself."""
 SPLITS = {"training": ("training", "train"), "validation": ("validation", "valid", "val"), "test": ("test",)}
 """Split: names of its folder."""
+
+_DAMAGED = (ValueError, EOFError, LookupError, UnicodeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class Unusable(Exception):
@@ -43,6 +47,15 @@ def reading() -> Iterator[None]:
         yield
     except OSError as error:
         raise Unusable(f"cannot be read: {error.strerror or error}", again=True) from error
+
+
+@contextmanager
+def reading_array(damage: str) -> Iterator[None]:
+    """Turn what numpy and zipfile raise for a damaged array inside the block into `Unusable(damage)`."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise Unusable(damage) from error
 
 
 @dataclass(frozen=True)
