@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import latest
-from diffusion_forcing.errors import UserError, did_you_mean, first_line
+from diffusion_forcing.errors import UserError, check_choice, first_line
 from diffusion_forcing.experiments import trainer
 from diffusion_forcing.experiments.checkpointing import check_fits, compile_network, load_weights
 from diffusion_forcing.experiments.loader import seed_all
@@ -163,11 +163,7 @@ class BaseExperiment:
         Every task starts with the random state of the run's seed, so its numbers do not depend on the tasks before it.
         """
         tasks = task_names(type(self))
-        if name not in tasks:
-            raise UserError(
-                f"experiment.tasks: {type(self).__name__} has no task '{name}'{did_you_mean(name, tasks)}; "
-                f"it has {', '.join(tasks)}"
-            )
+        check_choice("experiment.tasks", name, tasks)
         if not is_main_process() and name not in self.shared_tasks:
             return
         seed_all(self.seed)

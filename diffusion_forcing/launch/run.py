@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_forcing.errors import UserError, did_you_mean, first_line
+from diffusion_forcing.errors import UserError, check_choice, check_range, first_line
 from diffusion_forcing.experiments.processes import is_main_process
+from diffusion_forcing.files import run_folders
 from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job, requeued_when_preempted
 from diffusion_forcing.launch.compose import PARTS, as_yaml, compose, compose_on, read_overrides, resolved
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
@@ -25,7 +25,7 @@ from diffusion_forcing.launch.options import build_options, read_part
 from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.tracking.records import find_run
 from diffusion_forcing.tracking.run import NullRun, Run
-from diffusion_forcing.tracking.tracker import TrackedRun, Tracker
+from diffusion_forcing.tracking.tracker import TrackedRun, Tracker, tell
 from diffusion_forcing.tracking.wandb import WandbOptions
 
 _RUN_FOLDER = "DIFFUSION_FORCING_RUN"
@@ -58,13 +58,10 @@ class Settings:
                 raise UserError(f"{key}= is empty: give {key}=VALUE or leave it out")
             if "\0" in (getattr(self, key) or ""):
                 raise UserError(f"{key}= contains a null byte")
-        object.__setattr__(
-            self, "outputs", str(Path(self.outputs).expanduser())
-        )  # a shell leaves outputs=~/runs as it is
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
-        if not 1 <= self.seeds <= 1000 or self.seed + self.seeds > 2**32:
-            raise UserError(f"seeds must be the number of seeds to run, 1 to 1000, got {self.seeds}")
+        # A shell leaves outputs=~/runs as it is.
+        object.__setattr__(self, "outputs", str(Path(self.outputs).expanduser()))
+        check_range("seeds", self.seeds, 1, 1000)
+        check_range("seed", self.seed, 0, 2**32 - self.seeds)
         if self.seeds > 1 and self.resume is not None:
             raise UserError("seeds= starts new runs and resume= continues one: give one of them")
         if self.load is not None and self.resume is not None:
@@ -119,7 +116,11 @@ def plan(words: Sequence[str]) -> Plan:
     spec = settings.resume or settings.load
     if resumed is not None and not new_job and not _exists(str(spec)):  # a run's id, not one of its checkpoints
         spec = str(resumed)
-    checkpoint = _find_checkpoint(spec, settings, tracked="wandb" in (mapping.get("tracking") or {})) if spec else None
+    checkpoint = None
+    if spec:
+        wandb, tracked = settings.wandb, "wandb" in (mapping.get("tracking") or {})
+        outputs = Path(settings.outputs)
+        checkpoint = _find(spec, outputs, wandb, tracked=tracked, here=_local_checkpoint, there=fetch_checkpoint)
     adopted = []
     if checkpoint and settings.load and not new_job:
         check_task(mapping, checkpoint)
@@ -170,7 +171,7 @@ def perform(plan: Plan, run: Any) -> None:
         # every task on one batch first
         seed_all(settings.seed)
         torch.autograd.set_detect_anomaly(True)
-        say = _print_on_stderr if is_main_process() else lambda line: None
+        say = tell if is_main_process() else lambda line: None
         rehearse(classes, options, seed=settings.seed, load=plan.checkpoint, say=say)
     seed_all(settings.seed)
     torch.autograd.set_detect_anomaly(settings.debug)
@@ -187,10 +188,6 @@ def perform(plan: Plan, run: Any) -> None:
     )
     for task in options["experiment"].tasks:
         experiment.run_task(task)
-
-
-def _print_on_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _open_run(plan: Plan) -> Run | NullRun:
@@ -247,9 +244,7 @@ def _check_tasks(experiment: type, algorithm: type, tasks: Sequence[str]) -> Non
 
     known = task_names(experiment)
     for task in tasks:
-        if task not in known:
-            near = did_you_mean(task, known)
-            raise UserError(f"experiment.tasks: there is no task '{task}'{near}; tasks: {', '.join(known)}")
+        check_choice("experiment.tasks", task, known)
         step = f"{task}_step"
         needs_step = hasattr(LightningModule, step) and getattr(experiment, task) is getattr(BaseExperiment, task, None)
         if needs_step and getattr(algorithm, step, None) in (None, getattr(LightningModule, step)):
@@ -288,33 +283,51 @@ def _read_trackers(config: Mapping[str, Any], everywhere: Sequence[str]) -> Iter
 
 
 def _find_run(spec: str, outputs: Path, words: Sequence[str]) -> Path:
-    """The folder of the run that resume= names, local or downloaded from W&B."""
-    try:
+    """The folder of the run that resume= names."""
+    if _exists(spec) or spec in run_folders(outputs):
         return _local_run(spec, outputs)
-    except UserError as here:
-        config = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
-        wandb = build_options(WandbOptions, OmegaConf.to_container(config["wandb"]), "wandb")
-        return _download(fetch_run, spec, outputs, wandb, tracked="wandb" in (config.get("tracking") or {}), here=here)
+    config = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
+    wandb = build_options(WandbOptions, OmegaConf.to_container(config["wandb"]), "wandb")
+    return _find(
+        spec, outputs, wandb, tracked="wandb" in (config.get("tracking") or {}), here=_local_run, there=fetch_run
+    )
+
+
+def _find(
+    spec: str,
+    outputs: Path,
+    wandb: WandbOptions,
+    *,
+    tracked: bool,
+    here: Callable[[str, Path], Path],
+    there: Callable[[str, Path, WandbOptions], Path],
+) -> Path:
+    """What load= or resume= names: found `here`, on this machine, or downloaded from `there`, W&B, if that is used."""
+    try:
+        return here(spec, outputs)
+    except UserError as missing:
+        if _exists(spec) or not asks_wandb(spec, wandb, tracked=tracked):
+            raise
+        try:
+            return there(spec, outputs, wandb)
+        except UserError as failure:
+            raise UserError(f"{missing}; nor on W&B: {failure}") from failure
+
+
+def _exists(spec: str) -> bool:
+    """Whether the value of load= or resume= is an existing path."""
+    return os.path.exists(os.path.expanduser(spec))
 
 
 def _local_run(spec: str, outputs: Path) -> Path:
     """The folder of a local run by its id, its folder, or a checkpoint inside it."""
-    path = Path(spec).expanduser()
-    if not _exists(str(path)):
+    if not _exists(spec):
         return find_run(outputs, spec)
-    for folder in (path.resolve(), *path.resolve().parents):
+    path = Path(spec).expanduser().resolve()
+    for folder in (path, *path.parents):
         if (folder / "run.json").is_file():
             return folder
     raise UserError(f"resume={spec} is not in a run's folder; use load={spec} to start a new run from its weights")
-
-
-def _find_checkpoint(spec: str, settings: Settings, *, tracked: bool) -> Path:
-    """The checkpoint that load= or resume= names, local or downloaded from W&B."""
-    outputs = Path(settings.outputs)
-    try:
-        return _local_checkpoint(spec, outputs)
-    except UserError as here:
-        return _download(fetch_checkpoint, spec, outputs, settings.wandb, tracked=tracked, here=here)
 
 
 def _local_checkpoint(spec: str, outputs: Path) -> Path:
@@ -322,26 +335,6 @@ def _local_checkpoint(spec: str, outputs: Path) -> Path:
     from diffusion_forcing.checkpoints.resolve import resolve
 
     return resolve(spec, outputs)
-
-
-def _download(
-    fetch: Callable[..., Path], spec: str, outputs: Path, wandb: WandbOptions, *, tracked: bool, here: UserError
-) -> Path:
-    """What `fetch` downloads. here: the error about the local search, raised if W&B is not used or does not have it either."""
-    if _exists(spec) or not asks_wandb(spec, wandb, tracked=tracked):
-        raise here
-    try:
-        return fetch(spec, outputs, wandb)
-    except UserError as there:
-        raise UserError(f"{here}; nor on W&B: {there}") from there
-
-
-def _exists(spec: str) -> bool:
-    """Whether the value of load= or resume= is an existing path; UserError if it cannot be a path."""
-    try:
-        return Path(spec).exists()
-    except OSError as failure:
-        raise UserError(f"load= or resume= is neither a checkpoint nor a run: {failure.strerror} ({spec})") from failure
 
 
 def _saved_config(folder: Path) -> str:

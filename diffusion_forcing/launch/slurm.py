@@ -7,6 +7,7 @@ The command is checked and composed before anything is submitted, and the compos
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def submit(plan: Plan, words: Sequence[str]) -> int:
         run.finish("failed")
         raise
     folder = run.folder / FOLDER
-    log = _log_of(job) or folder / f"{job}.out"
+    named = _scontrol(job, "StdOut")
+    log = folder / f"{job}.out" if named in ("", UNKNOWN) else Path(named)
     say(f"submitted job {job}, run {run.id}: {folder / SCRIPT}")
     say(f"  squeue --job {job}              its state")
     say(f"  tail -F {log}")
@@ -159,23 +161,17 @@ def _show(log: Path, shown: int) -> int:
 
 
 def state_of(job: str) -> str:
-    """Slurm's state of a job, such as PENDING; "" if Slurm no longer knows the job, UNKNOWN while Slurm does not answer."""
-    done = _scontrol(job)
-    for word in done.stdout.split():
-        if word.startswith("JobState="):
-            return word.partition("=")[2]
+    """Slurm's state of a job, such as PENDING; "" if Slurm no longer knows the job, UNKNOWN while it does not answer."""
+    return _scontrol(job, "JobState")
+
+
+def _scontrol(job: str, name: str) -> str:
+    """The value that `scontrol show job` has for `name`; "" for an unknown job, UNKNOWN without an answer."""
+    done = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False)
+    found = re.search(rf"(?:^|\s){name}=(.*?)(?=\s+\w+=|\s*$)", done.stdout, re.MULTILINE)  # a path may hold spaces
+    if found:
+        return found[1]
     return "" if "Invalid job id" in done.stderr else UNKNOWN
-
-
-def _log_of(job: str) -> Path | None:
-    for line in _scontrol(job).stdout.splitlines():
-        if line.strip().startswith("StdOut="):
-            return Path(line.strip().partition("=")[2])
-    return None
-
-
-def _scontrol(job: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False)
 
 
 def _start_uploading(run: Path, run_id: str, job: str) -> int:

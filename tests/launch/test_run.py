@@ -95,7 +95,8 @@ def test_debug_turns_anomaly_detection_on_and_shows_tracebacks(
 
 def test_an_unknown_task_is_refused_before_anything_is_built(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*MINE, "experiment.tasks=[training,my_tsak]"]) == 2
-    assert "'my_tsak' (did you mean 'my_task'?)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "experiment.tasks 'my_tsak'" in error and "did you mean 'my_task'?" in error
     assert events() == []
     assert not (project / "outputs").exists()
 
