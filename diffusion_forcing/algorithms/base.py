@@ -207,6 +207,10 @@ def chosen(options: Any, *names: str) -> dict[str, Any]:
     return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}
 
 
+FUSED_DEVICES = ("cuda",)
+"""Where one kernel updates all weights."""
+
+
 class Warmup:
     """The factor of the learning rate at step n: (before + n + 1)/steps, at most 1. An object, so that resuming restores it."""
 
@@ -332,17 +336,24 @@ class ForcingAlgorithm(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW; the rate rises linearly over `warmup_steps`, from (1/warmup)·lr at the first."""
         options = self.options
+        parameters = list(self.forcing.network.parameters())
         optimizer = torch.optim.AdamW(
-            self.forcing.network.parameters(),
+            parameters,
             lr=options.lr,
             weight_decay=options.weight_decay,
             betas=options.optimizer_beta,
+            fused=all(parameter.device.type in FUSED_DEVICES for parameter in parameters) or None,
         )
+        # A fused step would take the scale off the gradients by itself: too late for clipping them.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         for name, parameter in self.forcing.network.named_parameters():
             if name in self._carried:
                 optimizer.state[parameter] = {
                     key: _laid_out(value, parameter) for key, value in self._carried[name].items()
                 }
+                if optimizer.defaults["fused"]:
+                    step = optimizer.state[parameter]["step"]
+                    optimizer.state[parameter]["step"] = step.to(parameter.device, torch.float32)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor(self._steps_before))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -20,6 +20,7 @@ from diffusion_forcing.experiments.options import (
     CheckpointingOptions,
     DataOptions,
     ExperimentOptions,
+    OptimOptions,
     TrainingOptions,
     ValidationOptions,
 )
@@ -42,7 +43,7 @@ CASES: dict[str, tuple[Callable[[], LightningModule], Callable[[int], Any]]] = {
 }
 
 
-def trained(folder: Path, case: str, precision: str | int) -> tuple[BaseExperiment, dict[str, float]]:
+def trained(folder: Path, case: str, precision: str | int, clip: float = 0) -> tuple[BaseExperiment, dict[str, float]]:
     algorithm, batch = CASES[case]
     options = ExperimentOptions(
         training=TrainingOptions(
@@ -50,6 +51,7 @@ def trained(folder: Path, case: str, precision: str | int) -> tuple[BaseExperime
             batch_size=4,
             max_steps=2,
             log_every_n_steps=1,
+            optim=OptimOptions(gradient_clip_val=clip),
             data=DataOptions(num_workers=0),
             checkpointing=CheckpointingOptions(every_n_train_steps=None),
         ),
@@ -138,3 +140,37 @@ def test_a_thousand_noise_levels_stay_distinct_in_16_bits(precision: str) -> Non
         assert len(waves.to(plugin.dtype).unique(dim=0)) == 1000
     assert schedule.alphas_cumprod.dtype == torch.float32
     assert len(schedule.alphas_cumprod.unique()) == 1000
+
+
+@pytest.mark.parametrize("precision", [32, "bf16-mixed"])
+def test_a_fused_optimizer_clips_gradients_as_any_other(
+    tmp_path: Path, precision: str | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU has it; a CPU can have it too."""
+    plain, expected = trained(tmp_path / "plain", "planning", precision, clip=0.1)
+    monkeypatch.setattr("diffusion_forcing.algorithms.base.FUSED_DEVICES", ("cpu",))
+    fused, found = trained(tmp_path / "fused", "planning", precision, clip=0.1)
+    assert found["training/loss"] == pytest.approx(expected["training/loss"], rel=1e-4)
+    for one, other in zip(plain.algorithm.parameters(), fused.algorithm.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+
+
+def test_scaled_gradients_are_unscaled_once_before_a_fused_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What precision=16-mixed does on a GPU."""
+    weights = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr("diffusion_forcing.algorithms.base.FUSED_DEVICES", devices)
+        torch.manual_seed(0)
+        built = small.planning()
+        optimizer, scaler = built.configure_optimizers()["optimizer"], torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for _ in range(3):
+            loss = sum((weight**2).sum() for weight in built.network.parameters())
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(built.network.parameters(), 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+        assert optimizer.defaults["fused"] == (True if devices else None)
+        weights.append(torch.cat([weight.detach().flatten() for weight in built.network.parameters()]))
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-7)

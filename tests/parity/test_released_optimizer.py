@@ -39,8 +39,12 @@ def built(task: str) -> ForcingAlgorithm:
     return Planning(planning_options_from_released(config))
 
 
-@pytest.mark.parametrize("task", ["video", "planning"])
-def test_the_step_after_a_released_checkpoint_is_the_one_its_own_optimiser_takes(task: str) -> None:
+@pytest.mark.parametrize(("task", "fused"), [("video", False), ("planning", False), ("planning", True)])
+def test_the_step_after_a_released_checkpoint_is_the_one_its_own_optimiser_takes(
+    task: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused:  # as on a GPU
+        monkeypatch.setattr("diffusion_forcing.algorithms.base.FUSED_DEVICES", ("cpu",))
     algorithm, checkpoint = built(task), load(DATA / f"ckpt_{task}.ckpt")
     algorithm.load_weights(checkpoint)
     assert algorithm.carry_optimizer(checkpoint)
