@@ -38,6 +38,8 @@ Task = tuple[str, int]
 
 Save = Callable[[Path, Episode], None]
 
+RECIPE = "recipe.json"
+"""Beside generated episodes, perhaps unfinished: the simulator's recipe."""
 _CLOSE_SECONDS = 5.0
 """Time for a worker to close its simulator before it is killed."""
 
@@ -98,7 +100,6 @@ def generate(
 
 
 def episode_file(folder: Path, split: str, index: int) -> Path:
-    """The file of an episode."""
     return folder / split / f"{index:06d}.npz"
 
 
@@ -200,7 +201,7 @@ def _exit(*_: object) -> None:
 
 def _prepare_folder(folder: Path, recipe: Mapping[str, str | int | float], splits: Collection[str]) -> None:
     """Make the folders, remove unfinished files of a killed generation, and write the recipe or compare it."""
-    file = folder / "recipe.json"
+    file = folder / RECIPE
     with explaining_os_errors(f"cannot write in {folder}", "choose another dataset.save_dir"):
         if not file.exists() and any(episode for split in splits for episode in (folder / split).rglob("*.npz")):
             raise UserError(f"{folder} holds episodes that were not generated; choose another dataset.save_dir")

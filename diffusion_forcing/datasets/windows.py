@@ -148,7 +148,6 @@ class Windows(Dataset[SequenceBatch]):
         return int(self._first[-1])
 
     def __getitem__(self, index: int) -> SequenceBatch:
-        """Window `index` as a batch of one."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> SequenceBatch:

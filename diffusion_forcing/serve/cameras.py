@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.robot.video import read_image
 from diffusion_forcing.datasets.video.container import resize
-from diffusion_forcing.errors import UserError, check_minimum, require
+from diffusion_forcing.errors import UserError, check_minimum, check_positive, check_range, require
 
 Image = NDArray[np.uint8]
 Actions = NDArray[np.float32]
@@ -57,8 +58,8 @@ class CameraOptions:
             len(self.home) in (0, 8),
             f"home has {len(self.home)} numbers; an action has 8: x y z, qx qy qz qw, grasp",
         )
-        require(self.camera_timeout > 0, f"camera_timeout is {self.camera_timeout}; it must be above 0 s")
-        require(0 <= self.blocking <= 1, f"blocking is {self.blocking}; it is a probability from 0 to 1")
+        check_positive("camera_timeout", self.camera_timeout)
+        check_range("blocking", self.blocking, 0, 1)
         check_minimum("seed", self.seed, 0)
         check_minimum("distractors", self.distractors, 0)
 
@@ -180,75 +181,95 @@ class Folder(_RealCameras):
         raise OSError(f"no image in {folder}")
 
 
-class Video4Linux(_RealCameras):
-    """/dev/video… through FFmpeg."""
+class _Devices(_RealCameras):
+    """Cameras that are opened by name: those of `devices=[…]`, or the first ones that `_find` returns."""
 
     def _open(self) -> None:
-        import av
-
-        self._containers: list[Any] = []
-        devices = self._options.devices or tuple(str(path) for path in sorted(Path("/dev").glob("video*")))
+        self._devices: list[Any] = []
+        devices = self._options.devices or self._find()
         require(
             len(devices) >= len(self.names),
             f"{len(self.names)} cameras are needed, {len(devices)} found ({', '.join(devices) or 'none'}); "
-            "connect them or give devices=[/dev/video0,…]",
+            "connect them or give devices=[…]",
         )
         for device in devices[: len(self.names)]:
             try:
-                self._containers.append(av.open(device, format="v4l2", timeout=self._options.camera_timeout))
-            except (OSError, av.FFmpegError, ValueError) as failure:
+                self._devices.append(self._start(device))
+            except (OSError, ValueError) as failure:
                 self.close()
                 raise UserError(f"cannot open camera {device}: {failure}; choose others by devices=[…]") from failure
+
+    @abstractmethod
+    def _find(self) -> tuple[str, ...]:
+        """Names of the connected devices."""
+
+    @abstractmethod
+    def _start(self, device: str) -> Any:
+        """The opened device; OSError or ValueError where that fails."""
+
+
+class Video4Linux(_Devices):
+    """/dev/video… through FFmpeg."""
+
+    def _find(self) -> tuple[str, ...]:
+        return tuple(str(path) for path in sorted(Path("/dev").glob("video*")))
+
+    def _start(self, device: str) -> Any:
+        import av
+
+        with _as_os_error(av.FFmpegError):
+            return av.open(device, format="v4l2", timeout=self._options.camera_timeout)
 
     def _read(self, index: int) -> Image:
         import av
 
-        try:
-            frame = next(self._containers[index].decode(video=0))
-        except (av.FFmpegError, StopIteration) as failure:
-            raise OSError(str(failure) or "no frame") from failure
-        return np.asarray(frame.to_ndarray(format="rgb24"))
+        with _as_os_error(av.FFmpegError, StopIteration):
+            return np.asarray(next(self._devices[index].decode(video=0)).to_ndarray(format="rgb24"))
 
     def close(self) -> None:
-        for container in self._containers:
+        for container in self._devices:
             container.close()
 
 
-class RealSense(_RealCameras):
+class RealSense(_Devices):
     """Intel RealSense cameras through pyrealsense2, which is only imported here."""
 
     def _open(self) -> None:
         try:
-            import pyrealsense2 as rs
+            import pyrealsense2
         except ImportError as missing:
             raise UserError("cameras=realsense needs pyrealsense2: pip install pyrealsense2") from missing
-        self._pipelines: list[Any] = []
-        serials = self._options.devices or tuple(
-            device.get_info(rs.camera_info.serial_number) for device in rs.context().query_devices()
-        )
-        found = f"{len(self.names)} RealSense cameras are needed, {len(serials)} are connected"
-        require(len(serials) >= len(self.names), found)
-        for serial in serials[: len(self.names)]:
-            pipeline, config = rs.pipeline(), rs.config()
-            config.enable_device(serial)
-            config.enable_stream(rs.stream.color, rs.format.rgb8, 30)
-            try:
-                pipeline.start(config)
-            except RuntimeError as failure:
-                self.close()
-                raise UserError(f"RealSense {serial} cannot be started: {failure}") from failure
-            self._pipelines.append(pipeline)
+        self._rs = pyrealsense2
+        super()._open()
+
+    def _find(self) -> tuple[str, ...]:
+        serial = self._rs.camera_info.serial_number
+        return tuple(device.get_info(serial) for device in self._rs.context().query_devices())
+
+    def _start(self, device: str) -> Any:
+        pipeline, config = self._rs.pipeline(), self._rs.config()
+        config.enable_device(device)
+        config.enable_stream(self._rs.stream.color, self._rs.format.rgb8, 30)
+        with _as_os_error(RuntimeError):
+            pipeline.start(config)
+        return pipeline
 
     def _read(self, index: int) -> Image:
-        try:
-            frames = self._pipelines[index].wait_for_frames(int(1000 * self._options.camera_timeout))
-        except RuntimeError as failure:
-            raise OSError(str(failure)) from failure
+        with _as_os_error(RuntimeError):
+            frames = self._devices[index].wait_for_frames(int(1000 * self._options.camera_timeout))
         return np.asarray(frames.get_color_frame().get_data(), np.uint8)
 
     def close(self) -> None:
-        for pipeline in self._pipelines:
+        for pipeline in self._devices:
             pipeline.stop()
+
+
+@contextmanager
+def _as_os_error(*kinds: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kinds as failure:
+        raise OSError(str(failure) or "no frame") from failure
 
 
 def squared(image: Image, size: int) -> Image:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.algorithms.robot.algorithm import Robot
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
-from diffusion_forcing.errors import UserError, check_minimum
+from diffusion_forcing.errors import UserError, check_minimum, check_positive, require
 from diffusion_forcing.serve.cameras import HOME, CameraOptions, Cameras, open_cameras
 
 STOPPED = b"stopped"
@@ -35,6 +35,7 @@ SILENT = 10.0
 """Seconds after which an anonymous session may make room for a new one."""
 _SESSION_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _POLL = 200  # ms
+_MAX_REQUEST = 4096  # bytes
 _MAX_MESSAGE = 64 * 2**20  # bytes above which ZeroMQ itself drops the connection
 
 
@@ -43,26 +44,23 @@ class ServeOptions(CameraOptions):
     """`diffusion-forcing serve-policy`; see also `CameraOptions`.
 
     address: to listen at; port 0 is any free one. session_timeout: seconds after which a session without requests is
-    forgotten. max_sessions: at the same time. max_bytes: of a request. report_every: requests between two lines about
-    response times.
+    forgotten. max_sessions: at the same time. report_every: requests between two lines about response times.
     """
 
     address: str = "tcp://127.0.0.1:5555"
     session_timeout: float = 600.0
     max_sessions: int = 64
-    max_bytes: int = 4096
     report_every: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.address.startswith(("tcp://", "ipc://")):
-            raise UserError(
-                f"address is '{self.address}'; write tcp://127.0.0.1:5555, tcp://*:5555 for all networks, or "
-                "ipc:///tmp/policy"
-            )
-        if not self.session_timeout > 0:
-            raise UserError(f"session_timeout is {self.session_timeout}; it must be above 0 s")
-        for name in ("max_sessions", "max_bytes", "report_every"):
+        require(
+            self.address.startswith(("tcp://", "ipc://")),
+            f"address is '{self.address}'; write tcp://127.0.0.1:5555, tcp://*:5555 for all networks, or "
+            "ipc:///tmp/policy",
+        )
+        check_positive("session_timeout", self.session_timeout)
+        for name in ("max_sessions", "report_every"):
             check_minimum(name, getattr(self, name), 1)
 
     @property
@@ -136,7 +134,6 @@ class Sessions:
             self._close(name)
 
     def close(self) -> None:
-        """Close all."""
         for name in list(self._sessions):
             self._close(name)
 
@@ -205,14 +202,12 @@ class PolicyServer:
                 self._say(self.report())
 
     def report(self) -> str:
-        """A line about response times."""
         if not self.seconds:
             return f"no requests answered, {self.refused:,} refused"
         p50, p95 = (1000 * float(np.quantile(self.seconds, share)) for share in (0.5, 0.95))
         return f"{len(self.seconds):,} requests answered, p50 {p50:.0f} ms, p95 {p95:.0f} ms; {self.refused:,} refused"
 
     def close(self) -> None:
-        """Release cameras and address."""
         self.sessions.close()
         self._socket.close()
         self._context.term()
@@ -240,12 +235,10 @@ class PolicyServer:
 
     def _reply(self, client: bytes, words: list[bytes]) -> bytes:
         size = sum(map(len, words))
-        if size > self.options.max_bytes:
-            raise UserError(f"the request has {size:,} bytes; at most {self.options.max_bytes:,} are allowed")
-        if not 1 <= len(words) <= 2:
-            raise UserError(f"a request has one frame, or a session id and one frame; got {len(words)}")
-        if len(words) == 2 and not _SESSION_ID.fullmatch(words[0]):
-            raise UserError("a session id has 1 to 64 letters, digits, '_', '.' or '-'")
+        require(size <= _MAX_REQUEST, f"the request has {size:,} bytes; at most {_MAX_REQUEST:,} are allowed")
+        require(len(words) in (1, 2), f"a request has one frame, or a session id and one frame; got {len(words)}")
+        has_name = len(words) == 1 or _SESSION_ID.fullmatch(words[0]) is not None
+        require(has_name, "a session id has 1 to 64 letters, digits, '_', '.' or '-'")
         name = words[0] if len(words) == 2 else ANONYMOUS + client.hex().encode()
         match words[-1]:
             case b"request":

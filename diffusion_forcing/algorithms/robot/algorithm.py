@@ -132,8 +132,7 @@ class RobotPolicyOptions(AlgorithmOptions):
             check_positive(f"dataset.{name}", getattr(self, name))
         for name in ("gt_first_frame", "gt_cond_prob", "random_start", "part_noise", "jitter", "blocked_contrast"):
             check_range(f"algorithm.{name}", getattr(self, name), 0, 1)
-        if self.action_share is not None:
-            check_range("algorithm.action_share", self.action_share, 0, 1)
+        check_range("algorithm.action_share", self.action_share or 0, 0, 1)
         check_not_negative("algorithm.crop", self.crop)
         check_not_negative("algorithm.patches", self.patches)
         self._check_tokens()
@@ -223,11 +222,6 @@ class RobotPolicyOptions(AlgorithmOptions):
         """The cameras, and the actions."""
         return self.n_cameras + 1
 
-    @property
-    def condition_width(self) -> int:
-        """Number of conditions per token: how much noisier each part is, if parts are."""
-        return self.parts if self.part_noise else 0
-
 
 class RobotDraws(NamedTuple):
     """The random numbers of a training batch. part_levels and part_noise are None without part_noise."""
@@ -268,7 +262,9 @@ class Robot(ForcingAlgorithm):
 
     def build_network(self, options: RobotPolicyOptions) -> nn.Module:
         """The network of the options, with fresh weights."""
-        diffusion, size, conditions = options.diffusion, options.observation_shape[1], options.condition_width
+        diffusion, size = options.diffusion, options.observation_shape[1]
+        # The conditions of a token: how much noisier each of its parts is, if parts are.
+        conditions = options.parts if options.part_noise else 0
         recurrent = {
             "network_size": diffusion.network_size,
             "num_gru_layers": diffusion.num_gru_layers,

@@ -34,7 +34,6 @@ class RobotPolicy:
         """(b, cameras) bool: cameras that showed nothing at the last observation."""
 
     def reset(self) -> None:
-        """Forget everything."""
         self._history = self._executed = self.blocked = None
 
     @torch.no_grad()

@@ -24,7 +24,14 @@ from diffusion_forcing.datasets.mazes import d4rl, minari
 from diffusion_forcing.datasets.mazes.generate import generate
 from diffusion_forcing.datasets.windows import Steps, Store, Windows, open_store
 from diffusion_forcing.environments.mazes.layout import MAZES, Maze, as_maze
-from diffusion_forcing.errors import UserError, check_choice, check_minimum
+from diffusion_forcing.errors import (
+    UserError,
+    check_choice,
+    check_minimum,
+    check_not_negative,
+    check_positive,
+    require,
+)
 from diffusion_forcing.files import locked
 
 Source = Literal["auto", "d4rl", "generate", "minari", "path"]
@@ -74,24 +81,24 @@ class Maze2dOptions:
     def __post_init__(self) -> None:
         maze = self.maze
         check_choice("dataset.source", self.source, get_args(Source))
-        if self.source in ("path", "minari") and not self.path:
-            raise UserError(f"dataset.source={self.source} needs dataset.path=<file or folder>")
-        if self.path and self.source in ("d4rl", "generate"):
-            raise UserError(
-                f"dataset.path is not used with dataset.source={self.source}; drop one, or use dataset.source=path"
-            )
-        if self.source == "d4rl" and maze.name == "custom":
-            raise UserError(
-                "dataset.source=d4rl has no data for a custom dataset.maze_map; use dataset.source=generate"
-            )
+        require(
+            bool(self.path) or self.source not in ("path", "minari"),
+            f"dataset.source={self.source} needs dataset.path=<file or folder>",
+        )
+        require(
+            not self.path or self.source not in ("d4rl", "generate"),
+            f"dataset.path is not used with dataset.source={self.source}; drop one, or use dataset.source=path",
+        )
+        require(
+            self.source != "d4rl" or maze.name != "custom",
+            "dataset.source=d4rl has no data for a custom dataset.maze_map; use dataset.source=generate",
+        )
         for key, least in (("episode_len", 1), ("num_steps", 2), ("generate_seed", 0)):
             check_minimum(f"dataset.{key}", getattr(self, key), least)
-        if not 0 <= self.action_noise < float("inf"):
-            raise UserError(f"dataset.action_noise must be at least 0, got {self.action_noise}; D4RL's data has 0.5")
-        if not 0 <= self.validation_fraction < 1:
-            raise UserError(f"dataset.validation_fraction must be in [0, 1), got {self.validation_fraction}")
-        if not self.reward_std > 0:
-            raise UserError(f"dataset.reward_std must be above 0, got {self.reward_std}")
+        check_not_negative("dataset.action_noise", self.action_noise)
+        fraction = self.validation_fraction
+        require(0 <= fraction < 1, f"dataset.validation_fraction must be in [0, 1), got {fraction}")
+        check_positive("dataset.reward_std", self.reward_std)
         for kind, widths in (("observation", (2, 4)), ("action", (0, 2))):
             mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
             if len(mean) not in widths or len(std) != len(mean):
@@ -99,11 +106,11 @@ class Maze2dOptions:
                     f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; "
                     f"give both {widths[0]} or both {widths[1]} (docs/planning.md)"
                 )
-            if not (np.isfinite([*mean, *std]).all() and all(value > 0 for value in std)):
-                raise UserError(
-                    f"dataset.{kind}_mean and dataset.{kind}_std must be finite, the latter above 0, "
-                    f"got {list(mean)} and {list(std)}"
-                )
+            require(
+                bool(np.isfinite([*mean, *std]).all()) and all(value > 0 for value in std),
+                f"dataset.{kind}_mean and dataset.{kind}_std must be finite, the latter above 0, "
+                f"got {list(mean)} and {list(std)}",
+            )
 
     @property
     def maze(self) -> Maze:
@@ -124,11 +131,6 @@ class Maze2dOptions:
     def window(self) -> int:
         """L: steps in a window."""
         return self.episode_len + 1
-
-    @property
-    def d4rl_file(self) -> Path:
-        """Path of D4RL's public file of this maze."""
-        return Path(self.save_dir) / f"maze2d-{self.maze.name}-sparse-v1.hdf5"
 
     @property
     def generated_file(self) -> Path:
@@ -160,11 +162,6 @@ class Maze2d:
     def maze(self) -> Maze:
         """The maze of the data."""
         return self.options.maze
-
-    @property
-    def statistics(self) -> dict[str, list[float]]:
-        """Measured mean, std, min and max of the data: observation_mean, …, action_max."""
-        return self.store.statistics
 
     @property
     def store(self) -> Store:
@@ -210,7 +207,9 @@ class Maze2d:
         """Print a line if the options would normalise this data badly, as those of another maze do."""
         for kind in ("observation", "action"):
             mean, std = (np.array(getattr(self.options, f"{kind}_{name}")) for name in ("mean", "std"))
-            true_mean, true_std = (np.array(self.statistics[f"{kind}_{name}"])[: len(mean)] for name in ("mean", "std"))
+            true_mean, true_std = (
+                np.array(self.store.statistics[f"{kind}_{name}"])[: len(mean)] for name in ("mean", "std")
+            )
             ratio = std / np.maximum(true_std, 1e-6)
             is_odd = (np.abs(mean - true_mean) > true_std) | (ratio > _ODD_RATIO) | (ratio < 1 / _ODD_RATIO)
             if is_odd.any():
@@ -226,7 +225,8 @@ class Maze2d:
 
     def _find(self, progress: bool) -> Path:
         """The data file, generated or downloaded if the source says so."""
-        options, public = self.options, self.options.d4rl_file
+        options = self.options
+        public = Path(options.save_dir) / f"maze2d-{self.maze.name}-sparse-v1.hdf5"
         if options.path:
             return Path(options.path).expanduser()
         if options.source in ("auto", "d4rl") and self.maze.name != "custom" and public.exists():

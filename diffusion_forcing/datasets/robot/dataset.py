@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from diffusion_forcing.datasets.batch import RobotBatch
-from diffusion_forcing.datasets.generate import Simulator, generate
+from diffusion_forcing.datasets.generate import RECIPE, Simulator, generate
 from diffusion_forcing.datasets.robot.cache import FrameCache
 from diffusion_forcing.datasets.robot.files import RATE, RobotFiles, save_demonstration
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
@@ -31,8 +31,6 @@ CAMERAS = ("front", "over")
 """The simulator's cameras."""
 MAX_BYTES = 8e9
 """Limit for decoded images, which stay mapped into memory."""
-RECIPE = "recipe.json"
-"""In a folder of generated demonstrations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +211,6 @@ class Demonstrations(Dataset[RobotBatch]):
         return len(self.episodes) * len(self.delays)
 
     def __getitem__(self, index: int) -> RobotBatch:
-        """One sequence as a batch of one."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> RobotBatch:

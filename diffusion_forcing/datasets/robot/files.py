@@ -43,7 +43,6 @@ class RobotFiles:
         return sorted(video.name[len(first.stem) + 1 : -4] for video in first.parent.glob(f"{first.stem}.*.mp4"))
 
     def file(self, split: str, index: int) -> Path:
-        """The npz of a demonstration."""
         return self.root / split / f"{index:06d}.npz"
 
     def arrays(self, split: str, index: int) -> Demonstration:

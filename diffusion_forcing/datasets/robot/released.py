@@ -64,11 +64,9 @@ class ReleasedFolders:
         self.fps = _metadata(next(iter(self._videos(self.folders[0]).values())))[1]
 
     def cameras(self) -> list[str]:
-        """Our names of the cameras."""
         return list(self._cameras)
 
     def video(self, split: str, index: int, camera: str) -> Path:
-        """The video of a camera."""
         return self._videos(self._folder(split, index))[check_camera(self, camera)]
 
     def arrays(self, split: str, index: int) -> Demonstration:

@@ -44,7 +44,6 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Its file name."""
         return self.url.rstrip("/").rpartition("/")[2]
 
     @property

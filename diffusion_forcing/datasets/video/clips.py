@@ -71,7 +71,6 @@ class Clips(Dataset[VideoBatch]):
         return int(self._first[-1]) if self._table is None else len(self._table)
 
     def __getitem__(self, index: int) -> VideoBatch:
-        """Clip `index` as a batch of one."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> VideoBatch:

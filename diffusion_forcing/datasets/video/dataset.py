@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.generate import Simulator, generate, worker_count
+from diffusion_forcing.datasets.generate import RECIPE, Simulator, generate, worker_count
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive, is_unfinished
 from diffusion_forcing.datasets.video.cache import VideoCache
 from diffusion_forcing.datasets.video.clips import Clips
@@ -33,8 +33,6 @@ Generator = Literal["none", "labmaze", "voxel"]
 
 CACHE_FOLDER = ".cache"
 """In save_dir: the index and the decoded frames. Deleting it costs only the time to make it again."""
-RECIPE = "recipe.json"
-"""Written by a generator beside its episodes: a folder that has it is generated data, perhaps unfinished."""
 _MAX_NAMED = 10
 """Files left out that are named; any more are only counted."""
 _MINIMA = {
