@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +27,8 @@ Actions = NDArray[np.float32]
 HOME = (1.18, 0.75, 0.7, 0.0, 0.70710678, 0.0, 0.70710678, 0.0)
 """Where the arm of robot_swap waits, open and pointing down, as an action."""
 _GREY = 40
+_FAILURES = (OSError, ValueError, RuntimeError, StopIteration, av.FFmpegError)
+"""What folders, FFmpeg and pyrealsense2 raise where a camera gives no image."""
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -123,8 +125,7 @@ class Simulated(Cameras):
 
 
 class _RealCameras(Cameras):
-    """Cameras of a robot that the client moves. `_read(index)` returns (h, w, 3) uint8 or raises OSError or
-    ValueError."""
+    """Cameras of a robot that the client moves."""
 
     def __init__(self, options: CameraOptions, *, names: tuple[str, ...], size: int) -> None:
         self.names, self._size, self._options = names, size, options
@@ -138,8 +139,8 @@ class _RealCameras(Cameras):
         for index, name in enumerate(self.names):
             try:
                 images.append(squared(self._read(index), self._size))
-            except (OSError, ValueError) as failure:
-                failures.append(f"{name}: {failure}")
+            except _FAILURES as failure:
+                failures.append(f"{name}: {str(failure) or 'no frame'}")
                 images.append(np.full((3, self._size, self._size), _GREY, np.uint8))
         if len(failures) == len(self.names):
             raise UserError(f"no camera gives an image ({'; '.join(failures)})")
@@ -156,7 +157,7 @@ class _RealCameras(Cameras):
 
     @abstractmethod
     def _read(self, index: int) -> Image:
-        """The image of camera `index`."""
+        """The image of camera `index`, (h, w, 3) uint8. One of `_FAILURES` where it gives none."""
 
 
 class Folder(_RealCameras):
@@ -195,7 +196,7 @@ class _Devices(_RealCameras):
         for device in devices[: len(self.names)]:
             try:
                 self._devices.append(self._start(device))
-            except (OSError, ValueError) as failure:
+            except _FAILURES as failure:
                 self.close()
                 raise UserError(f"cannot open camera {device}: {failure}; choose others by devices=[…]") from failure
 
@@ -205,7 +206,7 @@ class _Devices(_RealCameras):
 
     @abstractmethod
     def _start(self, device: str) -> Any:
-        """The opened device; OSError or ValueError where that fails."""
+        """The opened device. One of `_FAILURES` where that fails."""
 
 
 class Video4Linux(_Devices):
@@ -215,16 +216,10 @@ class Video4Linux(_Devices):
         return tuple(str(path) for path in sorted(Path("/dev").glob("video*")))
 
     def _start(self, device: str) -> Any:
-        import av
-
-        with _as_os_error(av.FFmpegError):
-            return av.open(device, format="v4l2", timeout=self._options.camera_timeout)
+        return av.open(device, format="v4l2", timeout=self._options.camera_timeout)
 
     def _read(self, index: int) -> Image:
-        import av
-
-        with _as_os_error(av.FFmpegError, StopIteration):
-            return np.asarray(next(self._devices[index].decode(video=0)).to_ndarray(format="rgb24"))
+        return np.asarray(next(self._devices[index].decode(video=0)).to_ndarray(format="rgb24"))
 
     def close(self) -> None:
         for container in self._devices:
@@ -250,26 +245,16 @@ class RealSense(_Devices):
         pipeline, config = self._rs.pipeline(), self._rs.config()
         config.enable_device(device)
         config.enable_stream(self._rs.stream.color, self._rs.format.rgb8, 30)
-        with _as_os_error(RuntimeError):
-            pipeline.start(config)
+        pipeline.start(config)
         return pipeline
 
     def _read(self, index: int) -> Image:
-        with _as_os_error(RuntimeError):
-            frames = self._devices[index].wait_for_frames(int(1000 * self._options.camera_timeout))
+        frames = self._devices[index].wait_for_frames(int(1000 * self._options.camera_timeout))
         return np.asarray(frames.get_color_frame().get_data(), np.uint8)
 
     def close(self) -> None:
         for pipeline in self._devices:
             pipeline.stop()
-
-
-@contextmanager
-def _as_os_error(*kinds: type[Exception]) -> Iterator[None]:
-    try:
-        yield
-    except kinds as failure:
-        raise OSError(str(failure) or "no frame") from failure
 
 
 def squared(image: Image, size: int) -> Image:

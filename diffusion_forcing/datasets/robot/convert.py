@@ -8,7 +8,6 @@ given.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from diffusion_forcing.datasets.robot.released import ReleasedFolders
 from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, RobotSource, check_camera, read_demonstration
 from diffusion_forcing.datasets.robot.video import write_video
 from diffusion_forcing.errors import check_choice, explaining_os_errors, require
-from diffusion_forcing.files import locked, remove_leftovers, replacing, write_atomic
+from diffusion_forcing.files import locked, read_json, remove_leftovers, replacing, write_json
 from diffusion_forcing.progress import Bar
 
 
@@ -121,12 +120,10 @@ def _begin(partial: Path, source: RobotSource, counts: Mapping[str, int], option
         "cameras": list(options.cameras),
         "resolution": options.resolution,
     }
-    text = json.dumps(note, indent=1) + "\n"
-    file = partial / NOTE
-    if partial.exists() and (not file.exists() or file.read_text() != text):
+    if partial.exists() and read_json(partial / NOTE, {}) != note:
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, text.encode())
+    write_json(partial / NOTE, note)
 
 
 def _write_one(source: RobotSource, split: str, index: int, path: Path, options: ConvertOptions) -> None:

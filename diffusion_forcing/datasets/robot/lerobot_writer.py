@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.datasets.robot import lerobot as layout
 from diffusion_forcing.datasets.robot.files import RATE
 from diffusion_forcing.datasets.robot.lerobot import import_pyarrow
-from diffusion_forcing.datasets.robot.source import ACTION, Demonstration, check_actions
+from diffusion_forcing.datasets.robot.source import ACTION, Demonstration
 from diffusion_forcing.datasets.robot.video import CODECS, VideoWriter
 from diffusion_forcing.errors import UserError, check_choice, explaining_os_errors, require
 from diffusion_forcing.files import replacing
@@ -97,11 +97,7 @@ class _Writer:
 
     def _columns(self, demonstration: Demonstration) -> tuple[Columns, Columns]:
         """Columns with one row per frame, and images (n, h, w, 3), by feature."""
-        number = len(self.episodes)
-        try:
-            actions = check_actions(demonstration["actions"])
-        except (ValueError, KeyError) as error:
-            raise UserError(f"demonstration {number} cannot be written: {error}") from error
+        number, actions = len(self.episodes), demonstration["actions"]
         count = len(actions) + 1
         columns: Columns = {"action": np.concatenate([actions, actions[-1:]])}
         images: Columns = {}
@@ -132,10 +128,8 @@ class _Writer:
         features = _features(columns, images)
         if not self.features:
             self.features = features
-            self.videos = {
-                key: _VideoFiles(self.root, key, array.shape[1:3], self.options, self.fps)
-                for key, array in images.items()
-            }
+            for key, array in images.items():
+                self.videos[key] = _VideoFiles(self.root, key, array.shape[1:3], self.options, self.fps)
         other = [key for key in {**features, **self.features} if features.get(key) != self.features.get(key)]
         require(not other, f"demonstration {len(self.episodes)} differs from the first in {', '.join(sorted(other))}")
 
@@ -213,10 +207,8 @@ class _Names:
     @property
     def place(self) -> dict[str, int]:
         """The numbers in the present name."""
-        return {
-            "chunk_index": self._number // self._chunks_size,
-            "file_index": self._number % self._chunks_size,
-        }
+        chunk, file = divmod(self._number, self._chunks_size)
+        return {"chunk_index": chunk, "file_index": file}
 
     def next(self) -> Path:
         """The next file, its folder made."""

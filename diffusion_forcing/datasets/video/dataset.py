@@ -173,11 +173,14 @@ class VideoDataset:
         provide(options, progress=progress)
         index = self._folder / "index.npz"
         found = open_index(options.root, index, workers=self._workers, progress=progress)
-        damaged = self._decode(self._usable(found), progress)
-        if damaged:
-            found = [damaged.get(episode.stem, episode) for episode in found]
-            save_index(index, found)
         usable = self._usable(found)
+        if options.cache != "none":
+            sparing = options.cache == "auto"
+            damaged = self._cache.build(usable, sparing=sparing, workers=self._workers, progress=progress)
+            if damaged:
+                found = [damaged.get(episode.stem, episode) for episode in found]
+                save_index(index, found)
+                usable = self._usable(found)
         self._print_left_out(found)
         places = splits_of([episode.stem for episode in usable], options.validation_fraction)
         self._episodes = {split: [usable[i] for i in chosen] for split, chosen in places.items()}
@@ -217,13 +220,6 @@ class VideoDataset:
             shift=options.action_shift,
             threads=self._workers if None in cached else 1,
         )
-
-    def _decode(self, episodes: list[Episode], progress: bool) -> dict[str, Episode]:
-        """Decode into the cache if options and disk allow it; returns, by stem, episodes that proved damaged."""
-        kind = self.options.cache
-        if kind == "none":
-            return {}
-        return self._cache.build(episodes, sparing=kind == "auto", workers=self._workers, progress=progress)
 
     def _usable(self, found: list[Episode]) -> list[Episode]:
         """Episodes that can be read and are large enough. `UserError` if there are none."""
