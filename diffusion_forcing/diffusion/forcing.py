@@ -134,6 +134,10 @@ class DiffusionForcing(nn.Module):
         """The plain denoiser: x̂₀ and ε̂ of tokens x: (b, t, *c) at levels k: (b, t) in −1…K−1, and the memory after them."""
         shown, k = self.stabilize(x, k)
         output, memory = self.network(shown, k, *inputs)
+        if getattr(self.network, "static_outputs", False) and not torch.is_grad_enabled():
+            # The network's next call overwrites what this one gave (CUDA graphs). A denoising step drops its memory.
+            output = output.clone()
+            memory = memory.copied() if memory is not None and k_to is None else memory
         # A network under autocast may answer in half precision; nothing that follows is computed in it.
         return self.parameterization.resolve(self.schedule, shown, k, output.to(shown.dtype)), memory
 

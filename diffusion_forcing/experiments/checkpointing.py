@@ -69,6 +69,10 @@ def check_fits(module: LightningModule, state: Mapping[str, Tensor], source: obj
             )
 
 
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile in which each call overwrites what the call before it gave (`DiffusionForcing.forward`)."""
+
+
 def compile_network(module: nn.Module, mode: bool | str) -> None:
     """Compile in place, so that weights keep their names: the module's `network` and the average of it, else the module itself.
 
@@ -77,6 +81,7 @@ def compile_network(module: nn.Module, mode: bool | str) -> None:
     name, average = "default" if mode is True else str(mode), getattr(module, "ema", None)
     for target in (getattr(module, "network", module), *([] if average is None else [average.module])):
         target.compile(mode=name)
+        target.static_outputs = name in CUDA_GRAPHS
         if hasattr(target, "teacher_forced"):
             target.teacher_forced = torch.compile(target.teacher_forced, mode=name)
 

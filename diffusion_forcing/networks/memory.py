@@ -8,6 +8,7 @@ Attributes of a network:
 - `why_no_memory`: the reason if not, else "";
 - `memory_slides`: positions are relative, so the memory may be `trimmed` and used on;
 - `recurrent`: the memory has one size whatever it has seen, and each token costs a step, so no window is needed;
+- `static_outputs`, if present: the next call overwrites what this one returned (`compile_network`), unless the memory was `copied`;
 - `teacher_forced(clean, clean_k, x, k, conditions, memory) -> output`, if present: predicts each noised token of x from the clean tokens
   before it, all in one call, for next-token prediction.
 """
@@ -43,6 +44,10 @@ class KVCache:
         both = KVCache((), ())
         both._parts = [*self._parts, *later._parts]
         return both
+
+    def copied(self) -> KVCache:
+        """A copy that shares no storage with it."""
+        return KVCache(tuple(key.clone() for key in self.keys), tuple(value.clone() for value in self.values))
 
     def _joined(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         if len(self._parts) > 1:
@@ -123,6 +128,11 @@ class FrameCache:
                 turn = rotation(torch.full((1,), dropped, device=key.device), key.shape[-1])
                 key[:, :, :sinks] = rotate(key[:, :, :sinks], turn)
         return FrameCache(kept, position=self.position, rotary=self.rotary)
+
+    def copied(self) -> FrameCache:
+        """A copy that shares no storage with it."""
+        layers = [(key.clone(), value.clone()) for key, value in self.layers]
+        return FrameCache(layers, position=self.position, rotary=self.rotary)
 
 
 def _join(old: Tensor, new: Tensor) -> Tensor:

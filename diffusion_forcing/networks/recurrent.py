@@ -47,6 +47,10 @@ class Latent:
         """Itself: a summary has nothing to drop."""
         return self
 
+    def copied(self) -> Latent:
+        """A copy that shares no storage with it."""
+        return Latent(self.z.clone(), self.length)
+
 
 def start_encoder(start_dim: int, z_dim: int) -> nn.Sequential:
     """z₀ from where a sequence starts, normalised (b, start_dim) → (b, z_dim) (docs/method.md §10)."""
@@ -88,6 +92,7 @@ class Recurrent(nn.Module):
     memory_slides = True
     recurrent = True
     why_no_memory = ""
+    static_outputs = False
 
     def __init__(
         self,
@@ -128,7 +133,7 @@ class Recurrent(nn.Module):
         latent = self.begin(len(x), x) if memory is None else memory
         if not x.shape[1]:
             return x, latent
-        if x.shape[1] == 1 and not torch.is_grad_enabled():
+        if x.shape[1] == 1 and not torch.is_grad_enabled() and not self.static_outputs:
             known = latent.known(self.model)
             if known is not None:
                 return self._look(x[:, 0], next(_by_token(self.model.features(k, conditions))), latent, known)

@@ -63,6 +63,7 @@ class WorldNetwork(nn.Module):
     recurrent = False
     keeps_memory = True
     memory_slides = True
+    static_outputs = False
     why_no_memory = ""
 
     def __init__(
@@ -250,7 +251,7 @@ class WorldNetwork(nn.Module):
         """The past frames seen from the new view. For one frame it is computed once for each memory: no step of denoising changes it."""
         if self.flow is None:
             return None
-        reusable = past.frames.shape[1] == 1 and not torch.is_grad_enabled()
+        reusable = past.frames.shape[1] == 1 and not torch.is_grad_enabled() and not self.static_outputs
         if reusable and memory.next_warp is not None:
             conditions, warped = memory.next_warp
             if _same(conditions, past.conditions):
@@ -426,6 +427,20 @@ class WorldMemory:
             count=min(self.count + x.shape[1], self.slots),
             position=self.position + x.shape[1],
             warped=warped,
+        )
+
+    def copied(self) -> WorldMemory:
+        """A copy that shares no storage with it."""
+        layers = tuple((key.clone(), value.clone()) for key, value in self.layers)
+        return WorldMemory(
+            lambda: layers,
+            slots=self.slots,
+            frames=self.frames.clone(),
+            levels=self.levels.clone(),
+            conditions=self.conditions.clone(),
+            count=self.count,
+            position=self.position,
+            warped=self.warped,
         )
 
     def trimmed(self, last: int, sinks: int = 0) -> WorldMemory:
