@@ -394,7 +394,7 @@ class Robot(ForcingAlgorithm):
             forcing = forcing.over(NoisierParts(forcing.network, self, levels, part_levels, draws.part_noise))
         result = self.masked_loss(tokens, levels, noise=draws.noise, conditions=conditions, forcing=forcing)
         present = per_token(valid, tokens).to(tokens.dtype)
-        is_action = (self.part_of == self.options.n_cameras).expand(self.layout.shape)
+        is_action = self.part_of == self.options.n_cameras
         images = (result.per_element * present)[..., ~is_action].mean()
         actions = (result.per_element * present)[..., is_action].mean()
         error = (((result.x0 - tokens) ** 2 * present)[..., is_action].mean() / present.mean()).detach()

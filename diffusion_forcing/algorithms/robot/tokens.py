@@ -51,13 +51,11 @@ class Layout(ABC):
     def unpack(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of `pack`."""
 
-    @abstractmethod
     def parts(self) -> Tensor:
-        """The part of every element, broadcastable to `shape`: a camera's number, or `cameras` for actions."""
-
-    def _part_numbers(self, camera_elements: int, action_elements: int) -> Tensor:
-        counts = torch.tensor([camera_elements] * self.cameras + [action_elements])
-        return torch.repeat_interleave(torch.arange(self.cameras + 1), counts)
+        """The part of every element, of `shape`: a camera's number, or `cameras` for actions."""
+        cameras = torch.arange(self.cameras).view(1, 1, -1, 1, 1, 1)
+        actions = torch.full((1, 1, self.stack, NUMBERS), self.cameras)
+        return self.pack(cameras.expand(1, 1, -1, COLOURS, self.size, self.size), actions)[0, 0]
 
 
 class Tiled(Layout):
@@ -73,9 +71,6 @@ class Tiled(Layout):
     def unpack(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         frames, planes = tokens.split([COLOURS * self.cameras, self.stack], dim=2)
         return frames.unflatten(2, (self.cameras, COLOURS)), from_planes(planes)
-
-    def parts(self) -> Tensor:
-        return self._part_numbers(COLOURS, self.stack)[:, None, None]
 
 
 class Flat(Layout):
@@ -96,9 +91,6 @@ class Flat(Layout):
         pixels, vectors = tokens.split([self.cameras * self._pixels, self.stack * NUMBERS], dim=2)
         frames = pixels.unflatten(2, (self.cameras, COLOURS, self.size, self.size))
         return frames, vectors.unflatten(2, (self.stack, NUMBERS))
-
-    def parts(self) -> Tensor:
-        return self._part_numbers(self._pixels, self.stack * NUMBERS)
 
 
 def to_vector(actions: Tensor) -> Tensor:
