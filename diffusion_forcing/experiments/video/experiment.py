@@ -185,7 +185,7 @@ class VideoExperiment(BaseExperiment):
             stack.enter_context(devices.computing(task, options.precision, device))
             bar: Bar | None = None
             for number, batch in enumerate(itertools.islice(loader, count)):
-                batch = VideoBatch(*(part.to(device) for part in batch))
+                batch = VideoBatch(*(part.to(device, non_blocking=True) for part in batch))
                 if end_frames:
                     batch = VideoBatch(*(part[:, : video.options.n_frames] for part in batch))
                 length = batch.frames.shape[1]
@@ -243,6 +243,7 @@ class VideoExperiment(BaseExperiment):
             shuffle=options.data.shuffle,
             seed=self.seed,
             num_workers=options.data.num_workers,
+            pin_memory=devices.device().type == "cuda",
         )
 
 

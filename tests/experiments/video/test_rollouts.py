@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from torch import Tensor
 from diffusion_forcing.algorithms.video import UNetOptions, Video, VideoDiffusionOptions, VideoOptions
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments.options import TestOptions as EvaluationOptions
 from diffusion_forcing.experiments.video import report as video_report
 from diffusion_forcing.experiments.video.drawing import Drawing, pixels_of, writing
+from diffusion_forcing.experiments.video.experiment import VideoExperiment
 from diffusion_forcing.experiments.video.rollouts import BLEND, COPY, MEAN, MODEL, SHUFFLED, OnChunk, Roller, Scores
 from diffusion_forcing.metrics.video import PSNR_CAP
 from diffusion_forcing.tracking.run import NullRun, Run
@@ -258,3 +261,11 @@ def test_scores_are_computed_in_float32_whatever_the_precision_of_the_model() ->
         np.testing.assert_allclose(mean, prediction.mean(axis=(0, 2, 3, 4)), rtol=1e-5)
         np.testing.assert_allclose(variance, prediction.var(axis=(0, 2, 3, 4)), rtol=1e-4)
         np.testing.assert_array_equal(scores.curve(MODEL, "psnr"), plain.curve(MODEL, "psnr"))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_clips_go_to_a_gpu_through_pinned_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusion_forcing.experiments.devices.device", lambda: torch.device(kind))
+    dataset = SimpleNamespace(validation=lambda: [0, 1])
+    loader = VideoExperiment._loader(SimpleNamespace(dataset=dataset, seed=0), "test", EvaluationOptions())  # type: ignore[arg-type]
+    assert loader._loader.pin_memory == (kind == "cuda")
