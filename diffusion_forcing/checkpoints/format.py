@@ -169,11 +169,9 @@ def read_header(path: Path) -> dict[str, Any]:
         )
     files, metadata, step = header.get("files"), header.get("facts"), header.get("step")
     is_complete = isinstance(files, dict) and MODEL in files and isinstance(step, int) and 0 <= step < 2**63
-    if not is_complete or not isinstance(metadata, dict):
-        raise UserError(f"{file} is incomplete (needs step, facts and files with {MODEL}); take another checkpoint")
-    for key in ("task", "line"):
-        if not isinstance(metadata.get(key, ""), str):
-            raise UserError(f"{file} is damaged (facts.{key} is not a string); take another checkpoint")
+    is_named = isinstance(metadata, dict) and all(isinstance(metadata.get(key, ""), str) for key in ("task", "line"))
+    if not (is_complete and is_named):
+        raise UserError(f"{file} is damaged (needs step, facts and files with {MODEL}); take another checkpoint")
     return header
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_forcing.checkpoints import LoadedCheckpoint, export, load, resolve
 from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.launch.options import leaves
 from diffusion_forcing.launch.report import say
 
 _NUMBERS_SHOWN = 8
@@ -29,7 +30,7 @@ def inspect(words: Sequence[str]) -> None:
         "path": str(checkpoint.path),
         "step": checkpoint.step,
         "parameters": f"{_parameters(checkpoint):,} in {len(checkpoint.weights)} tensors",
-        **_flat(metadata),
+        **dict(leaves(metadata)),
         **{key: _few_numbers(value) for key, value in checkpoint.statistics.items()},
     }
     say(_summary(checkpoint))
@@ -71,13 +72,6 @@ def _summary(checkpoint: LoadedCheckpoint) -> str:
 
 def _parameters(checkpoint: LoadedCheckpoint) -> int:
     return sum(weight.numel() for weight in checkpoint.weights.values())
-
-
-def _flat(mapping: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in mapping.items():
-        found |= _flat(value, f"{where}{key}.") if isinstance(value, Mapping) and value else {f"{where}{key}": value}
-    return found
 
 
 def _on_a_line(value: Any) -> str:

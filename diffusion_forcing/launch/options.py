@@ -12,7 +12,7 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -225,6 +225,15 @@ def _shown(value: Any) -> str:
     """A value as it is typed, cut to fit a line."""
     text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def leaves(mapping: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested mapping; an empty mapping is a value."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", value
 
 
 def _join(where: str, key: str) -> str:

@@ -25,7 +25,7 @@ from diffusion_forcing.launch.options import build_options, read_part
 from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.tracking.records import find_run
 from diffusion_forcing.tracking.run import NullRun, Run
-from diffusion_forcing.tracking.tracker import TrackedRun, Tracker, tell
+from diffusion_forcing.tracking.tracker import Tracker, tell
 from diffusion_forcing.tracking.wandb import WandbOptions
 
 _RUN_FOLDER = "DIFFUSION_FORCING_RUN"
@@ -153,8 +153,7 @@ def start(plan: Plan) -> Run | NullRun:
     saved["resume"] = None  # the file describes the run, not this start of it
     run.config(as_yaml(saved))
     with requeued_when_preempted(f"continue with resume={run.id}"), _finishing(run), _explained_memory_errors():
-        if isinstance(run, TrackedRun):
-            run.follow([cls(options) for cls, options in plan.trackers], resolved(plan.config))
+        run.follow([cls(options) for cls, options in plan.trackers], resolved(plan.config))
         perform(plan, run)
     return run
 
@@ -195,9 +194,9 @@ def _open_run(plan: Plan) -> Run | NullRun:
     if not is_main_process():
         return NullRun(plan.resumed or Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
     if plan.resumed is not None:
-        run = TrackedRun.open(plan.resumed)
+        run = Run.open(plan.resumed)
     else:
-        run = TrackedRun.create(Path(plan.settings.outputs), plan.settings.run_name)
+        run = Run.create(Path(plan.settings.outputs), plan.settings.run_name)
     os.environ[_RUN_FOLDER] = str(run.folder.resolve())
     return run
 

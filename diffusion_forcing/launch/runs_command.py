@@ -146,7 +146,7 @@ def sync(chosen: Sequence[RunRecord], words: Sequence[str], *, follow: bool = Fa
         # The mode comes last: however the run was tracked, it is uploaded now.
         config = compose_on(saved.read_text("utf-8"), ["tracking=[wandb]", *words, "wandb.mode=online"])
         options = build_options(WandbOptions, OmegaConf.to_container(config["wandb"]), "wandb")
-        process = start_upload(run.folder, options, resolved(config), *(["--follow"] if follow else []))
+        process = start_upload(run.folder, options, resolved(config), follow=follow)
         try:
             code = process.wait()
         except BaseException:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_forcing.experiments.processes import is_main_process
+from diffusion_forcing.files import read_json
 from diffusion_forcing.launch.compose import as_yaml
 from diffusion_forcing.launch.report import report, say
 from diffusion_forcing.launch.run import Plan, plan, start
@@ -41,8 +41,7 @@ def run_seeds(words: Sequence[str], first: Plan) -> Run | None:
 
 def numbers(folder: Path) -> dict[str, float]:
     """The numbers in a run's metrics.json."""
-    path = folder / "metrics.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(folder / "metrics.json", {})
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.compose import resolved
-from diffusion_forcing.launch.options import TARGET, import_class
+from diffusion_forcing.launch.options import TARGET, import_class, leaves
 
 DATASET_KEYS = frozenset(
     f"dataset.{key}"
@@ -83,7 +83,7 @@ def adopt_(config: DictConfig, checkpoint: Path, overridden: Iterable[str]) -> l
     trains = "training" in (OmegaConf.select(now, "experiment.tasks") or ())
     same_environment = metadata.get("env_id") == OmegaConf.select(now, "dataset.env_id")
     changes = []
-    for key, value in (leaf for mapping in stored for leaf in _leaves(mapping)):
+    for key, value in (leaf for mapping in stored for leaf in leaves(mapping)):
         allowed = key.startswith("algorithm.") or (key in DATASET_KEYS and same_environment)
         if not allowed or "._" in key or not _is_plain(value):
             continue
@@ -139,15 +139,6 @@ def _source(config: DictConfig, key: str) -> str | None:
         return "algorithm.noise_level"
     found = _INTERPOLATION.fullmatch(value)
     return found[1] if found else None
-
-
-def _leaves(mapping: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; an empty mapping is a value."""
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", value
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -53,6 +53,7 @@ from diffusion_forcing.files import (
 from diffusion_forcing.tracking.media import Mp4, png_bytes
 from diffusion_forcing.tracking.page import run_page
 from diffusion_forcing.tracking.records import read_run
+from diffusion_forcing.tracking.tracker import Tracker
 
 ID_LENGTH = 8  # lower-case letters and digits; there are 2e12 such ids
 REFRESH_SECONDS = 30.0  # the page is rewritten at most this often while the run goes on …
@@ -76,6 +77,7 @@ class Run:
         self._log: Log | None = None
         self._warned: set[str] = set()
         self._next_page = 0.0
+        self._trackers: list[Tracker] = []
 
     @classmethod
     def create(cls, outputs: Path, name: str, *, command: Sequence[str] | None = None) -> Run:
@@ -138,6 +140,13 @@ class Run:
         run._write_page()
         return run
 
+    def follow(self, trackers: Sequence[Tracker], config: Mapping[str, Any]) -> None:
+        """Pass on what is written to `trackers`, whose `start` gets `config`; one that fails causes a warning."""
+        for tracker in trackers:
+            with self._never_stopping(f"the tracker {type(tracker).__name__}"):
+                tracker.start(self, config)
+                self._trackers.append(tracker)
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append `metrics` at `step` to metrics.jsonl, at once.
 
@@ -152,6 +161,7 @@ class Run:
         except OSError as error:
             self._warn("metrics.jsonl", error)
         self._refresh()
+        self._notify("log", int(step), metrics)
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
         """Merge headline numbers into metrics.json. Values: numbers (null if not finite) or short texts."""
@@ -159,6 +169,7 @@ class Run:
         with self._never_stopping("metrics.json"):
             write_json(self.folder / "metrics.json", self._metrics)
         self._refresh()
+        self._notify("summary", metrics)
 
     def image(self, name: str, image: Any, caption: str = "") -> None:
         """Keep an image as pictures/<name>: a matplotlib figure, the path of an image file, or uint8 (h, w[, 3 or 4]).
@@ -246,11 +257,18 @@ class Run:
         if self._log is not None:
             self._log.close()
             self._log = None
+        self._notify("finish", status)
 
     def _show(self, name: str, entry: dict[str, Any]) -> None:
         self._media[f"{entry['kind']}:{name}"] = entry | {"name": name}
         write_json(self.pictures / "media.json", self._media)
         self._refresh()
+        self._notify("media", entry | {"name": name})
+
+    def _notify(self, method: str, *arguments: Any) -> None:
+        for tracker in self._trackers:
+            with self._never_stopping(f"the tracker {type(tracker).__name__}"):
+                getattr(tracker, method)(*arguments)
 
     def _refresh(self) -> None:
         if time.monotonic() >= self._next_page:
@@ -295,6 +313,8 @@ class NullRun:
         self.checkpoints = self.folder / "checkpoints"
         self.pictures = self.folder / "pictures"
 
+    def follow(self, trackers: Sequence[Tracker], config: Mapping[str, Any]) -> None: ...
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def summary(self, metrics: Mapping[str, Any]) -> None: ...
@@ -316,18 +336,10 @@ class NullRun:
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
     """The content of run.json; UserError where it is missing or damaged."""
-    file = folder / "run.json"
-    try:
-        metadata = json.loads(file.read_text("utf-8"))
-        if not isinstance(metadata, dict):
-            raise ValueError("it must hold an object")
-        for key, kind in (("id", str), ("name", str), ("started", str), ("resumed", list)):
-            if not isinstance(metadata.get(key, [] if key == "resumed" else None), kind):
-                raise ValueError(f"'{key}' is missing or of another type")
-    except FileNotFoundError:
-        raise UserError(f"no run in {str(folder)!r} (it has no run.json); pass a run's id or its folder") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} cannot be read as a run's metadata ({error}); start a new run") from None
+    metadata = read_json(folder / "run.json", {})
+    texts = all(isinstance(metadata.get(key), str) for key in ("id", "name", "started"))
+    if not texts or not isinstance(metadata.get("resumed", []), list):
+        raise UserError(f"{str(folder)!r} has no run.json, or a damaged one; pass the id or the folder of another run")
     return metadata
 
 

@@ -5,11 +5,9 @@ W&B's own client; so a slow or lost network, a missing login or a crash in W&B's
 step. This module is the training's side: start that process, repeat its messages at the terminal, and wait for it at
 the end, for a limited time.
 
-    python -m diffusion_forcing.tracking.wandb FOLDER [--parent=PID | --follow]
+    python -m diffusion_forcing.tracking.wandb FOLDER
 
-uploads the run in FOLDER. With `--parent` it ends when the run or that process ends; with `--follow` it follows a run
-of another machine until run.json says that it has ended; with neither it uploads what W&B lacks and ends. Exit code 0
-means that W&B has everything.
+uploads the run in FOLDER as `start_upload` has written it into settings.json. Exit code 0 means that W&B has everything.
 """
 
 from __future__ import annotations
@@ -84,7 +82,7 @@ class Wandb(Tracker):
             tell(f"warning: wandb is not installed, nothing is uploaded; the run's folder has everything; {EXTRA}")
             return
         self._id = run.id
-        process = start_upload(run.folder, self.options, config, f"--parent={os.getpid()}", stdout=subprocess.PIPE)
+        process = start_upload(run.folder, self.options, config, parent=os.getpid())
         self._messages = threading.Thread(target=_repeat, args=(process,), daemon=True, name="wandb")
         self._messages.start()
 
@@ -127,21 +125,30 @@ def logged_in() -> bool:
 
 
 def start_upload(
-    folder: Path, options: WandbOptions, config: Mapping[str, Any], *flags: str, stdout: int | None = None
+    folder: Path,
+    options: WandbOptions,
+    config: Mapping[str, Any],
+    *,
+    parent: int | None = None,
+    follow: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start the process that uploads the run in `folder` with the configuration `config`; `flags`: see the module."""
+    """Start the process that uploads the run in `folder` with the configuration `config`.
+
+    It ends when the run or the process `parent` ends, which gets its messages through a pipe; with `follow`, when
+    run.json says that another machine has ended the run; with neither, when W&B has what there is now.
+    """
     (folder / FOLDER).mkdir(exist_ok=True)
     settings = asdict(options) | {"mode": options.mode or "online", "config": dict(config)}
-    write_json(folder / FOLDER / SETTINGS, settings)
+    write_json(folder / FOLDER / SETTINGS, settings | {"parent": parent, "follow": follow})
     # The package is found from any working directory, and variables of another W&B session do not apply.
     foreign = ("WANDB_SERVICE", "WANDB_MODE", "WANDB_RUN_ID")
     environment = {key: value for key, value in os.environ.items() if key not in foreign}
     environment["PYTHONPATH"] = f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     with (folder / FOLDER / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "diffusion_forcing.tracking.wandb", str(folder.resolve()), *flags],
+            [sys.executable, "-m", "diffusion_forcing.tracking.wandb", str(folder.resolve())],
             stdin=subprocess.DEVNULL,
-            stdout=stdout,
+            stdout=None if parent is None else subprocess.PIPE,
             stderr=log,
             env=environment,
             start_new_session=True,  # Ctrl-C is for the training alone
@@ -156,9 +163,7 @@ def _repeat(process: subprocess.Popen[bytes]) -> None:
     process.poll()
 
 
-def main(words: list[str]) -> int:
-    folder = Path(words[0])
-    parents = [int(word.removeprefix("--parent=")) for word in words if word.startswith("--parent=")]
+def main(folder: Path) -> int:
     # Standard output is for our messages only; wandb and its processes write into the log.
     terminal = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -172,9 +177,8 @@ def main(words: list[str]) -> int:
         try:
             from diffusion_forcing.tracking.wandb_upload import Upload
 
-            settings, parent = read_json(folder / FOLDER / SETTINGS, {}), next(iter(parents), None)
-            upload = Upload(folder, settings, say=say, hang_up=terminal.close, parent=parent)
-            return 0 if upload.run(follow="--follow" in words) else 1
+            settings = read_json(folder / FOLDER / SETTINGS, {})
+            return 0 if Upload(folder, settings, say=say, hang_up=terminal.close).run() else 1
         except Exception as error:
             failure = f"{type(error).__name__}: {first_line(error)}"
             say(f"warning: the upload to W&B failed ({failure}); the run's folder has everything")
@@ -182,4 +186,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -49,15 +49,12 @@ class Upload:
         *,
         say: Callable[[str], None],
         hang_up: Callable[[], None],
-        parent: int | None = None,
     ) -> None:
-        """`settings`: `WandbOptions`, and the run's `config`. `say` prints a message; `hang_up` is called when nobody
-        need wait any longer; `parent`: the training process.
-        """
+        """`settings`: see `start_upload`. `say` prints a message; `hang_up` is called when nobody need wait longer."""
         self.folder = folder
         self.say = say
         self.hang_up = hang_up
-        self.parent = parent
+        self.parent: int | None = settings["parent"]
         self.settings = settings
         self.metadata = read_json(folder / "run.json", {})
         self.online = self.settings["mode"] != "offline"
@@ -70,11 +67,11 @@ class Upload:
         self._next_try = 0.0
         self._warned = False
 
-    def run(self, *, follow: bool = False) -> bool:
-        """Upload until the run has ended; whether W&B has all of it. `follow`: another machine trains it."""
+    def run(self) -> bool:
+        """Upload until the run has ended; whether W&B has all of it."""
         try:
             while True:
-                status = self._status(follow)  # read before the files: nothing is written after the run has ended
+                status = self._status()  # read before the files: nothing is written after the run has ended
                 if self.session is None and (status or time.monotonic() >= self._next_try):
                     self._connect()
                 if self.session is not None:
@@ -85,13 +82,13 @@ class Upload:
         finally:
             wandb.teardown()
 
-    def _status(self, follow: bool) -> str | None:
+    def _status(self) -> str | None:
         """How the run ended; None while it is running."""
         orphaned = self.parent is not None and os.getppid() != self.parent  # asked before run.json is read
         status = str(read_json(self.folder / "run.json", {}).get("status"))
         if status != "running":
             return status
-        return None if follow or (self.parent is not None and not orphaned) else "killed"
+        return None if self.settings["follow"] or (self.parent is not None and not orphaned) else "killed"
 
     def _connect(self) -> None:
         self._next_try = time.monotonic() + self.settings["retry_seconds"]

@@ -214,7 +214,7 @@ def test_a_damaged_training_state_whose_sha256_was_recorded_is_named(saved: Path
         ("[1, 2]", "was not written by this project"),
         ('{"format": "diffusion', "cannot be read"),
         ("\x00\xff", "cannot be read"),
-        (json.dumps({"format": native.FORMAT, "version": 1, "step": 3}), "is incomplete"),
+        (json.dumps({"format": native.FORMAT, "version": 1, "step": 3}), "is damaged"),
     ],
 )
 def test_a_foreign_or_broken_json_is_named(saved: Path, content: str, said: str) -> None:

@@ -127,10 +127,10 @@ def test_a_reopened_run_goes_on_in_the_same_files(tmp_path: Path) -> None:
 
 
 def test_opening_what_is_not_a_run_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run in"):
+    with pytest.raises(UserError, match="has no run"):
         Run.open(tmp_path)
     (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="damaged"):
         Run.open(tmp_path)
 
 

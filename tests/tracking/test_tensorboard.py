@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.tensorboard import Tensorboard, TensorboardOptions, markdown
-from diffusion_forcing.tracking.tracker import TrackedRun
 
 
-def start(run: Any, **options: Any) -> TrackedRun:
-    assert isinstance(run, TrackedRun)
+def start(run: Any, **options: Any) -> Run:
     run.follow([Tensorboard(TensorboardOptions(**options))], {})
     return run
 
 
-def read(run: TrackedRun) -> Any:
+def read(run: Run) -> Any:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = accumulator.EventAccumulator(
         str(run.folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0, "tensors": 0}
@@ -29,14 +28,14 @@ def read(run: TrackedRun) -> Any:
     return found
 
 
-def scalars(run: TrackedRun, name: str) -> list[tuple[int, float]]:
+def scalars(run: Run, name: str) -> list[tuple[int, float]]:
     return [(event.step, round(event.value, 6)) for event in read(run).Scalars(name)]
 
 
 def test_curves_images_videos_tables_and_results_are_in_its_event_files(tmp_path: Path) -> None:
     from PIL import Image
 
-    run = start(TrackedRun.create(tmp_path, "toy"), video_frames=4, video_width=16)
+    run = start(Run.create(tmp_path, "toy"), video_frames=4, video_width=16)
     run.log(10, {"training/loss": 0.5, "training/lr": float("nan")})
     run.log(20, {"training/loss": 0.25})
     run.image("plan", np.full((6, 8, 3), 7, np.uint8))
@@ -58,11 +57,11 @@ def test_curves_images_videos_tables_and_results_are_in_its_event_files(tmp_path
 
 
 def test_a_resumed_run_overwrites_what_a_killed_one_logged_past_its_checkpoint(tmp_path: Path) -> None:
-    run = start(TrackedRun.create(tmp_path, "toy"), flush_seconds=1)
+    run = start(Run.create(tmp_path, "toy"), flush_seconds=1)
     for step in (10, 20, 30):
         run.log(step, {"loss": 1.0})
     run._trackers[0]._writer.flush()  # type: ignore[attr-defined]
-    again = start(TrackedRun.open(run.folder))
+    again = start(Run.open(run.folder))
     for step in (20, 30, 40):
         again.log(step, {"loss": 2.0})
     again.finish()
@@ -73,7 +72,7 @@ def test_without_tensorboard_there_is_one_warning_and_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    run = start(TrackedRun.create(tmp_path, "toy"))
+    run = start(Run.create(tmp_path, "toy"))
     run.log(1, {"loss": 1.0})
     run.image("plan", np.zeros((6, 8, 3), np.uint8))
     run.finish()

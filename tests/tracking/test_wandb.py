@@ -19,7 +19,6 @@ import torch
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.tracking.run import Run
-from diffusion_forcing.tracking.tracker import TrackedRun
 from diffusion_forcing.tracking.wandb import Wandb, WandbOptions
 from tests.tracking.conftest import until
 from tests.tracking.wandb_server import WandbServer
@@ -28,10 +27,9 @@ CONFIG = {"algorithm": {"lr": 0.5}, "wandb": {"entity": None}}
 YAML = "algorithm: {lr: 0.5}\ndataset: {n: 1}\nexperiment: {tasks: []}\nchoices: {}\n"
 
 
-def start(outputs: Path, **options: Any) -> TrackedRun:
+def start(outputs: Path, **options: Any) -> Run:
     """A run tracked on W&B."""
-    run = TrackedRun.create(outputs, "toy", command=["main.py", "+name=toy"])
-    assert isinstance(run, TrackedRun)
+    run = Run.create(outputs, "toy", command=["main.py", "+name=toy"])
     run.config(YAML)
     run.follow([Wandb(WandbOptions(**{"retry_seconds": 1, "finish_seconds": 600, **options}))], CONFIG)
     return run
@@ -164,8 +162,7 @@ def test_a_killed_training_is_marked_failed_and_goes_on_in_the_same_wandb_run(
     until(lambda: server.exit_codes.get(run_id) == 1)
     assert server.summary(run_id)["status"] == "killed"
 
-    run = TrackedRun.open(folder)
-    assert isinstance(run, TrackedRun)
+    run = Run.open(folder)
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     os.truncate(folder / "metrics.jsonl", sum(map(len, lines[:2])))  # what a resumed training does, to write them again
     run.follow([Wandb(WandbOptions(finish_seconds=600))], CONFIG)
