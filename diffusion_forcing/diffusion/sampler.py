@@ -33,6 +33,7 @@ from diffusion_forcing.diffusion.history import (
     build_history,
 )
 from diffusion_forcing.diffusion.observed import noise_further, with_observed
+from diffusion_forcing.diffusion.schedules import per_token
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix
 from diffusion_forcing.errors import UserError
 
@@ -187,7 +188,7 @@ class Sampler:
         for sequence, rows in enumerate(matrices):
             matrix[: len(rows), sequence, ~known[sequence].cpu()] = rows
         noise = self.noise(tuple(x.shape), device=x.device, generator=generator)
-        start = torch.where(known.reshape(*known.shape, *(1,) * (x.ndim - 2)), x, noise)
+        start = torch.where(per_token(known, x), x, noise)
         return self.denoise(start, matrix, guidance=guidance, conditions=conditions, generator=generator, on_row=on_row)
 
     # ------------------------------------------------------------------------------------------------ growing sequences
@@ -346,4 +347,4 @@ class Sampler:
     ) -> Tensor:
         """Tokens x at levels k, noised again to k_to, where they were `before`; those that did not move stay as they were."""
         noised = noise_further(self.forcing.schedule, x, k, k_to, self._noise_like(x, generator))
-        return torch.where((k != k_to).reshape(*k.shape, *(1,) * (x.ndim - 2)), noised, before)
+        return torch.where(per_token(k != k_to, x), noised, before)

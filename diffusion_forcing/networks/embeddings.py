@@ -1,4 +1,4 @@
-"""Sinusoidal embeddings of positions and noise levels (Vaswani et al. 2017), and the small network that the U-Net puts behind them."""
+"""Sinusoidal embeddings of positions and noise levels (Vaswani et al. 2017), and the small networks that follow them."""
 
 from __future__ import annotations
 

@@ -159,8 +159,9 @@ class Recurrent(nn.Module):
         z = (self.begin(len(x), x) if memory is None else memory).z
         before = [z]
         features = _by_token(self.model.features(clean_k[:, :-1], None if conditions is None else conditions[:, :-1]))
-        for token, told in zip(clean[:, :-1].unbind(1), features, strict=True):
-            z = self.model.step(token, told, z, self._estimate(token, told, z) if self.model.self_condition else None)
+        for token, modulation in zip(clean[:, :-1].unbind(1), features, strict=True):
+            estimate = self._estimate(token, modulation, z) if self.model.self_condition else None
+            z = self.model.step(token, modulation, z, estimate)
             before.append(z)
         flat = tuple(feature.flatten(0, 1) for feature in self.model.features(k, conditions))
         tokens, latents = x.flatten(0, 1), torch.stack(before, dim=1).flatten(0, 1)
@@ -189,18 +190,18 @@ class Recurrent(nn.Module):
         return output(h)[:, None], Latent(lambda: after(h), latent.length + 1)
 
     def _estimate(self, x: Tensor, features: tuple[Tensor, ...], z: Tensor) -> Tensor:
-        """What a first look at token x: (b, *x_shape) says of it, for the second (Chen et al. 2023); in training for half of the batch."""
+        """The first prediction for token x: (b, *x_shape), an input of the second (Chen et al. 2023); in training for half of the batch."""
         where = x.device.type
         # Autocast before torch 2.5 would keep the weights it rounds here, and with them their missing gradients.
         rounding = torch.autocast(where, enabled=torch.is_autocast_enabled(where), cache_enabled=False)
         with torch.no_grad(), rounding:
             return self._dropped(self.x_from_z(self.model.step(x, features, z)))
 
-    def _dropped(self, said: Tensor) -> Tensor:
+    def _dropped(self, estimate: Tensor) -> Tensor:
         """In training, half of the estimates as zeros."""
         if self.training:
-            said = said * (torch.rand(len(said), *(1,) * (said.ndim - 1), device=said.device) < 0.5)
-        return said
+            estimate = estimate * (torch.rand(len(estimate), *(1,) * (estimate.ndim - 1), device=estimate.device) < 0.5)
+        return estimate
 
 
 def _by_token(features: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:

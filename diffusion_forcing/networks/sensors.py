@@ -1,7 +1,7 @@
-"""A network of vectors that also has eyes: pictures go through a small convolutional encoder, numbers go in as they are.
+"""A network of vectors with a camera encoder: images pass a small convolutional encoder, numbers enter as they are.
 
-A token is flat: the pictures' pixels, then the numbers. What the encoder makes of the pictures stands beside the numbers in the vector that the
-inner network (`Recurrent` of vectors, or `Transformer`) carries over time; a decoder, which also sees what the encoder saw, makes pictures of it
+A token is flat: the pixels of the images, then the numbers. The inner network (`Recurrent` of vectors, or `Transformer`) carries the vector
+of image features and numbers over time. A decoder, which also sees the encoder's feature maps, turns its output into images and numbers
 again. Convolutions see one token at a time, so memory and causality are the inner network's.
 """
 
@@ -48,7 +48,7 @@ class SensorNetwork(nn.Module):
         super().__init__()
         if size % 2**HALVINGS or width % GROUPS:
             raise UserError(
-                f"pictures of {size} pixels and {width} feature maps: sizes must be multiples of {2**HALVINGS}, feature maps of {GROUPS}"
+                f"images of {size} pixels and {width} feature maps: sizes must be multiples of {2**HALVINGS}, feature maps of {GROUPS}"
             )
         self.inner = inner
         self.channels, self.size, self.numbers, self.features = channels, size, numbers, features
@@ -88,8 +88,8 @@ class SensorNetwork(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None) -> tuple[Tensor, Any]:
         vector, level, skips = self._encoded(x, k)
-        told, memory = self.inner(vector, k, conditions, memory)
-        return self._decoded(told, level, skips), memory
+        output, memory = self.inner(vector, k, conditions, memory)
+        return self._decoded(output, level, skips), memory
 
     def teacher_forced(
         self,
@@ -103,14 +103,14 @@ class SensorNetwork(nn.Module):
         """Each token of x: (b, t, d) at its level k: (b, t), when the inner network has seen the `clean` tokens before it, at levels clean_k."""
         inner: Any = self.inner
         vector, level, skips = self._encoded(x, k)
-        told = inner.teacher_forced(self._encoded(clean, clean_k)[0], clean_k, vector, k, conditions, memory)
-        return self._decoded(told, level, skips)
+        output = inner.teacher_forced(self._encoded(clean, clean_k)[0], clean_k, vector, k, conditions, memory)
+        return self._decoded(output, level, skips)
 
     def _encoded(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What the inner network sees of tokens x (b, t, features + numbers); the levels' embedding (b·t, e); and what the encoder saw."""
-        pictures, numbers = x.split([self.channels * self.size**2, self.numbers], dim=-1)
+        images, numbers = x.split([self.channels * self.size**2, self.numbers], dim=-1)
         level = F.silu(self.level(k.flatten()))
-        h = pictures.reshape(-1, self.channels, self.size, self.size)
+        h = images.reshape(-1, self.channels, self.size, self.size)
         h = torch.cat([h, self.places.to(h.dtype).expand(len(h), 2, -1, -1)], dim=1)
         h = h.contiguous(memory_format=torch.channels_last)
         skips = []
@@ -120,11 +120,11 @@ class SensorNetwork(nn.Module):
         features = self.seen(h.flatten(1)).unflatten(0, x.shape[:2])
         return torch.cat([features, numbers], dim=-1), level, skips
 
-    def _decoded(self, told: Tensor, level: Tensor, skips: list[Tensor]) -> Tensor:
+    def _decoded(self, output: Tensor, level: Tensor, skips: list[Tensor]) -> Tensor:
         """Tokens (b, t, d) from what the inner network says (b, t, features + numbers)."""
-        features, numbers = told.split([self.features, self.numbers], dim=-1)
+        features, numbers = output.split([self.features, self.numbers], dim=-1)
         h = self.shown(features.flatten(0, 1)).view_as(skips[-1])
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             h = F.interpolate(up(torch.cat([h, skip], dim=1), level), scale_factor=2.0)
-        pictures = self.out(h).reshape(*told.shape[:2], -1)
-        return torch.cat([pictures, numbers], dim=-1)
+        images = self.out(h).reshape(*output.shape[:2], -1)
+        return torch.cat([images, numbers], dim=-1)

@@ -120,7 +120,7 @@ class Transformer(nn.Module):
     """x: (b, t, x_dim) at levels k: (b, t) → (b, t, x_dim).
 
     conditions: (b, t, external_cond_dim), needed exactly when external_cond_dim > 0. memory: a KVCache of earlier tokens, for causal
-    networks; positions go on behind it.
+    networks; positions continue after it.
     """
 
     def __init__(

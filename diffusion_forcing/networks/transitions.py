@@ -100,8 +100,8 @@ class TransitionMLP(nn.Module):
         level: Tensor = self.time_mlp(k)
         if not self.external_cond_dim:
             return (level,)
-        told = level.new_zeros(*k.shape, self.external_cond_dim) if condition is None else condition
-        return (torch.cat([level, self.external_cond_mlp(told)], dim=-1),)
+        conditions = level.new_zeros(*k.shape, self.external_cond_dim) if condition is None else condition
+        return (torch.cat([level, self.external_cond_mlp(conditions)], dim=-1),)
 
     def step(self, x: Tensor, features: Sequence[Tensor], z: Tensor, estimate: Tensor | None = None) -> Tensor:
         """The latent after one token x: (b, x_dim)."""
@@ -163,7 +163,7 @@ class TransitionMLP(nn.Module):
 
 
 def _gru(of_input: Tensor, of_state: Tensor, state: Tensor) -> Tensor:
-    """torch.nn.GRUCell behind its two products, each (b, 3·state)."""
+    """torch.nn.GRUCell after its two products, each (b, 3·state)."""
     reset_x, update_x, new_x = of_input.chunk(3, dim=-1)
     reset_h, update_h, new_h = of_state.chunk(3, dim=-1)
     new = torch.tanh(torch.addcmul(new_x, torch.sigmoid(reset_x + reset_h), new_h))
@@ -379,8 +379,8 @@ class TransitionUNet(nn.Module):
         """How levels k: (…) and conditions (…, external_cond_dim) modulate the blocks in the order they are met, each (…, 2·channels)."""
         embedding = self.time_mlp(k)
         if self.external_cond_dim:
-            told = embedding.new_zeros(*k.shape, self.external_cond_dim) if condition is None else condition
-            embedding = torch.cat([embedding, self.external_cond_mlp(told)], dim=-1)
+            conditions = embedding.new_zeros(*k.shape, self.external_cond_dim) if condition is None else condition
+            embedding = torch.cat([embedding, self.external_cond_mlp(conditions)], dim=-1)
         return tuple(block.film(embedding) for block in self._blocks())
 
     def _blocks(self) -> Iterator[ResidualBlock]:

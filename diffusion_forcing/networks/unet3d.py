@@ -1,4 +1,4 @@
-"""The v1.5 3-D U-Net for tokens that are pictures (docs/method.md §8): video.
+"""The v1.5 3-D U-Net for tokens that are images (docs/method.md §8): video.
 
 7×7 convolution, temporal attention; down, middle and up stages of two residual blocks (the token's noise level enters by FiLM), spatial
 attention and temporal attention; skips. Convolutions and spatial attention see one frame at a time, so frames are folded into the batch

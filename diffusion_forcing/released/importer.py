@@ -99,12 +99,12 @@ def load(path: Path) -> LoadedCheckpoint:
     try:
         if recurrent:
             weights, tables = sizes.weights(state), sizes.tables(state)
-            facts = sizes.facts(task, weights, tables, statistics)
+            metadata = sizes.metadata(task, weights, tables, statistics)
         else:
             weights = _without(state, NETWORK_PREFIX)
             tables = {key.removeprefix("diffusion_model."): value for key, value in state.items() if _is_table(key)}
             read_sizes = sizes.of_video if task == "video" else sizes.of_planning
-            facts = read_sizes(weights, tables, statistics)
+            metadata = read_sizes(weights, tables, statistics)
             weights = sizes.our_names(weights) if task == "video" else weights
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(
@@ -114,7 +114,7 @@ def load(path: Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(
         path=path,
         kind="released",
-        metadata=facts,
+        metadata=metadata,
         weights=weights,
         statistics=statistics,
         buffers=tables,

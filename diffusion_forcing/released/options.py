@@ -41,15 +41,15 @@ LINES = {"rnn": "the paper's RNN line", "v1.5": "the attention line (v1.5)"}
 _RESOLUTION = 256  # any that can be halved as often as a released U-Net does: its parameters do not depend on it
 
 
-def released_network(facts: Mapping[str, Any]) -> nn.Module:
-    """The network of a released checkpoint with these `facts`, without memory of its own (on torch's `meta` device).
+def released_network(metadata: Mapping[str, Any]) -> nn.Module:
+    """The network of a released checkpoint with these `metadata`, without memory of its own (on torch's `meta` device).
 
     What is trained beside the network of an RNN for time series (`embed`) is a module of that name in it.
     """
     with torch.device("meta"):
-        network = _attention(facts) if facts["line"] == "v1.5" else _recurrent(facts)
-        if "variates" in facts:
-            network.add_module("embed", nn.Embedding(facts["variates"], 1))
+        network = _attention(metadata) if metadata["line"] == "v1.5" else _recurrent(metadata)
+        if "variates" in metadata:
+            network.add_module("embed", nn.Embedding(metadata["variates"], 1))
     return network
 
 
@@ -71,32 +71,34 @@ def check_released(checkpoint: LoadedCheckpoint) -> None:
             raise UserError(f"{checkpoint.path}: '{key}' has no place in {what}; get the checkpoint again")
 
 
-def _attention(facts: Mapping[str, Any]) -> nn.Module:
-    sizes = dict(facts["architecture"])
-    if facts["task"] == "planning":  # its heads leave no trace
-        return Transformer(facts["x_dim"], external_cond_dim=facts["external_cond_dim"], **{"attn_heads": 1, **sizes})
+def _attention(metadata: Mapping[str, Any]) -> nn.Module:
+    sizes = dict(metadata["architecture"])
+    if metadata["task"] == "planning":  # its heads leave no trace
+        return Transformer(
+            metadata["x_dim"], external_cond_dim=metadata["external_cond_dim"], **{"attn_heads": 1, **sizes}
+        )
     if "attn_heads" not in sizes:
-        sizes |= {"attn_heads": 1, "attn_dim_head": facts["attention_width"]}
-    sizes["attn_resolutions"] = [_RESOLUTION // 2**halved for halved in facts["halvings"]]
-    return UNet3D(facts["channels"] * facts["frame_stack"], _RESOLUTION, **sizes)
+        sizes |= {"attn_heads": 1, "attn_dim_head": metadata["attention_width"]}
+    sizes["attn_resolutions"] = [_RESOLUTION // 2**halved for halved in metadata["halvings"]]
+    return UNet3D(metadata["channels"] * metadata["frame_stack"], _RESOLUTION, **sizes)
 
 
-def _recurrent(facts: Mapping[str, Any]) -> nn.Module:
-    z_shape = facts["z_shape"]
+def _recurrent(metadata: Mapping[str, Any]) -> nn.Module:
+    z_shape = metadata["z_shape"]
     common = {
-        key: facts[key]
+        key: metadata[key]
         for key in ("network_size", "num_gru_layers", "external_cond_dim", "learnable_init_z", "self_condition")
     }
-    if "num_mlp_layers" in facts:
+    if "num_mlp_layers" in metadata:
         return recurrent_mlp(
-            facts["x_dim"],
+            metadata["x_dim"],
             *z_shape,
-            num_mlp_layers=facts["num_mlp_layers"],
-            start_dim=facts.get("start_dim", 0),
+            num_mlp_layers=metadata["num_mlp_layers"],
+            start_dim=metadata.get("start_dim", 0),
             **common,
         )
     channels, height, width = z_shape if len(z_shape) == 3 else (*z_shape, _RESOLUTION, _RESOLUTION)
-    return recurrent_unet(facts["x_dim"], (channels, height, width), **common)
+    return recurrent_unet(metadata["x_dim"], (channels, height, width), **common)
 
 
 UNREAD = ("x_shape", "data_mean", "data_std")  # upstream filled them in from the statistics
@@ -108,7 +110,7 @@ def planning_options_from_released(config: Mapping[str, Any]) -> PlanningOptions
     """The options of the planner that the released `config` describes: the resolved `cfg.algorithm` of `algorithm=df_planning`.
 
     As it stands, but for: keys the released code never reads (`use_snr`, `use_cum_snr`, `x_shape`, `data_mean`, `data_std`) are left
-    out; lists become tuples; `chunk_size` is −1, because a plan was drawn whole whatever it said; `ema_decay` is 0, because there was no
+    out; lists become tuples; `chunk_size` is −1, because a plan was always drawn whole; `ema_decay` is 0, because there was no
     average; what the released planner did not have keeps the setting that reproduces it (`guidance_weights=released`, one continuation,
     the PD law). `config` is not changed. A key that no released planner has, or a missing one, is a UserError.
     """
@@ -171,53 +173,53 @@ def video_options_from_released(config: Mapping[str, Any]) -> VideoOptions:
     )
 
 
-def released_video_structure(facts: Mapping[str, Any], resolution: int) -> dict[str, Any]:
-    """What a released video checkpoint with these `facts` (`checkpoints.LoadedCheckpoint`) says of the configuration, as nested keys
+def released_video_structure(metadata: Mapping[str, Any], resolution: int) -> dict[str, Any]:
+    """What a released video checkpoint with these `metadata` (`checkpoints.LoadedCheckpoint`) says of the configuration, as nested keys
     under `algorithm`, for frames of `resolution` pixels a side. The released normalisation keeps no cache; there was no conditioning."""
-    architecture = dict(facts["architecture"])
-    architecture["attn_resolutions"] = sorted(resolution // 2**halved for halved in facts["halvings"])
+    architecture = dict(metadata["architecture"])
+    architecture["attn_resolutions"] = sorted(resolution // 2**halved for halved in metadata["halvings"])
     diffusion: dict[str, Any] = {"architecture": architecture}
-    if "timesteps" in facts:
-        diffusion["timesteps"] = facts["timesteps"]
-    schedule = _schedule_of(facts)
+    if "timesteps" in metadata:
+        diffusion["timesteps"] = metadata["timesteps"]
+    schedule = _schedule_of(metadata)
     if schedule is not None:
         diffusion["beta_schedule"] = schedule
     return {
         "norm": "clip",
         "cache": "none",
         "external_cond_dim": 0,
-        "frame_stack": facts["frame_stack"],
+        "frame_stack": metadata["frame_stack"],
         "diffusion": diffusion,
     }
 
 
-def released_recurrent_structure(facts: Mapping[str, Any], resolution: int | None) -> dict[str, Any]:
+def released_recurrent_structure(metadata: Mapping[str, Any], resolution: int | None) -> dict[str, Any]:
     """As `released_video_structure`, for a checkpoint of the paper's RNN line: of video, or of mazes, where there is no `resolution`."""
     sizes = ("network_size", "num_gru_layers", "num_mlp_layers", "self_condition", "timesteps")
-    diffusion = {key: facts[key] for key in sizes if key in facts}
-    schedule = _schedule_of(facts)
+    diffusion = {key: metadata[key] for key in sizes if key in metadata}
+    schedule = _schedule_of(metadata)
     if schedule is not None:
         diffusion["beta_schedule"] = schedule
     if resolution is None:
-        found = {"frame_stack": facts["frame_stack"], "z_shape": facts["z_shape"], "diffusion": diffusion}
-        if facts["task"] == "prediction":  # released networks are told nothing, though they carry an embedding
-            found |= {"network": "rnn", "scaling": "global", "use_covariates": facts["external_cond_dim"] > 0}
+        found = {"frame_stack": metadata["frame_stack"], "z_shape": metadata["z_shape"], "diffusion": diffusion}
+        if metadata["task"] == "prediction":  # released networks take no conditions, though they carry an embedding
+            found |= {"network": "rnn", "scaling": "global", "use_covariates": metadata["external_cond_dim"] > 0}
         return found
-    channels, *sides = facts["z_shape"]
+    channels, *sides = metadata["z_shape"]
     structure = {
-        "frame_stack": facts["frame_stack"],
+        "frame_stack": metadata["frame_stack"],
         "z_shape": [channels, *(sides or (resolution, resolution))],
-        "learnable_init_z": facts["learnable_init_z"],
+        "learnable_init_z": metadata["learnable_init_z"],
         "diffusion": diffusion,
     }
-    return structure if facts["external_cond_dim"] else {**structure, "external_cond_dim": 0}
+    return structure if metadata["external_cond_dim"] else {**structure, "external_cond_dim": 0}
 
 
-def _schedule_of(facts: Mapping[str, Any]) -> str | None:
+def _schedule_of(metadata: Mapping[str, Any]) -> str | None:
     """The schedule with default arguments that leaves as much signal at a quarter, half and three quarters; None: another."""
-    powers: list[float] = facts.get("signal_power", [])
+    powers: list[float] = metadata.get("signal_power", [])
     for name in BETA_SCHEDULES if powers else ():
-        table = build_schedule(name, facts["timesteps"]).alphas_cumprod
+        table = build_schedule(name, metadata["timesteps"]).alphas_cumprod
         ours = [table[len(table) * quarter // 4].item() for quarter in (1, 2, 3)]
         if all(math.isclose(one, other, rel_tol=1e-4) for one, other in zip(powers, ours, strict=True)):
             return name

@@ -1,6 +1,6 @@
 """Rolling out as the released RNN line does: the specification its recordings are held against (docs/method.md §9).
 
-`Sampler` rolls the same networks out without what this loop wastes. Here every row of a chunk steps every token, those that have not begun
+`Sampler` rolls the same networks out without what this loop wastes. Here every row of a chunk steps every token, those that have not started
 (index 0 again) and those that are finished (the last index again) too, and the latent that goes on to the next chunk is that of the last
 row, which saw its tokens at the last level and not clean. A chunk of one costs S + 1 calls of the network, a chunk of H tokens
 H·(S + ⌊H·u⌋). Ours steps a token S times and looks at it once more when it is clean.
@@ -62,7 +62,7 @@ def released_rollout(
     """`length` tokens (b, length, *c) that begin with what the model makes of `context`: (b, t₀, *c), each context token noised at level 0.
 
     chunk_noise: one (b, *c) a new token, noise: one (b, *c) a draw (each context token, then each DDIM step that draws), standard normal,
-    instead of draws. conditions: (b, length, d); as released, the first token is not told its own. Returns the tokens, and the DDIM indices
+    instead of draws. conditions: (b, length, d); as released, the first token does not see its own. Returns the tokens, and the DDIM indices
     in the order they were run.
     """
     if chunk_size == 0 or chunk_size < -1:
@@ -75,7 +75,7 @@ def released_rollout(
     fresh = iter(noise) if noise is not None else _draws(shape, context.device)
     starts = iter(chunk_noise) if chunk_noise is not None else _draws(shape, context.device)
 
-    def told(token: int) -> Tensor | None:
+    def conditions_of(token: int) -> Tensor | None:
         return None if conditions is None else conditions[:, token : token + 1]
 
     zero = torch.zeros(len(context), context.shape[1], dtype=torch.long, device=context.device)
@@ -100,7 +100,7 @@ def released_rollout(
                     index,
                     sampling_timesteps=sampling_timesteps,
                     eta=eta,
-                    conditions=told(done + token),
+                    conditions=conditions_of(done + token),
                     memory=running,
                     noise=draw,
                 )

@@ -22,13 +22,13 @@ COLOURS = 3
 
 
 def of_planning(weights: Tensors, tables: Tensors, statistics: Tensors) -> dict[str, Any]:
-    """Facts of a v1.5 planner. The number of its attention heads leaves no trace."""
+    """Metadata of a v1.5 planner. The number of its attention heads leaves no trace."""
     x_dim, width = shape_of(weights, "out.weight", 2)
     layers = {int(key.split(".")[2]) for key in weights if key.startswith("transformer.layers.")}
     feedforward, _ = shape_of(weights, "transformer.layers.0.linear1.weight", 2)
     _, inputs = shape_of(weights, "init_mlp.0.weight", 2)
     features = statistics["data_mean"].numel()
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "task": "planning",
         "line": "v1.5",
         "x_dim": x_dim,
@@ -42,8 +42,8 @@ def of_planning(weights: Tensors, tables: Tensors, statistics: Tensors) -> dict[
         },
     }
     if "betas" in tables:
-        facts["timesteps"] = tables["betas"].numel()
-    return facts
+        metadata["timesteps"] = tables["betas"].numel()
+    return metadata
 
 
 def our_names(weights: Tensors) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ def our_names(weights: Tensors) -> dict[str, Tensor]:
 
 
 def of_video(released: Tensors, tables: Tensors, statistics: Tensors) -> dict[str, Any]:
-    """Facts of a v1.5 video model.
+    """Metadata of a v1.5 video model.
 
     halvings: how often the frame is halved at each feature map that has attention; their resolutions follow from the
     data's. attention_width: heads times size of a head; both apart where rotary positions tell the size. Linear or full
@@ -80,7 +80,7 @@ def of_video(released: Tensors, tables: Tensors, statistics: Tensors) -> dict[st
         architecture["attn_heads"] = inner // (2 * rotary.numel())
     if "mid_block.3.out_layers.2.weight" not in weights or "out.1.weight" not in weights:
         raise KeyError("mid_block.3.out_layers.2.weight" if "out.1.weight" in weights else "out.1.weight")
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "task": "video",
         "line": "v1.5",
         "channels": colours,
@@ -90,8 +90,8 @@ def of_video(released: Tensors, tables: Tensors, statistics: Tensors) -> dict[st
         "architecture": architecture,
     }
     if "alphas_cumprod" in tables:
-        facts |= signal_power(tables)
-    return facts
+        metadata |= signal_power(tables)
+    return metadata
 
 
 def signal_power(tables: Tensors) -> dict[str, Any]:
@@ -142,10 +142,10 @@ def tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def facts(
+def metadata(
     of: str, network: Mapping[str, Tensor], tables: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """Facts of a model of task `of`. The objective, the loss weighting and the number of the data's colours leave no trace."""
+    """Metadata of a model of task `of`. The objective, the loss weighting and the number of the data's colours leave no trace."""
     size = shape_of(network, "model.time_mlp.1.weight", 2)[1]
     vectors = of in ("planning", "prediction")
     found: dict[str, Any] = {"task": of, "line": "rnn", "network_size": size}
@@ -153,17 +153,17 @@ def facts(
         x, z = shape_of(network, "x_from_z.weight", 2)
         layers = _mlp_layers(network)
         inputs = _mlp_inputs(network, layers) or z + x + size * (2 if _CONDITION in network else 1)
-        told = size
+        level_width = size
         found |= {"x_dim": x, "z_shape": [z], "num_mlp_layers": layers, "num_gru_layers": _gru_layers(network)}
     else:
         z = shape_of(network, "model.final_conv.weight", 4)[0]
         x = shape_of(network, "x_from_z.1.weight", 4)[0]
         inputs = shape_of(network, "model.init_conv.weight", 4)[1]
-        told = 0
+        level_width = 0
         sides = list(network["init_z"].shape[1:]) if "init_z" in network else []
         found |= {"x_dim": x, "z_shape": [z, *sides], "num_gru_layers": int("model.gru.x2h.weight" in network)}
     conditioned = _CONDITION in network
-    inputs -= z + (told * (2 if conditioned else 1))
+    inputs -= z + (level_width * (2 if conditioned else 1))
     if inputs not in (x, 2 * x):
         raise ValueError("'model.mlp_before_gru'" if vectors else "'model.init_conv.weight'")
     features = statistics["data_mean"]
