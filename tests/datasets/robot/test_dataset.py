@@ -268,7 +268,7 @@ def test_a_killed_generation_leaves_whole_demonstrations_and_goes_on_to_the_same
     for index in range(len(whole)):
         read_demonstration(RobotFiles(killed, {"training": len(whole)}), "training", index, CAMERAS)
     wait_until(lambda: nothing_changes(killed))  # its workers end when its pipes do
-    (killed / "training" / "000150.front.mp4.tmp").write_bytes(b"half")
+    (killed / "training" / ".000150.front.mp4.4194305-0a0a0a0a.tmp").write_bytes(b"half")
     counts = {"training": len(whole) + 2, "validation": 1}
     files = generate(makers.Slow(), killed, counts, workers=1, progress=False, save=save_demonstration)
     assert len(files) == len(whole) + 3
