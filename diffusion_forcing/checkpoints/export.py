@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from diffusion_forcing.checkpoints import format as native
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_choice
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -29,8 +29,7 @@ def export(
     `path_out` exists, for another dtype, and for weights that float16 cannot hold.
     """
     path_out = Path(path_out)
-    if dtype not in _DTYPES:
-        raise UserError(f"cannot export as dtype '{dtype}'; pass {' or '.join(_DTYPES)}")
+    check_choice("dtype", dtype, _DTYPES)
     if path_out.exists():
         raise UserError(f"{path_out} exists already; remove it or export to another folder")
     loaded = native.load(Path(path_in))

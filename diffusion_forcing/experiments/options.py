@@ -85,6 +85,7 @@ class CheckpointingOptions:
         check_minimum(f"{_CHECKPOINTING}.every_n_epochs", self.every_n_epochs, 0)
         check_minimum(f"{_CHECKPOINTING}.keep_last", self.keep_last, 1)
         check_minimum(f"{_CHECKPOINTING}.save_top_k", self.save_top_k, -1)
+        check_choice(f"{_CHECKPOINTING}.mode", self.mode, ("min", "max"))
         _ = self.interval
         if self.filename is not None:
             _check_filename(self.filename)
@@ -125,6 +126,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         precision_name("training", self.precision)
         check_not_negative("experiment.training.lr", self.lr)
+        check_choice("experiment.training.strategy", self.strategy, ("auto", "ddp", "fsdp"))
         if isinstance(self.devices, int):
             check_minimum("experiment.training.devices", self.devices, 1)
         check_minimum("experiment.training.batch_size", self.batch_size, 1)

@@ -61,16 +61,9 @@ def devices_per_node(options: ExperimentOptions) -> int:
         return wanted if isinstance(wanted, int) else max(1, torch.cuda.device_count())
     nodes, here = started
     by = "Slurm" if started_by_slurm() else "torchrun"
-    if nodes != options.num_nodes:
-        raise UserError(
-            f"{by} started processes on {nodes} machines, and experiment.num_nodes is {options.num_nodes}; "
-            f"pass experiment.num_nodes={nodes}, or ask {by} for as many machines"
-        )
-    if isinstance(wanted, int) and wanted != here:
-        raise UserError(
-            f"{by} started {here} processes a machine, and experiment.training.devices is {wanted}; "
-            f"pass experiment.training.devices={here} or leave it out"
-        )
+    for key, value, count in (("num_nodes", options.num_nodes, nodes), ("training.devices", wanted, here)):
+        if isinstance(value, int) and value != count:
+            raise UserError(f"experiment.{key} is {value}, but {by} started {count}; pass experiment.{key}={count}")
     return here
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import check_minimum
 from diffusion_forcing.files import read_json
 from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.tracker import Tracker, tell
@@ -33,8 +33,7 @@ class TensorboardOptions:
 
     def __post_init__(self) -> None:
         for name in ("flush_seconds", "video_frames", "video_width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"tracking.tensorboard.{name} must be at least 1, got {getattr(self, name)}")
+            check_minimum(f"tracking.tensorboard.{name}", getattr(self, name), 1)
 
 
 class Tensorboard(Tracker):

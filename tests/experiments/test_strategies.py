@@ -56,9 +56,9 @@ def test_without_a_gpu_there_is_one_process_unless_asked_for_more() -> None:
 def test_processes_that_were_started_are_those_there_are(monkeypatch: pytest.MonkeyPatch, by: dict[str, str]) -> None:
     started(monkeypatch, by)
     assert devices_per_node(asked(nodes=2)) == 2
-    with pytest.raises(UserError, match=r"on 2 machines, and experiment.num_nodes is 1; pass experiment.num_nodes=2"):
+    with pytest.raises(UserError, match=r"experiment.num_nodes is 1, .*pass experiment.num_nodes=2"):
         devices_per_node(asked())
-    with pytest.raises(UserError, match=r"pass experiment.training.devices=2 or leave it out"):
+    with pytest.raises(UserError, match=r"pass experiment.training.devices=2"):
         devices_per_node(asked(4, nodes=2))
 
 
@@ -71,7 +71,8 @@ def test_a_shell_that_slurm_gave_starts_its_own_processes(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("change", [{"devices": 0}, {"strategy": "fsd"}])
 def test_what_cannot_be_is_one_line(change: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"experiment\.training\.\w+='?(0|fsd)'? is"):
+    (key,) = change
+    with pytest.raises(UserError, match=rf"experiment\.training\.{key} .*(0|fsd)"):
         TrainingOptions(**change)  # type: ignore[arg-type]
 
 
