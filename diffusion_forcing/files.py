@@ -100,9 +100,11 @@ def run_folders(outputs: Path) -> dict[str, Path]:
 
 
 def recover(folder: Path) -> None:
-    """Restore every folder in `folder` whose replacement was interrupted between its two renames."""
+    """Restore every folder in `folder` whose replacement was interrupted between its two renames: its process runs no longer."""
     for path, found in _leftovers(folder):
-        if found["kind"] == "old" and not path.with_name(found["name"]).exists():
+        process = int(found["process"])
+        interrupted = path not in _IN_PROGRESS if process == os.getpid() else not is_alive(process)
+        if interrupted and found["kind"] == "old" and not path.with_name(found["name"]).exists():
             with contextlib.suppress(OSError):
                 os.replace(path, path.with_name(found["name"]))
 

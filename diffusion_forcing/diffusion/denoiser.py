@@ -7,7 +7,6 @@ nothing of each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -22,22 +21,22 @@ Denoised = tuple[Prediction, Any]
 class Denoiser(Protocol):
     """The call that sampling makes for each row of a scheduling matrix.
 
-    inputs: conditions (b, t, d) or None, and the memory that stands for the tokens before x. k_to: (b, t), the levels that the step leads to,
-    which gradient guidance needs. Returns the prediction, and the memory after x.
+    inputs: conditions (b, t, d) or None, then the memory that stands for the tokens before x, or None. k_to: (b, t), the levels that the
+    step leads to, which gradient guidance needs. Returns the prediction, and the memory after x.
     """
 
     def __call__(self, x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised: ...
 
 
 class NoisyContext:
-    """Shows clean tokens with real noise, at a level of 0…K−1. noise(): standard normal (b, t, *c), asked for at each call."""
+    """Shows clean tokens with real noise, at a level of 0…K−1. noise: standard normal (b, t, *c)."""
 
-    def __init__(self, denoise: Denoiser, schedule: NoiseSchedule, *, level: int, noise: Callable[[], Tensor]) -> None:
+    def __init__(self, denoise: Denoiser, schedule: NoiseSchedule, *, level: int, noise: Tensor) -> None:
         self.denoise, self.schedule, self.level, self.noise = denoise, schedule, level, noise
 
     def __call__(self, x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised:
-        noise = self.noise()
-        noise = noise.repeat(len(x) // len(noise), *(1,) * (x.ndim - 1))  # branches of guidance are stacked in x
+        # Branches of guidance are stacked in x: (n·b, t, *c).
+        noise = self.noise.repeat(len(x) // len(self.noise), *(1,) * (x.ndim - 1))
         return self.denoise(*noisy_context(self.schedule, x, k, level=self.level, noise=noise), *inputs, k_to=k_to)
 
 

@@ -123,7 +123,9 @@ class DiffusionForcing(nn.Module):
         """
         self._check_levels(k)
         self._check_levels(k_to)
+        # Predict. Guidance, where there is any, is inside `denoise`.
         prediction, _ = (denoise or self)(x, k, conditions, memory, k_to=k_to)
+        # DDPM or DDIM step.
         if ancestral:
             x_next = self._posterior(prediction.x0, x, k, k_to, noise, generator)
         else:
@@ -194,7 +196,8 @@ class DiffusionForcing(nn.Module):
         self, x0: Tensor, x_k: Tensor, k: Tensor, k_to: Tensor, noise: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
         """A draw from q(x_k' | x_k, x̂₀) for any k' < k: from the tables where k' = k − 1 (Ho et al. 2020, eq. 6–7)."""
-        schedule, next_level = self.schedule, per_token(k_to == k - 1, x0)
+        schedule = self.schedule
+        next_level = per_token(k_to == k - 1, x0)  # before −1 becomes 0
         k = k.clamp(min=0)
         power, power_to = schedule.at("alphas_cumprod", k, x0), schedule.signal_power(k_to, x0)
         ratio = (power / power_to).clamp(max=1)
@@ -248,7 +251,10 @@ class DiffusionForcing(nn.Module):
         return noise.clamp(-self.clip_noise, self.clip_noise)
 
     def over(self, network: nn.Module, *, loss_weight: Callable[[Tensor], Tensor] | None = None) -> DiffusionForcing:
-        """The same method over another network: an average of the weights, or a wrapper. loss_weight: instead of this one's."""
+        """The same method over another network: an average of the weights, or a wrapper. loss_weight: instead of this one's.
+
+        It shares the schedule and the hooks of this one: move this one to another device, not the copy.
+        """
         other = copy.copy(self)
         other._modules = {**self._modules, "network": network}
         if loss_weight is not None:

@@ -45,13 +45,20 @@ class GradientGuidance:
         self.samples = samples
         self.started_only = started_only
 
-    def wrap(self, denoise: Denoiser, forcing: DiffusionForcing, generator: torch.Generator | None = None) -> Denoiser:
-        """`denoise`, guided. generator: draws the noise of the continuations."""
+    def wrap(
+        self,
+        denoise: Denoiser,
+        forcing: DiffusionForcing,
+        generator: torch.Generator | None = None,
+        *,
+        ancestral: bool = False,
+    ) -> Denoiser:
+        """`denoise`, guided. generator: draws the noise of the continuations. ancestral: whether the step is DDPM's."""
 
         def guided(x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised:
             assert k_to is not None, "gradient guidance needs to know where the step leads"
             prediction, gradient, memory = self.gradient(denoise, forcing, x, k, *inputs, generator=generator)
-            return self.move(forcing.schedule, prediction, gradient, x, k, k_to), memory
+            return self.move(forcing.schedule, prediction, gradient, x, k, k_to, ancestral=ancestral), memory
 
         return guided
 
@@ -80,9 +87,17 @@ class GradientGuidance:
         return Prediction(*(part.detach() for part in prediction)), gradient, after
 
     def move(
-        self, schedule: NoiseSchedule, prediction: Prediction, gradient: Tensor, x: Tensor, k: Tensor, k_to: Tensor
+        self,
+        schedule: NoiseSchedule,
+        prediction: Prediction,
+        gradient: Tensor,
+        x: Tensor,
+        k: Tensor,
+        k_to: Tensor,
+        *,
+        ancestral: bool = False,
     ) -> Prediction:
-        """ε̂ − √(1−ᾱ')·∇J, and x̂₀ from it: nothing on the step to clean, as released."""
+        """ε̂ − √(1−ᾱ')·∇J, and x̂₀ from it: nothing on the step to clean, as released. What it gives for clean tokens is not used."""
         eps = prediction.eps - (1 - schedule.signal_power(k_to, x)).sqrt() * gradient
         return prediction._replace(x0=x0_from_eps(schedule, x, k.clamp(min=0), eps), eps=eps)
 
@@ -153,14 +168,14 @@ def _check_scale(name: str, scale: float) -> None:
 class WeightedBranches:
     """Σ weight·(x̂₀, ε̂) over branches. They are stacked on the batch axis: one call of the network, one memory for all.
 
-    history_noise: standard normal like the tokens, what branches with a noisy history see instead of it. The same noise must be used in
-    every row.
+    x̂₀ and ε̂ are affine in the network's output and the weights have sum 1, so the outputs are summed. history_noise: standard normal like
+    the tokens, what branches with a noisy history see instead of it. The same noise must be used in every row.
     """
 
     def __init__(
-        self, denoise: Denoiser, schedule: NoiseSchedule, weights: Weights, history_noise: Tensor | None = None
+        self, denoise: Denoiser, forcing: DiffusionForcing, weights: Weights, history_noise: Tensor | None = None
     ) -> None:
-        self.denoise, self.schedule, self.weights, self.history_noise = denoise, schedule, weights, history_noise
+        self.denoise, self.forcing, self.weights, self.history_noise = denoise, forcing, weights, history_noise
 
     def __call__(self, x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised:
         conditions, memory = (*inputs, None, None)[:2]
@@ -169,14 +184,12 @@ class WeightedBranches:
         tokens, levels, conditioned = zip(*views, strict=True)
         stacked = None if conditions is None else torch.cat(conditioned)
         prediction, memory = self.denoise(torch.cat(tokens), torch.cat(levels), stacked, memory)
-        clean = per_token(k < 0, x)
-        return Prediction(*(self._sum(part, clean) for part in prediction)), memory
-
-    def _sum(self, stacked: Tensor, clean: Tensor) -> Tensor:
-        """(n·b, t, *c) → (b, t, *c), the weighted sum over branches. For clean tokens, which may differ, the first branch counts."""
-        parts = stacked.unflatten(0, (len(self.weights), -1))
-        total = sum(weight * part for weight, part in zip(self.weights.values(), parts, strict=True))
-        return torch.where(clean, parts[0], total)
+        # (n·b, t, *c) → (b, t, *c): the weighted sum. Branches see different clean tokens; there the first one is taken.
+        outputs = prediction.output.unflatten(0, (len(self.weights), -1))
+        total = sum(weight * output for weight, output in zip(self.weights.values(), outputs, strict=True))
+        output = torch.where(per_token(k < 0, x), outputs[0], total)
+        shown, level = self.forcing.stabilize(x, k)
+        return self.forcing.parameterization.resolve(self.forcing.schedule, shown, level, output), memory
 
     def _view(
         self, branch: Branch, x: Tensor, k: Tensor, conditions: Tensor | None
@@ -189,5 +202,5 @@ class WeightedBranches:
             conditions = torch.zeros_like(conditions)
         if branch.history is not None:
             assert self.history_noise is not None
-            x, k = noisy_context(self.schedule, x, k, level=branch.history, noise=self.history_noise)
+            x, k = noisy_context(self.forcing.schedule, x, k, level=branch.history, noise=self.history_noise)
         return x, k, conditions

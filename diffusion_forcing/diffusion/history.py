@@ -3,12 +3,13 @@
 | cache | network | history | a row of a chunk costs |
 |---|---|---|---|
 | `none` | any | `SlidingWindow`: the last tokens, shown in every row | the window |
-| `exact` | causal | `KVCache`: their keys and values, computed anew when the window slides | the chunk |
+| `exact` | causal | `ExactCache`: their keys and values, computed anew when the window slides | the chunk |
 | `streaming` | causal, relative positions | `StreamingCache`: the oldest keys and values are dropped, the rest stay | the chunk |
 | `streaming` | causal, absolute positions | `RestartedCache`: when full, computed anew from half a window | the chunk |
 | `exact`, `streaming` | recurrent | `RecurrentState`: one latent for the whole past; no window is needed | the unfinished tokens |
 
-`exact` always equals `none`. `streaming` equals it until the window slides. After that, what was computed for the kept tokens still knows
+`exact` always equals `none`, but for noise on the context (DDPM, `noisy_context`): `none` draws it in every row, a cache once or not at
+all. `streaming` equals `exact` until the window slides. After that, what was computed for the kept tokens still knows
 the dropped ones. Its first `sinks` tokens always stay, since attention relies on them (Xiao et al. 2024). Where a token's position is added
 to it, a kept token cannot move to another place, so the cache is computed again from the sinks and the last half of the window.
 """
@@ -140,11 +141,11 @@ class CachedHistory(History):
         return denoise_rows(new, matrix, self.memory, on_row).clone()
 
     def update(self, tokens: Tokens, room: int) -> Tokens:
-        """Bring `memory` up to `tokens`, of which there is `room` for so many. Returns the tokens to keep."""
+        """Bring `memory` up to `tokens`. room: how many of them fit. Returns the tokens to keep."""
         raise NotImplementedError
 
 
-class KVCache(CachedHistory):
+class ExactCache(CachedHistory):
     """cache=exact: the memory of the last tokens, computed anew where the window begins elsewhere than before."""
 
     start = computed = 0
@@ -300,7 +301,7 @@ def build_history(
         case "none":
             return SlidingWindow(window, past)
         case "exact":
-            return KVCache(window, prefill)
+            return ExactCache(window, prefill)
         case "streaming":
             kind = StreamingCache if getattr(network, "memory_slides", False) else RestartedCache
             return kind(window, prefill, sinks)

@@ -50,7 +50,7 @@ class Sampler:
     token is observed (`observed.py`). past: how a rollout shows finished tokens: `clean`, or at the `same` level as the chunk that is
     sampled, observed there (full-sequence diffusion, for networks that know one level for all). noisy_context: clean tokens are shown at
     the stabilization level with real noise, as under DDPM. finish: applied to the finished tokens of a rollout before they are handed out
-    and remembered, such as rounding to values that data can have.
+    and remembered, such as rounding to values that data can have; twice must be the same as once.
     """
 
     def __init__(
@@ -132,10 +132,8 @@ class Sampler:
             )
         if history_noise is None and self.noises_history:
             history_noise = self._noise_like(x, generator)
-        # DDPM shows its context with real noise.
-        noisy_context = self.noisy_context or self.ancestral
-        denoise = self._denoiser(self.forcing, x, history_noise, guidance, generator, noisy_context=noisy_context)
-        levels = self.levels[matrix].to(x.device, non_blocking=True)
+        levels = self.levels[matrix].to(x.device, non_blocking=True)  # k, shaped as the matrix
+        # Numbers of the tokens that move in any row of any sequence.
         moving = (matrix[0] != matrix[-1]).reshape(-1, x.shape[1]).any(dim=0).nonzero().flatten()
         moving = moving.to(x.device, non_blocking=True)
         for row in range(len(matrix) - 1):
@@ -145,16 +143,20 @@ class Sampler:
             for repeats_left in reversed(range(1 if observed is None else self.resample)):
                 if observed is not None:
                     x = with_observed(self.forcing.schedule, x, observed, k, self._noise_like(x, generator))
+                step_noise = self._step_noise(x, moving, generator)
+                # DDPM shows its context with real noise.
+                noisy = self.noisy_context or self.ancestral
+                context_noise = self.forcing.gaussian_noise(x, generator=generator) if noisy else None
                 x_next = self.forcing.step(
                     x,
                     k,
                     k_to,
-                    denoise=denoise,
+                    denoise=self._denoiser(self.forcing, history_noise, context_noise, guidance, generator),
                     conditions=conditions,
                     memory=memory,
                     eta=self.eta,
                     ancestral=self.ancestral,
-                    noise=self._step_noise(x, moving, generator),
+                    noise=step_noise,
                 )
                 # Repeat the row from its noisier end, so that what is observed and the rest come to agree.
                 x = self._noised_back(x, x_next, k_to, k, generator) if repeats_left else x_next
@@ -231,6 +233,8 @@ class Sampler:
             )
         remaining = chunk_size if length is None else max(0, length - context.shape[1])
         size = min(chunk_size, remaining) if chunk_size > 0 else remaining
+        if memory is not None and self.branches != {PLAIN: 1.0}:
+            raise UserError("condition_scale and history_scale do not work with a start memory; leave both at 1")
         history = build_history(
             cache,
             self.forcing.network,
@@ -244,6 +248,7 @@ class Sampler:
             whole_rows=guidance is not None,
         )
 
+        # `denoise` with this rollout's guidance and randomness.
         def denoise_rows(tokens: Tokens, matrix: Tensor, memory: Any = None, on_row: OnRow | None = None) -> Tensor:
             return self.denoise(
                 tokens.x,
@@ -272,7 +277,10 @@ class Sampler:
                 new = self._tokens(noise, history.end + chunk, conditions, generator, observed)
                 # They go down the scheduling matrix, seeing the history, and then belong to it.
                 x = history.denoise(new, self.matrix(chunk), denoise_rows, on_row)
-                x = x if self.finish is None else self.finish(x)
+                if self.finish is not None:
+                    x = self.finish(x)
+                    if new.observed is not None:
+                        x = torch.where(torch.isfinite(new.observed), new.observed.to(x.dtype), x)
                 history.append(replace(new, x=x, observed=None))
                 yield x
 
@@ -303,33 +311,30 @@ class Sampler:
         forcing = self.forcing
         if hasattr(forcing.network, "remember"):
             forcing = forcing.over(MemoryOnly(forcing.network))
-        denoise = self._denoiser(
-            forcing, tokens.x, tokens.history_noise, generator=generator, noisy_context=self.noisy_context
-        )
-        return self.forcing.prefill(tokens.x, denoise=denoise, conditions=tokens.conditions, memory=memory)
+        x = tokens.x if self.finish is None else self.finish(tokens.x)
+        context_noise = forcing.gaussian_noise(x, generator=generator) if self.noisy_context else None
+        denoise = self._denoiser(forcing, tokens.history_noise, context_noise)
+        return self.forcing.prefill(x, denoise=denoise, conditions=tokens.conditions, memory=memory)
 
-    # ------------------------------------------------------------------------------------------------ one row
+    # ------------------------------------------------------------------------------------------------ helpers
 
     def _denoiser(
         self,
         forcing: DiffusionForcing,
-        x: Tensor,
         history_noise: Tensor | None = None,
+        context_noise: Tensor | None = None,
         guidance: GradientGuidance | None = None,
         generator: torch.Generator | None = None,
-        *,
-        noisy_context: bool = False,
     ) -> Denoiser:
-        """`forcing` as the denoiser of tokens x: (b, t, *c), guided. noisy_context: clean tokens are shown with real noise."""
+        """gradient guidance(weighted branches(noisy context(`forcing`))), each where it is asked for."""
         denoise: Denoiser = forcing
-        schedule, level = forcing.schedule, forcing.stabilization_level - 1
-        if noisy_context:
-            noise = partial(forcing.gaussian_noise, x, generator=generator)
-            denoise = NoisyContext(denoise, schedule, level=level, noise=noise)
+        if context_noise is not None:
+            level = forcing.stabilization_level - 1
+            denoise = NoisyContext(denoise, forcing.schedule, level=level, noise=context_noise)
         if self.branches != {PLAIN: 1.0}:
-            denoise = WeightedBranches(denoise, schedule, self.branches, history_noise)
+            denoise = WeightedBranches(denoise, forcing, self.branches, history_noise)
         if guidance is not None:
-            denoise = guidance.wrap(denoise, forcing, generator)
+            denoise = guidance.wrap(denoise, forcing, generator, ancestral=self.ancestral)
         return denoise
 
     def _noise_like(self, x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -179,8 +179,9 @@ def test_the_return_is_the_summed_distance_in_metres() -> None:
         assert found[sample].item() == pytest.approx(-0.5 * total, rel=1e-5)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_the_gradient_is_added_after_the_row_times_the_ddim_constant(eta: float) -> None:
+@pytest.mark.parametrize("ancestral", [False, True], ids=["ddim", "ddpm"])
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+def test_the_gradient_is_added_after_the_row_times_the_ddim_constant(eta: float, ancestral: bool) -> None:
     """For a network with a known Jacobian: x̂₀ of an exact Gaussian denoiser is linear in x."""
     schedule = build_schedule("linear", 1000)
     network = ExactGaussian(schedule, 0.3, 0.8)
@@ -188,8 +189,10 @@ def test_the_gradient_is_added_after_the_row_times_the_ddim_constant(eta: float)
     x, noise = randn(2, 3, 4, seed=1), randn(2, 3, 4, seed=2)
     k, k_to = torch.tensor([[900, 500, 20]]).expand(2, 3), torch.tensor([[700, 500, -1]]).expand(2, 3)
     guidance = RowGuidance(lambda x0: 2.0 * x0.sum(dim=(1, 2)))
-    plain = forcing.step(x, k, k_to, eta=eta, noise=noise)
-    guided = forcing.step(x, k, k_to, eta=eta, noise=noise, denoise=guidance.wrap(forcing, forcing))
+    plain = forcing.step(x, k, k_to, eta=eta, ancestral=ancestral, noise=noise)
+    wrapped = guidance.wrap(forcing, forcing, ancestral=ancestral)
+    guided = forcing.step(x, k, k_to, eta=eta, ancestral=ancestral, noise=noise, denoise=wrapped)
+    eta = 1.0 if ancestral else eta
     abar = schedule.alphas_cumprod.double()
     for token, (high, low) in enumerate([(900, 700), (500, 500), (20, -1)]):
         a, b = abar[high], torch.ones(()).double() if low < 0 else abar[low]

@@ -141,7 +141,7 @@ def test_history_guidance_is_the_formula(level: int | None, objective: str) -> N
     k = torch.tensor([[-1, -1, 300, 800]]).expand(2, 4)
     k_to = torch.tensor([[-1, -1, 100, 800]]).expand(2, 4)
     scales = branches(history_scale=scale, history_level=level)
-    out = forcing.step(x, k, k_to, denoise=WeightedBranches(forcing, forcing.schedule, scales, noise))
+    out = forcing.step(x, k, k_to, denoise=WeightedBranches(forcing, forcing, scales, noise))
 
     def told(history: int | None) -> Tensor:
         """ε̂ of the last two tokens, their past noised to a level."""
@@ -334,3 +334,13 @@ def test_history_guidance_and_a_return_go_together(samples: int) -> None:
     )
     assert torch.equal(guided[:, :2], free[:, :2])
     assert (guided[:, -1] > free[:, -1]).all()
+
+
+def test_the_noise_that_branches_predict_is_clamped_after_it_is_summed() -> None:
+    network = seeded(lambda: Relative(conditioned=False))
+    forcing = forcing_over(network, objective="pred_noise")
+    x, k = 50 * randn(2, 3, WIDTH), torch.tensor([[-1, 500, 800]]).expand(2, 3)
+    guided = WeightedBranches(forcing, forcing, branches(history_scale=9.0), randn(2, 3, WIDTH, seed=1))
+    prediction, _ = guided(x, k)
+    assert prediction.output.abs().max() > 6.0
+    assert prediction.eps.abs().max() <= 6.0

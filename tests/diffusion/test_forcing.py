@@ -114,7 +114,7 @@ def test_the_noise_of_ddpms_context_may_be_given_and_is_clamped() -> None:
     assert isinstance(network, ExactGaussian)
     x, noise = randn(1, 3, 4), randn(1, 3, 4, seed=1)
     now, then = torch.tensor([[-1, 900, -1]]), torch.tensor([[-1, 899, -1]])
-    context = NoisyContext(forcing, forcing.schedule, level=199, noise=lambda: forcing.clamp_noise(noise))
+    context = NoisyContext(forcing, forcing.schedule, level=199, noise=forcing.clamp_noise(noise))
     out = forcing.step(x, now, then, ancestral=True, noise=noise, denoise=context)
     ((shown, shown_k, _),) = network.calls
     power = forcing.schedule.alphas_cumprod[199]

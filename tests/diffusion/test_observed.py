@@ -90,3 +90,13 @@ def test_bad_words_are_one_line() -> None:
     sampler = Sampler(pair_of(RHO), sampling_timesteps=3)
     with pytest.raises(UserError, match="observed has shape"):
         sampler.rollout(randn(2, 1, 2), 4, window=4, observed=torch.zeros(2, 3, 2))
+
+
+def test_finishing_tokens_leaves_what_is_observed() -> None:
+    sampler = Sampler(pair_of(RHO), sampling_timesteps=3, finish=torch.round)
+    observed = torch.full((2, 4, 2), NAN)
+    observed[:, 2, 0] = 0.37
+    rolled = sampler.rollout(randn(2, 1, 2).round(), 4, window=4, observed=observed)
+    assert (rolled[:, 2, 0] == torch.tensor(0.37)).all()
+    rest = rolled[:, 1:][~torch.isfinite(observed[:, 1:])]
+    assert torch.equal(rest, rest.round())

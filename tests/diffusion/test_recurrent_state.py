@@ -211,3 +211,19 @@ def test_a_latent_to_begin_with_is_where_the_rollout_stands() -> None:
 def test_what_cannot_be_is_one_line(how: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         rolled(sampler_of(), 6, **how)
+
+
+def test_what_the_latent_remembers_is_finished() -> None:
+    sampler = sampler_of("autoregressive")
+    sampler.finish = torch.round
+    remembered: list[Tensor] = []
+    before = sampler.forcing.prefill
+
+    def prefill(x: Tensor, **how: Any) -> Any:
+        remembered.append(x)
+        return before(x, **how)
+
+    sampler.forcing.prefill = prefill  # type: ignore[method-assign]
+    rolled(sampler, 6, chunk_size=3)
+    assert len(remembered) > 1
+    assert all(torch.equal(x, x.round()) for x in remembered)

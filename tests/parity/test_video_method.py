@@ -81,7 +81,7 @@ def test_one_denoising_row_is_the_recorded_one(name: str) -> None:
     if sampler.ancestral:
         context_noise = video.forcing.clamp_noise(flip(recorded["noise_context_raw"]))
         level = video.forcing.stabilization_level - 1
-        denoise = NoisyContext(denoise, video.forcing.schedule, level=level, noise=lambda: context_noise)
+        denoise = NoisyContext(denoise, video.forcing.schedule, level=level, noise=context_noise)
     if guidance is not None:
         denoise = guidance.wrap(denoise, video.forcing)
     noise = recorded["noise_step_raw" if sampler.ancestral else "noise_raw"]

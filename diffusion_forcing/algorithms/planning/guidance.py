@@ -110,8 +110,22 @@ class RowGuidance(GradientGuidance):
     """
 
     def move(
-        self, schedule: NoiseSchedule, prediction: Prediction, gradient: Tensor, x: Tensor, k: Tensor, k_to: Tensor
+        self,
+        schedule: NoiseSchedule,
+        prediction: Prediction,
+        gradient: Tensor,
+        x: Tensor,
+        k: Tensor,
+        k_to: Tensor,
+        *,
+        ancestral: bool = False,
     ) -> Prediction:
-        noise = schedule.noise(k.clamp(min=0), x)
-        x0 = prediction.x0 + noise**2 / schedule.signal_power(k_to, x).sqrt() * gradient
+        noise, power_to = schedule.noise(k.clamp(min=0), x), schedule.signal_power(k_to, x)
+        if ancestral:
+            # DDPM's step is DDIM's with η = 1, and of x̂₀ alone: the constant over x̂₀'s share in it.
+            ratio = (schedule.at("alphas_cumprod", k.clamp(min=0), x) / power_to).clamp(max=1)
+            constant = noise**2 - (1 - power_to) * ratio.sqrt()
+            shift = constant * noise**2 / (power_to.sqrt() * (1 - ratio)).clamp(min=1e-12) * gradient
+            return prediction._replace(x0=prediction.x0 + shift)
+        x0 = prediction.x0 + noise**2 / power_to.sqrt() * gradient
         return prediction._replace(x0=x0, eps=prediction.eps - noise * gradient)
