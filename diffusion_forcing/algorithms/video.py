@@ -370,15 +370,15 @@ class Video(ForcingAlgorithm):
         """The training loss, a scalar, and the predicted clean tokens (b, t, f·c, h, w)."""
         tokens, mask, conditions = clips
         f = self.options.frame_stack
-        per_token = mask.unflatten(1, (-1, f))
+        real_frames = mask.unflatten(1, (-1, f))
         levels = draws.levels
         if self.hides_absent:
-            levels = mask_absent(levels, per_token.any(dim=-1), self.options.diffusion.timesteps)
+            levels = mask_absent(levels, real_frames.any(dim=-1), self.options.diffusion.timesteps)
         if conditions is not None and draws.dropped is not None:
             conditions = torch.where(draws.dropped[:, None, None], 0, conditions)
         result = self.masked_loss(tokens, levels, noise=draws.noise, conditions=conditions, forcing=forcing)
         per_frame = result.per_element.unflatten(2, (f, -1))
-        return (per_frame * per_token[..., None, None, None]).mean(), result.x0
+        return (per_frame * real_frames[..., None, None, None]).mean(), result.x0
 
     # ------------------------------------------------------------------------------------------------ sampling
 

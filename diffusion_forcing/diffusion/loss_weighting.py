@@ -2,7 +2,7 @@
 
 min-SNR (Hang et al. 2023) looks at the token alone. Fused SNR looks at its history too: a noisy token after a clean past is nearly
 known, so the past's SNR is carried along by a running mean and fused with the token's own. The RNN line can also look at the history
-alone, or at neither; its four switches are `weighting_of(use_snr, use_cum_snr)`.
+alone, or at neither (`weighting_of`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the network predicts, and how the clean token x̂₀ and its noise ε̂ follow from it (docs/method.md §3).
 
-x_k = √ᾱ_k·x + √(1−ᾱ_k)·ε. Each class is one
-choice of what the network predicts: its training target, and (x̂₀, ε̂) from the network's output.
+x_k = √ᾱ_k·x + √(1−ᾱ_k)·ε. Each class is one choice of what the network predicts: its training target, and (x̂₀, ε̂) from the network's
+output.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Planner:
     """Draws plans from a trained DiffusionForcing over bundles."""
 
     present_tokens = 1
-    """Tokens before the planned ones in what is walked: the present."""
+    """Tokens before the planned ones: the present."""
     context_frames = 0
     """Steps before the present that a plan looks back on, at most."""
 
@@ -128,7 +128,7 @@ class Planner:
         return bundle.unstack(x[:, first : first + tokens])[:, :horizon]
 
     def _absent(self, horizon: int, tokens: int) -> int:
-        """Tokens behind the planned ones that are walked along as noise; UserError for a horizon that cannot be planned.
+        """How many tokens after the planned ones are held as noise. UserError for a horizon that cannot be planned.
 
         A network that sees all tokens was trained with absent ones as pure noise at the end: so the horizon is flexible.
         """
