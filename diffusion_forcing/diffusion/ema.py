@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what one samples with (docs/method.md §4, ours)."""
+"""An exponential moving average of the weights, for sampling (docs/method.md §4)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,9 @@ class Average(AveragedModel):
         averaged: list[Tensor] = list(self.module.parameters())
         # Weights may have 16 bits, their averages have 32.
         current = [new.detach().to(old.dtype) for old, new in zip(averaged, model.parameters(), strict=True)]
-        if self._updates == 0:
-            torch._foreach_copy_(averaged, current)
-        else:
-            n = self._updates
-            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + n) / (10 + n)))
+        n = self._updates
+        share = 1.0 if n == 0 else 1 - min(self.decay, (1 + n) / (10 + n))  # the first weights are taken as they are
+        torch._foreach_lerp_(averaged, current, share)
         for old, new in zip(self.module.buffers(), model.buffers(), strict=True):
             old.copy_(new)
         self.n_averaged += 1

@@ -101,7 +101,7 @@ def test_seeds_are_runs_of_their_own_and_a_table(capfd: pytest.CaptureFixture[st
     table = json.loads((folder / "tables/seeds.json").read_text())["rows"]
     assert [row["seed"] for row in table] == [3, 4, "mean", "std"]
     assert [row["forecast/crps_sum"] for row in table[:2]] == alone
-    assert "toy: over seeds" in capfd.readouterr().out
+    assert "mean of 2 seeds" in capfd.readouterr().out
     assert main([*TINY, *CSV, "seeds=0"]) == 2
     assert main(["seeds=2", "resume=nothing"]) == 2
 
@@ -225,4 +225,4 @@ def test_debug_rehearses_every_task_and_changes_no_number(capfd: pytest.CaptureF
     said = capfd.readouterr().err
     assert debugged == plain
     assert said.count("works on one batch") == 4
-    assert "tokens" in said and "Recurrent" in said
+    assert "shapes, stage by stage" in said and "Recurrent" in said

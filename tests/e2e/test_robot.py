@@ -150,7 +150,7 @@ def test_every_network_and_packing_is_a_choice(tiny: list[str], words: list[str]
         (["algorithm=df_video"], "algorithm=df_video"),
         (["dataset.action_stack=10"], "observation_shape"),
         (["experiment.distractors=-1"], "experiment.distractors"),
-        (["experiment.blocking=2"], "from 0 to 1"),
+        (["experiment.blocking=2"], "experiment.blocking is 2.0"),
         (["load=maze2d_medium_x"], "is a checkpoint for planning"),
     ],
 )
