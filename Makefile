@@ -30,11 +30,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@tools/make_venv "$(PYTHON)" "$(VENV)"
 	@tools/need_gl
 	@tools/need_slurm
-	@echo "installing the package and its tools into $(VENV): some minutes, 1.5 GB (more where PyTorch comes with CUDA)"
-	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,robot,wandb,tensorboard,dev]'
+	@echo "installing the package and its tools into $(VENV): some minutes, 2.6 GB (more where PyTorch comes with CUDA)"
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,robot,wandb,tensorboard,dev]' \
+	  | sed -u -n 's/^Collecting \([^ <>=!~;]*\).*/  \1/p; s/^Installing collected.*/  installing what was collected/p'
 	@$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench  # its file is read, none of what it needs
 	@touch $@
-	@echo "installed into $(VENV); try: make demo, make demo-video, make demo-forecast, make demo-robot"
+	@echo "installed into $(VENV) (source $(VENV)/bin/activate); try: make demo, make demo-video, make demo-forecast, make demo-robot"
 
 demo: setup  ## plan and play mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
 	@$(PLAN) dataset=maze2d_umaze load=maze2d_umaze_x +name=demo_umaze $(OVERRIDES)

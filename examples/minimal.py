@@ -111,6 +111,8 @@ def main():
     torch.set_num_threads(1)
     network = Denoiser()
     train(network, steps)
+    if steps < 300:
+        print(f"{steps} steps are too few to learn from: 600 are the default")
     truth = waves(256)
     for kind in ("autoregressive", "pyramid", "full_sequence"):
         error = (sample(network, truth[:, :CONTEXT], kind) - truth)[:, CONTEXT:].abs().mean()

@@ -121,7 +121,9 @@ class BaseExperiment:
             unsharded.load_state_dict(parts.storage.preload(last)["state_dict"])
             self.algorithm = unsharded
         if resumed is not None and self.step == first:
-            self._say(f"nothing left to train: the run has taken {self.step} steps; raise training.max_steps to go on")
+            self._say(
+                f"nothing left to train: the run has taken {self.step} steps; raise experiment.training.max_steps to go on"
+            )
         else:
             self._say(f"trained to step {self.step}; checkpoint {parts.checkpoints.last}")
 

@@ -129,8 +129,8 @@ class TimeSeries:
             raise UserError(
                 f"{options.path or options.name or options.source}: {len(table)} steps are too few: {len(ends)} test "
                 f"windows and {options.validation_windows} validation windows of {length} steps leave {max(0, first)} "
-                f"to train on, and a window has {context} + {length}; use fewer windows, a shorter "
-                "dataset.prediction_length or a longer series"
+                f"to train on, and a window has {context} + {length}. Pass dataset.test_windows=1 dataset.validation_windows=1 "
+                f"(enough for {2 * length + context + length + 1} steps or more), or a shorter dataset.prediction_length"
             )
 
     def _read(self) -> tuple[Table, list[int], int]:
