@@ -70,7 +70,8 @@ def read(folder: Path, maze: Maze) -> Steps:
     `UserError` if the folder is not a readable PointMaze data set.
     """
     main = folder / "data" / "main_data.hdf5"
-    episodes = list(_from_hdf5(main) if main.exists() else _from_package(folder))
+    found = _from_hdf5(main) if main.exists() else _from_package(folder)
+    episodes = [(observations, actions) for observations, actions in found if len(actions)]
     if not episodes:
         raise UserError(f"{folder} holds no episodes; record or download the data set again")
     observations, actions = to_d4rl(
@@ -125,11 +126,14 @@ def _from_package(folder: Path) -> Iterator[Episode]:
 
 
 def _checked(episode: Episode, where: str) -> Episode:
+    """The episode, without its last action where no observation follows it."""
     observations, actions = episode
+    if len(observations) == len(actions):
+        actions = actions[:-1]
     if observations.ndim != 2 or observations.shape[1] != 4 or actions.shape != (len(observations) - 1, 2):
         raise UserError(
-            f"{where} has observations {observations.shape} and actions {actions.shape}, expected (T + 1, 4) and (T, 2)"
+            f"{where} has observations {observations.shape} and actions {actions.shape}, expected (T + 1, 4) or (T, 4), and (T, 2)"
         )
     if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
         raise UserError(f"{where} has numbers that are not finite (NaN or infinity); get the data set again")
-    return episode
+    return observations, actions
