@@ -350,6 +350,7 @@ def held() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("cache", "sinks"), [("none", 0), ("exact", 0), ("streaming", 0), ("streaming", 2)])
 def test_a_long_stream_keeps_no_more_than_a_short_one(cache: str, sinks: int, network: str) -> None:

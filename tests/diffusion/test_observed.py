@@ -24,6 +24,7 @@ def drawn(resample: int, *, eta: float = 1.0) -> tuple[torch.Tensor, torch.Tenso
     return walked[:, 0, 0], walked[:, 0, 1]
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_token_is_drawn_from_its_distribution_given_the_part() -> None:
     known, rest = drawn(resample=10)
     assert bool((known == GIVEN).all())
@@ -31,6 +32,7 @@ def test_the_rest_of_a_token_is_drawn_from_its_distribution_given_the_part() -> 
     assert float(rest.std()) == pytest.approx((1 - RHO**2) ** 0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_walking_rows_again_is_what_brings_it_there() -> None:
     errors = [abs(float(drawn(resample=n)[1].mean()) - RHO * GIVEN) for n in (1, 3, 10)]
     assert errors[0] > 2 * errors[1] > 2 * errors[2]

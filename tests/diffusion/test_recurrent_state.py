@@ -116,6 +116,7 @@ def test_pyramids_step_less_than_their_area() -> None:
     assert steps_of(sampler) * 6 < area
 
 
+@pytest.mark.slow
 def test_a_thousand_tokens_cost_the_thousandth_what_the_first_cost_and_keep_one_latent() -> None:
     sampler = sampler_of(steps=1)
     memories: list[Latent] = []

@@ -115,6 +115,7 @@ def names(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=page_name)
 def test_every_name_in_the_text_of_a_page_exists(page: Path) -> None:
     """The log is left out: it keeps the names of its day."""

@@ -68,6 +68,7 @@ def run(*words: str) -> tuple[Path, dict[str, float]]:
     return folder, json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_recurrent_planner_is_trained_played_with_a_past_loaded_and_resumed(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_recurrent_planner_is_trained_played_with_a_past_loaded_and_resumed(
     assert "choose algorithm=df_planning_rnn" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clips")
 def test_a_recurrent_world_model_is_trained_and_rolled_out_far_beyond_its_clips() -> None:
     folder, metrics = run(*VIDEO, *SIZES, "dataset.n_frames=8", "experiment.tasks=[training,validation]")
@@ -105,6 +107,7 @@ def test_a_recurrent_world_model_is_trained_and_rolled_out_far_beyond_its_clips(
     assert len(frames) == 1 + 40 - 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clips")
 def test_a_released_video_checkpoint_of_the_rnn_line_brings_its_sizes_and_goes_on(
     capfd: pytest.CaptureFixture[str],
@@ -129,6 +132,7 @@ def test_a_released_video_checkpoint_of_the_rnn_line_brings_its_sizes_and_goes_o
     assert "its optimiser state is used too" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_released_maze_checkpoint_of_the_rnn_line_is_planned_with() -> None:
     r = recording("rnn_maze_medium_training_step")
     state = {

@@ -161,6 +161,7 @@ def passed_on(server: WandbServer, run_id: str) -> dict[int, float]:
     return {row["trainer/global_step"]: row["training/loss"] for row in rows if "training/loss" in row}
 
 
+@pytest.mark.slow
 def test_a_job_of_two_processes_preempted_twice_ends_with_the_losses_of_one_that_was_not(story: dict[str, Any]) -> None:
     expected = losses(story["straight"])
     assert len(expected) == STEPS
@@ -191,6 +192,7 @@ def test_where_jobs_have_no_internet_this_machine_passes_the_run_on_while_it_tra
     assert "mode: disabled" in (story["run"] / "config.yaml").read_text(), "the job itself asks nobody"
 
 
+@pytest.mark.slow
 def test_nothing_of_a_name_or_of_an_override_is_executed(project: Path) -> None:
     name = "a 'b' \"c\" $(touch hacked) `touch hacked` ; touch hacked # %j {name}"
     ended = submitted(project, f"+name={name}", "cluster=echo")
@@ -204,6 +206,7 @@ def test_nothing_of_a_name_or_of_an_override_is_executed(project: Path) -> None:
     assert "job " + job + " has ended: completed" in said
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_said_with_exit_code_1_and_a_refused_one_is_one_line(project: Path) -> None:
     failing = submitted(project, "+name=fails", "cluster=echo", "cluster.params.code=3")
     assert "has ended: failed" in failing.communicate(timeout=240)[0]

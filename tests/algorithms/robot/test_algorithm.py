@@ -93,6 +93,7 @@ def test_every_element_of_a_token_belongs_to_the_part_it_came_from(layout: Tiled
         assert torch.equal(layout.pack(frames, numbers)[0, 0] == 1, parts == part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "packing"), TRAINED)
 def test_training_lowers_the_loss(network: str, packing: str) -> None:
     policy, data = robot(network, packing, part_noise=0.3, random_start=0.3).train(), batch()

@@ -254,6 +254,7 @@ def test_a_series_that_is_too_short_says_what_it_would_take(tmp_path: Path) -> N
         data.prepare()
 
 
+@pytest.mark.slow
 def test_two_thousand_series_are_cut_and_one_more_is_refused(tmp_path: Path) -> None:
     names = ",".join(f"s{n}" for n in range(2001))
     path = str(wide(tmp_path / "many.csv", 40, names))
@@ -285,6 +286,7 @@ def test_the_ecbs_rates_are_eight_currencies_on_business_days() -> None:
         TimeSeries(SeriesOptions(source="ecb", prediction_length=30, currencies=("GPB",))).prepare()
 
 
+@pytest.mark.slow
 def test_load_profiles_are_a_year_of_hours() -> None:
     if importlib.util.find_spec("simbench") is None:
         pytest.skip("simbench is not installed: pip install --no-deps simbench==1.6.3")

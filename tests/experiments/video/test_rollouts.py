@@ -195,6 +195,7 @@ def most_retained(length: int, folder: Path) -> int:
     return max(found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_new_objects")
 def test_memory_of_a_rollout_does_not_grow_with_its_length(tmp_path: Path) -> None:
     short, long = (most_retained(length, tmp_path / str(length)) for length in (20, 60))
