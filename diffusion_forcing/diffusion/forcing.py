@@ -146,7 +146,7 @@ class DiffusionForcing(nn.Module):
     def stabilize(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and levels as the network sees them: a clean token (k = −1) becomes √ᾱ_j·x at level j = stabilization_level − 1.
 
-        The model is told that its history is slightly noisy, so that its own small errors do not compound (paper §3.3).
+        The history is labelled slightly noisy, so that the model's own small errors do not compound (paper §3.3).
         """
         clean = k < 0
         k = torch.where(clean, self.stabilization_level - 1, k)

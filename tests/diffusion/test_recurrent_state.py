@@ -228,3 +228,10 @@ def test_what_the_latent_remembers_is_finished() -> None:
     rolled(sampler, 6, chunk_size=3)
     assert len(remembered) > 1
     assert all(torch.equal(x, x.round()) for x in remembered)
+
+
+def test_a_start_memory_and_branches_are_refused_together() -> None:
+    sampler = sampler_of(condition_scale=2.0)
+    network: Any = sampler.forcing.network
+    with pytest.raises(UserError, match=r"condition_scale and history_scale .* start memory"):
+        rolled(sampler, 4, memory=network.begin(2, torch.zeros(2, 1, WIDTH)), cache="exact")

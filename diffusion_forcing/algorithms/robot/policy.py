@@ -87,8 +87,8 @@ class RobotPolicy:
         """A clean token x: (b, 1, *shape) with noisy parts noised. Its conditions are the levels (b, 1, parts), −1
         for clean."""
         options, last = self.robot.options, self.robot.options.diffusion.timesteps - 1
-        told = torch.tensor((*options.observation_noise_levels, 0)).to(x.device, non_blocking=True)
-        levels = told.repeat(len(x), 1, 1)
+        levels = torch.tensor((*options.observation_noise_levels, 0)).to(x.device, non_blocking=True)
+        levels = levels.repeat(len(x), 1, 1)
         if options.detect_blocked and self.blocked is not None:
             levels[:, 0, :-1] = torch.where(self.blocked, last, levels[:, 0, :-1])
         if options.part_noise and not options.memory:
