@@ -22,6 +22,7 @@ from diffusion_forcing.checkpoints import latest
 from diffusion_forcing.errors import UserError, check_choice, first_line
 from diffusion_forcing.experiments import trainer
 from diffusion_forcing.experiments.checkpointing import check_fits, compile_network, load_weights
+from diffusion_forcing.experiments.devices import matmul_precision
 from diffusion_forcing.experiments.loader import seed_all
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions
 from diffusion_forcing.experiments.processes import Interrupted, is_main_process
@@ -169,7 +170,7 @@ class BaseExperiment:
         if not is_main_process() and name not in self.shared_tasks:
             return
         seed_all(self.seed)
-        with forgiving_output():
+        with forgiving_output(), matmul_precision(self.options.matmul_precision):
             getattr(self, name)()
 
     def _callbacks(self) -> list[Callback]:

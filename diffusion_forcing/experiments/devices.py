@@ -46,6 +46,17 @@ def computing(task: str, precision: str | int, where: torch.device) -> Iterator[
         yield
 
 
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """In the block, float32 matrix products have the precision `name` of `torch.set_float32_matmul_precision`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class TruePrecision(Precision):
     """64-true, bf16-true and 16-true, while a trainer runs; afterwards the module has 32 bits again.
 

@@ -196,12 +196,16 @@ class ExperimentOptions:
 
     tasks: tuple[str, ...] = ("training",)
     num_nodes: int = 1
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 matrix products, in every task: `torch.set_float32_matmul_precision`. high: TF32 on an NVIDIA GPU;
+    medium: bfloat16."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     test: TestOptions = field(default_factory=TestOptions)
 
     def __post_init__(self) -> None:
         check_minimum("experiment.num_nodes", self.num_nodes, 1)
+        check_choice("experiment.matmul_precision", self.matmul_precision, ("highest", "high", "medium"))
 
 
 def precision_name(task: str, value: str | int) -> str:

@@ -81,8 +81,14 @@ class Window:
     count: int
     present: bool
 
-    def visible(self, first: int, end: int, start: int, stop: int) -> Tensor:
-        """(end − first, stop − start) bool for the frames first … end − 1, over the frames start … stop − 1, the memory's first being 0."""
+    def visible(self, first: int, end: int, start: int, stop: int) -> Tensor | None:
+        """(end − first, stop − start) bool for the frames first … end − 1, over the frames start … stop − 1, the memory's
+        first being 0; None where nothing is hidden, found without reading a tensor, so that compiled graphs stay whole."""
+        if (
+            self.slots - self.count <= start > end - 1 + self.slots - self.length
+            and stop <= first + self.slots + self.present
+        ):
+            return None
         frame = torch.arange(first, end)[:, None] + self.slots
         other = torch.arange(start, stop)
         return (other > frame - self.length) & (other < frame + self.present) & (other >= self.slots - self.count)
@@ -115,16 +121,16 @@ def attention(
 
 
 def _block_attention(
-    query: Tensor, registers: KeysAndValues, past: KeysAndValues, own: KeysAndValues | None, visible: Tensor
+    query: Tensor, registers: KeysAndValues, past: KeysAndValues, own: KeysAndValues | None, visible: Tensor | None
 ) -> Tensor:
-    """`attention` of a few frames by plain products; visible: (t, frames) bool."""
+    """`attention` of a few frames by plain products; visible: (t, frames) bool, None: all."""
     b, heads, time, pixels, dim = query.shape
     keys, values = (
         torch.cat([register.expand(b, -1, -1, -1), part.flatten(2, 3)], dim=2).flatten(0, 1)
         for register, part in zip(registers, past, strict=True)
     )  # (b·heads, r + frames·pixels, d)
     flat = query.flatten(2, 3).flatten(0, 1)
-    if bool(visible.all()):
+    if visible is None:
         scores = torch.bmm(flat, keys.transpose(1, 2)) * dim**-0.5
     else:
         bias = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
@@ -150,14 +156,15 @@ def fused_attention(
     time, pixels = query.shape[2:4]
     visible = window.visible(0, time, 0, past[0].shape[2])
     seen = [past] if own is None else [past, own]
-    if own is not None:
+    if own is not None and (visible is not None or time > 1):
+        visible = torch.ones(time, past[0].shape[2], dtype=torch.bool) if visible is None else visible
         visible = torch.cat([visible, torch.eye(time, dtype=torch.bool)], dim=1)
     keys, values = (
         torch.cat([registers[i].expand(len(query), -1, -1, -1), *(part[i].flatten(2, 3) for part in seen)], dim=2)
         for i in (0, 1)
     )
     mask = None
-    if not bool(visible.all()):
+    if visible is not None:
         mask = F.pad(visible.repeat_interleave(pixels, 1), (registers[0].shape[1], 0), value=True)
         mask = mask.repeat_interleave(pixels, 0).to(query.device)
     found = F.scaled_dot_product_attention(query.flatten(2, 3), keys, values, attn_mask=mask)

@@ -251,7 +251,9 @@ class WorldNetwork(nn.Module):
         """The past frames seen from the new view. For one frame it is computed once for each memory: no step of denoising changes it."""
         if self.flow is None:
             return None
-        reusable = past.frames.shape[1] == 1 and not torch.is_grad_enabled() and not self.static_outputs
+        reusable = past.frames.shape[1] == 1 and not torch.is_grad_enabled()
+        # A compiled graph cannot ask whether conditions are the same.
+        reusable = reusable and not (self.static_outputs or torch.compiler.is_compiling())
         if reusable and memory.next_warp is not None:
             conditions, warped = memory.next_warp
             if _same(conditions, past.conditions):

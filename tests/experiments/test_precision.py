@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 
 from diffusion_forcing.checkpoints import load
 from diffusion_forcing.diffusion import build_schedule
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.devices import TruePrecision
 from diffusion_forcing.experiments.options import (
@@ -111,6 +112,29 @@ def test_16_bits_are_for_trained_weights_and_64_for_everything(
     assert saved is not None
     assert saved["state_dict"]["network.0.weight"].dtype == weights
     assert module.table.dtype == module.network[0].weight.dtype == torch.float32
+
+
+class Products(toy.Toy):
+    """Notes how precise float32 products are while it trains and validates."""
+
+    products: set[str]
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.products = {torch.get_float32_matmul_precision()}
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("name", ["high", "medium", "highest"])
+def test_the_precision_of_float32_products_is_an_option_of_the_tasks_alone(tmp_path: Path, name: Any) -> None:
+    module = Products()
+    before = torch.get_float32_matmul_precision()
+    toy.experiment(tmp_path, replace(toy.options(max_steps=1), matmul_precision=name), module=module).run_task(
+        "training"
+    )
+    assert module.products == {name}
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(UserError, match=r"experiment\.matmul_precision 'tf32'.*highest, high, medium"):
+        ExperimentOptions(matmul_precision="tf32")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])

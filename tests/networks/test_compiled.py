@@ -14,6 +14,8 @@ from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.unet3d import UNet3D
 from tests.algorithms import small
+from tests.networks import test_world
+from tests.networks.test_world import small_size  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +24,7 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "unet": (lambda: UNet3D(3, 8, **UNET), (3, 8, 8)),
     "transformer": (lambda: Transformer(4, causal=True, num_layers=2), (4,)),
     "recurrent": (lambda: recurrent_mlp(3, 8, network_size=4, num_mlp_layers=2), (3,)),
+    "world": (lambda: test_world.world(external_cond_dim=0), (3, 16, 16)),
     "recurrent unet": (lambda: recurrent_unet(3, (4, 8, 8), network_size=8), (3, 8, 8)),
 }
 
@@ -31,7 +34,7 @@ def test_a_network_is_one_graph_and_gives_the_same_numbers(kind: str) -> None:
     make, shape = NETWORKS[kind]
     torch.manual_seed(0)
     network: nn.Module = make().eval()
-    x, k = torch.randn(2, 3, *shape), torch.randint(0, 1000, (2, 3))
+    x, k = torch.randn(2, 3, *shape), torch.randint(0, 100, (2, 3))
     torch._dynamo.reset()
     # A break in the graph is an error.
     compiled = torch.compile(network, backend="eager", fullgraph=True)
@@ -42,6 +45,20 @@ def test_a_network_is_one_graph_and_gives_the_same_numbers(kind: str) -> None:
         for past in (memory, longer):
             plain, found = (net(x[:, 1:2], k[:, 1:2], None, past)[0] for net in (network, compiled))
             torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", test_world.VARIANTS)
+def test_a_training_call_of_the_world_model_is_one_graph_with_the_same_gradients(variant: str) -> None:
+    network = test_world.world(**test_world.VARIANTS[variant])
+    x, k, conditions = test_world.inputs(network, 7)
+    torch._dynamo.reset()
+    gradients = []
+    for net in (network, torch.compile(network, backend="eager", fullgraph=True)):
+        network.zero_grad()
+        output, memory = net(x, k, conditions, past=(x + 0.1, k.flip(1)))
+        (output.square().mean() + (0 if memory.warped is None else memory.warped.start.square().mean())).backward()
+        gradients.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
 
 
 def test_compiling_reaches_the_average_and_next_token_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +103,7 @@ class Overwriting(nn.Module):
     def forward(self, *inputs: Any) -> tuple[Tensor, Any]:
         output, memory = self.network(*inputs)
         for tensor in self.given:
-            tensor.fill_(torch.nan)
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
         shown = {tensor.data_ptr() for part in inputs for tensor in _tensors(getattr(part, "__dict__", part))}
         self.given = [tensor for tensor in (output, *_tensors(vars(memory))) if tensor.data_ptr() not in shown]
         return output, memory
