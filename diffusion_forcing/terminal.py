@@ -1,12 +1,39 @@
-"""What a run prints is for whoever may be reading: a closed pipe, a full disk or an ASCII terminal never ends the run."""
+"""What a run prints is for whoever may be reading: a closed pipe, a full disk or an ASCII terminal never ends the run.
+
+Everything the package prints goes through `say`: names in files may hold escape sequences, which a terminal would obey.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which begin escape sequences, those that reverse the direction of text, and lone surrogates."""
+
+
+def clean(text: object, most: int | None = None) -> str:
+    """`text` on one line without characters that a terminal or a page would obey, cut after `most` characters."""
+    line = _UNPRINTABLE.sub(lambda found: " " if found[0] in "\t\n\r" else "?", str(text))
+    return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
+
+
+def say(text: object) -> None:
+    """Print `text` for the user, each of its lines cleaned."""
+    print(_lines(text), flush=True)
+
+
+def tell(text: object) -> None:
+    """`say`, on stderr, beside the command's own output."""
+    print(_lines(text), file=sys.stderr, flush=True)
+
+
+def _lines(text: object) -> str:
+    return "\n".join(map(clean, str(text).split("\n")))
 
 
 @contextlib.contextmanager

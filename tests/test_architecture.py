@@ -127,6 +127,17 @@ def test_every_room_is_known() -> None:
     assert rooms <= {*GROUND, "experiments", "gluonts", "launch", "serve", "__init__", "__main__"}
 
 
+def test_whatever_is_printed_goes_through_the_terminal_module() -> None:
+    calls = (
+        (file.name, node.lineno)
+        for file in FILES
+        if file.stem != "terminal"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    )
+    assert list(calls) == []
+
+
 def test_no_module_is_a_utils() -> None:
     assert [file for file in FILES if file.stem in ("utils", "util", "helpers", "misc", "common")] == []
 

@@ -11,7 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_forcing.files import Log, file_name, point_to, remove_leftovers, replacing, write_atomic
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import (
+    Log,
+    file_name,
+    is_plain,
+    is_run_id,
+    locked,
+    make_folder,
+    new_folder,
+    open_file,
+    point_to,
+    read_bytes,
+    read_json,
+    remove_leftovers,
+    replacing,
+    run_folders,
+    write_atomic,
+    write_json,
+)
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_beside_it(
@@ -147,3 +165,78 @@ def test_a_link_is_replaced_and_a_real_folder_of_its_name_is_left_alone(tmp_path
 )
 def test_names_become_safe_file_names(name: str, file: str) -> None:
     assert file_name(name) == file
+
+
+def test_what_is_no_regular_file_of_its_own_name_is_not_opened_and_nobody_waits(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("a line without an end")
+    (tmp_path / "link").symlink_to(precious)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "dangling", "device", "fifo"):
+        for mode in ("rb", "ab+"):
+            with pytest.raises(OSError, match=r"it is a link|not a regular file"):
+                open_file(tmp_path / name, mode)
+        with pytest.raises(OSError):
+            Log(tmp_path / name)
+        assert read_json(tmp_path / name, {}) == {}
+        (tmp_path / ".data.lock").unlink(missing_ok=True)
+        (tmp_path / name).rename(tmp_path / ".data.lock")
+        with pytest.raises(UserError, match="cannot write in"), locked(tmp_path / "data"):
+            pass
+    assert precious.read_text() == "a line without an end" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_lock_keeps_what_its_file_holds(tmp_path: Path) -> None:
+    (tmp_path / ".data.lock").write_text("kept")
+    with locked(tmp_path / "data"):
+        pass
+    assert (tmp_path / ".data.lock").read_text() == "kept"
+
+
+def test_a_log_under_a_second_name_is_copied_before_it_grows(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("theirs\n")
+    os.link(tmp_path / "other", tmp_path / "log")
+    log = Log(tmp_path / "log")
+    log.write(b"mine\n")
+    log.close()
+    assert (tmp_path / "other").read_text() == "theirs\n"
+    assert (tmp_path / "log").read_text() == "theirs\nmine\n"
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_bytes(tmp_path / "a", 4)
+
+
+def test_a_folder_that_is_a_link_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "day").symlink_to("elsewhere")
+    for make in (lambda: new_folder(tmp_path / "day", "run"), lambda: make_folder(tmp_path / "day")):
+        with pytest.raises(OSError, match="is a link"):
+            make()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_runs_are_found_by_ids_that_are_no_paths_and_never_behind_a_link(tmp_path: Path) -> None:
+    for number, run_id in enumerate(["abcd1234", "../up", "", 5, "a/b", "x" * 65, "-x", "a\nb"]):
+        (tmp_path / "outputs" / "day" / str(number)).mkdir(parents=True)
+        write_json(tmp_path / "outputs" / "day" / str(number) / "run.json", {"id": run_id})
+    (tmp_path / "outputs" / "link").symlink_to("day")
+    (tmp_path / "outputs" / "day" / "9").symlink_to("0")
+    assert run_folders(tmp_path / "outputs") == {"abcd1234": tmp_path / "outputs" / "day" / "0"}
+    assert run_folders(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".a", "a/b", "/etc", "", "a\\b", "a\0", "a\x1b", "a\nb", "\ud800", "x" * 256, 5, None, ["a"]]
+)
+def test_a_name_that_is_no_entry_of_a_folder_is_refused(name: object) -> None:
+    assert not is_plain(name) and not is_run_id(name)
+
+
+def test_names_of_files_and_ids_are_told_apart() -> None:
+    assert is_plain("é 1.mp4") and is_plain("a") and not is_run_id("é 1.mp4") and is_run_id("abcd1234")

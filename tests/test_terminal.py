@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_forcing.terminal import ForgivingStream, forgiving_output
+from diffusion_forcing.terminal import ForgivingStream, clean, forgiving_output, say
 
 ROOT = Path(__file__).resolve().parents[1]
 PRINTS = """
@@ -81,3 +81,24 @@ def test_commands_end_as_they_would_when_their_reader_has_gone(words: list[str])
     assert gone.returncode == whole.returncode == (2 if "=" in words[0] else 0)
     assert gone.stderr.decode() == whole.stderr
     assert "Traceback" not in whole.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;title\x07", "?]0;title?"),
+        ("\x1b[2J\x9b31mred", "?[2J?31mred"),
+        ("a\r\nb\tc\x7f", "a  b c?"),
+        ("exe.\u202egnp", "exe.?gnp"),
+        ("\ud800", "?"),
+        ("x̂₀ 中文 🎉", "x̂₀ 中文 🎉"),
+    ],
+)
+def test_escape_sequences_and_what_reverses_text_are_replaced(text: str, shown: str) -> None:
+    assert clean(text) == shown
+    assert clean(text * 50, 20) == (clean(text * 50)[:19] + "…" if len(text) * 50 > 20 else shown)
+
+
+def test_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    say("one\ntwo \x1b[31m")
+    assert capsys.readouterr().out == "one\ntwo ?[31m\n"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.progress import Bar
+from diffusion_forcing.terminal import say
 
 _BLOCK = 1 << 18
 """Bytes read at once."""
@@ -70,7 +71,7 @@ def download(
             f"{url} has SHA-256 {found}, expected {sha256.lower()}; it was deleted, run again or check dataset.sha256"
         )
     if not sha256:
-        print(f"{path.name}: SHA-256 {found} (none is published to compare with; kept in {path.name}.sha256)")
+        say(f"{path.name}: SHA-256 {found} (none is published to compare with; kept in {path.name}.sha256)")
     path.with_name(path.name + ".sha256").write_text(f"{found}  {path.name}\n")
     os.replace(part, path)
     _tag_file(part).unlink(missing_ok=True)

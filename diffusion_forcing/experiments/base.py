@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import signal
-import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from diffusion_forcing.experiments.devices import matmul_precision
 from diffusion_forcing.experiments.loader import seed_all
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions
 from diffusion_forcing.experiments.processes import Interrupted, is_main_process
-from diffusion_forcing.terminal import forgiving_output
+from diffusion_forcing.terminal import forgiving_output, tell
 
 
 class BaseExperiment:
@@ -215,7 +214,7 @@ class BaseExperiment:
     def _say(self, text: str) -> None:
         """Print one line on stderr, in the main process only; nothing in a rehearsal."""
         if is_main_process() and not self.rehearsing:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def _say_once(self, text: str) -> None:
         """`_say`, unless the same line was printed before."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any
+
+from diffusion_forcing.terminal import tell
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 """Variables of Lightning, torchrun and srun that are 0 or absent in the main process."""
@@ -80,4 +81,4 @@ class Interrupts:
         self.received = number
         if is_main_process() and os.getpid() == self._process:  # not in a loader's worker, which gets the signal too
             again = "" if started_by_slurm() else "; again to stop at once"
-            print(f"\nstopping at the next step, saving a checkpoint{again}", file=sys.stderr, flush=True)
+            tell(f"\nstopping at the next step, saving a checkpoint{again}")

@@ -17,7 +17,7 @@ from diffusion_forcing import __version__
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.launch.choices import choices_of, first_comment, group_names
-from diffusion_forcing.terminal import forgiving_output
+from diffusion_forcing.terminal import forgiving_output, say, tell
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -86,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = " ".join(str(mistake).split())
         if len(line) > LONGEST_LINE:  # a very long path or value
             line = f"{line[: LONGEST_LINE - 300]} … {line[-290:]}"
-        print(f"error: {line}", file=sys.stderr)
+        tell(f"error: {line}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         return EXIT_INTERRUPTED
     except SystemExit as end:  # training was interrupted and has been saved
         if not is_main_process():
@@ -115,16 +115,16 @@ def _dispatch(words: list[str]) -> int:
         return 0
     flags, overrides = _split(words)
     if set(_HELP) & set(flags):
-        print(usage())
+        say(usage())
     elif "--version" in flags:
-        print(f"diffusion-forcing {__version__}")
+        say(f"diffusion-forcing {__version__}")
     elif set(_CFG) & set(flags):
         from omegaconf import OmegaConf
 
         from diffusion_forcing.launch.compose import as_yaml, compose, resolved
 
         config = compose(overrides)
-        print(as_yaml(OmegaConf.create(resolved(config)) if "--resolve" in flags else config), end="")
+        say(as_yaml(OmegaConf.create(resolved(config)) if "--resolve" in flags else config).rstrip())
     else:
         return _run(overrides)
     return 0
@@ -148,7 +148,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 def _run(overrides: list[str]) -> int:
     gc.disable()  # importing creates many objects and little garbage: a tenth to a fifth of the time to start
     try:
-        from diffusion_forcing.launch.report import report, say
+        from diffusion_forcing.launch.report import report
         from diffusion_forcing.launch.run import plan, start
         from diffusion_forcing.launch.seeds import run_seeds
 

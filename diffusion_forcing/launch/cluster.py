@@ -22,6 +22,7 @@ from typing import Any
 
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments.processes import JOB_SIGNALS, Interrupted, is_main_process, started_by_slurm
+from diffusion_forcing.terminal import tell
 
 FOLDER, SCRIPT = "slurm", "job.sh"
 """In the run's folder: the job's script, number and logs."""
@@ -167,7 +168,7 @@ def requeued_when_preempted(how_to_resume: str) -> Iterator[None]:
         for number in JOB_SIGNALS:  # further warnings have the same reason
             signal.signal(number, signal.SIG_IGN)
         if end.number in JOB_SIGNALS and is_main_process():
-            print(_requeue(end.number, how_to_resume), file=sys.stderr, flush=True)
+            tell(_requeue(end.number, how_to_resume))
         raise
     finally:
         for number, handler in before.items():

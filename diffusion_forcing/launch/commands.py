@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +13,7 @@ from torch import Tensor
 from diffusion_forcing.checkpoints import LoadedCheckpoint, export, load, resolve
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.launch.options import leaves
-from diffusion_forcing.launch.report import say
+from diffusion_forcing.terminal import say, tell
 
 _NUMBERS_SHOWN = 8
 _ENTRIES_SHOWN = 12
@@ -122,7 +121,7 @@ def convert_robot(words: Sequence[str]) -> None:
     options = ConvertOptions(**given)
     source, target = folders
     if options.allow_pickle:
-        print(f"warning: pickles in {source} may hold arrays and plain containers only", file=sys.stderr)
+        tell(f"warning: pickles in {source} may hold arrays and plain containers only")
     counts = ", ".join(f"{count} {split}" for split, count in convert_robot(source, target, options).items())
     say(f"wrote {target} ({options.to}): {counts}; use dataset=robot_swap dataset.save_dir={target}")
 

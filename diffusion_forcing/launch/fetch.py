@@ -17,7 +17,7 @@ from typing import Any
 
 from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import file_name, new_folder, point_to, read_json, replacing, write_json
-from diffusion_forcing.launch.report import say
+from diffusion_forcing.terminal import say
 from diffusion_forcing.tracking.run import ID_LENGTH
 from diffusion_forcing.tracking.wandb import EXTRA, WandbOptions, installed, logged_in
 

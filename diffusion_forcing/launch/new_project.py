@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.launch.report import say
+from diffusion_forcing.terminal import say
 
 TEMPLATE_NAME = "my_project"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*", "outputs", "data")

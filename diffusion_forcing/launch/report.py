@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
+from diffusion_forcing.terminal import say
 from diffusion_forcing.tracking.run import NullRun, Run
 
 _RESULTS = (
@@ -14,11 +13,6 @@ _RESULTS = (
     ("metrics.json", "the results as numbers"),
     ("checkpoints", "checkpoints, for load= and resume="),
 )
-
-
-def say(line: str) -> None:
-    """One line for the person at the terminal."""
-    Console(highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def report(run: Run | NullRun) -> None:

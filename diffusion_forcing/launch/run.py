@@ -23,9 +23,10 @@ from diffusion_forcing.launch.compose import PARTS, as_yaml, compose, compose_on
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import build_options, read_part
 from diffusion_forcing.launch.structure import adopt_, check_task
+from diffusion_forcing.terminal import tell
 from diffusion_forcing.tracking.records import find_run
 from diffusion_forcing.tracking.run import NullRun, Run
-from diffusion_forcing.tracking.tracker import Tracker, tell
+from diffusion_forcing.tracking.tracker import Tracker
 from diffusion_forcing.tracking.wandb import WandbOptions
 
 _RUN_FOLDER = "DIFFUSION_FORCING_RUN"

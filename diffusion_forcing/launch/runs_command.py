@@ -13,7 +13,7 @@ from rich.table import Table
 
 from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import write_atomic
-from diffusion_forcing.launch.report import say
+from diffusion_forcing.terminal import say
 from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines
 from diffusion_forcing.tracking.records import RunRecord, find_run, rank, read_run, read_runs, remove
 

@@ -21,8 +21,8 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import read_json, write_atomic, write_json
 from diffusion_forcing.launch.cluster import FOLDER, SCRIPT, ClusterOptions, script
 from diffusion_forcing.launch.compose import as_yaml
-from diffusion_forcing.launch.report import say
 from diffusion_forcing.launch.run import Plan
+from diffusion_forcing.terminal import say
 from diffusion_forcing.tracking.run import Run
 
 JOB, SYNC_LOG = "job.json", "sync.log"

@@ -15,8 +15,9 @@ from typing import Any
 
 from diffusion_forcing.errors import check_minimum
 from diffusion_forcing.files import read_json
+from diffusion_forcing.terminal import tell
 from diffusion_forcing.tracking.run import Run
-from diffusion_forcing.tracking.tracker import Tracker, tell
+from diffusion_forcing.tracking.tracker import Tracker
 
 FOLDER = "tensorboard"
 EXTRA = "pip install 'diffusion-forcing[tensorboard]'"

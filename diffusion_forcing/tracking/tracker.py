@@ -8,7 +8,6 @@ tracker is a subclass of `Tracker` with a frozen dataclass `Options`, named in
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +40,3 @@ class Tracker:
 
     def finish(self, status: str) -> None:
         """The run has ended with `status`, and its folder is complete. May be called more than once."""
-
-
-def tell(line: str) -> None:
-    """Print a line for the user, beside the training's own output."""
-    print(line, file=sys.stderr, flush=True)

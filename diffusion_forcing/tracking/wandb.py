@@ -27,8 +27,9 @@ from urllib.parse import urlparse
 
 from diffusion_forcing.errors import UserError, check_not_negative, check_positive, first_line
 from diffusion_forcing.files import locked, read_json, write_json
+from diffusion_forcing.terminal import tell
 from diffusion_forcing.tracking.run import Run
-from diffusion_forcing.tracking.tracker import Tracker, tell
+from diffusion_forcing.tracking.tracker import Tracker
 
 FOLDER = "wandb"
 """In the run's folder: W&B's own files, and the two below."""
@@ -169,9 +170,10 @@ def main(folder: Path) -> int:
     os.dup2(2, 1)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        tell(line)
         with contextlib.suppress(OSError, ValueError):
-            print(line, file=terminal, flush=True)
+            terminal.write(f"{line}\n")
+            terminal.flush()
 
     with locked(folder / FOLDER):  # the upload of an earlier session may not have ended yet
         try:

@@ -25,6 +25,7 @@ from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
 from diffusion_forcing.errors import UserError, first_line
 from diffusion_forcing.files import read_json, replacing, write_json
+from diffusion_forcing.terminal import say
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 20  # for W&B to answer
@@ -181,7 +182,7 @@ class Upload:
                 try:
                     shown[f"{entry['kind']}s/{entry['name']}"] = _media(entry, path)
                 except Exception as error:
-                    print(f"{path}: {first_line(error)}", flush=True)
+                    say(f"{path}: {first_line(error)}")
         if shown:
             self._row(self._lines.sent, shown)
         self._media_time = newest
@@ -249,7 +250,7 @@ class Upload:
             self.session.finish(exit_code=0 if status == "finished" else 1)
             whole = whole and (not self.online or self._confirmed())
         except Exception as error:
-            print(f"finish: {first_line(error)}", flush=True)
+            say(f"finish: {first_line(error)}")
             whole = False
         if whole:
             note = {"lines": self._lines.sent, "media_time": self._media_time, "checkpoint": self._checkpoint}

@@ -33,6 +33,7 @@ from diffusion_forcing.errors import (
     require,
 )
 from diffusion_forcing.files import locked
+from diffusion_forcing.terminal import say
 
 Source = Literal["auto", "d4rl", "generate", "minari", "path"]
 
@@ -196,11 +197,11 @@ class Maze2d:
         """Generate the file of these options unless it exists, print its path and statistics, and return the path."""
         path = self._generate(progress)
         self._store = self._open(path, lambda: d4rl.read(path))
-        print(f"{path}: {len(self._store):,} steps")
+        say(f"{path}: {len(self._store):,} steps")
         for name, values in self._store.statistics.items():
             # Means and deviations are printed as command-line overrides.
             key = f"dataset.{name}" if name.endswith(("mean", "std")) else name
-            print(f"  {key}=[{','.join(f'{value:.7g}' for value in values)}]")
+            say(f"  {key}=[{','.join(f'{value:.7g}' for value in values)}]")
         return path
 
     def _note_odd_statistics(self) -> None:
@@ -217,7 +218,7 @@ class Maze2d:
                     f"dataset.{kind}_{name}={np.round(value, 4).tolist()}".replace(", ", ",")
                     for name, value in (("mean", true_mean), ("std", true_std))
                 )
-                print(f"note: dataset.{kind}_mean and _std are far from this data's, which are {measured}")
+                say(f"note: dataset.{kind}_mean and _std are far from this data's, which are {measured}")
 
     def _border(self) -> int:
         """First step of the validation part."""
@@ -238,7 +239,7 @@ class Maze2d:
         if options.source == "auto" and progress and not options.generated_file.exists():
             hint = "" if self.maze.name == "custom" else " (dataset.source=d4rl downloads D4RL's own)"
             what = f"{options.num_steps:,} steps of maze '{self.maze.name}'"
-            print(f"no data in {options.save_dir} yet: generating {what}{hint}")
+            say(f"no data in {options.save_dir} yet: generating {what}{hint}")
         return self._generate(progress)
 
     def _generate(self, progress: bool) -> Path:

@@ -19,6 +19,7 @@ from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, 
 from diffusion_forcing.errors import require
 from diffusion_forcing.files import replacing
 from diffusion_forcing.progress import Bar
+from diffusion_forcing.terminal import say
 
 
 class FrameCache:
@@ -65,7 +66,7 @@ class FrameCache:
                     np.save(stream, images)
                 cached = _map(file, shape)
             except OSError as error:
-                print(f"decoded images are kept in memory only: cannot write {self._folder}: {error.strerror or error}")
+                say(f"decoded images are kept in memory only: cannot write {self._folder}: {error.strerror or error}")
                 self._write = False
         return images if cached is None else cached
 

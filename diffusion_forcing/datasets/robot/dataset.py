@@ -26,6 +26,7 @@ from diffusion_forcing.datasets.robot.released import is_released
 from diffusion_forcing.datasets.robot.source import SPLITS, RobotSource
 from diffusion_forcing.errors import check_minimum, require
 from diffusion_forcing.progress import Bar
+from diffusion_forcing.terminal import say
 
 CAMERAS = ("front", "over")
 """The simulator's cameras."""
@@ -101,7 +102,7 @@ class RobotDataset:
             return
         source = self._source(progress)
         if source.fps != RATE:
-            print(
+            say(
                 f"{self._root}: {source.fps:g} frames and actions per second, the simulator of robot_swap has {RATE}: "
                 f"a stack of {self.options.action_stack} actions lasts {self.options.action_stack / source.fps:.2f} s"
             )

@@ -33,6 +33,7 @@ from diffusion_forcing.datasets.robot.source import (
 )
 from diffusion_forcing.datasets.robot.video import read_image, read_segment, squeeze
 from diffusion_forcing.errors import UserError, require
+from diffusion_forcing.terminal import say
 
 VERSION = "v3.0"
 INFO = "meta/info.json"
@@ -175,7 +176,7 @@ class LeRobotSet:
             f"{self.root}: the names of its action, {' '.join(names)}, are not {' '.join(ACTION)} in some order; "
             f"correct features.action.names in {INFO}",
         )
-        print(f"{self.root}: its action has no names that are understood; it is taken as {' '.join(ACTION)}")
+        say(f"{self.root}: its action has no names that are understood; it is taken as {' '.join(ACTION)}")
         return list(range(len(ACTION)))
 
     def _read_episodes(self) -> dict[int, dict[str, Any]]:

@@ -23,6 +23,7 @@ from diffusion_forcing.datasets.video.files import Unusable, reading
 from diffusion_forcing.errors import explaining_os_errors, require
 from diffusion_forcing.files import free_bytes, locked, replacing
 from diffusion_forcing.progress import Bar
+from diffusion_forcing.terminal import say
 
 _HEADER_BYTES = 128
 """Bytes before the first frame: numpy's header of any array with sides of up to 10 digits."""
@@ -69,7 +70,7 @@ class VideoCache:
             f"decoding {self._root} takes {_gigabytes(need)} of the {_gigabytes(free)} free in {self._folder.parent}"
         )
         if sparing and need > _SHARE_OF_FREE * free:
-            print(f"{takes}: clips are decoded at every read (dataset.cache=memmap decodes them once all the same)")
+            say(f"{takes}: clips are decoded at every read (dataset.cache=memmap decodes them once all the same)")
             return {}
         require(need <= free, f"{takes}; make room, choose another dataset.save_dir, or dataset.cache=none")
         if not missing:

@@ -9,7 +9,6 @@ with its last frame and marked in `valid`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +24,7 @@ from diffusion_forcing.datasets.video.decode import FrameReader
 from diffusion_forcing.datasets.video.episode import Episode
 from diffusion_forcing.datasets.video.files import Unusable
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.terminal import tell
 
 _ATTEMPTS = 100
 """Unreadable clips in a row after which the data must be gone."""
@@ -128,7 +128,7 @@ class Clips(Dataset[VideoBatch]):
         if episode.file not in self.unreadable:
             self.unreadable.add(episode.file)
             count = f"{len(self.unreadable)} unreadable so far"
-            print(f"{episode.file}: {reason}; another clip is taken instead ({count})", file=sys.stderr)
+            tell(f"{episode.file}: {reason}; another clip is taken instead ({count})")
 
     def _actions_before(
         self, number: NDArray[np.int64], raw: NDArray[np.int64], valid: NDArray[np.bool_]

@@ -25,6 +25,7 @@ from diffusion_forcing.datasets.video.episode import Episode
 from diffusion_forcing.datasets.video.files import has_clips, splits_of
 from diffusion_forcing.datasets.video.index import open_index, save_index
 from diffusion_forcing.errors import UserError, check_choice, check_minimum, require
+from diffusion_forcing.terminal import say
 
 Source = Literal["auto", "download", "generate", "path"]
 Cache = Literal["auto", "memmap", "none"]
@@ -202,7 +203,7 @@ class VideoDataset:
         """Generate the missing episodes of these options, print where they are, and return their folder."""
         files = generate_episodes(self.options, progress=progress)
         self._episodes = None
-        print(f"{self.options.root}: {len(files):,} episodes of {self.options.episode_frames:,} frames")
+        say(f"{self.options.root}: {len(files):,} episodes of {self.options.episode_frames:,} frames")
         return self.options.root
 
     def _clips(self, split: str, length: int, *, spread: bool) -> Clips:
@@ -241,9 +242,9 @@ class VideoDataset:
     def _print_left_out(self, found: list[Episode]) -> None:
         unusable = [episode for episode in found if self._problem(episode)]
         for episode in unusable[:_MAX_NAMED]:
-            print(f"left out: {episode.file} {self._problem(episode)}")
+            say(f"left out: {episode.file} {self._problem(episode)}")
         if unusable:
-            print(f"{len(unusable):,} of {len(found):,} clips in {self.options.root} are left out")
+            say(f"{len(unusable):,} of {len(found):,} clips in {self.options.root} are left out")
 
     @property
     def _folder(self) -> Path:
@@ -265,14 +266,12 @@ def provide(options: VideoDatasetOptions, *, progress: bool = True) -> None:
     may_generate = source == "auto" and options.generator != "none" and (is_empty or (root / RECIPE).exists())
     if source == "generate" or may_generate:
         if progress and is_empty:
-            print(
-                f"no clips in {root} yet: generating {options.num_episodes:,} training episodes ({options.generator})"
-            )
+            say(f"no clips in {root} yet: generating {options.num_episodes:,} training episodes ({options.generator})")
         generate_episodes(options, progress=progress)
     elif options.urls and source in ("auto", "download") and (is_unfinished(root) or is_empty):
         if progress and is_empty:
             size = f", about {options.download_gigabytes:g} GB" if options.download_gigabytes else ""
-            print(f"no clips in {root} yet: downloading {len(options.urls)} parts{size}")
+            say(f"no clips in {root} yet: downloading {len(options.urls)} parts{size}")
         sums = options.sha256 or [""] * len(options.urls)
         parts = [Part(url, sha256) for url, sha256 in zip(options.urls, sums, strict=True)]
         fetch_archive(parts, root, gigabytes=options.download_gigabytes, progress=progress)
