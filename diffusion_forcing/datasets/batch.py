@@ -11,14 +11,15 @@ from torch import Tensor
 
 
 class SequenceBatch(NamedTuple):
-    """Planning: b windows of L = episode_len + 1 maze steps of 0.01 s."""
+    """Planning: b windows of L = episode_len + 1 maze steps, each `frame_skip` steps of the environment (0.01 s in
+    D4RL's mazes, 0.1 s in OGBench's)."""
 
     observations: Tensor
-    """(b, L, 4) float32: x, y in metres and vx, vy in m/s, in D4RL's frame."""
+    """(b, L, 4) float32: x, y in metres and vx, vy in m/s, in D4RL's frame; or (b, L, 2): x, y in OGBench's."""
     actions: Tensor
-    """(b, L, 2) float32 in [-1, 1]: the push after each observation."""
+    """(b, L, 2) float32 in [-1, 1]: the push after each observation, the mean of `frame_skip` ones."""
     rewards: Tensor
-    """(b, L) float32: 1 within 0.5 m of the maze's fixed goal, otherwise 0."""
+    """(b, L) float32: 1 within 0.5 m of the maze's fixed goal, otherwise 0; always 0 in OGBench's data."""
     valid: Tensor
     """(b, L) bool: False for the padding of a window longer than its episode (the last step repeated)."""
 

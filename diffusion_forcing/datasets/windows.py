@@ -1,4 +1,4 @@
-"""Windows of L consecutive maze steps out of memory-mapped arrays, as a map-style data set.
+"""Windows of L maze steps, consecutive or every so many, out of memory-mapped arrays, as a map-style data set.
 
 `open_store` decodes a source file once into a folder with one .npy for each array, the borders of the episodes, and
 statistics; it is made again if the source changes. An *episode* is a stretch of uninterrupted motion: it ends at a
@@ -29,12 +29,12 @@ from diffusion_forcing.files import locked, read_json, replacing, write_json
 
 CACHE_VERSION = 1
 MAX_JUMP = 0.2
-"""m: two steps farther apart are not one motion (5.3 m/s for 0.01 s is 0.053 m)."""
+"""m: two steps farther apart are not one motion of D4RL's ball (5.3 m/s for 0.01 s is 0.053 m)."""
 MIN_STEPS = 2
 """Shorter episodes show no motion and are left out."""
 
 Steps = Mapping[str, NDArray[Any]]
-"""observations (N, 4), actions (N, 2), rewards (N,), and ends (N,) bool, True at the last step of an episode."""
+"""observations (N, o), actions (N, 2), rewards (N,), and ends (N,) bool, True at the last step of an episode."""
 
 
 class Store:
@@ -45,7 +45,7 @@ class Store:
 
     @cached_property
     def observations(self) -> NDArray[np.float32]:
-        """(N, 4) x, y, vx, vy in metres and m/s."""
+        """(N, 4) x, y, vx, vy in metres and m/s, or (N, 2) x, y."""
         return self._map("observations")
 
     @cached_property
@@ -79,10 +79,13 @@ class Store:
         return array
 
 
-def open_store(source: Path, folder: Path, read: Callable[[], Steps], *, settings: str = "") -> Store:
+def open_store(
+    source: Path, folder: Path, read: Callable[[], Steps], *, settings: str = "", max_jump: float = MAX_JUMP
+) -> Store:
     """The store in `folder`, made from what `read()` returns unless it exists and `source` is unchanged since.
 
-    settings: what the result depends on besides the file. Raises `UserError` if nothing can be written, and what `read`
+    settings: what the result depends on besides the file. max_jump: metres; an episode ends where the next step is
+    farther. Raises `UserError` if nothing can be written, and what `read`
     raises.
     """
     stat = source.stat()
@@ -102,15 +105,15 @@ def open_store(source: Path, folder: Path, read: Callable[[], Steps], *, setting
                     temporary.mkdir()
                     for name in ("observations", "actions", "rewards"):
                         np.save(temporary / f"{name}.npy", np.ascontiguousarray(steps[name], dtype=np.float32))
-                    np.save(temporary / "episodes.npy", _episodes(steps))
+                    np.save(temporary / "episodes.npy", _episodes(steps, max_jump))
                     write_json(temporary / "cache.json", {"source": stamp, "statistics": _statistics(steps)})
     return Store(folder)
 
 
-def _episodes(steps: Steps) -> NDArray[np.int64]:
+def _episodes(steps: Steps, max_jump: float) -> NDArray[np.int64]:
     """(E, 2) borders of the episodes: at jumps and after terminal steps."""
     distances = np.linalg.norm(np.diff(steps["observations"][:, :2], axis=0), axis=1)
-    jumps, ends = np.flatnonzero(distances > MAX_JUMP), np.flatnonzero(steps["ends"])
+    jumps, ends = np.flatnonzero(distances > max_jump), np.flatnonzero(steps["ends"])
     edges = np.unique(np.concatenate([[0], jumps + 1, ends + 1, [len(steps["ends"])]])).astype(np.int64)
     return np.stack([edges[:-1], edges[1:]], axis=1)
 
@@ -126,11 +129,16 @@ def _statistics(steps: Steps) -> dict[str, list[float]]:
 
 
 class Windows(Dataset[SequenceBatch]):
-    """Windows of `length` steps among steps `begin` to `end` of `store`. `UserError` if there is none."""
+    """Windows of `length` steps, `skip` apart, among steps `begin` to `end` of `store`. `UserError` if there is none.
 
-    def __init__(self, store: Store, length: int, *, begin: int = 0, end: int | None = None) -> None:
+    Between two steps of a window lie `skip` actions, of which it has the mean, and `skip` rewards, of which it has the
+    greatest.
+    """
+
+    def __init__(self, store: Store, length: int, *, skip: int = 1, begin: int = 0, end: int | None = None) -> None:
         self.store = store
         self.length = length
+        self.skip = skip
         end = len(store) if end is None else end
         episodes = np.clip(store.episodes, begin, end)
         episodes = episodes[episodes[:, 1] - episodes[:, 0] >= MIN_STEPS]
@@ -140,7 +148,7 @@ class Windows(Dataset[SequenceBatch]):
                 "use more data or a smaller dataset.validation_fraction"
             )
         self._episodes = episodes
-        counts = np.maximum(episodes[:, 1] - episodes[:, 0] - length + 1, 1)
+        counts = np.maximum(episodes[:, 1] - episodes[:, 0] - (length - 1) * skip, 1)
         self._first = np.concatenate([[0], np.cumsum(counts)])
         """(E + 1,) number of the first window of each episode, and the number of all windows."""
 
@@ -153,14 +161,20 @@ class Windows(Dataset[SequenceBatch]):
     def __getitems__(self, indices: Sequence[int]) -> SequenceBatch:
         """Windows `indices` as one batch; IndexError for one out of range."""
         starts, ends = self.spans(np.asarray(indices, dtype=np.int64))
-        steps = starts[:, None] + np.arange(self.length)  # (b, L)
-        valid = steps < ends[:, None]
+        span = self.length * self.skip
+        steps = starts[:, None] + np.arange(span)
+        ends = ends[:, None]
+        valid = steps[:, :: self.skip] < ends
         arrays = (self.store.observations, self.store.actions, self.store.rewards)
-        if valid.all():
-            parts = [_sliding(array, self.length)[starts] for array in arrays]
+        if (steps[:, -1:] < ends).all():
+            parts = [_sliding(array, span)[starts] for array in arrays]
         else:  # a padded window repeats the last step of its episode
-            parts = [array[np.minimum(steps, ends[:, None] - 1)] for array in arrays]
+            parts = [array[np.minimum(steps, ends - 1)] for array in arrays]
         observations, actions, rewards = map(torch.from_numpy, parts)
+        if self.skip > 1:
+            observations = observations[:, :: self.skip]
+            actions = actions.unflatten(1, (-1, self.skip)).mean(dim=2)
+            rewards = rewards.unflatten(1, (-1, self.skip)).amax(dim=2)
         return SequenceBatch(observations, actions, rewards, torch.from_numpy(valid))
 
     def spans(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -20,7 +20,6 @@ PLANNING: list[tuple[dict[str, Any], str]] = [
     ),
     ({"action_mean": (0.0,), "action_std": (1.0,)}, r"dataset\.action_mean has 1 numbers; a maze plan has 0"),
     ({"context_frames": 2}, r"algorithm\.context_frames is 2"),
-    ({"frame_skip": 2}, r"algorithm\.frame_skip is 2"),
     ({"external_cond_dim": 4}, r"algorithm\.external_cond_dim is 4"),
     ({"frame_stack": 0}, r"algorithm\.frame_stack is 0"),
     ({"episode_len": 0}, r"dataset\.episode_len is 0"),

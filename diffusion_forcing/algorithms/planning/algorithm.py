@@ -77,8 +77,6 @@ class PlanningOptions(AlgorithmOptions):
                 f"dataset.action_mean has {len(self.action_mean)} numbers; a maze plan has 0 (no actions) or 2"
             )
         self._check_context()
-        if self.frame_skip != 1:
-            raise UserError(f"algorithm.frame_skip is {self.frame_skip}; planning models every step: 1")
         if self.external_cond_dim != 0:
             raise UserError(
                 f"algorithm.external_cond_dim is {self.external_cond_dim}; planning has no external conditions: 0"
@@ -259,7 +257,7 @@ class Planning(ForcingAlgorithm):
         tokens = ("frame_stack", "causal", "padding_mode", "use_reward")
         schedule = ("objective", "beta_schedule", "schedule_fn_kwargs", "timesteps")
         structure = {
-            "dataset": chosen(options, *statistics, "episode_len"),
+            "dataset": chosen(options, *statistics, "episode_len", "frame_skip"),
             "algorithm": {
                 **chosen(options, "noise_level", *tokens, *of_algorithm),
                 "diffusion": chosen(options.diffusion, *schedule, *of_diffusion),

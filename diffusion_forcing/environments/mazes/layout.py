@@ -1,9 +1,10 @@
 """Maps of mazes, written as text: `#` wall; `O`, `0`, `.` and blank free; `G` the goal and `S` a start, both free.
 
 Cell (i, j) is row i and column j of the text. Positions (x, y) are in metres, x along the rows (i) and y along the
-columns (j), as in D4RL. A cell has two centres. Its *nominal* centre is the integer (i, j): D4RL draws starts, goals
-and waypoints around it. Its *true* centre, midway between the walls, is (i - 0.2, j - 0.2), because D4RL's particle
-starts at world (1.2, 1.2) while walls stand at integers + 1.
+columns (j), as in D4RL. A cell is `unit` metres wide and midway between its walls at `unit`·(i, j) + `offset`: in
+OGBench's mazes at 4·(i - 1, j - 1). D4RL's cells of 1 m have two centres. The *nominal* one is the integer (i, j): D4RL
+draws starts, goals and waypoints around it. The *true* one is (i - 0.2, j - 0.2), because D4RL's particle starts at
+world (1.2, 1.2) while walls stand at integers + 1.
 
 A maze must be closed, so that the agent cannot leave it, and connected, so that every goal can be reached.
 """
@@ -26,7 +27,7 @@ GOAL = "G"
 START = "S"
 FREE = "O0. "
 CENTRE_OFFSET = -0.2
-"""Metres from a cell's nominal centre (its integer index) to its true centre, on both axes."""
+"""Metres from a D4RL cell's nominal centre (its integer index) to its true centre, on both axes."""
 NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0))
 """Moves (di, dj), in the order in which D4RL prefers them among equally short paths."""
 MAX_CELLS = 10_000
@@ -39,10 +40,15 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True)
 class Maze:
-    """A closed and connected maze, `rows` of text of equal length; build it with `Maze.from_ascii`."""
+    """A closed and connected maze, `rows` of text of equal length; build it with `Maze.from_ascii`.
+
+    unit: side of a cell in metres. offset: metres on both axes of the true centre of cell (0, 0).
+    """
 
     rows: tuple[str, ...]
     name: str = "custom"
+    unit: float = 1.0
+    offset: float = CENTRE_OFFSET
 
     def __post_init__(self) -> None:
         _check_text(self.rows)
@@ -50,7 +56,7 @@ class Maze:
         _check_connected(self.walls)
 
     @classmethod
-    def from_ascii(cls, text: str, *, name: str = "custom") -> Maze:
+    def from_ascii(cls, text: str, *, name: str = "custom", unit: float = 1.0, offset: float = CENTRE_OFFSET) -> Maze:
         r"""Read a maze from rows separated by newlines or `\`; blank lines and a common indentation are ignored.
 
         Raises `UserError` for a map that is empty, ragged, too large, not closed, not connected, or has an unknown
@@ -58,7 +64,7 @@ class Maze:
         """
         rows = [row for row in re.split(r"[\\\r\n]+", text) if row.strip()]
         indent = min((len(row) - len(row.lstrip()) for row in rows), default=0)
-        return cls(rows=tuple(row[indent:] for row in rows), name=name)
+        return cls(rows=tuple(row[indent:] for row in rows), name=name, unit=unit, offset=offset)
 
     @property
     def text(self) -> str:
@@ -115,14 +121,22 @@ class Maze:
         i, j = cell
         return 0 <= i < self.shape[0] and 0 <= j < self.shape[1] and not bool(self.walls[i, j])
 
+    def centre(self, cell: Cell | NDArray[np.integer]) -> NDArray[np.float64]:
+        """(..., 2) m: the true centres of cells (..., 2)."""
+        return self.unit * np.asarray(cell, dtype=np.float64) + self.offset
+
+    def in_cells(self, positions: NDArray[np.floating] | tuple[float, float]) -> NDArray[np.float64]:
+        """(..., 2) positions in metres as cells: the true centre of cell (i, j) becomes (i, j)."""
+        return (np.asarray(positions, dtype=np.float64) - self.offset) / self.unit
+
     def cell_at(self, position: NDArray[np.floating] | tuple[float, float]) -> Cell:
-        """The cell that contains `position` (x, y) in metres; it spans 0.5 m to each side of its true centre."""
-        half = 0.5 - CENTRE_OFFSET
-        return int(np.floor(position[0] + half)), int(np.floor(position[1] + half))
+        """The cell that contains `position` (x, y) in metres; it spans half a unit to each side of its true centre."""
+        i, j = np.floor(self.in_cells(position) + 0.5)
+        return int(i), int(j)
 
     def contains(self, positions: NDArray[np.floating]) -> NDArray[np.bool_]:
         """(n,) whether positions (n, 2) in metres lie in free cells."""
-        cells = np.floor(np.asarray(positions) + (0.5 - CENTRE_OFFSET)).astype(np.int64)
+        cells = np.floor(self.in_cells(positions) + 0.5).astype(np.int64)
         inside = np.asarray(((cells >= 0) & (cells < self.shape)).all(axis=-1))
         i, j = np.where(inside[:, None], cells, 0).T
         return np.asarray(inside & ~self.walls[i, j])

@@ -1,0 +1,162 @@
+"""OGBench's PointMaze: a disc is moved through wide corridors. Its mazes, tasks and physics.
+
+Physics: a sphere of radius 0.7 m on two slide joints among boxes, in cells of 4 m. A step (0.1 s) moves it by 0.2 times
+the action, stops it, and lets MuJoCo push it out of walls for five substeps of 0.02 s. There is no velocity to observe.
+A test compares every step with OGBench's own environment.
+
+- observation: (x, y) in metres, in OGBench's frame: the cell in row i and column j of a `Maze` is OGBench's cell (j, i),
+  its centre at (4(i - 1), 4(j - 1)). action: (ax, ay) in [-1, 1].
+- reward: 1 within 1 m of the goal, otherwise 0.
+- `PROTOCOLS`: noise on start and goal, and the length of an episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_forcing.environments.mazes.layout import Cell, Maze
+from diffusion_forcing.errors import UserError, did_you_mean
+
+UNIT, OFFSET = 4.0, -4.0
+"""m: side of a cell; centre of cell (0, 0) on both axes."""
+STEP = 0.2
+"""m: a step at full action, on each axis."""
+GOAL_DISTANCE = 1.0
+"""m: the goal is reached within this distance."""
+POSITION_NOISE = 1.0
+"""m: largest distance of a start or goal from the centre of its cell, on each axis."""
+SUBSTEPS = 5
+_RADIUS = 0.7
+_FREE = UNIT / 2 - _RADIUS - 1e-6
+"""m: a disc less far from the centre of its cell, on each axis, touches no wall."""
+_ORDER = ((0, -1), (-1, 0), (0, 1), (1, 0))
+"""Moves (di, dj), in the order in which OGBench's oracle prefers them among equally short paths."""
+
+
+def point_maze(text: str, name: str = "custom") -> Maze:
+    """The maze of an ASCII map with OGBench's cells."""
+    return Maze.from_ascii(text, name=name, unit=UNIT, offset=OFFSET)
+
+
+POINT_MAZES: dict[str, Maze] = {
+    name: point_maze(text, name)
+    for name, text in {
+        "medium": r"########\#OO#OOO#\#OOOO#O#\###O#OO#\##OOOO##\#OO#O#O#\#OO#OOO#\########",
+        "large": (
+            r"#########\#OOOOO#O#\#O#O#OOO#\#O#O#####\#OOO#OOO#\###O###O#\#OOOOOOO#\#O###O###\#OOO#OOO#\#O#O#O#O#\#OOOOO#O#"
+            r"\#########"
+        ),
+        "giant": (
+            r"############\#OOOOO#OOOO#\###O#O#O##O#\#OOO#OOOO#O#\#O########O#\#O#OOOOOOOO#\#OOO#O#O#O##\#O###OO##OO#"
+            r"\#OOO##OO##O#\###O#O#O#OO#\##OO#OOO#O##\#OO##O###OO#\#O#OOOOOO#O#\#O#O###O##O#\#OOOOO#OOOO#\############"
+        ),
+    }.items()
+}
+"""OGBench's mazes by name."""
+
+TASKS: dict[str, tuple[tuple[Cell, Cell], ...]] = {
+    "medium": (((1, 1), (6, 6)), ((1, 6), (6, 1)), ((3, 5), (2, 4)), ((5, 6), (1, 6)), ((6, 2), (1, 1))),
+    "large": (((1, 1), (10, 7)), ((4, 5), (1, 7)), ((4, 7), (10, 1)), ((8, 3), (4, 5)), ((1, 1), (4, 5))),
+    "giant": (((1, 1), (14, 10)), ((14, 1), (1, 10)), ((14, 8), (1, 1)), ((3, 8), (12, 5)), ((9, 5), (8, 3))),
+}
+"""OGBench's five tasks of a maze: start and goal cell."""
+
+
+def as_point_maze(env_id: str) -> Maze:
+    """The maze of an id like pointmaze-giant-v0; `UserError` for another one."""
+    name = env_id.removeprefix("pointmaze-").removesuffix("-v0")
+    if f"pointmaze-{name}-v0" != env_id or name not in POINT_MAZES:
+        raise UserError(
+            f"dataset.env_id {env_id!r} is unknown; give pointmaze-{{{','.join(POINT_MAZES)}}}-v0 or dataset.maze_map"
+            f"{did_you_mean(name, POINT_MAZES)}"
+        )
+    return POINT_MAZES[name]
+
+
+_MJCF = """<mujoco model="point">
+  <compiler inertiafromgeom="true"/>
+  <option timestep="0.02" integrator="RK4"/>
+  <default>
+    <joint limited="false" armature="0" damping="0"/>
+    <geom condim="3" conaffinity="0" margin="0" friction="1 0.5 0.5" density="100"/>
+  </default>
+  <worldbody>
+    <geom type="plane" size="100 100 .2" conaffinity="1"/>
+    <body>
+      <geom type="sphere" size="{radius}" pos="0 0 {radius}"/>
+      <joint type="slide" axis="1 0 0"/>
+      <joint type="slide" axis="0 1 0"/>
+    </body>
+{walls}
+  </worldbody>
+</mujoco>"""
+
+
+def build_point_model(maze: Maze) -> mujoco.MjModel:
+    """MuJoCo model of `maze`, its walls in OGBench's order."""
+    centres = maze.centre(np.argwhere(maze.walls.T)[:, ::-1])
+    walls = [
+        f'    <geom type="box" pos="{x} {y} {UNIT / 4}" size="{UNIT / 2} {UNIT / 2} {UNIT / 4}" contype="1" conaffinity="1"/>'
+        for x, y in centres
+    ]
+    return mujoco.MjModel.from_xml_string(_MJCF.format(radius=_RADIUS, walls="\n".join(walls)))
+
+
+class Point:
+    """One disc in `maze`, of whose `build_point_model` `model` is. `position` (2,) m and `velocity` (2,) m/s are views of
+    MuJoCo's state; the velocity is what walls gave it in the last step."""
+
+    def __init__(self, maze: Maze, model: mujoco.MjModel) -> None:
+        self.model, self.data = model, mujoco.MjData(model)
+        self.position: NDArray[np.float64] = self.data.qpos
+        self.velocity: NDArray[np.float64] = self.data.qvel
+        self._walls: list[list[bool]] = maze.walls.tolist()
+
+    def reset(self, position: NDArray[np.floating]) -> None:
+        """Put the disc at `position` (m), at rest, and forget everything before."""
+        mujoco.mj_resetData(self.model, self.data)
+        self.position[:] = position
+
+    def step(self, action: Sequence[float] | NDArray[np.floating]) -> None:
+        """Move by 0.2 m times `action` (ax, ay) and out of walls."""
+        x, y = self.position.tolist()
+        x, y = x + STEP * float(action[0]), y + STEP * float(action[1])
+        self.position[0], self.position[1] = x, y
+        self.velocity[:] = 0.0
+        if self._touches(x, y):
+            mujoco.mj_step(self.model, self.data, SUBSTEPS)
+        else:  # MuJoCo would not move it; twenty times faster
+            self.data.qacc_warmstart[:] = 0.0
+
+    def _touches(self, x: float, y: float) -> bool:
+        """Whether a disc at (x, y) may touch a wall."""
+        i, j = int((x - OFFSET) / UNIT + 0.5), int((y - OFFSET) / UNIT + 0.5)
+        east, north = x - OFFSET - UNIT * i, y - OFFSET - UNIT * j  # from the centre of the cell
+        di = 0 if abs(east) < _FREE else 1 if east > 0 else -1
+        dj = 0 if abs(north) < _FREE else 1 if north > 0 else -1
+        walls = self._walls
+        return walls[i + di][j] or walls[i][j + dj] or walls[i + di][j + dj]
+
+
+@lru_cache(maxsize=1000)
+def next_centres(maze: Maze, goal: Cell) -> list[list[tuple[float, float]]]:
+    """For each cell (i, j) the centre (x, y) m of the next cell on OGBench's shortest path to the cell `goal`; the
+    cell's own at the goal and in walls."""
+    distances = maze.distances(goal)
+
+    def following(i: int, j: int) -> tuple[float, float]:
+        near = [(i + di, j + dj) for di, dj in _ORDER if distances[i, j] > 0 and distances[i + di, j + dj] >= 0]
+        x, y = maze.centre(min(near, key=lambda cell: distances[cell], default=(i, j))).tolist()
+        return x, y
+
+    return [[following(i, j) for j in range(maze.shape[1])] for i in range(maze.shape[0])]
+
+
+def noisy_centre(maze: Maze, cell: Cell | NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.float64]:
+    """(2,) m: within 1 m on each axis of the centre of `cell`."""
+    return maze.centre(cell) + rng.uniform(-POSITION_NOISE, POSITION_NOISE, size=2)
