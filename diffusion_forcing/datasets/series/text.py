@@ -9,8 +9,11 @@ import re
 from collections import Counter
 from itertools import groupby, takewhile
 from pathlib import Path
+from typing import Any
 
+import chardet
 import pandas
+from chardet import EncodingEra
 
 from diffusion_forcing.datasets.series.numbers import is_number
 from diffusion_forcing.datasets.series.times import is_time
@@ -20,6 +23,16 @@ HEAD = 200
 """Rows at the beginning that decide what the separator and the number of columns are."""
 HEADER_ROWS = 4
 """The most rows that a header has: names, and such as tickers or units below them."""
+_LATIN = """windows-1252 windows-1250 windows-1254 windows-1257 windows-1258 iso-8859-2 iso8859-15 iso8859-16
+    macroman maclatin2 cp437 cp850 cp852"""
+"""Encodings of languages whose letters are mostly ASCII's."""
+ERAS = EncodingEra.ALL & ~EncodingEra.MAINFRAME
+_UNITS = re.compile(r"°[CFK]\b|m[²³]|µg|€")
+_SMALL = "a-zß-öø-ÿāăąćčďđēęěğīıłńňōőŕřśşšťţūůűźżžșț"
+_ODD = re.compile(
+    rf"(?:[a-z]|[A-Z](?=.[a-z]))[^\W\d_²³µ{_SMALL}]|[^\W\d_][^\w\s\x21-\x7f°²³µ€’·–-]+[^\W\d_]|[\x80-\x9f¡¿¤¬]"
+)
+"""Large letters behind small ones, signs inside of words: text of another encoding."""
 
 
 def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
@@ -71,23 +84,39 @@ def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
 
 
 def _decoded(content: bytes) -> str:
-    """UTF-8 or UTF-16, else GB 18030 where every byte that is no ASCII has a neighbour, else Windows-1252."""
+    """The text of a file, gzipped or not: UTF-8, UTF-16 or UTF-32, else what its lines beyond ASCII most likely are."""
     if content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16")
-    if b"\x00" in content[:1000]:
-        zeros = [content[start:1000:2].count(0) for start in (0, 1)]
-        if min(zeros):
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        encoding = chardet.detect(content)["encoding"]
+        if not str(encoding).lower().startswith("utf-"):
             raise ValueError("it is not text")
-        return content.decode("utf-16-le" if zeros[1] else "utf-16-be")
-    pairs = all(len(found) % 2 == 0 for found in re.findall(rb"[\x80-\xff]+", content))
-    for encoding in ("utf-8-sig", *(["gb18030"] if pairs else []), "cp1252"):
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return content.decode("latin-1")
+        return content.decode(encoding)
+    if b"\x1b$" not in content:  # ISO-2022-JP is of ASCII's bytes
+        text = content.decode("utf-8-sig", errors="replace")
+        broken, beyond = text.count("\ufffd"), len(re.findall(r"[^\x00-\x7f]", text))
+        if 5 * broken <= beyond - broken:
+            return text
+    return content.decode(_encoding_of(content), errors="replace")
+
+
+def _encoding_of(content: bytes) -> str:
+    """The most likely encoding of text that is not Unicode; Windows-1252 is the most frequent one of Latin letters."""
+    beyond = b"\n".join(re.findall(rb"[^\r\n]*[\x80-\xff\x1b][^\r\n]*", content[:1_000_000]))
+    runs = re.findall(rb"[\x80-\xff]+", beyond)
+    is_latin = runs and max(map(len, runs)) <= 2 and sum(map(len, runs)) < len(re.findall(rb"[A-Za-z]", beyond))
+    found = chardet.detect_all(
+        beyond, ignore_threshold=True, include_encodings=_LATIN.split() if is_latin else None, encoding_era=ERAS
+    )
+
+    def likely(guess: Any) -> float:
+        text = beyond.decode(guess["encoding"] or "cp1252", errors="replace")
+        if is_latin and _ODD.search(text):
+            return 0.0
+        usual = 2 if guess["encoding"] == "Windows-1252" else 1
+        return guess["confidence"] * usual * (10 if is_latin and _UNITS.search(text) else 1)
+
+    return max(found, key=likely)["encoding"] or "cp1252"
 
 
 def _separator(text: str) -> tuple[str, str]:

@@ -106,11 +106,37 @@ def test_numbers_are_read_as_they_are_written(tmp_path: Path, text: str, expecte
     np.testing.assert_allclose(read(tmp_path, text).values, np.array(expected, np.float32), equal_nan=True)
 
 
-@pytest.mark.parametrize("how", ["utf-8-sig", "utf-16", "latin-1"])
-def test_encodings_and_compression_are_found(tmp_path: Path, how: str) -> None:
-    text = "Zeit;Länge\n01.01.2024;1\n02.01.2024;2\n03.01.2024;3\n"
-    assert read(tmp_path, text.encode(how)).names == ("Länge",)
-    assert read(tmp_path, gzip.compress(text.encode(how)), "a.csv.gz").names == ("Länge",)
+ENCODINGS = {
+    "Zeit;Länge": "utf-8-sig utf-16 utf-16-le utf-16-be utf-32 cp1252 cp850 mac_roman",
+    "Zeit;Temperatur °C;Preis €;PM µg/m³": "cp1252",
+    "Date;Température prévue": "cp1252 mac_roman iso8859-15",
+    "Datum;Spotřeba elektřiny": "cp1250 iso8859-2",
+    "Data;Sprzedaż": "cp1250",
+    "Tarih;Satış;Sıcaklık": "cp1254",
+    "Дата;Продажи;Цена": "cp1251 koi8-r cp866 iso8859-5 utf-16-le",
+    "Дата;Ціна": "cp1251",
+    "Ημερομηνία;Πωλήσεις": "cp1253",
+    "日付;売上;気温": "shift_jis euc_jp iso2022_jp utf-16-be",
+    "日期;一;温度": "gb18030 utf-16-le utf-16-be",
+    "日期;銷售額": "big5",
+    "날짜;판매량": "euc_kr",
+}
+
+
+@pytest.mark.parametrize(
+    ("header", "encoding"), [(header, encoding) for header, names in ENCODINGS.items() for encoding in names.split()]
+)
+def test_encodings_and_compression_are_found(tmp_path: Path, header: str, encoding: str) -> None:
+    cells = header.count(";")
+    rows = [f"{day.date()}" + f";{number}" * cells for number, day in enumerate(DAYS)]
+    content = "\n".join([header, *rows]).encode(encoding)
+    assert read(tmp_path, content).names == tuple(header.split(";")[1:])
+    assert len(read(tmp_path, gzip.compress(content), "a.csv.gz")) == 40
+
+
+def test_one_broken_byte_does_not_change_the_other_letters(tmp_path: Path) -> None:
+    content = dated(DAYS).replace("time,a", "Zeit,Größe in Öre äöü").encode() + b"\n# cut \xc3"
+    assert read(tmp_path, content).names == ("Größe in Öre äöü",)
 
 
 def test_parquet_with_zones_periods_and_numbers_as_text(tmp_path: Path) -> None:
