@@ -20,7 +20,7 @@ from diffusion_forcing.datasets.series.numbers import Decimal, is_missing, read_
 from diffusion_forcing.datasets.series.steps import freq_of
 from diffusion_forcing.datasets.series.table import Table, regular
 from diffusion_forcing.datasets.series.text import read_text
-from diffusion_forcing.datasets.series.times import KINDS, Kind, is_time, joined, parse_times, to_naive
+from diffusion_forcing.datasets.series.times import KINDS, NOT_TIMES, Kind, is_time, joined, parse_times, to_naive
 from diffusion_forcing.errors import UserError, did_you_mean, first_line
 
 SAMPLE = 50
@@ -37,13 +37,15 @@ ROW_WORDS = frozenset(
     ["index", "idx", "id", "row", "rownum", "nr", "no", "no.", "#", "level_0", "序号", "编号", "行号"]
 )
 PARTS = {
-    "-": frozenset(["month", "monat", "mon", "mes", "mois", "月", "月份"]),
-    "-Q": frozenset(["quarter", "quartal", "qtr"]),
-    "-W": frozenset(["week", "woche", "kw"]),
+    "-": frozenset(["month", "monat", "mon", "mo", "mes", "mois", "period", "месяц", "月", "月份"]),
+    "-Q": frozenset(["quarter", "quartal", "qtr", "trimestre", "季度"]),
+    "-W": frozenset(["week", "woche", "kw", "wk", "semaine", "semana", "周"]),
+    "-D": frozenset(["doy", "yday", "jday", "julian", "jd", "dayofyear"]),
 }
-"""Columns that say more of a year, and what stands between."""
-DAYS = frozenset(["day", "tag", "dom", "jour", "日"])
-HOURS = frozenset(["hour", "hours", "hr", "stunde", "time", "heure", "hora", "时"])
+"""Columns that say more of a year, and what stands between. D: the day of the year."""
+DAYS = frozenset(["day", "tag", "dom", "dy", "jour", "dia", "日"])
+HOURS = frozenset(["hour", "hours", "hr", "he", "stunde", "uhrzeit", "time", "heure", "hora", "时"])
+MINUTES = frozenset(["minute", "minutes", "min", "mn"])
 
 
 def read_file(
@@ -187,14 +189,16 @@ def _times(
         for between, words in PARTS.items():
             part = of(words)
             if part:
-                cells, used = text(time) + between + text(part).str.removeprefix("Q"), used | {part}
+                more = text(part).str.replace(r"^(?:Q|W|KW|M)[ .]*(?=\d)", "", regex=True)
+                cells = text(time) + between.rstrip("D") + (more.str.zfill(3) if between == "-D" else more)
+                used |= {part}
                 day = of(DAYS) if between == "-" else None
                 if day:
                     cells, used = cells + "-" + text(day), used | {day}
                 break
     try:
         times = parse_times(cells, day_first=day_first)[0]
-    except (ValueError, TypeError, OverflowError, AttributeError):
+    except NOT_TIMES:
         raise UserError(
             f"{file}: column '{time}' is not made of times ({_why_not(cells)}); name another with dataset.time_column"
         ) from None
@@ -208,7 +212,11 @@ def _times(
         for name in [name for name in frame.columns if name not in used]:
             of_day = joined(times, _known(frame[name]), named=bool(_words(name) & HOURS))
             if of_day is not None:
-                return time, of_day, used | {name}, notes
+                used |= {name}
+                minute = of(MINUTES) if comes_twice(of_day) else None
+                if minute:
+                    of_day += pandas.to_timedelta(pandas.to_numeric(frame[minute]), unit="min")
+                return time, of_day, used | {minute or name}, notes
     return time, times, used, notes
 
 
@@ -249,7 +257,7 @@ def _time_column(names: list[str], frame: pandas.DataFrame, file: Path) -> tuple
 def _kind(cells: pandas.Series) -> Kind | None:
     try:
         return parse_times(_known(cells.head(SAMPLE)))[1]
-    except (ValueError, TypeError, OverflowError, AttributeError):
+    except NOT_TIMES:
         return None
 
 
@@ -258,7 +266,7 @@ def _why_not(cells: pandas.Series) -> str:
     known = cells.dropna()
     try:
         parse_times(known)
-    except (ValueError, TypeError, OverflowError, AttributeError) as error:
+    except NOT_TIMES as error:
         if len(known) and is_time(str(known.iloc[0])):
             wrong = next((row for row, cell in known.head(100 * SAMPLE).items() if not is_time(str(cell))), None)
             if wrong is not None:
@@ -274,7 +282,8 @@ def _known(cells: pandas.Series) -> pandas.Series:
 
 def _words(name: str) -> frozenset[str]:
     """The words of a column's name, in lower case."""
-    return frozenset(re.split(r"[\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    lower = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return frozenset(re.split(r"[\W_]+", lower.replace("day of year", "doy")))
 
 
 def _numbers(

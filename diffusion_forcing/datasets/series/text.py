@@ -88,8 +88,8 @@ def _decoded(content: bytes) -> str:
     if content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
-        encoding = chardet.detect(content)["encoding"]
-        if not str(encoding).lower().startswith("utf-"):
+        encoding = chardet.detect(content)["encoding"] or ""
+        if not encoding.lower().startswith("utf-"):
             raise ValueError("it is not text")
         return content.decode(encoding)
     if b"\x1b$" not in content:  # ISO-2022-JP is of ASCII's bytes

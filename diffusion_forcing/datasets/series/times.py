@@ -1,5 +1,5 @@
-"""Times as people write them: text in any order of day and month, quarters, weeks, compact stamps, epochs, years, with
-or without a zone.
+"""Times as people write them: text in any order of day and month, quarters, weeks, days of a year, compact stamps,
+epochs, with or without a zone.
 
 What nothing but the numbers tells apart is decided by which reading is the more regular. Nothing is guessed that a cell
 does not hold: a time of day without a date, or a day without a year, is no time.
@@ -7,9 +7,13 @@ does not hold: a time of day without a date, or a day without a year, is no time
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import re
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import pandas
 from dateutil import parser as dateutil
@@ -19,30 +23,61 @@ from diffusion_forcing.errors import UserError
 
 Kind = Literal["text", "stamp", "epoch", "serial", "year"]
 KINDS: tuple[Kind, ...] = ("text", "stamp", "epoch", "serial", "year")
-"""Forms of a time, the surest first. serial: days since 1899, as spreadsheets count them."""
+"""Forms of a time, the surest first. serial: days since 1899, year 0 or 4713 BC: spreadsheets, MATLAB, Julian dates."""
 CLOCK = r"(?:\d{1,2}(?::\d{2}){1,2}(?:\.\d+)?(?:\s*[AaPp]\.?[Mm]\.?)?|\d{1,2}\s*[AaPp]\.?[Mm]\.?)"
 """A time of day."""
-_STAMPS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+NOT_TIMES = (ValueError, TypeError, OverflowError, AttributeError)
+"""What `parse_times` raises where cells are not times."""
+_STAMPS = {4: "%Y", 6: "%Y%m", 7: "%Y%j", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 _EPOCHS = ((1e8, 1e10, "s"), (1e11, 1e13, "ms"), (1e14, 1e16, "us"), (1e17, 1e19, "ns"))
 """Numbers between the two are seconds, … since 1970: the years 1973 to 2286."""
-_SERIALS = (20_000, 80_000)
-_FORMS = (
-    (r"(\d{4})-?W(\d{1,2})", r"\1-\2-1", "%G-%V-%u"),
-    (r"(\d{4})-?W(\d{1,2})-?([1-7])", r"\1-\2-\3", "%G-%V-%u"),
-    (r"(\d{4})[-/. ]?M(\d{1,2})", r"\1-\2", "%Y-%m"),
-    (r"(\d{4})(?:/(?=\d{1,2}$)|\.(?=\d{2}$))(\d{1,2})", r"\1-\2", "%Y-%m"),
-    (r"(\d{1,2})(?:[/-]|(?<=\d{2})\.)(\d{4})", r"\2-\1", "%Y-%m"),
-    (r"([A-Za-z]{3})[A-Za-z]*\.?[-' /]+(\d{2})", r"\1-\2", "%b-%y"),  # Jan-22, as Excel writes
-    (r"(\d{8})[ T_-](\d{2}):?(\d{2})(?::?(\d{2}))?", r"\1\2\3", "%Y%m%d%H%M"),
-)
-"""Forms that pandas does not read, or reads otherwise."""
-_MONTH_NAMES = """mär:mar mrz:mar mai:may okt:oct dez:dec janv:jan févr:feb avr:apr juin:jun juil:jul août:aug déc:dec
-    ene:jan abr:apr ago:aug dic:dec"""
-_MONTHS = dict(pair.split(":") for pair in _MONTH_NAMES.split())
+_SERIALS = ((20_000, 80_000, 25_569), (700_000, 800_000, 719_529), (2_400_000, 2_500_000, 2_440_587.5))
+"""Numbers between the two are days; the third is 1970-01-01."""
+_YEAR, _GAP = r"(?P<y>\d{4})", r"[-/., 年]*"
+_WEEK = r"(?:KW|CW|WK|W|Week|Woche|Semaine|Sem|S|第)[-. ]*(?P<w>\d{1,2})[周週]?"
+_QUARTER = r"(?:第?(?P<q>[1-4])(?:季度?|[QT](?![a-z]))|[QT](?P<q2>[1-4]))"
+_FORMS = [
+    re.compile(form, re.IGNORECASE)
+    for form in (
+        rf"{_YEAR}{_GAP}{_WEEK}(?:-?(?P<u>[1-7]))?",
+        rf"{_WEEK}{_GAP}{_YEAR}",
+        rf"{_WEEK}[/' -]+(?P<y2>\d{{2}})",
+        rf"(?P<w>\d{{1,2}})\.? ?KW{_GAP}{_YEAR}",
+        rf"(?P<w>\d{{1,2}})[/ -]{_YEAR} ?KW",
+        rf"{_YEAR}{_GAP}{_QUARTER}",
+        rf"{_QUARTER}{_GAP}{_YEAR}",
+        rf"{_QUARTER}[/' -]*(?P<y2>\d{{2}})",
+        rf"{_YEAR}-(?P<j>\d{{3}})",
+        rf"{_YEAR}(?:[-/. ]?M|-)(?P<m>\d{{1,2}})",
+        rf"{_YEAR}(?:/(?=\d{{1,2}}$)|\.(?=\d{{2}}$))(?P<m>\d{{1,2}})",
+        rf"(?P<m>\d{{1,2}})(?:[/-]|(?<=\d{{2}})\.){_YEAR}",
+        r"(?P<b>[A-Za-z]{3})[A-Za-z]*\.?[-' /]+(?P<y2>\d{2})",  # Jan-22, as Excel writes
+    )
+]
+"""Weeks, quarters, days of a year and months, in forms that pandas does not read, or reads otherwise."""
+_MONTH_NAMES = """jan ene gen янв sty|feb fév fev фев lut|mar mär mrz mrt мар|apr avr abr апр kwi|may mai mei mag мая май
+    maj|jun juin giu июн cze|jul juil lug июл lip|aug aoû août ago авг sie|sep set сен wrz|oct okt out ott окт paź|nov ноя
+    lis|dec dez déc dic дек gru"""
+_MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES.split("|"), start=1) for name in names.split()}
+_MONTH = rf"(?i)(?<![^\W\d_])({'|'.join(sorted(_MONTHS, key=len, reverse=True))})[^\W\d_]*\.?"
+_DAY_NAME = r"(?i)^(?:mo|tu|we|th|fr|sa|su|di|mi|do|so|пн|вт|ср|чт|пт|сб|вс)[a-zé]*\.?,?\s+"
 _ZONE_NAMES = """UTC=+00:00 GMT=+00:00 BST=+01:00 CET=+01:00 MEZ=+01:00 CEST=+02:00 MESZ=+02:00
     EST=-05:00 EDT=-04:00 CDT=-05:00 MST=-07:00 MDT=-06:00 PST=-08:00 PDT=-07:00"""
 _ZONES = dict(pair.split("=") for pair in _ZONE_NAMES.split())
-_PLAIN = r"[+-]?\d+(?:[.,]\d+)?"
+_WORDS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"(\d)\s*[年月](?=\s*\d)", r"\1-"),
+    (r"[年月日号]", " "),
+    (r"(?<=\d)\s*[時时點点](?=\s*\d)", ":"),
+    (r"[時时點点分秒]|\s*\([A-Z/ ]+\)$", ""),
+    (_DAY_NAME, ""),
+    (_MONTH, lambda found: f"{datetime.date(2000, _MONTHS[found[1].lower()], 1):%b}"),
+    (r"(\d)\.?\s+(?=[A-Z][a-z]{2}\b)", r"\1 "),
+    (rf"\s({'|'.join(_ZONES)})$", lambda found: _ZONES[found[1]]),
+    (r"^\s+|\s+$", ""),
+)
+"""Chinese dates, names of days and months of some languages and of zones, and what pandas reads in their place."""
+_PLAIN = r"[+-]?\d+(?:[.,]\d+)?(?:[eE]\+?\d+)?"
+_MIDNIGHT = r"([ T])24(?=:00(?::00)?(?:$|[^\d:]))"
 _OFFSET = r"\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 
 
@@ -50,12 +85,12 @@ def is_time(cell: str) -> bool:
     """Whether one cell of text holds a date."""
     try:
         return any(map(str.isdigit, cell)) and parse_times(pandas.Series([cell]))[1] == "text"
-    except (ValueError, TypeError, OverflowError):
+    except NOT_TIMES:
         return False
 
 
 def parse_times(column: pandas.Series, *, day_first: bool | None = None) -> tuple[pandas.Series, Kind]:
-    """A pandas column as times, and what form they have; ValueError where it holds none. What has no time stays
+    """A pandas column as times, and what form they have; `NOT_TIMES` where it holds none. What has no time stays
     without.
 
     Times with offsets keep them where they are all the same, and are otherwise those of UTC; epochs are of UTC.
@@ -74,26 +109,45 @@ def parse_times(column: pandas.Series, *, day_first: bool | None = None) -> tupl
         known = text.dropna()
         if not len(known):
             raise ValueError("it is empty")
-        if known.str.fullmatch(CLOCK).all() or known.str.fullmatch(rf"{CLOCK}\s*[-–]\s*{CLOCK}").all():
+        if known.str.fullmatch(rf"{CLOCK}(?:\s*[-–]\s*{CLOCK})?").all():
             raise ValueError("it holds times of day without a date")
         if known.str.fullmatch(r"\d{1,2}[/-]\d{1,2}|\d{1,2}\.\d{1,2}\.").all():
             raise ValueError(f"'{known.iloc[0]}' has no year")
-        for pattern, written, form in _FORMS:
-            if known.str.fullmatch(pattern).all():
-                times = _with_24_hours(_english(text).str.replace(f"^{pattern}$", written, regex=True), form)
-                return times, "stamp" if known.str.fullmatch(_PLAIN).all() else "text"
-        if known.str.fullmatch(_PLAIN).all():
+        for form in _FORMS:
+            if all(map(form.fullmatch, known)):
+                days = text.str.replace(form, _first_day, regex=True)
+                return pandas.to_datetime(days), "stamp" if known.str.fullmatch(_PLAIN).all() else "text"
+        text = text.str.replace(r"^(\d{8})[ T_-](\d{2}):?(\d{2}):?(\d{2})?$", r"\1\2\3\4", regex=True)
+        if text.dropna().str.fullmatch(_PLAIN).all():
             return _from_numbers(text.str.replace(r"\.0+$", "", regex=True))
         return _from_text(text, day_first), "text"
 
 
+def _first_day(found: re.Match[str]) -> str:
+    """The first day of the week, quarter, month or day of a year that one of `_FORMS` matched."""
+    part = found.groupdict()
+    year = int(part.get("y") or pandas.to_datetime(part["y2"], format="%y").year)
+    quarter = part.get("q") or part.get("q2")
+    if part.get("w"):
+        day = datetime.date.fromisocalendar(year, int(part["w"]), int(part.get("u") or 1))
+    elif part.get("j"):
+        day = datetime.date(year, 1, 1) + datetime.timedelta(days=int(part["j"]) - 1)
+    elif part.get("b"):
+        day = datetime.date(year, _MONTHS[part["b"].lower()], 1)
+    else:
+        day = datetime.date(year, 3 * int(quarter) - 2 if quarter else int(part["m"]), 1)
+    return day.isoformat()
+
+
 def _from_numbers(text: pandas.Series) -> tuple[pandas.Series, Kind]:
-    """Digits as years, months (202401), days (20240131), hours, …, or as the time since 1970 or 1899."""
+    """Digits as years, months (202401), days (20240131), hours, …, or as the time since an epoch."""
     known = text.dropna()
     widths = known.str.len().unique()
     if len(widths) == 1 and widths[0] in _STAMPS and known.str.isdigit().all():
         try:
-            times = _with_24_hours(text, _STAMPS[widths[0]])
+            times = _with_24_hours(
+                text, r"(^\d{8})24(?=(?:00){0,2}$)", partial(pandas.to_datetime, format=_STAMPS[widths[0]])
+            )
             if times.dt.year.between(1500, 2500)[times.notna()].all():
                 return times, "year" if widths[0] == 4 else "stamp"
         except ValueError:
@@ -104,53 +158,42 @@ def _from_numbers(text: pandas.Series) -> tuple[pandas.Series, Kind]:
         if least <= low and high <= most:
             exact = pandas.to_numeric(text) if known.str.isdigit().all() else numbers
             return pandas.to_datetime(exact, unit=unit, utc=True), "epoch"
-    if _SERIALS[0] <= low and high <= _SERIALS[1]:
-        return pandas.to_datetime(numbers, unit="D", origin="1899-12-30").dt.round("s"), "serial"
+    for least, most, origin in _SERIALS:
+        if least <= low and high <= most:
+            return pandas.to_datetime(numbers - origin, unit="D").dt.round("s"), "serial"
+    fraction = numbers.dropna() % 1 > 0
+    if low >= 1500 and high <= 2500 and fraction.any():
+        raise ValueError(f"years with a fraction such as {known[fraction[fraction].index[0]]}")
     raise ValueError(f"numbers such as {known.iloc[0]} are not times")
 
 
-def _with_24_hours(text: pandas.Series, form: str) -> pandas.Series:
-    """`text` of one form; the hour 24 is the next day's first."""
-    late = text.str.fullmatch(r"\d{8}24(0000|00)?").fillna(False)
-    times = pandas.to_datetime(text.mask(late, text.str.replace(r"^(\d{8})24", r"\g<1>00", regex=True)), format=form)
-    return times + pandas.to_timedelta(late.astype("int64"), unit="D") if late.any() else times
+def _with_24_hours(text: pandas.Series, late: str, read: Callable[[pandas.Series], pandas.Series]) -> pandas.Series:
+    """`text` as times; where it matches `late`, the hour 24 is the next day's first."""
+    midnight = text.str.contains(late).fillna(False).astype("int64")
+    times = read(text.str.replace(late, r"\g<1>00", regex=True))
+    return times + pandas.to_timedelta(midnight, unit="D") if midnight.any() else times
 
 
-def _english(text: pandas.Series) -> pandas.Series:
-    """Months of some languages in English, Chinese dates with dashes, zones as offsets, no names of days."""
-    sample = "".join(text.dropna().head(400))
-    if re.search(r"[^\W\d_]", sample):
-        text = text.str.replace(r"(\d)\s*[年月](?=\s*\d)", r"\1-", regex=True).str.replace(
-            r"[年月日号]", " ", regex=True
-        )
-        text = (
-            text.str.replace(r"(?<=\d)\s*[时時点](?=\s*\d)", ":", regex=True)
-            .str.replace(r"[时時点分秒]", "", regex=True)
-            .str.strip()
-        )
-        text = text.str.replace(r"(?i)^(?:mo|tu|we|th|fr|sa|su|di|mi|do|so)[a-zé]*\.?,?\s+", "", regex=True)
-        months = "|".join(_MONTHS)
-        text = text.str.replace(rf"(?i)\b({months})[^\W\d]*\.?", lambda found: _MONTHS[found[1].lower()], regex=True)
-        text = text.str.replace(r"\s*\([A-Z/ ]+\)$", "", regex=True)
-        text = text.str.replace(rf"\s({'|'.join(_ZONES)})$", lambda found: _ZONES[found[1]], regex=True)
-    return text
-
-
-def _from_text(text: pandas.Series, day_first: bool | None) -> pandas.Series:
-    text = _starts(_english(text))
-    quarters = text.str.extract(r"^(?:(\d{4})[-/. ]*Q([1-4])|Q([1-4])[-/. ]*(\d{4}))$")
-    if quarters.notna().any(axis=1)[text.notna()].all():
-        years, quarter = quarters[0].fillna(quarters[3]), quarters[1].fillna(quarters[2])
-        return pandas.to_datetime(years + "-" + (3 * pandas.to_numeric(quarter) - 2).astype("string"), format="%Y-%m")
+def _from_text(written: pandas.Series, day_first: bool | None) -> pandas.Series:
+    text = written
+    if re.search(r"[^\W\d_]", "".join(text.dropna().head(400))):
+        for pattern, word in _WORDS:
+            text = text.str.replace(pattern, word, regex=True)  # type: ignore[arg-type]
+    text = _starts(text).str.replace(r"(?<=[\d,] )(\d{1,2})\.(\d{2})(?:\.(\d{2}))?$", r"\1:\2", regex=True)
     known = text.dropna()
     for cell in {known.iloc[0], known.iloc[len(known) // 2], known.iloc[-1]}:
         if _is_incomplete(cell):
             raise ValueError(f"'{cell}' has no year")
-    late = text.str.contains(r"[ T]24:00(?::00)?(?=$|[^\d:])").fillna(False)
-    if late.any():
-        text = text.mask(late, text.str.replace(r"([ T])24:00", r"\g<1>00:00", regex=True))
-    times = _in_either_order(text, known, day_first)
-    return times + pandas.to_timedelta(late.astype("int64"), unit="D") if late.any() else times
+    readings = []
+    year_first = known.iloc[0][:4].isdigit()
+    for first in [False] if year_first else [False, True] if day_first is None else [day_first]:
+        with contextlib.suppress(*NOT_TIMES):
+            readings.append(_with_24_hours(text, _MIDNIGHT, partial(_read, dayfirst=first)))
+    if not readings:
+        raise ValueError(f"'{written.dropna().iloc[0]}' is not a date")
+    if len(readings) == 2 and known.str.match(r"\d+\.").all():
+        readings.reverse()  # 3.4.2024 with points: the day first, where both are as regular
+    return max(readings, key=_regularity)
 
 
 def _starts(text: pandas.Series) -> pandas.Series:
@@ -171,8 +214,6 @@ def _starts(text: pandas.Series) -> pandas.Series:
 
 def _is_incomplete(cell: str) -> bool:
     """Whether a year or a month would be filled in."""
-    import datetime
-
     found = []
     for default in (datetime.datetime(1904, 1, 1), datetime.datetime(1988, 5, 1)):
         try:
@@ -182,32 +223,13 @@ def _is_incomplete(cell: str) -> bool:
     return found[0].year != found[1].year or found[0].month != found[1].month
 
 
-def _in_either_order(text: pandas.Series, known: pandas.Series, day_first: bool | None) -> pandas.Series:
-    if known.iloc[0][:4].isdigit() or day_first is not None:
-        return _read(text, dayfirst=bool(day_first) and not known.iloc[0][:4].isdigit())
-    readings: list[Any] = []
-    failed: Exception = ValueError()
-    for first in (False, True):
-        try:
-            readings.append(_read(text, dayfirst=first))
-        except (ValueError, TypeError, OverflowError) as error:
-            failed = error
-    if not readings:
-        raise ValueError(str(failed))
-    if len(readings) == 2 and known.str.match(r"\d+\.").all():
-        readings.reverse()  # 3.4.2024 with points: the day first, where both are as regular
-    return max(readings, key=_regularity)
-
-
 def _read(text: pandas.Series, *, dayfirst: bool) -> pandas.Series:
     """`text` as pandas reads it: in one form, in ISO 8601's several, or each in its own."""
-    failed: Exception | None = None
     for options in ({}, {"format": "ISO8601"}, {"format": "mixed"}):
         for utc in (False, True):
             try:
                 found = pandas.to_datetime(text, dayfirst=dayfirst, utc=utc, **options)
-            except (ValueError, TypeError, OverflowError) as error:
-                failed = failed or error
+            except NOT_TIMES:
                 continue
             if not pandas.api.types.is_datetime64_any_dtype(found.dtype):
                 continue
@@ -215,7 +237,7 @@ def _read(text: pandas.Series, *, dayfirst: bool) -> pandas.Series:
                 wall = pandas.to_datetime(text.str.replace(_OFFSET, "", regex=True), dayfirst=dayfirst, **options)
                 return wall if _is_daily(wall) else found
             return found
-    raise ValueError(str(failed))
+    raise ValueError
 
 
 def _regularity(times: pandas.Series) -> tuple[bool, float]:
@@ -279,8 +301,9 @@ def joined(dates: pandas.Series, clock: pandas.Series, *, named: bool) -> pandas
     known = text.dropna()
     if len(known) < len(text):
         return None
-    if known.str.fullmatch(r"\d{1,4}(\.0+)?").all() and named:
-        numbers = pandas.to_numeric(text).astype("float64")
+    hours = text.str.replace(r"(?i)\s*(?:h|hrs?|uhr|[时時点點])\.?$", "", regex=True)
+    if hours.str.fullmatch(r"\d{1,4}(\.0+)?").all() and (named or (hours != text).all()):
+        numbers = pandas.to_numeric(hours).astype("float64")
         if numbers.max() > 24:
             numbers = numbers // 100 + numbers % 100 / 60
         return dates + pandas.to_timedelta(numbers * 60, unit="min").dt.round("s") if numbers.max() <= 24 else None

@@ -20,6 +20,7 @@ from diffusion_forcing.errors import UserError
 
 DAYS = pandas.date_range("2024-01-01", periods=40)
 HOURS = pandas.date_range("2024-01-01", periods=60, freq="h")
+WEEKS = pandas.date_range("2024-01-01", periods=60, freq="W-MON")
 MONTHS = pandas.date_range("2020-01-01", periods=30, freq="MS")
 NUMBERS = list(range(60))
 
@@ -164,6 +165,15 @@ def late(hour: int) -> str:
         (table("m,a", [(f"{m.month}/{m.year}", 0) for m in MONTHS]), "M", "2020-01-01T00:00:00"),
         (table("日期,a", [(f"{d.year}年{d.month}月{d.day}日", 0) for d in DAYS]), "D", "2024-01-01T00:00:00"),
         (table("year,month,a", [(m.year, m.month, 0) for m in MONTHS]), "M", "2020-01-01T00:00:00"),
+        (table("Year,Period,a", [(m.year, f"M{m.month:02d}", 0) for m in MONTHS]), "M", "2020-01-01T00:00:00"),
+        (table("year,doy,a", [(d.year, d.dayofyear, 0) for d in DAYS]), "D", "2024-01-01T00:00:00"),
+        (table("Year,Day of Year,a", [(d.year, d.dayofyear, 0) for d in DAYS]), "D", "2024-01-01T00:00:00"),
+        (table("YEAR,MO,DY,HR,a", [(h.year, h.month, h.day, h.hour, 0) for h in HOURS]), "h", "2024-01-01T00:00:00"),
+        (table("year,doy,hour,min,a", [(h.year, h.dayofyear, h.hour, m, 0) for h in HOURS for m in (0, 30)]),
+         "30min", "2024-01-01T00:00:00"),
+        (table("Jahr,Woche,a", [(w.isocalendar().year, f"KW {w.week}", 0) for w in WEEKS]), "W-MON", "2024-01-01T00:00:00"),
+        (table("Date,HE,a", [(HOURS[n].date(), n % 24 + 1, 0) for n in range(60)]), "h", "2024-01-01T01:00:00"),
+        (table("date;time;a", [(h.date(), f"{h.hour} Uhr", 0) for h in HOURS], ";"), "h", "2024-01-01T00:00:00"),
         (table("year,qtr,a", [(2000 + n // 4, n % 4 + 1, 0) for n in range(20)]), "Q-DEC", "2000-01-01T00:00:00"),
         (table("No,year,month,day,hour,a", [(n + 1, h.year, h.month, h.day, h.hour, 0) for n, h in enumerate(HOURS)]),
          "h", "2024-01-01T00:00:00"),
@@ -188,6 +198,51 @@ def test_times_are_found_where_and_as_they_are(tmp_path: Path, text: str, freq: 
     assert found.variates == 1
 
 
+@pytest.mark.parametrize(
+    ("write", "times", "freq"),
+    [
+        *((form, "weeks", "W-MON") for form in (
+            "KW{w:02d} {y}", "KW {w}/{y}", "{y}-W{w:02d}", "{y}W{w:02d}-1", "{y}-KW{w:02d}", "{y} KW{w}", "W{w:02d} {y}",
+            "Week {w}, {y}", "{y}/W{w:02d}", "{w:02d}. KW {y}", "{y}-S{w:02d}", "CW{w:02d}/{s:02d}", "{w}/{y} KW",
+            "{y}第{w}周", "{y}年第{w}週",
+        )),
+        *((form, "quarters", "Q-DEC") for form in (
+            "{y}Q{q}", "{y}-Q{q}", "Q{q} {y}", "Q{q}-{s:02d}", "{q}Q{s:02d}", "{y}年{q}季度", "T{q} {y}", "{y}T{q}",
+        )),
+        *((form, "days", "D") for form in (
+            "{y}-{j:03d}", "{y}{j:03d}", "{d}. {german} {y}", "{d} {russian} {y}", "{english} {d}, {y}", "{serial}",
+            "{matlab}", "{julian}", "{epoch:.9e}", "{d}/{m}/{y} 00.00", "{y}/{m}/{d}", "{y}{m:02d}{d:02d} 0000",
+        )),
+    ],
+)  # fmt: skip
+def test_times_are_read_as_they_are_written(tmp_path: Path, write: str, times: str, freq: str) -> None:
+    days = {"weeks": WEEKS, "quarters": pandas.date_range("2024-01-01", periods=20, freq="QS"), "days": DAYS}[times]
+
+    def written(day: pandas.Timestamp) -> str:
+        of_week, since = day.isocalendar() if times == "weeks" else day, (day - pandas.Timestamp(1970, 1, 1)).days
+        months = {"german": ["Januar", "Februar"], "russian": ["января", "февраля"], "english": ["January", "February"]}
+        names = {language: two[(day.month - 1) % 2] for language, two in months.items()}
+        number = {
+            "serial": since + 25569,
+            "matlab": since + 719529,
+            "julian": since + 2440587.5,
+            "epoch": since * 86400,
+        }
+        parts = {
+            "y": of_week.year,
+            "s": of_week.year % 100,
+            "w": day.week,
+            "q": day.quarter,
+            "m": day.month,
+            "d": day.day,
+        }
+        return write.format(**parts, j=day.dayofyear, **names, **number)
+
+    found = read(tmp_path, table("date;a", [(written(day), n) for n, day in enumerate(days)], ";"))
+    assert (found.freq, found.times(0, 1)[0][:19]) == (freq, days[0].isoformat())
+    assert len(found) == len(days)
+
+
 def test_rows_of_a_header_make_the_names(tmp_path: Path) -> None:
     head = "Price,Close,Close\nTicker,ABC,0700.HK\nDate,,\n"
     found = read(tmp_path, head + "\n".join(f"{day.date()},{n},{n + 1}" for n, day in enumerate(DAYS)))
@@ -201,6 +256,8 @@ def test_rows_of_a_header_make_the_names(tmp_path: Path) -> None:
         ([f"{h:%H:%M}" for h in HOURS[:24]], "without a date"),
         ([f"{d:%d-%b}" for d in DAYS], "no year"),
         ([f"{d:%d.%m.}" for d in DAYS], "no year"),
+        ([f"{2000 + n / 12:.4f}" for n in range(40)], "fraction such as 2000.0833"),
+        ([f"令和6年1月{n + 1}日" for n in range(30)], "'令和6年1月1日' is not a date"),
         ([*(f"{d:%Y-%m-%d}" for d in DAYS), "Total"], "'Total' in row 42"),
     ],
 )
