@@ -46,6 +46,7 @@ HOMES = {
     "vizdoom": {"environments"},
     "labmaze": {"environments"},
     "gymnasium": {"environments"},
+    "ogbench": {"environments"},
     "h5py": {"datasets"},
     "minari": {"datasets"},
     "av": {"datasets", "tracking", "serve"},

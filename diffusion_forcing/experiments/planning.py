@@ -21,28 +21,24 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
-from diffusion_forcing.algorithms.planning.controllers import PlanFollower, hold
+from diffusion_forcing.algorithms.planning.controllers import DRIVES, PlanFollower, each_step, hold
 from diffusion_forcing.algorithms.planning.planner import Planner
 from diffusion_forcing.algorithms.planning.tokens import Steps
-from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import Goal
-from diffusion_forcing.environments.mazes.vector import VectorMaze2d
-from diffusion_forcing.environments.mazes.waypoint import oracle_rewards
+from diffusion_forcing.environments.mazes.vector import VectorMaze
 from diffusion_forcing.errors import check_minimum
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
-from diffusion_forcing.metrics.planning import REFERENCE_SCORES, normalized_score, planning_report
+from diffusion_forcing.metrics.planning import planning_report
 from diffusion_forcing.progress import Bar
-from diffusion_forcing.visualization.maze import GOAL_RADIUS, draw_plans, video_of_execution, video_of_plan
+from diffusion_forcing.visualization.maze import draw_plans, video_of_execution, video_of_plan
 
 Array = NDArray[np.float64]
 
 NOISE_STREAM = 3
 """Third number of a plan's seed; the environments draw from streams 0 to 2."""
-STUCK_PACE = 0.01
-"""Metres a step, a fifth of full speed: a ball that is replanned for nearer to an earlier place than that is stuck."""
 LEAST_PULL = 0.125
 """Lower bound of the factor on the guidance scale for a stuck ball."""
 TEST_SEED_OFFSET = 10_000
@@ -65,8 +61,9 @@ PRINTED = (
 class Episodes:
     """n executed episodes of T steps.
 
-    rewards: (n, T), 0 or 1; trajectories: (n, T+1, 4), observations; goals: (n, 2); plans: for each planning call the
-    step and the planned positions (n, h, 2); seconds: wall time of each planning call divided by the plans in it.
+    rewards: (n, T), 0 or 1; trajectories: (n, T+1, o), observations; goals: (n, 2); plans: for each planning call the
+    step and the planned positions (n, h, 2) of the steps from there; seconds: wall time of each planning call divided by
+    the plans in it. Where episodes end at the goal, nothing is rewarded or drawn after it.
     """
 
     rewards: Array
@@ -77,7 +74,7 @@ class Episodes:
 
 
 def play(
-    env: VectorMaze2d,
+    env: VectorMaze,
     planner: Planner,
     options: PlanningOptions,
     *,
@@ -87,7 +84,8 @@ def play(
     on_step: Callable[[int], None] = lambda count: None,
 ) -> Episodes:
     """Play episodes first_episode… of `seed`, one an environment. `on_step(n)` is called after each step of all n."""
-    n, steps, every = env.num_envs, env.max_steps, options.open_loop_horizon
+    n, steps, every, skip = env.num_envs, env.max_steps, options.open_loop_horizon, options.frame_skip
+    drive, stays = DRIVES[env.body], options.stay_at_goal or env.ends_at_goal
     observations, _ = env.reset(seed=seed, options={"first_episode": first_episode})
     trajectory, actions = [observations.copy()], list[Array]()
     rewards, reached = np.zeros((n, steps)), np.zeros(n, dtype=bool)
@@ -96,21 +94,21 @@ def play(
     follower: PlanFollower | None = None
     pull, places = np.ones(n), list[Array]()
     for step in range(steps):
-        waiting = ~reached if options.stay_at_goal else np.ones(n, dtype=bool)
+        waiting = ~reached if stays else np.ones(n, dtype=bool)
         if step % every == 0 and waiting.any():
-            horizon, index = min(options.episode_len, steps - step), np.flatnonzero(waiting)
+            horizon, index = min(options.episode_len, -(-(steps - step) // skip)), np.flatnonzero(waiting)
             seeds: list[tuple[int, ...]] = [(seed, first_episode + int(i), NOISE_STREAM, step) for i in index]
             if options.ease_when_stuck:
                 # Halve the guidance of a ball that is back at an earlier place: it was led in a circle or into a wall.
                 positions = observations[:, :2].copy()
-                near = [np.linalg.norm(positions - place, axis=1) < STUCK_PACE * every for place in places]
+                near = [np.linalg.norm(positions - place, axis=1) < drive.stuck_pace * every for place in places]
                 stuck = np.any([np.zeros(n, dtype=bool), *near], axis=0)
                 pull = np.where(stuck, np.maximum(pull / 2, LEAST_PULL), 1.0)
                 places.append(positions)
             previous, restart = None, None
             if frames is not None and options.warm_start > 0:
                 # Start from what is left of the last plan, noised again, instead of from pure noise.
-                previous = frames[torch.from_numpy(index)][:, every:][:, :horizon]
+                previous = frames[torch.from_numpy(index)][:, every // skip :][:, :horizon]
                 previous = None if previous.shape[1] == 0 else previous
                 restart = max(1, round(options.warm_start * planner.sampler.sampling_timesteps))
             started = time.perf_counter()
@@ -125,33 +123,37 @@ def play(
                 pull=_float(pull[index], device) if options.ease_when_stuck else None,
                 previous=previous,
                 restart=restart,
-                past=_history(planner, index, trajectory, actions, rewards[:, :step], device),
+                past=_history(planner, index, trajectory, actions, rewards[:, :step], skip, device),
                 generator=_generator(device, (seed, first_episode, NOISE_STREAM, step, 2)),
             )
             # Balls that are not planned for keep their goal as the plan.
-            whole = np.repeat(env.goals[:, None], horizon, axis=1)
-            whole[index] = planned.observations[..., :2].cpu().numpy().astype(np.float64)
+            whole = np.repeat(env.goals[:, None], horizon * skip, axis=1)
+            positions = planned.observations[..., :2].cpu().numpy().astype(np.float64)
+            whole[index] = each_step(positions, observations[index, :2], skip)
             seconds.append((time.perf_counter() - started) / len(index))
             planned_actions = None
             if planner.bundle.action_dim:
-                planned_actions = np.zeros((n, horizon, 2))
-                planned_actions[index] = planned.actions.cpu().numpy()
+                planned_actions = np.zeros((n, horizon * skip, 2))
+                planned_actions[index] = planned.actions.cpu().numpy().repeat(skip, axis=1)
             if options.warm_start > 0:
                 frames = new_frames.new_zeros(n, *new_frames.shape[1:])
                 frames[torch.from_numpy(index)] = new_frames
             plans.append((step, whole))
-            follower = PlanFollower(
-                whole, options.controller if planned_actions is None else "execute", planned_actions
-            )
+            law = options.controller if planned_actions is None else "execute"
+            follower = PlanFollower(whole, law, planned_actions, drive)
         action = np.zeros((n, 2)) if follower is None else follower.act(observations)
-        if options.stay_at_goal:
-            action = np.where(reached[:, None], hold(observations, env.goals), action)
+        if stays:
+            action = np.where(reached[:, None], hold(observations, env.goals, drive), action)
         observations, reward, *_ = env.step(action)
         actions.append(np.clip(action, -1, 1))
         trajectory.append(observations.copy())
-        rewards[:, step] = reward
+        rewards[:, step] = reward * ~reached if env.ends_at_goal else reward
         reached |= reward > 0
         on_step(n)
+        if env.ends_at_goal and reached.all():
+            trajectory += [observations] * (steps - step - 1)
+            on_step(n * (steps - step - 1))
+            break
     return Episodes(
         rewards=rewards,
         trajectories=np.stack(trajectory, axis=1),
@@ -167,15 +169,18 @@ def _history(
     trajectory: list[Array],
     actions: list[Array],
     rewards: Array,
+    skip: int,
     device: torch.device,
 ) -> Steps | None:
     """The last steps of episodes `index`, as many whole tokens as the planner takes as context; None for none."""
     f = planner.bundle.frame_stack
-    count = min(planner.context_frames, len(actions)) // f * f
+    count = min(planner.context_frames, len(actions) // skip) // f * f
     if not count:
         return None
-    observed, done = np.stack(trajectory[-count - 1 : -1], axis=1), np.stack(actions[-count:], axis=1)
-    return Steps(*(_float(part[index], device) for part in (observed, done, rewards[:, -count:, None])))
+    observed = np.stack(trajectory[-count * skip - 1 : -1 : skip], axis=1)
+    done = np.stack(actions[-count * skip :], axis=1).reshape(len(rewards), count, skip, 2).mean(axis=2)
+    rewarded = rewards[:, -count * skip :].reshape(len(rewards), count, skip).max(axis=2)
+    return Steps(*(_float(part[index], device) for part in (observed, done, rewarded[..., None])))
 
 
 def _float(array: Array, device: torch.device) -> torch.Tensor:
@@ -241,12 +246,13 @@ class PlanningExperiment(BaseExperiment):
         planner: Planner = algorithm.planner()
         if options.compile:
             compile_network(planner.forcing, options.compile)
-        maze, total = self.dataset.maze, self.options.episodes
+        total, goal, most = self.options.episodes, algorithm.options.goal, options.batch_size
         groups = []
-        with Bar(f"{task}: {total} episodes", total=total * maze.max_steps) as bar, torch.no_grad():
-            for first in range(0, total, options.batch_size):
-                count = min(options.batch_size, total - first)
-                env = VectorMaze2d(maze, count, goal=algorithm.options.goal)
+        env = self.dataset.environment(min(total, most), goal)
+        with Bar(f"{task}: {total} episodes", total=total * env.max_steps) as bar, torch.no_grad():
+            for first in range(0, total, most):
+                if total - first < env.num_envs:
+                    env = self.dataset.environment(total - first, goal)
                 groups.append(
                     play(
                         env,
@@ -258,28 +264,43 @@ class PlanningExperiment(BaseExperiment):
                         on_step=bar.advance,
                     )
                 )
-        self._report(groups, seed=seed, goal=algorithm.options.goal, maze=maze)
-        self._draw(task, groups[0], planner, device, seed)
+        self._report(groups, seed=seed, goal=goal)
+        self._draw(task, groups[0], planner, device, seed, env.goal_distance)
 
-    def _report(self, groups: list[Episodes], *, seed: int, goal: Goal, maze: Maze) -> None:
-        rewards = np.concatenate([group.rewards for group in groups])
+    def _report(self, groups: list[Episodes], *, seed: int, goal: Goal) -> None:
+        data, rewards = self.dataset, np.concatenate([group.rewards for group in groups])
         seconds = np.concatenate([group.seconds for group in groups])
-        name = maze.name if maze.name in REFERENCE_SCORES else None
-        oracle = oracle_rewards(maze, len(rewards), seed=seed, goal=goal).sum(axis=1)
-        oracle_score = float(normalized_score(oracle, name).mean()) if name else None
-        report = planning_report(rewards, maze=name, seconds_per_plan=seconds, oracle_score=oracle_score)
-        report["planning/oracle_episode_reward"] = float(oracle.mean())
-        if oracle_score is not None:
-            report["planning/oracle_normalized_score"] = oracle_score
+        oracle = data.oracle(len(rewards), seed=seed, goal=goal)
+        best = planning_report(oracle, maze=data.reference)
+        oracle_score = best.get("planning/normalized_score")
+        report = planning_report(
+            rewards,
+            maze=data.reference,
+            seconds_per_plan=seconds,
+            oracle_score=oracle_score,
+            tasks=data.tasks(len(rewards), goal),
+        )
+        for name in ("episode_reward", "success_rate", "first_reach", "normalized_score"):
+            if f"planning/{name}" in best:
+                report[f"planning/oracle_{name}"] = best[f"planning/{name}"]
         self.run.summary(report)
         for key in PRINTED:
             if f"planning/{key}" in report:
                 stderr = report[f"planning/{key}_stderr"]
                 self._say(f"  {key:24s} {report[f'planning/{key}']:9.4g} ± {stderr:.2g}")
 
-    def _draw(self, task: str, group: Episodes, planner: Planner, device: torch.device, seed: int) -> None:
+    def _draw(
+        self, task: str, played: Episodes, planner: Planner, device: torch.device, seed: int, goal_distance: float
+    ) -> None:
         """A grid of the group's first episodes, and videos of the one with the longest way to its goal."""
-        walls, options = self.dataset.maze.walls, self.algorithm.options
+        maze, options = self.dataset.maze, self.algorithm.options
+        walls, radius = maze.walls, goal_distance / maze.unit
+        group = replace(
+            played,
+            trajectories=maze.on_map(played.trajectories[..., :2]),
+            goals=maze.on_map(played.goals),
+            plans=[(step, maze.on_map(plan)) for step, plan in played.plans],
+        )
         shown = range(min(MOST_DRAWN, len(group.rewards)))
         starts = group.trajectories[:, 0, :2]
         ends = [_end(rewards) for rewards in group.rewards]
@@ -288,20 +309,23 @@ class PlanningExperiment(BaseExperiment):
             f"{task}_plans",
             draw_plans(
                 walls,
-                [_until_goal(group.plans[0][1][i], group.goals[i]) for i in shown],
+                [_until_goal(group.plans[0][1][i], group.goals[i], radius) for i in shown],
                 [group.trajectories[i, : ends[i], :2] for i in shown],
                 [starts[i] if marked else None for i in shown],
                 [group.goals[i] if marked else None for i in shown],
                 titles=[_title(group.rewards[i]) for i in shown],
+                radius=radius,
             ),
             caption=f"Plans and what became of them: episodes 0 to {shown[-1]} of seed {seed}",
         )
         longest = int(np.linalg.norm(group.goals - starts, axis=1)[: len(shown)].argmax())
         goal = group.goals[longest] if marked else None
-        rows, levels = self._rows_of_plan(planner, group, longest, device)
+        rows, levels = self._rows_of_plan(planner, played, longest, device)
         self.run.video(
             f"{task}_plan_from_noise",
-            video_of_plan(walls, rows, starts[longest] if marked else None, goal, levels=levels),
+            video_of_plan(
+                walls, maze.on_map(rows), starts[longest] if marked else None, goal, levels=levels, radius=radius
+            ),
             fps=max(4, len(rows) // 6),
             caption=f"A plan coming out of noise, row by row of its scheduling matrix ({len(rows)} rows)",
         )
@@ -318,6 +342,7 @@ class PlanningExperiment(BaseExperiment):
                 group.trajectories[longest, : ends[longest], :2],
                 goal,
                 replan_every=options.open_loop_horizon,
+                radius=radius,
             ),
             fps=25,
             caption=f"Episode {longest}: each plan, and the ball that follows it",
@@ -327,7 +352,8 @@ class PlanningExperiment(BaseExperiment):
         self, planner: Planner, group: Episodes, episode: int, device: torch.device
     ) -> tuple[Array, NDArray[np.int64]]:
         """Positions (m, h, 2) after each row of one plan, and the sampling levels (m, tokens)."""
-        horizon = min(self.algorithm.options.episode_len, self.dataset.maze.max_steps)
+        options, steps = self.algorithm.options, group.rewards.shape[1]
+        horizon = min(options.episode_len, -(-steps // options.frame_skip))
         first = planner.present_tokens
         future = slice(first, first - (-horizon // planner.bundle.frame_stack))
         rows: list[Array] = []
@@ -355,9 +381,9 @@ def _end(rewards: Array) -> int:
     return min(len(rewards), int(reached[0]) + 25) + 1 if len(reached) else len(rewards) + 1
 
 
-def _until_goal(plan: Array, goal: Array) -> Array:
+def _until_goal(plan: Array, goal: Array, radius: float) -> Array:
     """The part of a plan (h, 2) until it first reaches the goal; the rest is not followed."""
-    near = np.linalg.norm(plan - goal, axis=-1) < GOAL_RADIUS
+    near = np.linalg.norm(plan - goal, axis=-1) < radius
     return plan[: int(near.argmax()) + 1] if near.any() else plan
 
 

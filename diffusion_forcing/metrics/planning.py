@@ -88,6 +88,7 @@ def planning_report(
     maze: str | None = None,
     seconds_per_plan: ArrayLike | None = None,
     oracle_score: float | None = None,
+    tasks: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Numbers for `metrics.json` of n executed episodes, `rewards: (n, T)`; every mean has its `_stderr` beside it.
 
@@ -96,7 +97,8 @@ def planning_report(
     - normalized_score, normalized_score_if_stay if `maze` is one of `REFERENCE_SCORES`;
     - seconds_per_plan if the measured seconds are given, one for each timed plan;
     - oracle_ratio if a positive `oracle_score` is given too: mean normalized_score over the oracle's, taken as exact.
-      A ratio to an oracle at or below the random policy means nothing.
+      A ratio to an oracle at or below the random policy means nothing;
+    - success_rate_task1, … if `tasks: (n,)`, the number of each episode's task, is given.
     """
     episodes = episode_metrics(rewards)
     columns: dict[str, ArrayLike] = {
@@ -116,6 +118,9 @@ def planning_report(
     report: dict[str, float] = {}
     for name, values in columns.items():
         report[f"planning/{name}"], report[f"planning/{name}_stderr"] = mean_and_stderr(values)
+    for task in np.unique([] if tasks is None else np.asarray(tasks)):
+        name = f"planning/success_rate_task{task}"
+        report[name], report[f"{name}_stderr"] = mean_and_stderr(episodes.success[np.asarray(tasks) == task])
     report["planning/episodes"] = int(episodes.success.size)
     report["planning/unreached"] = int((~episodes.success).sum())
     return report

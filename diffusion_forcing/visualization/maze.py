@@ -4,7 +4,7 @@ Positions are in D4RL's coordinates, (…, 2) or wider (velocities and what foll
 p0 along the maze's rows, which go down as in its ASCII map, and p1 along its columns, which go right. The wall box of
 cell (i, j) is the square of side 1 around (i - 0.2, j - 0.2). A plan is coloured by its own time, from blue (now) to
 orange (its end); the executed trajectory is the dark line over it; the start is a green dot, the goal a red star in
-the circle of radius 0.5 that is rewarded. Images are uint8, (h, w, 3) or (t, h, w, 3). Inputs are never edited.
+the circle that is rewarded, of radius 0.5 in D4RL's mazes. Images are uint8, (h, w, 3) or (t, h, w, 3). Inputs are never edited.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def draw_plans(
     titles: Sequence[str] | None = None,
     columns: int | None = None,
     pixels: int = GRID_PIXELS,
+    radius: float = GOAL_RADIUS,
 ) -> Pixels:
     """A grid of n episodes in a maze `walls: (H, W)`: each its plan (h, 2), executed trajectory (t, 2), start and goal.
 
@@ -74,7 +75,7 @@ def draw_plans(
             f"plans, trajectories, starts, goals and titles must be equally long, not empty, got {lengths}"
         )
     columns = min(count, columns or max(1, round((count * walls.shape[0] / walls.shape[1] * 1.4) ** 0.5)))
-    maze = MazeFigure(walls, pixels, columns=columns, rows=-(-count // columns), title=26)
+    maze = MazeFigure(walls, pixels, columns=columns, rows=-(-count // columns), title=26, radius=radius)
     for axes, title, plan, trajectory, start, goal in zip(maze.axes, titles, *episodes, strict=False):
         axes.text(0, 1.02, title, transform=axes.transAxes, va="bottom", fontsize=9, color=INK, parse_math=False)
         if plan is not None:
@@ -103,6 +104,7 @@ def video_of_plan(
     *,
     levels: ArrayLike | None = None,
     pixels: int = VIDEO_PIXELS,
+    radius: float = GOAL_RADIUS,
 ) -> Pixels:
     """A plan emerging from noise: `rows: (m, h, 2)`, the plan after each row of the scheduling matrix, to (t, h, w, 3).
 
@@ -112,7 +114,7 @@ def video_of_plan(
     """
     walls, path = _checked_walls(walls), _checked_path(rows, "rows", axes=3)
     noise = _noise_of_positions(levels, path.shape[0], path.shape[1])
-    maze = MazeFigure(walls, pixels)
+    maze = MazeFigure(walls, pixels, radius=radius)
     (axes,) = maze.axes
     maze.mark(axes, start, goal)
     maze.legend(plan=noise is None, noise=noise is not None, goal=goal is not None)
@@ -146,6 +148,7 @@ def video_of_execution(
     *,
     replan_every: int,
     pixels: int = VIDEO_PIXELS,
+    radius: float = GOAL_RADIUS,
 ) -> Pixels:
     """The agent on its way: `trajectory: (n, 2)`, its position at each step, over the plan it follows, to (t, h, w, 3).
 
@@ -155,7 +158,7 @@ def video_of_execution(
     walls, path = _checked_walls(walls), _checked_path(trajectory, "trajectory")
     followed = _checked_path(plans, "plans", axes=3)
     target = None if goal is None else _checked_path(goal, "goal", axes=1)
-    maze = MazeFigure(walls, pixels)
+    maze = MazeFigure(walls, pixels, radius=radius)
     (axes,) = maze.axes
     maze.mark(axes, path[0], goal)
     maze.legend(plan=True, executed=True, goal=goal is not None)
@@ -163,7 +166,7 @@ def video_of_execution(
     plan = LineCollection([], colors=colours, lw=maze.cell / 18 + 1, alpha=0.75, capstyle="round", zorder=4)
     axes.add_collection(plan)
     centre = (0.0, 0.0) if target is None else (target[1], target[0])
-    at_goal = axes.add_patch(Circle(centre, GOAL_RADIUS, fill=False, edgecolor=START, lw=maze.cell / 15, zorder=3))
+    at_goal = axes.add_patch(Circle(centre, radius, fill=False, edgecolor=START, lw=maze.cell / 15, zorder=3))
     (trail,) = axes.plot([], [], color=INK, lw=1.4, zorder=6)
     (agent,) = axes.plot([], [], marker="o", ms=maze.cell / 6, color=INK, mec="white", mew=1.2, zorder=9)
     counter = maze.counter()
@@ -172,7 +175,7 @@ def video_of_execution(
         plan.set_segments(_segments(followed[min(step // replan_every, len(followed) - 1)]))
         trail.set_data(path[: step + 1, 1], path[: step + 1, 0])
         agent.set_data(path[step : step + 1, 1], path[step : step + 1, 0])
-        at_goal.set_visible(target is not None and bool(np.linalg.norm(path[step] - target) <= GOAL_RADIUS))
+        at_goal.set_visible(target is not None and bool(np.linalg.norm(path[step] - target) <= radius))
         counter.set_text(f"step {step} of {len(path) - 1}")
 
     return _animate(maze, [at_goal, plan, trail, agent, counter], len(path), show)
@@ -185,9 +188,18 @@ class MazeFigure:
     """Height of the legend's strip in pixels."""
 
     def __init__(
-        self, walls: NDArray[np.bool_], pixels: int, *, columns: int = 1, rows: int = 1, title: int = 34
+        self,
+        walls: NDArray[np.bool_],
+        pixels: int,
+        *,
+        columns: int = 1,
+        rows: int = 1,
+        title: int = 34,
+        radius: float = GOAL_RADIUS,
     ) -> None:
-        """walls: (H, W). pixels: approximate longer side of a maze. title: height of the strip above it, in pixels."""
+        """walls: (H, W). pixels: approximate longer side of a maze. title: height of the strip above it, in pixels.
+        radius: of the goal's circle."""
+        self.radius = radius
         self.cell = max(6, 2 * round(pixels / max(walls.shape) / 2))  # even, so that videos have even sides
         self._title = title
         height, width = (self.cell * side for side in walls.shape)
@@ -213,8 +225,8 @@ class MazeFigure:
         scale = self.cell / 60
         if goal is not None:
             y, x = _checked_path(goal, "goal", axes=1)
-            axes.add_patch(Circle((x, y), GOAL_RADIUS, facecolor=GOAL, alpha=0.12, zorder=2))
-            axes.add_patch(Circle((x, y), GOAL_RADIUS, fill=False, edgecolor=GOAL, ls=(0, (4, 3)), lw=1.2, zorder=3))
+            axes.add_patch(Circle((x, y), self.radius, facecolor=GOAL, alpha=0.12, zorder=2))
+            axes.add_patch(Circle((x, y), self.radius, fill=False, edgecolor=GOAL, ls=(0, (4, 3)), lw=1.2, zorder=3))
             axes.plot([x], [y], "*", ms=17 * scale + 3, color=GOAL, mec="white", mew=1, zorder=8)
         if start is not None:
             y, x = _checked_path(start, "start", axes=1)

@@ -92,10 +92,15 @@ class PlanningOptions(AlgorithmOptions):
             raise UserError(f"algorithm.gamma is {self.gamma}; it must be above 0 and at most 1")
         for name in ("warm_start", "guidance_stop", "refine"):
             check_range(f"algorithm.{name}", getattr(self, name), 0, 1)
-        if self.warm_start > 0 and self.open_loop_horizon >= self.episode_len:
+        if self.warm_start > 0 and self.open_loop_horizon >= self.episode_len * self.frame_skip:
             raise UserError(
-                f"algorithm.warm_start is {self.warm_start}, but nothing of a plan of {self.episode_len} steps is left when replanning "
-                f"after algorithm.open_loop_horizon {self.open_loop_horizon}; replan earlier or set warm_start to 0"
+                f"algorithm.warm_start is {self.warm_start}, but nothing of a plan of {self.episode_len * self.frame_skip} steps is left "
+                f"when replanning after algorithm.open_loop_horizon {self.open_loop_horizon}; replan earlier or set warm_start to 0"
+            )
+        if self.warm_start > 0 and self.open_loop_horizon % self.frame_skip:
+            raise UserError(
+                f"algorithm.open_loop_horizon is {self.open_loop_horizon}, no multiple of dataset.frame_skip {self.frame_skip}, "
+                "so algorithm.warm_start cannot go on with a plan; change one of the three"
             )
         for name in ("warm_start", "refine"):
             if getattr(self, name) and self.noise_level == "teacher_forcing":

@@ -1,9 +1,9 @@
-"""From a plan to actions: what pushes the ball, once a plan says where it should be.
+"""From a plan to actions: what moves the body, once a plan says where it should be.
 
-Three laws. `execute`: send the planned actions (plans with diffused actions). `pd`: the released law, which wants the ball at the plan's
-position of this very step. `pursuit`: aims at the point of the plan a little ahead of the ball, wherever the ball is on it, so the plan
-gives the way and the ball sets the pace; a plan as slow as the data it learned from no longer holds the ball back. Around them, `stay`
-holds the goal once it has been reached, which the data never shows (the released planner wanders off).
+Three laws. `execute`: send the planned actions (plans with diffused actions). `pd`: the released law, which wants the body at the plan's
+position of this very step. `pursuit`: aims at the point of the plan a little ahead of the body, wherever the body is on it, so the plan
+gives the way and the body sets the pace; a plan as slow as the data it learned from no longer holds it back. Around them, `hold` keeps a
+reached goal, which the data never shows (the released planner wanders off). A `Drive` has the gains for a body.
 """
 
 from __future__ import annotations
@@ -16,19 +16,51 @@ from numpy.typing import NDArray
 from diffusion_forcing.errors import UserError, did_you_mean
 
 CONTROLLERS = ("pd", "pursuit")
-PD_GAIN, PD_DAMPING = 12.5, 1.2  # the released law (docs/method.md §10)
-HOLD_GAIN, HOLD_DAMPING = 10.0, 2.0  # at a reached goal: stiff, nearly critically damped for this ball
-LOOK_AHEAD = 0.8  # metres between the ball and the point it is pulled to, about a corridor's width
-PURSUIT_GAIN, PURSUIT_DAMPING = 10.0, 1.0  # the data's own controller's gains
 # plan steps ahead in which the nearest point is looked for: a path that passes a place twice is not cut short
 SEARCH_STEPS = 60
 
 Array = NDArray[np.float64]
+Gains = tuple[float, float]
+"""Action per metre to the aim, and per m/s of velocity against it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drive:
+    """How a body is steered. look_ahead: metres between the body and the point of the plan it is pulled to, about a corridor's free width.
+    stuck_pace: metres a step, a fifth of full speed; slower is stuck. straight: an action past ±1 is scaled, not clipped, so that the
+    body moves straight to its aim."""
+
+    pd: Gains
+    pursuit: Gains
+    hold: Gains
+    look_ahead: float
+    stuck_pace: float
+    straight: bool = False
+
+    def action(self, gains: Gains, way: Array, velocity: Array | float) -> Array:
+        """Actions (n, 2) in [−1, 1] for the way (n, 2) to the aims, in metres."""
+        action = gains[0] * way - gains[1] * velocity
+        if self.straight:
+            action = action / np.maximum(np.abs(action).max(axis=-1, keepdims=True), 1)
+        return np.clip(action, -1, 1)
+
+
+BALL = Drive(
+    pd=(12.5, 1.2),  # the released law (docs/method.md §10)
+    pursuit=(10.0, 1.0),  # the data's own controller's
+    hold=(10.0, 2.0),  # stiff, nearly critically damped
+    look_ahead=0.8,
+    stuck_pace=0.01,
+)
+"""D4RL's ball, which is pushed."""
+POINT = Drive(pd=(5.0, 0.0), pursuit=(5.0, 0.0), hold=(5.0, 0.0), look_ahead=1.0, stuck_pace=0.04, straight=True)
+"""OGBench's point, which an action moves by 0.2 m."""
+DRIVES = {"ball": BALL, "point": POINT}
 
 
 @dataclass
 class PlanFollower:
-    """Follows plans for n balls at once. positions: (n, h, 2) in data units, step 0 being one step from now; actions: (n, h, 2) or None.
+    """Follows plans for n bodies at once. positions: (n, h, 2) in data units, step 0 being one step from now; actions: (n, h, 2) or None.
 
     law: `pd`, `pursuit`, or `execute` (needs actions). Make a new one for every new plan.
     """
@@ -36,6 +68,7 @@ class PlanFollower:
     positions: Array
     law: str
     actions: Array | None = None
+    drive: Drive = BALL
 
     def __post_init__(self) -> None:
         if self.law not in (*CONTROLLERS, "execute"):
@@ -47,7 +80,7 @@ class PlanFollower:
         self.nearest = np.zeros(len(self.positions), dtype=np.int64)
 
     def act(self, observations: Array) -> Array:
-        """Actions (n, 2) in [−1, 1] for balls at observations (n, 4): x, y, vx, vy. Call once a step."""
+        """Actions (n, 2) in [−1, 1] for bodies at observations (n, 4): x, y, vx, vy, or (n, 2): x, y. Call once a step."""
         match self.law:
             case "execute":
                 assert self.actions is not None
@@ -60,28 +93,42 @@ class PlanFollower:
         return np.clip(action, -1, 1)
 
     def _pd(self, observations: Array) -> Array:
-        """12.5·(p_t − p) + 1.2·((p_t − p_{t−1}) − v), p_t the planned position of this step."""
-        position, velocity = observations[:, :2], observations[:, 2:4]
+        """Gain·(p_t − p) + damping·((p_t − p_{t−1}) − v), p_t the planned position of this step."""
+        position = observations[:, :2]
         target = self.positions[:, min(self.step, self.positions.shape[1] - 1)]
         previous = position if self.previous is None else self.previous
         self.previous = target
-        return PD_GAIN * (target - position) + PD_DAMPING * ((target - previous) - velocity)
+        return self.drive.action(self.drive.pd, target - position, _velocity(observations) - (target - previous))
 
     def _pursuit(self, observations: Array) -> Array:
-        """10·(target − p) − v, the target being the first plan point, past the nearest one, that lies LOOK_AHEAD away."""
-        position, velocity = observations[:, :2], observations[:, 2:4]
+        """Gain·(target − p) − damping·v, the target being the first plan point, past the nearest one, that lies `look_ahead` away."""
+        position = observations[:, :2]
         horizon = self.positions.shape[1]
         distance = np.linalg.norm(self.positions - position[:, None], axis=-1)
         steps = np.arange(horizon)
         near = (steps >= self.nearest[:, None]) & (steps < self.nearest[:, None] + SEARCH_STEPS)
         self.nearest = np.where(near, distance, np.inf).argmin(axis=1)
         passed = steps < self.nearest[:, None]
-        ahead = (distance > LOOK_AHEAD) & ~passed
+        ahead = (distance > self.drive.look_ahead) & ~passed
         target = np.where(ahead.any(axis=1), ahead.argmax(axis=1), horizon - 1)
         aim = self.positions[np.arange(len(position)), target]
-        return PURSUIT_GAIN * (aim - position) - PURSUIT_DAMPING * velocity
+        return self.drive.action(self.drive.pursuit, aim - position, _velocity(observations))
 
 
-def hold(observations: Array, goals: Array) -> Array:
-    """Actions (n, 2) that keep balls at observations (n, 4) on goals (n, 2)."""
-    return np.clip(HOLD_GAIN * (goals - observations[:, :2]) - HOLD_DAMPING * observations[:, 2:4], -1, 1)
+def hold(observations: Array, goals: Array, drive: Drive = BALL) -> Array:
+    """Actions (n, 2) that keep bodies at observations (n, 4) or (n, 2) on goals (n, 2)."""
+    return drive.action(drive.hold, goals - observations[:, :2], _velocity(observations))
+
+
+def _velocity(observations: Array) -> Array | float:
+    return observations[:, 2:4] if observations.shape[1] > 2 else 0.0
+
+
+def each_step(plan: Array, start: Array, every: int) -> Array:
+    """Positions (n, h·every, 2) of each step on the straight lines through `start` (n, 2) and a plan (n, h, 2) of every so many steps."""
+    if every == 1:
+        return plan
+    share = (np.arange(every) + 1)[:, None] / every
+    before = np.concatenate([start[:, None], plan[:, :-1]], axis=1)
+    fine = before[:, :, None] + share * (plan - before)[:, :, None]
+    return fine.reshape(len(plan), -1, 2)

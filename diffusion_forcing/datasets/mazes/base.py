@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.windows import MAX_JUMP, Steps, Store, open_store
 from diffusion_forcing.environments.mazes.layout import Maze
+from diffusion_forcing.environments.mazes.maze2d import Goal
+from diffusion_forcing.environments.mazes.vector import VectorMaze
 from diffusion_forcing.errors import UserError, check_minimum, check_not_negative, check_positive, require
 from diffusion_forcing.terminal import say
 
@@ -123,6 +126,21 @@ class MazeDataset(ABC):
     @abstractmethod
     def prepare(self, progress: bool = True) -> None:
         """Make sure that the data is on disk and mapped. `UserError` if it is unavailable or damaged."""
+
+    reference: str | None = None
+    """The maze's name in `metrics.planning.REFERENCE_SCORES`; None for a maze without reference scores."""
+
+    @abstractmethod
+    def environment(self, count: int, goal: Goal) -> VectorMaze:
+        """`count` bodies in this maze."""
+
+    @abstractmethod
+    def oracle(self, episodes: int, *, seed: int, goal: Goal) -> NDArray[np.float64]:
+        """(episodes, steps) rewards of who knows the map, on episodes 0 … of `seed`."""
+
+    def tasks(self, episodes: int, goal: Goal) -> NDArray[np.int64] | None:
+        """(episodes,) number 1… of the task that each episode plays; None for a maze without tasks."""
+        return None
 
     def _print_statistics(self, path: Path) -> None:
         """Print a file's statistics as command-line overrides."""

@@ -15,12 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diffusion_forcing.datasets.download import download
 from diffusion_forcing.datasets.mazes import d4rl, minari
 from diffusion_forcing.datasets.mazes.base import MazeDataset, MazeOptions
 from diffusion_forcing.datasets.mazes.generate import generate
 from diffusion_forcing.datasets.windows import Windows
 from diffusion_forcing.environments.mazes.layout import MAZES, Maze, as_maze
+from diffusion_forcing.environments.mazes.maze2d import Goal
+from diffusion_forcing.environments.mazes.vector import VectorMaze2d
+from diffusion_forcing.environments.mazes.waypoint import oracle_rewards
 from diffusion_forcing.errors import UserError, check_choice, check_minimum, require
 from diffusion_forcing.files import locked
 from diffusion_forcing.terminal import say
@@ -115,6 +121,17 @@ class Maze2d(MazeDataset):
         border = self._border()
         begin = 0 if border == len(self.store) else border
         return Windows(self.store, self.options.window, skip=self.options.frame_skip, begin=begin)
+
+    @property
+    def reference(self) -> str | None:  # type: ignore[override]
+        """D4RL's name of the maze, if it is one of its three."""
+        return None if self.maze.name == "custom" else self.maze.name
+
+    def environment(self, count: int, goal: Goal) -> VectorMaze2d:
+        return VectorMaze2d(self.maze, count, goal=goal)
+
+    def oracle(self, episodes: int, *, seed: int, goal: Goal) -> NDArray[np.float64]:
+        return oracle_rewards(self.maze, episodes, seed=seed, goal=goal)
 
     def generate(self, progress: bool = True) -> Path:
         """Generate the file of these options unless it exists, print its path and statistics, and return the path."""

@@ -145,7 +145,7 @@ class Collector:
         if self.kind == "stitch":
             there = np.argwhere(maze.distances((int(start[0]), int(start[1]))) == STITCH_CELLS)
             goals = there if len(there) else start[None]
-        point.reset(noisy_centre(maze, start, rng))
+        point.reset(noisy_centre(maze, start, rng), np.zeros(2))
         unit, half = maze.unit, 0.5 - maze.offset / maze.unit
         rows: list[tuple[float, ...]] = []
         aims, goal_x, goal_y = self._goal(goals, rng)

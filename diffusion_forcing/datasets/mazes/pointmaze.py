@@ -11,12 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diffusion_forcing.datasets.download import download
 from diffusion_forcing.datasets.mazes import ogbench
 from diffusion_forcing.datasets.mazes.base import MazeDataset, MazeOptions
 from diffusion_forcing.datasets.windows import Store, Windows
 from diffusion_forcing.environments.mazes.layout import Maze
+from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.point import POINT_MAZES, as_point_maze, point_maze
+from diffusion_forcing.environments.mazes.vector_point import (
+    Protocol,
+    Simulator,
+    VectorPointMaze,
+    point_oracle_rewards,
+    task_numbers,
+)
 from diffusion_forcing.errors import UserError, check_choice, check_minimum, require
 from diffusion_forcing.files import locked
 from diffusion_forcing.terminal import say
@@ -45,6 +56,10 @@ class PointMazeOptions(MazeOptions):
     """Trajectories to generate, and a tenth as many for validation."""
     trajectory_len: int = 1001
     """Steps of a generated trajectory."""
+    protocol: Protocol = "ogbench"
+    """How episodes are played: noise on starts and goals, most steps (`environments/mazes/vector_point.py`)."""
+    simulator: Simulator = "built_in"
+    """The physics: rebuilt here, or OGBench's own environments."""
 
     _observed: ClassVar[tuple[int, ...]] = (2,)
 
@@ -52,6 +67,8 @@ class PointMazeOptions(MazeOptions):
         maze = self.maze
         check_choice("dataset.source", self.source, get_args(Source))
         check_choice("dataset.kind", self.kind, get_args(ogbench.Kind))
+        check_choice("dataset.protocol", self.protocol, get_args(Protocol))
+        check_choice("dataset.simulator", self.simulator, get_args(Simulator))
         require(bool(self.path) or self.source != "path", "dataset.source=path needs dataset.path=<file>")
         require(
             not self.path or self.source in ("auto", "path"),
@@ -111,6 +128,18 @@ class PointMaze(MazeDataset):
         """Windows of the validation part; the training windows where there is no such file."""
         store = self.store
         return Windows(self._validation or store, self.options.window, skip=self.options.frame_skip)
+
+    def environment(self, count: int, goal: Goal) -> VectorPointMaze:
+        options = self.options
+        return VectorPointMaze(self.maze, count, goal=goal, protocol=options.protocol, simulator=options.simulator)
+
+    def oracle(self, episodes: int, *, seed: int, goal: Goal) -> NDArray[np.float64]:
+        return point_oracle_rewards(
+            VectorPointMaze(self.maze, episodes, goal=goal, protocol=self.options.protocol), seed=seed
+        )
+
+    def tasks(self, episodes: int, goal: Goal) -> NDArray[np.int64] | None:
+        return task_numbers(self.maze, episodes, goal)
 
     def generate(self, progress: bool = True) -> Path:
         """Generate the files of these options unless they exist, print statistics, and return the training part's path."""

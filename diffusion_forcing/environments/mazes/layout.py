@@ -129,6 +129,10 @@ class Maze:
         """(..., 2) positions in metres as cells: the true centre of cell (i, j) becomes (i, j)."""
         return (np.asarray(positions, dtype=np.float64) - self.offset) / self.unit
 
+    def on_map(self, positions: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(..., 2) positions in metres as D4RL would have them in a maze of this map: cells of 1 m, for drawings."""
+        return self.in_cells(positions) + CENTRE_OFFSET
+
     def cell_at(self, position: NDArray[np.floating] | tuple[float, float]) -> Cell:
         """The cell that contains `position` (x, y) in metres; it spans half a unit to each side of its true centre."""
         i, j = np.floor(self.in_cells(position) + 0.5)

@@ -254,9 +254,17 @@ def as_pair(value: Any, name: str) -> NDArray[np.float64]:
 def check_point(maze: Maze, value: Any, name: str) -> NDArray[np.float64]:
     """(2,) a position in a free cell, or `UserError`."""
     point = as_pair(value, name)
-    if not maze.is_free(maze.cell_at(point)):
+    cell = maze.cell_at(point)
+    if not maze.is_free(cell):
+        inside = all(0 <= index < side for index, side in zip(cell, maze.shape, strict=True))
+        low, high = maze.centre((0, 0)) - maze.unit / 2, maze.centre(maze.shape) - maze.unit / 2
+        where = (
+            f"in the wall of cell {cell}"
+            if inside
+            else (f"outside: x is {low[0]:g} to {high[0]:g} m, y {low[1]:g} to {high[1]:g} m")
+        )
         raise UserError(
-            f"{name} ({point[0]:g}, {point[1]:g}) is not in a free cell of maze '{maze.name}' (Maze.free_cells)"
+            f"{name} ({point[0]:g}, {point[1]:g}) is not in a free cell of maze '{maze.name}' (Maze.free_cells) but {where}"
         )
     return point
 

@@ -7,19 +7,20 @@ A test compares every step with OGBench's own environment.
 - observation: (x, y) in metres, in OGBench's frame: the cell in row i and column j of a `Maze` is OGBench's cell (j, i),
   its centre at (4(i - 1), 4(j - 1)). action: (ax, ay) in [-1, 1].
 - reward: 1 within 1 m of the goal, otherwise 0.
-- `PROTOCOLS`: noise on start and goal, and the length of an episode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.environments.mazes.layout import Cell, Maze
+from diffusion_forcing.environments.mazes.maze2d import PointMass
 from diffusion_forcing.errors import UserError, did_you_mean
 
 UNIT, OFFSET = 4.0, -4.0
@@ -107,20 +108,20 @@ def build_point_model(maze: Maze) -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(_MJCF.format(radius=_RADIUS, walls="\n".join(walls)))
 
 
-class Point:
+class Point(PointMass):
     """One disc in `maze`, of whose `build_point_model` `model` is. `position` (2,) m and `velocity` (2,) m/s are views of
     MuJoCo's state; the velocity is what walls gave it in the last step."""
 
     def __init__(self, maze: Maze, model: mujoco.MjModel) -> None:
-        self.model, self.data = model, mujoco.MjData(model)
-        self.position: NDArray[np.float64] = self.data.qpos
-        self.velocity: NDArray[np.float64] = self.data.qvel
+        super().__init__(model)
         self._walls: list[list[bool]] = maze.walls.tolist()
 
-    def reset(self, position: NDArray[np.floating]) -> None:
-        """Put the disc at `position` (m), at rest, and forget everything before."""
-        mujoco.mj_resetData(self.model, self.data)
-        self.position[:] = position
+    def __getstate__(self) -> tuple[Any, ...]:
+        return *super().__getstate__(), self._walls
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        super().__setstate__(state[:2])
+        self._walls = state[2]
 
     def step(self, action: Sequence[float] | NDArray[np.floating]) -> None:
         """Move by 0.2 m times `action` (ax, ay) and out of walls."""
@@ -157,6 +158,8 @@ def next_centres(maze: Maze, goal: Cell) -> list[list[tuple[float, float]]]:
     return [[following(i, j) for j in range(maze.shape[1])] for i in range(maze.shape[0])]
 
 
-def noisy_centre(maze: Maze, cell: Cell | NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.float64]:
-    """(2,) m: within 1 m on each axis of the centre of `cell`."""
-    return maze.centre(cell) + rng.uniform(-POSITION_NOISE, POSITION_NOISE, size=2)
+def noisy_centre(
+    maze: Maze, cell: Cell | NDArray[np.integer], rng: np.random.Generator, noise: float = POSITION_NOISE
+) -> NDArray[np.float64]:
+    """(2,) m: within `noise` metres on each axis of the centre of `cell`."""
+    return maze.centre(cell) + rng.uniform(-noise, noise, size=2)

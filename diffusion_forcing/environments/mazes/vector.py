@@ -1,6 +1,6 @@
-"""Many balls in one maze, stepped together: planning is evaluated here.
+"""Many bodies in one maze, stepped together: planning is evaluated here.
 
-All balls share one MuJoCo model. Episode i of a seed has its own start and goal, drawn from (seed, i) alone, so a
+All share one MuJoCo model. Episode i of a seed has its own start and goal, drawn from (seed, i) alone, so a
 hundred episodes give the same results in one batch of 100 and in ten of 10 (`reset(seed=s, options={"first_episode":
 k})`). No episode terminates; all are truncated together after `max_steps`, and the caller resets.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.environments.mazes.layout import Maze, as_maze
 from diffusion_forcing.environments.mazes.maze2d import (
+    GOAL_DISTANCE,
     Goal,
     PointMass,
     action_space,
@@ -26,50 +27,62 @@ from diffusion_forcing.environments.mazes.maze2d import (
     check_point,
     episode_start,
     observation_space,
-    reached,
 )
 from diffusion_forcing.errors import UserError, check_choice, check_minimum
 
 _MAX_SEED = 2**31
 
 
-class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]):
-    """`num_envs` independent balls. `max_steps` defaults to the maze's episode length (300 / 600 / 800 for D4RL's).
+class VectorMaze(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]):
+    """`num_envs` independent bodies in one maze; a subclass has the physics.
 
-    `reset(seed=s, options=...)` takes `first_episode` (int, the episode of the first ball), `starts` (n, 2) and `goals`
+    `reset(seed=s, options=...)` takes `first_episode` (int, the episode of the first body), `starts` (n, 2) and `goals`
     (n, 2) in metres. Without a seed, a reset continues with the next `num_envs` episodes of the last seed (initially
     0).
     """
 
+    body: str
+    """`ball` or `point`: how it is steered."""
+    goal_distance: float
+    """m: the goal is reached within this distance."""
+    ends_at_goal = False
+    """Whether an episode is over when its goal is reached; nothing after that counts."""
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
 
     def __init__(
-        self, maze: Maze | str, num_envs: int, *, goal: Goal = "dataset", max_steps: int | None = None
+        self, maze: Maze, num_envs: int, *, goal: Goal, max_steps: int, observation_space: gymnasium.spaces.Box
     ) -> None:
-        self.maze = as_maze(maze)
         check_choice("goal", goal, get_args(Goal))
         check_minimum("num_envs", num_envs, 1)
-        self.goal_kind = goal
-        self.max_steps = self.maze.max_steps if max_steps is None else max_steps
-        check_minimum("max_steps", self.max_steps, 1)
-        self.num_envs = num_envs
-        self.single_observation_space: gymnasium.Space[Any] = observation_space(self.maze)
+        check_minimum("max_steps", max_steps, 1)
+        self.maze, self.goal_kind, self.max_steps, self.num_envs = maze, goal, max_steps, num_envs
+        self.single_observation_space: gymnasium.Space[Any] = observation_space
         self.single_action_space: gymnasium.Space[Any] = action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.goals: NDArray[np.float64] = np.zeros((num_envs, 2))
-        """(n, 2) m: the goal of each ball."""
+        """(n, 2) m: the goal of each body."""
         self.steps = 0
         """Steps since the reset."""
         self._seed = 0
         self._next_episode = 0
-        self._model = build_model(self.maze)
-        self._balls = [PointMass(self._model) for _ in range(num_envs)]
+
+    def _start(self, index: int, episode: int, start: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Put body `index` where `episode` of the seed starts, or at `start`, and return the episode's goal (2,)."""
+        raise NotImplementedError
+
+    def _move(self, actions: list[list[float]]) -> None:
+        """One step of all bodies."""
+        raise NotImplementedError
+
+    def _observations(self) -> NDArray[np.float64]:
+        """(n, o) of all bodies."""
+        raise NotImplementedError
 
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Start `num_envs` episodes; see the class. Returns observations (n, 4) and `{"goal": (n, 2)}`."""
+        """Start `num_envs` episodes; see the class. Returns observations (n, o) and `{"goal": (n, 2)}`."""
         options = check_options(options, ("first_episode", "starts", "goals"))
         if seed is not None:
             if not 0 <= seed < _MAX_SEED:
@@ -79,11 +92,8 @@ class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[A
         check_minimum("first_episode", first, 0)
         self._next_episode = first + self.num_envs
         starts, goals = (self._points(options, key) for key in ("starts", "goals"))
-        for index, ball in enumerate(self._balls):
-            position, velocity, goal = episode_start(
-                self.maze, seed=self._seed, episode=first + index, goal=self.goal_kind
-            )
-            ball.reset(position if starts is None else starts[index], velocity)
+        for index in range(self.num_envs):
+            goal = self._start(index, first + index, None if starts is None else starts[index])
             self.goals[index] = goal if goals is None else goals[index]
         self.steps = 0
         return self._observations(), {"goal": self.goals.copy()}
@@ -91,24 +101,16 @@ class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[A
     def step(
         self, actions: NDArray[np.floating]
     ) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Push with `actions` (n, 2), clipped to ±1. Observations are (n, 4), rewards (n,) 0 or 1."""
+        """Act with `actions` (n, 2), clipped to ±1. Observations are (n, o), rewards (n,) 0 or 1."""
         pushes = check_actions(actions, (self.num_envs, 2))
-        for ball, push in zip(self._balls, pushes.tolist(), strict=True):
-            ball.step(push)
+        self._move(np.clip(pushes, -1, 1).tolist())
         self.steps += 1
         observations = self._observations()
-        success = reached(observations[:, :2], self.goals)
+        success = np.linalg.norm(observations[:, :2] - self.goals, axis=1) <= self.goal_distance
         truncated = np.full(self.num_envs, self.steps >= self.max_steps)
         info = {"goal": self.goals.copy(), "success": success}
         terminated = np.zeros(self.num_envs, dtype=bool)
         return observations, success.astype(np.float64), terminated, truncated, info
-
-    def _observations(self) -> NDArray[np.float64]:
-        out = np.empty((self.num_envs, 4))
-        for row, ball in zip(out, self._balls, strict=True):
-            row[:2] = ball.position
-            row[2:] = ball.velocity
-        return out
 
     def _points(self, options: dict[str, Any], key: str) -> NDArray[np.float64] | None:
         if key not in options:
@@ -116,6 +118,37 @@ class VectorMaze2d(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[A
         points = np.asarray(options[key], dtype=np.float64)
         if points.shape != (self.num_envs, 2):
             raise UserError(
-                f"reset option {key!r} has shape {points.shape}, expected ({self.num_envs}, 2): (x, y) for each ball"
+                f"reset option {key!r} has shape {points.shape}, expected ({self.num_envs}, 2): (x, y) for each body"
             )
         return np.stack([check_point(self.maze, point, f"{key}[{index}]") for index, point in enumerate(points)])
+
+
+class VectorMaze2d(VectorMaze):
+    """D4RL's balls. `max_steps` defaults to the maze's episode length (300 / 600 / 800 for D4RL's)."""
+
+    body, goal_distance = "ball", GOAL_DISTANCE
+
+    def __init__(
+        self, maze: Maze | str, num_envs: int, *, goal: Goal = "dataset", max_steps: int | None = None
+    ) -> None:
+        maze = as_maze(maze)
+        longest = maze.max_steps if max_steps is None else max_steps
+        super().__init__(maze, num_envs, goal=goal, max_steps=longest, observation_space=observation_space(maze))
+        model = build_model(maze)
+        self._balls = [PointMass(model) for _ in range(num_envs)]
+
+    def _start(self, index: int, episode: int, start: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        position, velocity, goal = episode_start(self.maze, seed=self._seed, episode=episode, goal=self.goal_kind)
+        self._balls[index].reset(position if start is None else start, velocity)
+        return goal
+
+    def _move(self, actions: list[list[float]]) -> None:
+        for ball, push in zip(self._balls, actions, strict=True):
+            ball.step(push)
+
+    def _observations(self) -> NDArray[np.float64]:
+        out = np.empty((self.num_envs, 4))
+        for row, ball in zip(out, self._balls, strict=True):
+            row[:2] = ball.position
+            row[2:] = ball.velocity
+        return out

@@ -37,7 +37,7 @@ def test_generated_files_are_trajectories_of_the_physics(made: PointMaze) -> Non
             terminals, observations, actions = arrays["terminals"], arrays["observations"], arrays["actions"]
         assert np.array_equal(np.flatnonzero(terminals), 61 * np.arange(1, count + 1) - 1)
         point = Point(MEDIUM, build_point_model(MEDIUM))
-        point.reset(observations[0])
+        point.reset(observations[0], np.zeros(2))
         for t in range(60):
             point.step(actions[t])
             np.testing.assert_allclose(point.position, observations[t + 1], atol=1e-4)

@@ -44,7 +44,7 @@ def test_every_step_is_ogbenchs_also_along_walls_and_in_corners(name: str) -> No
     env, maze = theirs(name), POINT_MAZES[name]
     env.reset(seed=0, options={"task_id": 1})
     point, rng, action, touched = Point(maze, build_point_model(maze)), np.random.default_rng(0), np.zeros(2), 0
-    point.reset(env.get_xy())
+    point.reset(env.get_xy(), np.zeros(2))
     for _ in range(500):
         action = np.clip(0.9 * action + 0.5 * rng.standard_normal(2), -1, 1)
         before = point.position.copy()
@@ -58,7 +58,7 @@ def test_every_step_is_ogbenchs_also_along_walls_and_in_corners(name: str) -> No
 def test_the_disc_stays_clear_of_walls() -> None:
     maze = POINT_MAZES["medium"]
     point, rng = Point(maze, build_point_model(maze)), np.random.default_rng(1)
-    point.reset(maze.centre((1, 1)))
+    point.reset(maze.centre((1, 1)), np.zeros(2))
     for action in np.repeat(rng.uniform(-1, 1, (60, 2)), 20, axis=0):
         point.step(action)
         around = point.position + 0.6 * np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
