@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfil
 PLAN := $(BIN)/python -m main experiment=exp_planning algorithm=df_planning experiment.tasks=[validation] \
   experiment.episodes=4 algorithm.goal=random
 
-.PHONY: help setup demo demo-video demo-forecast demo-robot test test-fast check bench docs clean
+.PHONY: help setup play demo demo-video demo-forecast demo-robot test test-fast check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,16 +31,19 @@ $(STAMP): pyproject.toml constraints.txt
 	@tools/need_gl
 	@tools/need_slurm
 	@echo "installing the package and its tools into $(VENV): some minutes, 2.6 GB (more where PyTorch comes with CUDA)"
-	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,robot,wandb,tensorboard,dev]' \
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,robot,play,wandb,tensorboard,dev]' \
 	  | sed -u -n 's/^Collecting \([^ <>=!~;]*\).*/  \1/p; s/^Installing collected.*/  installing what was collected/p'
 	@$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench  # its file is read, none of what it needs
 	@touch $@
-	@echo "installed into $(VENV) (source $(VENV)/bin/activate); try: make demo, make demo-video, make demo-forecast, make demo-robot"
+	@echo "installed into $(VENV) (source $(VENV)/bin/activate); try: make demo, make play, make demo-video, make demo-forecast, make demo-robot"
 
 demo: setup  ## plan and play mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
 	@$(PLAN) dataset=maze2d_umaze load=maze2d_umaze_x +name=demo_umaze $(OVERRIDES)
 	@$(PLAN) dataset=maze2d_medium load=maze2d_medium_x +name=demo_medium $(OVERRIDES)
 	@$(PLAN) dataset=maze2d_large load=maze2d_large_x +name=demo_large $(OVERRIDES)
+
+play: setup  ## a page in the browser to play with the shipped models: drive a world, click a goal, bend a forecast, cover a camera
+	@$(BIN)/python -m main play $(OVERRIDES)
 
 demo-video: setup  ## roll out 48 frames of unseen mazes with the shipped world model (under 3 minutes on 2 cores)
 	@$(BIN)/python -m main dataset=video_labmaze load=labmaze64 experiment.tasks=[test] +name=demo_video \

@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": "commands.convert",
     "convert-robot": "commands.convert_robot",
     "runs": "runs_command.runs",
+    "play": "play_command.play",
     "serve-policy": "serve_command.serve_policy",
     "new": "new_project.new",
 }
@@ -39,6 +40,7 @@ _USAGE = """diffusion-forcing {version}: sequence models in which every token ha
 
 usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing …                              the same, from any folder
+       diffusion-forcing play [--port N] [--host ADDRESS] [--no-browser]   a page to play with the shipped models
        diffusion-forcing new my_project                 write a project of your own: dataset, algorithm, experiment, tests
        diffusion-forcing inspect PATH                   describe a checkpoint: task, sizes, step, statistics
        diffusion-forcing convert IN.ckpt OUT            convert a released checkpoint to our format

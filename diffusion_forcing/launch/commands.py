@@ -6,14 +6,16 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import Tensor
-
-from diffusion_forcing.checkpoints import LoadedCheckpoint, export, load, resolve
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.launch.options import leaves
 from diffusion_forcing.terminal import say, tell
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion_forcing.checkpoints import LoadedCheckpoint
 
 _NUMBERS_SHOWN = 8
 _ENTRIES_SHOWN = 12
@@ -23,6 +25,8 @@ def inspect(words: Sequence[str]) -> None:
     """`inspect PATH`: print what a checkpoint is. PATH: a value of `load=`."""
     if len(words) != 1:
         raise UserError(f"inspect takes one checkpoint, got {len(words)}; diffusion-forcing inspect PATH")
+    from diffusion_forcing.checkpoints import load, resolve
+
     checkpoint = load(resolve(words[0]))
     metadata = {key: value for key, value in checkpoint.metadata.items() if key not in ("task", "line", "statistics")}
     lines: dict[str, Any] = {
@@ -44,6 +48,7 @@ def convert(words: Sequence[str]) -> None:
         raise UserError(
             f"convert takes a released checkpoint and a new folder, got {len(words)}; diffusion-forcing convert IN.ckpt OUT"
         )
+    from diffusion_forcing.checkpoints import export, load
     from diffusion_forcing.released.options import check_released
 
     source = Path(words[0])
@@ -84,7 +89,7 @@ def _few_numbers(value: Tensor) -> str:
     return f"{few}, … {list(value.shape)}" if value.numel() > _NUMBERS_SHOWN else few
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises UserError instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
@@ -96,7 +101,7 @@ def convert_robot(words: Sequence[str]) -> None:
     from diffusion_forcing.datasets.robot.convert import ConvertOptions, convert_robot
 
     usage = "diffusion-forcing convert-robot SRC DST [--to ours|lerobot] [--allow-pickle]"
-    parser = _Parser(
+    parser = Parser(
         "convert-robot", usage=usage, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("folders", nargs="*", default=[])

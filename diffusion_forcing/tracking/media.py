@@ -10,7 +10,7 @@ import struct
 import zlib
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,8 @@ class Mp4:
     The codec needs even sides: the last row or column of an odd one is repeated.
     """
 
-    def __init__(self, path: Path, *, fps: float) -> None:
-        """ValueError for fps not above 0. The file is created with the first frames."""
+    def __init__(self, path: Path | BinaryIO, *, fps: float) -> None:
+        """path: or an open file, such as one in memory. ValueError for fps not above 0. The file is created with the first frames."""
         if not fps > 0:
             raise ValueError(f"fps must be above 0, got {fps}")
         self._path, self._fps = path, fps
@@ -64,7 +64,11 @@ class Mp4:
 
         height, width = frames.shape[1:3]
         if self._container is None:
-            self._container = av.open(str(self._path), "w", format="mp4", options={"movflags": "+faststart"})
+            named = isinstance(
+                self._path, Path
+            )  # only a file with a name can be opened again, to move its index to the front
+            target, options = str(self._path) if named else self._path, {"movflags": "+faststart"} if named else {}
+            self._container = av.open(target, "w", format="mp4", options=options)
             rate, options = Fraction(self._fps).limit_denominator(1001), {"crf": QUALITY, "preset": "medium"}
             self._stream = self._container.add_stream("libx264", rate=rate, options=options)
             self._stream.width, self._stream.height = width + width % 2, height + height % 2

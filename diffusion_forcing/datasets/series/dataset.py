@@ -261,22 +261,23 @@ class TimeSeries:
 
     def future(self) -> SeriesWindows:
         """The one window that begins to forecast at `end`."""
-        return self._windows([self.end + self.prediction_length])
+        return self.windows([self.end + self.prediction_length])
 
     def training(self) -> SeriesWindows:
         """Every window of the training part; several times where there are fewer than `epoch_windows`."""
         ends = list(range(self.context_length + self.prediction_length, self.training_end + 1))
-        return self._windows(ends * -(-self.options.epoch_windows // len(ends)))
+        return self.windows(ends * -(-self.options.epoch_windows // len(ends)))
 
     def validation(self) -> SeriesWindows:
         """The validation windows."""
-        return self._windows(self.validation_ends)
+        return self.windows(self.validation_ends)
 
     def test(self) -> SeriesWindows:
         """The test windows."""
-        return self._windows(self.test_ends)
+        return self.windows(self.test_ends)
 
-    def _windows(self, ends: list[int]) -> SeriesWindows:
+    def windows(self, ends: list[int]) -> SeriesWindows:
+        """The windows that end before steps `ends`, behind the data too."""
         spec = self.spec
         return SeriesWindows(self.table, ends, spec.lags, self.context_length, self.prediction_length, spec.season)
 

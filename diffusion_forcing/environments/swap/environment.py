@@ -39,6 +39,8 @@ JITTER = 0.01
 HOME_REACHED = 0.04
 BLOCK_STEPS = (10, 25)
 """Range of the number of actions for which a camera is covered."""
+FOR_EVER = 2**60
+"""Actions."""
 _GREY = 40
 
 
@@ -87,8 +89,7 @@ class SwapEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         # Always draw everything, so that a seed gives the same episode whatever `options` and `distractors` are.
         random = self.np_random
         slots, jitter = random.permutation(3)[:2], random.uniform(-JITTER, JITTER, (2, 2))
-        x = random.uniform(1.12, 1.2, DISTRACTORS)
-        y = 0.75 + np.array([-1, 1]) * random.uniform(0.1, 0.3, DISTRACTORS)
+        places = draw_distractors(random)
         options = options or {}
         for key in options:
             if key not in ("slots", "jitter"):
@@ -103,7 +104,7 @@ class SwapEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
                 raise UserError(f"jitter is {options['jitter']!r}; give (2, 2) numbers of at most {JITTER} m")
         self.slots, self._orientation = slots, DOWN
         self._block_steps[:] = 0
-        self.scene.reset(slots, jitter, np.stack([x, y], axis=1)[: self.distractors])
+        self.scene.reset(slots, jitter, places[: self.distractors])
         return self.observe(), self._info()
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -139,6 +140,10 @@ class SwapEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         state = np.r_[self.scene.grip, self._orientation, grasp].astype(np.float32)
         return {**images, "state": state}
 
+    def cover(self, camera: int, on: bool = True) -> None:
+        """Cover camera number `camera` until it is uncovered with on=False, or the next reset."""
+        self._block_steps[camera] = FOR_EVER if on else 0
+
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """(256, 512, 3) uint8: both cameras side by side, never covered; None without `render_mode="rgb_array"`."""
         if self.render_mode is None:
@@ -163,6 +168,13 @@ class SwapEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     def _info(self) -> dict[str, Any]:
         return {"slots": self.slots.copy(), "blocked": self.blocked, "success": self.success}
+
+
+def draw_distractors(random: np.random.Generator) -> NDArray[np.float64]:
+    """(2, 2) places on the table, one on either side, for `SwapScene.place_distractors`."""
+    x = random.uniform(1.12, 1.2, DISTRACTORS)
+    y = 0.75 + np.array([-1, 1]) * random.uniform(0.1, 0.3, DISTRACTORS)
+    return np.stack([x, y], axis=1)
 
 
 def _turn_towards(current: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

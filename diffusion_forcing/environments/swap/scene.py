@@ -151,10 +151,14 @@ class SwapScene:
         data.ctrl[:] = 0.05
         for name, slot, (dx, dy) in zip(OBJECTS, slots, jitter, strict=True):
             data.joint(name).qpos[:] = [SLOT_X + dx, SLOTS_Y[slot] + dy, TABLE + 0.034, 1, 0, 0, 0]
-        for number in range(DISTRACTORS):
-            position = (*distractors[number], TABLE + 0.022) if number < len(distractors) else OFF_TABLE
-            data.mocap_pos[int(model.body(f"distractor{number}").mocapid[0])] = position
+        self.place_distractors(distractors)
         mujoco.mj_step(model, data, 100)
+
+    def place_distractors(self, places: NDArray[np.float64]) -> None:
+        """Distractors on the table at places (n ≤ 2, 2); the others out of sight."""
+        for number in range(DISTRACTORS):
+            position = (*places[number], TABLE + 0.022) if number < len(places) else OFF_TABLE
+            self.data.mocap_pos[int(self.model.body(f"distractor{number}").mocapid[0])] = position
 
     def move_gripper(self, position: NDArray[np.float64], orientation: NDArray[np.float64], closed: bool) -> None:
         """Spend 0.1 s moving the gripper evenly to `position` (3,) and `orientation` (4,) (x, y, z, w)."""

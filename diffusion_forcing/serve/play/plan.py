@@ -1,0 +1,253 @@
+"""The plan view: a plan condenses out of noise row by row, then the ball runs it in MuJoCo, replanned for as in an evaluation.
+
+The episode is `experiments.planning.play`. What is added here watches it: an environment that tells where the ball is, and a planner that draws
+candidates and tells its rows. Walls that are drawn change the simulator and the choice of a candidate; the model knows nothing of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusion_forcing.algorithms.planning.algorithm import Planning
+from diffusion_forcing.algorithms.planning.tokens import Steps
+from diffusion_forcing.environments.mazes.layout import MAZES, Maze
+from diffusion_forcing.environments.mazes.maze2d import GOAL_DISTANCE
+from diffusion_forcing.environments.mazes.vector import VectorMaze2d
+from diffusion_forcing.errors import UserError, check_choice
+from diffusion_forcing.experiments.planning import play
+from diffusion_forcing.serve.play.messages import ChooseMaze, MakePlan
+from diffusion_forcing.serve.play.models import command, load_model
+from diffusion_forcing.serve.play.session import Session
+
+MODELS = {
+    "umaze": ("dataset=maze2d_umaze", "load=maze2d_umaze_x"),
+    "medium": ("dataset=maze2d_medium", "load=maze2d_medium_x"),
+    "large": ("dataset=maze2d_large", "load=maze2d_large_x"),
+}
+"""Maze: the words that load its planner."""
+MOST_ROWS = 80
+"""Rows of a plan that are shown; more are thinned."""
+THINNED = 4
+"""Every how many-th step of a row is shown."""
+AT_ONCE = 8
+"""Steps of the ball in one message."""
+AT_THE_GOAL = 40
+"""Steps that the ball still does there."""
+
+
+class Superseded(Exception):
+    """The page asks for something else, or the ball has arrived: the episode ends."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A plan that was asked for, in a maze that may have other walls than the model's."""
+
+    message: MakePlan
+    maze: Maze
+
+
+class PlanPlayer:
+    """Plans with the shipped planners, each loaded when its maze is chosen first."""
+
+    def __init__(self, models: dict[str, Planning] | None = None) -> None:
+        self._models = {} if models is None else models
+        self._options = {name: model.options for name, model in self._models.items()}
+
+    def play(self, session: Session) -> None:
+        self.name, self.maze = "medium", MAZES["medium"]
+        session.send("mazes", mazes=[name for name in MODELS if name in MAZES], chosen=self.name)
+        self._show_maze(session)
+        while True:
+            try:
+                match session.receive():
+                    case ChooseMaze(maze=name, rows=rows):
+                        self._choose(name, rows)
+                        self._show_maze(session)
+                    case MakePlan() as message:
+                        self._answer(session, Ask(message, self.maze))
+            except UserError as mistake:
+                session.send("error", text=str(mistake))
+
+    def close(self) -> None:
+        self._models.clear()
+
+    def _choose(self, name: str, rows: list[str] | None) -> None:
+        """UserError for a maze that is not known, is not of the model's size, or is not closed and connected."""
+        check_choice("maze", name, list(MODELS))
+        maze = MAZES[name]
+        if rows is not None:
+            drawn = Maze.from_ascii("\\".join(rows), name=name)
+            if drawn.shape != maze.shape:
+                raise UserError(f"the drawn maze has {drawn.shape} cells, '{name}' has {maze.shape}; keep its size")
+            maze = drawn
+        self.name, self.maze = name, maze
+
+    def _show_maze(self, session: Session) -> None:
+        model = self._model()
+        options = self._options[self.name]
+        session.send(
+            "maze",
+            name=self.name,
+            rows=self.maze.rows,
+            changed=(self.maze.walls != MAZES[self.name].walls).any(axis=None).item(),
+            start=[float(v) for v in self.maze.free_cells[-1]],
+            goal=[float(v) for v in self.maze.free_cells[0]],
+            radius=GOAL_DISTANCE,
+            matrix=options.scheduling_matrix,
+            sampling_rows=options.diffusion.sampling_timesteps,
+            guidance=options.guidance_scale,
+            tokens=model.options.max_tokens,
+        )
+
+    def _model(self) -> Planning:
+        if self.name not in self._models:
+            model = load_model(("experiment=exp_planning", "algorithm=df_planning", *MODELS[self.name]))
+            self._models[self.name], self._options[self.name] = model, model.options
+        return self._models[self.name]
+
+    def _answer(self, session: Session, ask: Ask) -> None:
+        """Plan, and play the episode, until the page asks for something else."""
+        message, model = ask.message, self._model()
+        options = self._options[self.name]
+        model.options = replace(
+            options,
+            scheduling_matrix=message.matrix,
+            guidance_scale=message.guidance,
+            diffusion=replace(options.diffusion, sampling_timesteps=message.rows),
+        )
+        session.send("command", text=self._command(ask))
+        watched = WatchedMaze(ask, session)
+        planner: Any = WatchedPlanner(model.planner(), ask, session)
+        try:
+            play(watched, planner, model.options, seed=message.seed, device=model.device)
+            watched.tell(arrived=False)
+        except Superseded:
+            watched.tell(arrived=watched.arrived is not None)
+
+    def _command(self, ask: Ask) -> str:
+        message = ask.message
+        drawn = "\\".join(ask.maze.rows)
+        return command(
+            *MODELS[self.name],
+            "experiment.tasks=[validation]",
+            "experiment.episodes=4",
+            "algorithm.goal=random",
+            f"algorithm.scheduling_matrix={message.matrix}",
+            f"algorithm.diffusion.sampling_timesteps={message.rows}",
+            f"algorithm.guidance_scale={message.guidance:g}",
+            *(() if ask.maze == MAZES[self.name] else (f"dataset.maze_map='{drawn}'",)),
+            "+name=plan",
+        )
+
+
+class WatchedMaze(VectorMaze2d):
+    """One ball from the start to the goal that were asked for; the page is told where it is."""
+
+    def __init__(self, ask: Ask, session: Session) -> None:
+        super().__init__(ask.maze, 1)
+        self._ask, self._session = ask, session
+        self._path: list[NDArray[np.float64]] = []
+        self.arrived: int | None = None
+        """The step at which it reached the goal."""
+
+    def reset(self, **_: Any) -> Any:  # type: ignore[override]
+        message = self._ask.message
+        return super().reset(seed=0, options={"starts": [message.start], "goals": [message.goal]})
+
+    def step(self, actions: NDArray[np.floating]) -> Any:  # type: ignore[override]
+        done = super().step(actions)
+        self._path.append(done[0][0, :2].copy())
+        if self.arrived is None and done[1][0] > 0:
+            self.arrived = self.steps
+        if len(self._path) >= AT_ONCE:
+            self._send()
+        if self._session.waiting or (self.arrived is not None and self.steps >= self.arrived + AT_THE_GOAL):
+            raise Superseded
+        return done
+
+    def _send(self) -> None:
+        data = np.array(self._path, np.float32).tobytes()
+        self._session.send("ball", data, step=self.steps - len(self._path), steps=len(self._path))
+        self._path.clear()
+
+    def tell(self, *, arrived: bool) -> None:
+        """The rest of the way, and how it ended."""
+        self._send()
+        self._session.send("end", arrived=arrived, step=self.arrived or self.steps, most=self.max_steps)
+
+
+class WatchedPlanner:
+    """A planner that draws several candidates in one batch and follows the best. The first plan's rows go to the page."""
+
+    def __init__(self, planner: Any, ask: Ask, session: Session) -> None:
+        self._planner, self._ask, self._session = planner, ask, session
+        self._plans = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._planner, name)
+
+    def plan(self, start: Tensor, goal: Tensor, horizon: int, **options: Any) -> tuple[Steps, Tensor]:
+        count, planner = self._ask.message.candidates, self._planner
+        for name in ("noise", "refine_noise"):  # the episode's own, and further draws for the other candidates
+            if options.get(name) is not None:
+                shape = (count - 1, *options[name].shape[1:])
+                more = planner.sampler.noise(shape, device=start.device, generator=options["generator"])
+                options[name] = torch.cat([options[name], more])
+        for name in ("pull", "previous"):
+            if options.get(name) is not None:
+                options[name] = options[name].expand(count, *options[name].shape[1:])
+        on_row = self._rows(horizon) if self._plans == 0 else self._heed
+        steps, frames = planner.plan(start.expand(count, -1), goal.expand(count, -1), horizon, on_row=on_row, **options)
+        positions = steps.observations[..., :2].cpu().numpy().astype(np.float64)
+        best = max(range(count), key=lambda number: self._merit(positions[number]))
+        self._session.send(
+            "plan",
+            positions[:, ::2].astype(np.float32).tobytes(),
+            candidates=count,
+            best=best,
+            number=self._plans,
+            valid=[self._merit(one)[0] == 1 for one in positions],
+            until=[(1 - self._merit(one)[2]) // 2 + 1 for one in positions],
+        )
+        self._plans += 1
+        return Steps(*(part[best : best + 1] for part in steps)), frames[best : best + 1]
+
+    def _merit(self, plan: NDArray[np.float64]) -> tuple[float, bool, int]:
+        """Of positions (h, 2): the share of the way that is free, whether it reaches the goal, and how early; the most is best."""
+        near = np.linalg.norm(plan - np.array(self._ask.message.goal), axis=1) <= GOAL_DISTANCE
+        end = int(near.argmax()) if near.any() else len(plan) - 1
+        return float(self._ask.maze.contains(plan[: end + 1]).mean()), bool(near.any()), -end
+
+    def _heed(self, row: int, x: Tensor, levels: Tensor) -> None:
+        if self._session.waiting:
+            raise Superseded
+
+    def _rows(self, horizon: int) -> Any:
+        """Tells the matrix, then every row, or as many of them as are shown."""
+        planner = self._planner
+        tokens = -(-horizon // planner.bundle.frame_stack)
+        matrix = planner.sampler.matrix(tokens)
+        top, first = planner.sampler.sampling_timesteps, planner.present_tokens
+        self._session.send(
+            "schedule", matrix.to(torch.uint8).numpy().tobytes(), rows=len(matrix), tokens=tokens, top=top
+        )
+        every = -(-len(matrix) // MOST_ROWS)
+
+        def on_row(row: int, x: Tensor, levels: Tensor) -> None:
+            self._heed(row, x, levels)
+            if row % every and row < len(matrix) - 2:
+                return
+            frames = planner.bundle.unstack(x[:, first : first + tokens])
+            positions = planner.bundle.decode(frames).observations[:, :horizon:THINNED, :2]
+            level = levels[first : first + tokens] if levels.ndim == 1 else levels[0, first : first + tokens]
+            data = positions.float().contiguous().cpu().numpy().tobytes()
+            self._session.send("row", data, row=row + 1, candidates=len(x), levels=level.tolist(), top=top)
+
+        return on_row
