@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_forcing.algorithms.planning.controllers import PlanFollower, hold
+from diffusion_forcing.algorithms.planning.controllers import POINT, PlanFollower, each_step, hold
 from diffusion_forcing.errors import UserError
 
 
@@ -111,3 +111,17 @@ def test_holding_pulls_to_the_goal_and_damps_the_velocity() -> None:
 def test_an_unknown_law_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"controller 'persuit'.*did you mean 'pursuit'"):
         PlanFollower(line(3), "persuit")
+
+
+def test_a_point_is_moved_onto_the_plan_and_straight_to_an_aim_beyond_its_reach() -> None:
+    here = np.array([[1.0, 2.0]])
+    plan = np.array([[[1.1, 1.9], [1.2, 2.0]]])
+    assert_allclose(here + 0.2 * PlanFollower(plan, "pd", drive=POINT).act(here), plan[:, 0])
+    assert_allclose(PlanFollower(np.array([[[9.0, 4.0]]]), "pursuit", drive=POINT).act(here), [[1.0, 0.25]])
+    assert_allclose(hold(here, np.array([[0.9, 2.0]]), POINT), [[-0.5, 0.0]])
+
+
+def test_a_plan_of_every_few_steps_is_filled_up_on_straight_lines() -> None:
+    plan, start = np.array([[[2.0, 0.0], [2.0, 4.0]]]), np.zeros((1, 2))
+    assert_allclose(each_step(plan, start, 2), [[[1, 0], [2, 0], [2, 2], [2, 4]]])
+    assert each_step(plan, start, 1) is plan

@@ -32,6 +32,7 @@ PLANNING: list[tuple[dict[str, Any], str]] = [
     ({"guidance_stop": -0.1}, r"algorithm\.guidance_stop is -0\.1"),
     ({"refine": 2.0}, r"algorithm\.refine is 2\.0"),
     ({"warm_start": 0.5, "open_loop_horizon": 12}, r"nothing of a plan of 12 steps is left when replanning"),
+    ({"warm_start": 0.5, "open_loop_horizon": 12, "frame_skip": 5}, r"12, no multiple of dataset\.frame_skip 5"),
     ({"chunk_size": 3}, r"algorithm\.chunk_size is 3; a plan is drawn whole: dataset\.episode_len \(12\) or -1"),
 ]
 DIFFUSION: list[tuple[dict[str, Any], str]] = [

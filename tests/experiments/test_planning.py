@@ -16,7 +16,9 @@ from diffusion_forcing.algorithms.planning.controllers import hold
 from diffusion_forcing.algorithms.planning.planner import PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
 from diffusion_forcing.environments.mazes.layout import Maze
+from diffusion_forcing.environments.mazes.point import point_maze
 from diffusion_forcing.environments.mazes.vector import VectorMaze2d
+from diffusion_forcing.environments.mazes.vector_point import VectorPointMaze
 from diffusion_forcing.experiments.planning import LEAST_PULL, Episodes, play
 
 MAZE = Maze.from_ascii(r"#######\#OOOOO#\#O###O#\#OOOOG#\#######")
@@ -227,3 +229,68 @@ def test_a_horizon_ends_with_the_episode() -> None:
     result = played(untrained().planner(), 2, replace(PLAY, warm_start=0.5, stay_at_goal=False), steps=25)
     assert [(step, plan.shape) for step, plan in result.plans] == [(0, (2, 25, 2)), (10, (2, 15, 2)), (20, (2, 5, 2))]
     assert result.rewards.shape == (2, 25) and result.trajectories.shape == (2, 26, 4)
+
+
+# ------------------------------------------------------------------------------------------- a point, every few steps
+
+
+def crossing(starts: list[list[float]], goals: list[list[float]], steps: int) -> VectorPointMaze:
+    """Points in a corridor along x, from y = 0."""
+    env = VectorPointMaze(point_maze(r"###\#O#\#O#\#O#\###"), len(starts), max_steps=steps)
+    reset = env.reset
+    env.reset = lambda **asked: reset(  # type: ignore[method-assign]
+        seed=asked["seed"], options={**asked["options"], "starts": starts, "goals": goals}
+    )
+    return env
+
+
+class East(Script):
+    """Plans 1 m along x for each planned step."""
+
+    def plan(self, start: torch.Tensor, goal: torch.Tensor, horizon: int, **asked: Any) -> tuple[Steps, torch.Tensor]:
+        self.starts.append(start.numpy().copy())
+        frames = start[:, None] + torch.arange(1.0, horizon + 1)[:, None] * torch.tensor([1.0, 0.0])
+        return self.bundle.decode(frames), frames
+
+
+def test_a_plan_of_every_fifth_step_is_followed_step_by_step() -> None:
+    script, options = (
+        East(),
+        replace(PLAY, frame_skip=5, frame_stack=2, open_loop_horizon=10, episode_len=4, stay_at_goal=False),
+    )
+    env = crossing([[0.0, 0.0]], [[8.0, 0.0]], steps=22)
+    result = play(env, script, options, seed=0, device=CPU)  # type: ignore[arg-type]
+    assert [(step, plan.shape) for step, plan in result.plans] == [(0, (1, 20, 2)), (10, (1, 15, 2)), (20, (1, 5, 2))]
+    assert_allclose(result.trajectories[0, :, 0], 0.2 * np.arange(23), atol=1e-5)
+
+
+def test_an_episode_that_ends_at_its_goal_is_over_there() -> None:
+    script, options = East(), replace(PLAY, frame_skip=5, open_loop_horizon=10, episode_len=10, stay_at_goal=False)
+    env = crossing([[0.0, 0.0], [0.0, 0.0]], [[2.1, 0.0], [5.1, 0.0]], steps=60)
+    stepped: list[int] = []
+    result = play(env, script, options, seed=0, device=CPU, on_step=stepped.append)  # type: ignore[arg-type]
+    assert result.rewards.sum(axis=1).tolist() == [1, 1]
+    assert (result.rewards.argmax(axis=1) + 1).tolist() == [6, 21]  # the first steps within 1 m of the goals
+    assert [len(start) for start in script.starts] == [2, 1, 1]
+    assert env.steps == 21 and sum(stepped) == 2 * 60
+    assert result.trajectories.shape == (2, 61, 2)
+
+
+def test_the_history_of_coarse_steps_is_every_fifth_observation_and_the_mean_of_the_actions() -> None:
+    class Remembering(East):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bundle = Bundle((0.0, 0.0), (1.0, 1.0), frame_stack=2)
+            self.context_frames = 4
+            self.pasts: list[Any] = []
+
+        def plan(self, *args: Any, **asked: Any) -> Any:
+            self.pasts.append(asked["past"])
+            return super().plan(*args, **asked)
+
+    script, options = Remembering(), replace(PLAY, frame_skip=5, open_loop_horizon=10, episode_len=10)
+    play(crossing([[0.0, 0.0]], [[8.0, 0.0]], steps=40), script, options, seed=0, device=CPU)  # type: ignore[arg-type]
+    assert script.pasts[0] is None
+    assert_allclose(script.pasts[1].observations[0, :, 0], [0, 1], atol=1e-5)
+    assert_allclose(script.pasts[3].observations[0, :, 0], [2, 3, 4, 5], atol=1e-5)
+    assert_allclose(script.pasts[3].actions[0], [[1, 0]] * 4, atol=1e-5)

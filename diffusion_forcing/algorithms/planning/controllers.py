@@ -26,15 +26,19 @@ Gains = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Drive:
-    """How a body is steered. look_ahead: metres between the body and the point of the plan it is pulled to, about a corridor's free width.
-    stuck_pace: metres a step, a fifth of full speed; slower is stuck. straight: an action past ±1 is scaled, not clipped, so that the
-    body moves straight to its aim."""
+    """How a body is steered.
+
+    look_ahead: metres between the body and the point of the plan it is pulled to, about a corridor's free width. stuck_pace: metres a
+    step, a fifth of full speed; slower is stuck. jump: metres that no step moves. straight: an action past ±1 is scaled, not clipped, so
+    that the body moves straight to its aim.
+    """
 
     pd: Gains
     pursuit: Gains
     hold: Gains
     look_ahead: float
     stuck_pace: float
+    jump: float
     straight: bool = False
 
     def action(self, gains: Gains, way: Array, velocity: Array | float) -> Array:
@@ -51,9 +55,12 @@ BALL = Drive(
     hold=(10.0, 2.0),  # stiff, nearly critically damped
     look_ahead=0.8,
     stuck_pace=0.01,
+    jump=0.2,
 )
 """D4RL's ball, which is pushed."""
-POINT = Drive(pd=(5.0, 0.0), pursuit=(5.0, 0.0), hold=(5.0, 0.0), look_ahead=1.0, stuck_pace=0.04, straight=True)
+POINT = Drive(
+    pd=(5.0, 0.0), pursuit=(5.0, 0.0), hold=(5.0, 0.0), look_ahead=1.3, stuck_pace=0.04, jump=1.0, straight=True
+)
 """OGBench's point, which an action moves by 0.2 m."""
 DRIVES = {"ball": BALL, "point": POINT}
 

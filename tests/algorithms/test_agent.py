@@ -1,0 +1,106 @@
+"""The agent that OGBench's evaluation asks: it follows its planner, and plans when it must."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_forcing.algorithms.planning.agent import PlanningAgent
+from diffusion_forcing.environments.mazes.point import POINT_MAZES, TASKS
+from diffusion_forcing.environments.mazes.vector_point import VectorPointMaze
+from diffusion_forcing.errors import UserError
+from tests.algorithms.small import planning
+
+MEDIUM = POINT_MAZES["medium"]
+
+
+def agent_that_knows_the_way(horizon: int = 40) -> tuple[PlanningAgent, list[np.ndarray]]:
+    """An agent whose planner is replaced by the centres of the cells on the shortest way, and the starts it is asked for."""
+    agent = PlanningAgent(
+        planning(frame_skip=5, episode_len=60, frame_stack=3, open_loop_horizon=horizon, controller="pursuit")
+    )
+    asked: list[np.ndarray] = []
+
+    def plan(start: torch.Tensor, goal: torch.Tensor, steps: int, **_: Any) -> tuple[Any, None]:
+        asked.append(start.numpy())
+        cells = MEDIUM.shortest_path(MEDIUM.cell_at(start[0].numpy()), MEDIUM.cell_at(goal[0].numpy()))[1:]
+        corners = np.concatenate([start.numpy(), MEDIUM.centre(np.array(cells).reshape(-1, 2)), goal.numpy()])
+        at = np.linspace(0, len(corners) - 1, steps)
+        way = np.stack([np.interp(at, np.arange(len(corners)), column) for column in corners.T], axis=1)
+        return type("Steps", (), {"observations": torch.from_numpy(way[None])}), None
+
+    agent.planner.plan = plan  # type: ignore[method-assign, assignment]
+    return agent, asked
+
+
+def test_ogbenchs_loop_reaches_its_goals() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    pytest.importorskip("ogbench.locomaze")
+    env = gymnasium.make("pointmaze-medium-v0")
+    agent, asked = agent_that_knows_the_way()
+    for task in (3, 5):
+        observation, info = env.reset(seed=task, options={"task_id": task})
+        begin, goal, done, step = observation, info["goal"], False, 0
+        plans = len(asked)
+        while not done:
+            action = agent.sample_actions(
+                observations=observation, goals=goal, seed=np.uint32([0, step]), temperature=0
+            )
+            observation, _, terminated, truncated, info = env.step(np.clip(action, -1, 1))
+            done, step = terminated or truncated, step + 1
+        assert info["success"] == 1
+        np.testing.assert_allclose(asked[plans][0], begin, rtol=1e-6)
+        assert len(asked) - plans == -(-step // 40)
+
+
+def test_it_plans_again_for_a_new_goal_and_a_new_place_and_not_otherwise() -> None:
+    agent, asked = agent_that_knows_the_way(horizon=1000)
+    here, there = MEDIUM.centre(TASKS["medium"][0][0]), MEDIUM.centre(TASKS["medium"][0][1])
+    for observation, goal, plans in (
+        (here, there, 1),
+        (here + 0.2, there, 1),
+        (here + 0.2, there + 0.1, 2),
+        (there, there + 0.1, 3),
+    ):
+        agent.sample_actions(observation, goal)
+        assert len(asked) == plans == agent.plans
+
+
+def test_rows_give_rows_and_the_seed_decides_the_plan_above_temperature_0() -> None:
+    def actions(seed: Any, temperature: float) -> np.ndarray:
+        agent = PlanningAgent(planning(frame_skip=5, episode_len=60, frame_stack=3, scheduling_matrix="full_sequence"))
+        return agent.sample_actions(np.zeros((3, 2)), np.ones((3, 2)), seed=seed, temperature=temperature)
+
+    with torch.random.fork_rng():
+        first, same, other, cold, colder = (
+            actions(seed, heat) for seed, heat in ((1, 1.0), (1, 1.0), (2, 1.0), (1, 0.0), (2, 0.0))
+        )
+    assert first.shape == (3, 2)
+    assert np.array_equal(first, same) and not np.array_equal(first, other) and np.array_equal(cold, colder)
+
+
+@pytest.mark.parametrize(
+    ("observations", "goals", "message"),
+    [
+        (np.zeros(1), np.zeros(2), "observations must be"),
+        (np.zeros(2), np.full(2, np.nan), "goals must be"),
+        (np.zeros((2, 2)), np.zeros(2), "2 observations and 1 goals"),
+    ],
+)
+def test_what_it_cannot_act_on_is_refused(observations: Any, goals: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PlanningAgent(planning()).sample_actions(observations, goals)
+
+
+def test_it_also_plays_our_environments() -> None:
+    agent, _ = agent_that_knows_the_way()
+    env = VectorPointMaze(MEDIUM, 1)
+    observations, info = env.reset(seed=0)
+    for _ in range(400):
+        observations, reward, *_ = env.step(agent.sample_actions(observations, info["goal"]))
+        if reward.all():
+            break
+    assert reward.all()
