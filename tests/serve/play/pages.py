@@ -95,6 +95,7 @@ class Talk(Session):
         end = time.monotonic() + timeout
         while True:
             header, data = self.heard.get(timeout=max(0.01, end - time.monotonic()))
+            assert header["type"] != "crashed", header["text"]
             if header["type"] == kind and all(header[name] == value for name, value in fields.items()):
                 return header, data
 
