@@ -6,8 +6,9 @@ by (seed, batch): a resumed run draws what the uninterrupted one would have draw
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import lightning
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from diffusion_forcing.algorithms.parallel import Share, SharedGenerator
 from diffusion_forcing.diffusion import (
     DiffusionForcing,
+    Distillation,
     Loss,
     build_parameterization,
     build_schedule,
@@ -48,7 +50,10 @@ class TransformerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NoisingOptions:
-    """How tokens are noised, what the network predicts, and how many levels sampling takes (docs/method.md §2–5)."""
+    """How tokens are noised, what the network predicts, and how many levels sampling takes (docs/method.md §2–5).
+
+    distilled_steps: of a student, the most `sampling_timesteps` that it was distilled for; its checkpoint sets it.
+    """
 
     objective: Literal["pred_noise", "pred_x0", "pred_v", "pred_edm"] = "pred_x0"
     beta_schedule: Literal["linear", "cosine", "sigmoid", "edm"] = "linear"
@@ -61,6 +66,7 @@ class NoisingOptions:
     sampling_timesteps: int = 50
     ddim_sampling_eta: float = 0.0
     stabilization_level: int = 10
+    distilled_steps: int | None = None
 
     def __post_init__(self) -> None:
         where = "algorithm.diffusion"
@@ -70,6 +76,11 @@ class NoisingOptions:
         check_range(f"{where}.cum_snr_decay", self.cum_snr_decay, 0, 1)
         check_range(f"{where}.ddim_sampling_eta", self.ddim_sampling_eta, 0, 1)
         check_positive(f"{where}.clip_noise", self.clip_noise)
+        if self.distilled_steps is not None and self.sampling_timesteps > self.distilled_steps:
+            raise UserError(
+                f"{where}.sampling_timesteps is {self.sampling_timesteps}, but these are the weights of a student that was distilled for at most "
+                f"{self.distilled_steps}; pass {where}.sampling_timesteps={self.distilled_steps}, or load its teacher"
+            )
         check_positive(f"{where}.snr_clip", self.snr_clip)
 
     @property
@@ -237,6 +248,8 @@ class ForcingAlgorithm(lightning.LightningModule):
         self.options = options
         self._carried: dict[str, dict[str, Tensor]] = {}
         self._steps_before = 0
+        # Of a student; in a tuple, because it is neither trained nor a part of the module's state.
+        self._teachers: tuple[nn.Module, ...] = ()
         if network is not None:
             self.put_network(network)
 
@@ -362,7 +375,56 @@ class ForcingAlgorithm(lightning.LightningModule):
         if self.ema is not None:
             self.ema.update_parameters(self.forcing.network)
 
+    # ------------------------------------------------------------------------------------------------ distillation
+
+    def distill(self, *, grid: int, steps: int) -> None:
+        """From here on train a student of at most `steps` sampling steps, whose teacher has the present weights for sampling.
+
+        The student starts from them. grid: levels of the teacher's curve (`diffusion/consistency.py`).
+        """
+        if self.teacher_forced:
+            raise UserError(
+                "a network trained with algorithm.noise_level=teacher_forcing cannot be distilled: its loss shows it another past"
+            )
+        diffusion = replace(
+            self.options.diffusion,
+            distilled_steps=steps,
+            sampling_timesteps=min(steps, self.options.diffusion.sampling_timesteps),
+            ddim_sampling_eta=1.0,
+        )
+        self.options = replace(self.options, diffusion=diffusion)
+        teacher = copy.deepcopy(self.sampling_network).eval().requires_grad_(False)
+        self._teachers = (teacher,)
+        self.take_weights(self.sampling_weights())
+        average = None if self.ema is None else self.ema.module
+        self.forcing = Distillation(self.forcing, teacher, target=average, grid=grid)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A student's training state has its teacher, so that resuming needs no other checkpoint."""
+        for teacher in self._teachers:
+            checkpoint["teacher"] = teacher.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for teacher in self._teachers:
+            if "teacher" not in checkpoint:
+                raise UserError(
+                    "this checkpoint is not of a distillation: it has no teacher; resume it with tasks=[training]"
+                )
+            teacher.load_state_dict(checkpoint["teacher"])
+
     # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint says of its weights: `describe()`, and how a student is to be sampled."""
+        diffusion = self.options.diffusion
+        if diffusion.distilled_steps is None:
+            return self.describe()
+        settings = chosen(diffusion, "distilled_steps", "sampling_timesteps", "ddim_sampling_eta")
+        return self.describe() | {"sampling": {"algorithm": {"diffusion": settings}}}
+
+    def describe(self) -> dict[str, Any]:
+        """Metadata of a checkpoint: what its weights are for, and the options that they depend on."""
+        raise NotImplementedError
 
     def sampling_weights(self) -> dict[str, Tensor]:
         """The weights for sampling, by the network's own names."""

@@ -92,7 +92,9 @@ class WorldDiffusionOptions(NoisingOptions):
 class WorldOptions(VideoOptions):
     """`algorithm=df_world`. noise_level: `noisy_past` or `mixture`, see `World`. lr_decay: last part of `training.max_steps` over
     which the learning rate falls to 0. warp_loss: weight of the warped frames' own error.
-    unscored_frames: first frames of a clip that are left out of the loss. quantize: round finished frames to 8 bits."""
+    unscored_frames: first frames of a clip that are left out of the loss. quantize: round finished frames to 8 bits.
+    self_rollout: share of past frames that are replaced by the network's own predictions, from the part self_rollout_start of
+    `training.max_steps` on; self_rollout_rounds: how often they are predicted anew behind such a past."""
 
     noise_level: Literal["noisy_past", "mixture"] = "noisy_past"  # type: ignore[assignment]
     cache: Literal["exact", "streaming", "none"] = "streaming"
@@ -100,6 +102,9 @@ class WorldOptions(VideoOptions):
     warp_loss: float = 0.3
     unscored_frames: int = 2
     quantize: bool = True
+    self_rollout: float = 0.0
+    self_rollout_start: float = 0.67
+    self_rollout_rounds: int = 2
     diffusion: WorldDiffusionOptions = field(default_factory=WorldDiffusionOptions)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -107,6 +112,14 @@ class WorldOptions(VideoOptions):
         check_range("algorithm.lr_decay", self.lr_decay, 0, 1)
         check_not_negative("algorithm.warp_loss", self.warp_loss)
         check_not_negative("algorithm.unscored_frames", self.unscored_frames)
+        check_range("algorithm.self_rollout", self.self_rollout, 0, 1)
+        check_range("algorithm.self_rollout_start", self.self_rollout_start, 0, 1)
+        check_positive("algorithm.self_rollout_rounds", self.self_rollout_rounds)
+        if self.self_rollout and self.noise_level != "noisy_past":
+            raise UserError(
+                f"algorithm.self_rollout={self.self_rollout} replaces a past that stands beside the frames that are denoised; "
+                f"algorithm.noise_level={self.noise_level} has none: pass noise_level=noisy_past, or self_rollout=0"
+            )
         if self.unscored_frames >= self.n_frames:
             raise UserError(
                 f"algorithm.unscored_frames is {self.unscored_frames}; it must leave some of the {self.n_frames} frames of a clip"
@@ -137,13 +150,15 @@ class WorldOptions(VideoOptions):
 
 class WorldDraws(NamedTuple):
     """What training draws for a batch. levels: (b, t) and noise: (b, t, c, h, w) of the frames that are denoised; past_levels and past_noise:
-    the same of the past that they are shown behind, None where they are each other's past; dropped: as in `VideoDraws`."""
+    the same of the past that they are shown behind, None where they are each other's past; dropped: as in `VideoDraws`; replaced: (b, t) bool,
+    past frames that the network predicts itself, None: none."""
 
     levels: Tensor
     noise: Tensor
     past_levels: Tensor | None
     past_noise: Tensor | None
     dropped: Tensor | None
+    replaced: Tensor | None = None
 
 
 class WorldLoss(NamedTuple):
@@ -205,7 +220,12 @@ class World(Video):
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
         clips = self.encode(batch)
-        error, warp, _ = self.losses(clips, self.draw(clips, generator=self.training_generator()))
+        generator = self.training_generator()
+        draws = self.draw(clips, generator=generator)
+        if self._rolls_out():
+            replaced = uniform(clips.mask.shape, device=self.device, generator=generator) < self.options.self_rollout
+            draws = draws._replace(replaced=replaced)
+        error, warp, _ = self.losses(clips, draws)
         self.log("training/loss", error, prog_bar=True)
         if not self.options.diffusion.architecture.warp:
             return error
@@ -245,26 +265,41 @@ class World(Video):
     def losses(self, clips: Clips, draws: WorldDraws, *, forcing: DiffusionForcing | None = None) -> WorldLoss:
         """The weighted squared error of the denoised frames and that of the warped frames, over the frames that count."""
         forcing = self.forcing if forcing is None else forcing
-        network: Any = forcing.network
         x, present, conditions = clips
         levels = mask_absent(draws.levels, present, forcing.schedule.timesteps)
         if conditions is not None and draws.dropped is not None:
             conditions = torch.where(draws.dropped[:, None, None], 0, conditions)
 
-        x_k = add_noise(forcing.schedule, x, levels, draws.noise)
-        shown = None
+        past = None
         if draws.past_levels is not None and draws.past_noise is not None:
             past_levels = mask_absent(draws.past_levels, present, forcing.schedule.timesteps)
-            shown = add_noise(forcing.schedule, x, past_levels, draws.past_noise), past_levels
-        output, memory = network(x_k, levels, conditions, past=shown)
+            shown = x if draws.replaced is None else self._own_past(clips, draws, past_levels, conditions, forcing)
+            past = add_noise(forcing.schedule, shown, past_levels, draws.past_noise), past_levels
+        loss = forcing.loss(x, levels, conditions=conditions, past=past, noise=draws.noise)
+        counted = self._counted(present)
+        warped = loss.memory.warped
+        warp = x.new_zeros(()) if warped is None else warp_error(warped, x, counted)
+        return WorldLoss((per_token(counted, x) * loss.per_element).mean(), warp, loss.x0)
 
-        output = output.to(x.dtype)
-        target = forcing.parameterization.target(forcing.schedule, x, levels, draws.noise)
-        weight = forcing.loss_weight(levels) * self._counted(present)
-        error = (per_token(weight, x) * (output - target) ** 2).mean()
-        warp = x.new_zeros(()) if memory.warped is None else warp_error(memory.warped, x, self._counted(present))
-        x0 = forcing.parameterization.resolve(forcing.schedule, x_k, levels, output).x0
-        return WorldLoss(error, warp, x0)
+    def _rolls_out(self) -> bool:
+        """Whether training has come to where the past is partly the network's own."""
+        options, total = self.options, self.trainer.max_steps
+        return options.self_rollout > 0 and self.global_step >= options.self_rollout_start * max(0, total)
+
+    @torch.no_grad()
+    def _own_past(
+        self, clips: Clips, draws: WorldDraws, past_levels: Tensor, conditions: Tensor | None, forcing: DiffusionForcing
+    ) -> Tensor:
+        """Clean frames (b, t, c, h, w) of which those of `draws.replaced` are what the network predicts in one step, all in one call: first behind
+        the true past, then behind the past that this gave. A rollout in parallel, so that training meets its own mistakes."""
+        assert draws.replaced is not None and draws.past_noise is not None
+        x = shown = clips.tokens
+        pure = torch.full_like(past_levels, forcing.schedule.timesteps - 1)
+        for _ in range(self.options.self_rollout_rounds):
+            past = add_noise(forcing.schedule, shown, past_levels, draws.past_noise), past_levels
+            prediction, _ = forcing(draws.noise, pure, conditions, None, past)
+            shown = torch.where(per_token(draws.replaced, x), self.quantized(prediction.x0), x)
+        return shown
 
     def _counted(self, present: Tensor) -> Tensor:
         """(b, t): weights of mean about 1 of the frames that count: those that are there, behind the first ones, which have no past to copy."""

@@ -25,7 +25,7 @@ def export(
     """Write the weights of the checkpoint `path_in` (ours or a released `.ckpt`) as a checkpoint `path_out` to ship.
 
     `dtype`: `float32`, or `float16` for half the size (algorithms cast it back). `card`: text of its README.md.
-    `sampling`: nested options that loading it sets, such as `{"algorithm": {"guidance_scale": 3}}`. UserError if
+    `sampling`: nested options that loading it sets, such as `{"algorithm": {"guidance_scale": 3}}`, beside those it has. UserError if
     `path_out` exists, for another dtype, and for weights that float16 cannot hold.
     """
     path_out = Path(path_out)
@@ -43,8 +43,18 @@ def export(
             )
     metadata = loaded.metadata | {"exported_from": {"kind": loaded.kind, "name": loaded.path.name}}
     if sampling:
-        metadata["sampling"] = dict(sampling)
+        metadata["sampling"] = _merged(metadata.get("sampling") or {}, sampling)
     if loaded.kind == "released":
         metadata["statistics"] = {key: value.tolist() for key, value in loaded.statistics.items()}
     native.save(path_out, None, metadata=metadata, model=weights, step=loaded.step, card=card)
     return path_out
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `old` with the values of `new`."""
+    both = {
+        key: _merged(old[key], value)
+        for key, value in new.items()
+        if isinstance(value, Mapping) and isinstance(old.get(key), Mapping)
+    }
+    return {**old, **new, **both}

@@ -1,5 +1,6 @@
 """The paper: torch only; no task, no configuration, no file. Read `forcing.py` first, then `sampler.py`."""
 
+from diffusion_forcing.diffusion.consistency import Distillation
 from diffusion_forcing.diffusion.ema import ema_of
 from diffusion_forcing.diffusion.forcing import DiffusionForcing, Loss
 from diffusion_forcing.diffusion.guidance import GradientGuidance, classifier_free_guidance, history_guidance
@@ -12,6 +13,7 @@ from diffusion_forcing.diffusion.teacher_forcing import teacher_forcing_loss
 
 __all__ = [
     "DiffusionForcing",
+    "Distillation",
     "GradientGuidance",
     "Loss",
     "NoiseSchedule",

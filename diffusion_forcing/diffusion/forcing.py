@@ -28,10 +28,16 @@ Network = Callable[[Tensor, Tensor, Tensor | None, Any], tuple[Tensor, Any]]
 
 
 class Loss(NamedTuple):
-    """per_element: (b, t, *c), weighted, not reduced; x0: (b, t, *c), the predicted clean tokens."""
+    """per_element: (b, t, *c), weighted, not reduced; x0: (b, t, *c), the predicted clean tokens; memory: the network's after x."""
 
     per_element: Tensor
     x0: Tensor
+    memory: Any = None
+
+
+def network_inputs(conditions: Tensor | None, memory: Any, past: Any) -> tuple[Any, ...]:
+    """What follows tokens and levels in the call of a network; most take no `past`."""
+    return (conditions, memory) if past is None else (conditions, memory, past)
 
 
 class DiffusionForcing(nn.Module):
@@ -78,12 +84,14 @@ class DiffusionForcing(nn.Module):
         *,
         conditions: Tensor | None = None,
         memory: Any = None,
+        past: Any = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Loss:
         """Algorithm 1: the weighted squared error for clean tokens x: (b, t, *c) noised at levels k: (b, t), k = −1 staying clean.
 
-        conditions: (b, t, d). memory: stands for the tokens before x. noise: standard normal like x, instead of a draw; clamped.
+        conditions: (b, t, d). memory: stands for the tokens before x. past: of a network that takes it, other tokens and their levels that
+        stand before each of x, instead of x itself. noise: standard normal like x, instead of a draw; clamped.
         """
         self._check_levels(k)
         clean = k < 0
@@ -92,9 +100,9 @@ class DiffusionForcing(nn.Module):
         eps = torch.where(per_token(clean, x), 0.0, self.gaussian_noise(x, noise, generator))
         x_k = add_noise(self.schedule, x, k, eps)
         # Predict, and weigh the squared error.
-        prediction, _ = self(x_k, k, conditions, memory)
+        prediction, after = self(x_k, k, *network_inputs(conditions, memory, past))
         target = self.parameterization.target(self.schedule, x, k, eps)
-        return Loss(per_token(self.loss_weight(k), x) * (prediction.output - target) ** 2, prediction.x0)
+        return Loss(per_token(self.loss_weight(k), x) * (prediction.output - target) ** 2, prediction.x0, after)
 
     def loss_weight(self, k: Tensor) -> Tensor:
         """Weights (b, t) of tokens at levels k: (b, t) in 0…K−1 (docs/method.md §4)."""

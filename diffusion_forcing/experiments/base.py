@@ -35,7 +35,7 @@ class BaseExperiment:
     """
 
     Options: type[ExperimentOptions] = ExperimentOptions
-    shared_tasks: frozenset[str] = frozenset({"training", "validation", "test"})
+    shared_tasks: frozenset[str] = frozenset({"training", "distill", "validation", "test"})
     """Tasks that all processes share. The main process runs the others alone; the rest wait at the next shared one."""
 
     def __init__(
@@ -126,6 +126,21 @@ class BaseExperiment:
             )
         else:
             self._say(f"trained to step {self.step}; checkpoint {parts.checkpoints.last}")
+
+    def distill(self) -> None:
+        """Train a student that samples in `distillation.steps` steps; its teacher, from which it starts, is the checkpoint of `load`."""
+        if self.load is None and self.resume is None and not self.step:
+            raise UserError(
+                "experiment.tasks=[distill] needs a teacher; pass load=CHECKPOINT, or train it first (tasks=[training,distill])"
+            )
+        if not hasattr(self.algorithm, "distill"):
+            raise UserError(f"{type(self.algorithm).__name__} cannot be distilled; choose an algorithm of this package")
+        if self.options.training.strategy == "fsdp":
+            raise UserError("experiment.tasks=[distill] keeps its teacher whole; pass experiment.training.strategy=ddp")
+        self._prepare()
+        options = self.options.distillation
+        self.algorithm.distill(grid=options.grid, steps=options.steps)
+        self.training()
 
     def validation(self) -> None:
         """Run `validation_step` over `dataset.validation()` with the weights that were trained, loaded or resumed."""

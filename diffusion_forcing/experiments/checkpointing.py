@@ -280,7 +280,13 @@ class Checkpoints(Callback):
         module: Any = pl_module
         weights = module.sampling_weights() if hasattr(module, "sampling_weights") else module.state_dict()
         checkpoint[SAMPLING] = {
-            "metadata": dict(module.describe()) if hasattr(module, "describe") else {},
+            "metadata": dict(
+                module.metadata()
+                if hasattr(module, "metadata")
+                else module.describe()
+                if hasattr(module, "describe")
+                else {}
+            ),
             "model": {name: full(weight) for name, weight in weights.items()},
             "resumable": not self.options.save_weights_only,
         }

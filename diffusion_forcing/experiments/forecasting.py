@@ -84,7 +84,7 @@ class ForecastingExperiment(BaseExperiment):
 
     Options = ForecastingExperimentOptions
     task = "prediction"
-    shared_tasks = frozenset({"training"})
+    shared_tasks = frozenset({"training", "distill"})
     options: ForecastingExperimentOptions
     algorithm: Forecasting
     _matched = False

@@ -191,6 +191,20 @@ class ValidationOptions(TestOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """The task `distill`; everything else about it is training's."""
+
+    steps: int = 2
+    """The most sampling steps that the student takes."""
+    grid: int = 32
+    """Levels of the teacher's curve, from noise to data, between which the student is made to agree."""
+
+    def __post_init__(self) -> None:
+        check_minimum("experiment.distillation.steps", self.steps, 1)
+        check_minimum("experiment.distillation.grid", self.grid, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentOptions:
     """One experiment: which tasks, in order, and how each is run."""
 
@@ -199,6 +213,7 @@ class ExperimentOptions:
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Of float32 matrix products, in every task: `torch.set_float32_matmul_precision`. high: TF32 on an NVIDIA GPU;
     medium: bfloat16."""
+    distillation: DistillationOptions = field(default_factory=DistillationOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     test: TestOptions = field(default_factory=TestOptions)

@@ -218,7 +218,7 @@ class PlanningExperiment(BaseExperiment):
 
     Options = PlanningExperimentOptions
     task = "planning"
-    shared_tasks = frozenset({"training"})
+    shared_tasks = frozenset({"training", "distill"})
     options: PlanningExperimentOptions
     algorithm: Planning
 

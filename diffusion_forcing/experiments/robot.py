@@ -65,7 +65,7 @@ class RobotExperiment(BaseExperiment):
 
     Options = RobotExperimentOptions
     task = "robot"
-    shared_tasks = frozenset({"training"})
+    shared_tasks = frozenset({"training", "distill"})
     options: RobotExperimentOptions
     algorithm: Robot
 

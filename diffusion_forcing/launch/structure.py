@@ -80,7 +80,7 @@ def adopt_(config: DictConfig, checkpoint: Path, overridden: Iterable[str]) -> l
     metadata = _metadata(checkpoint, plain)
     stored = [metadata[name] for name in ("structure", "sampling") if isinstance(metadata.get(name), Mapping)]
     now, overridden = OmegaConf.create(plain), list(overridden)
-    trains = "training" in (OmegaConf.select(now, "experiment.tasks") or ())
+    trains = not {"training", "distill"}.isdisjoint(OmegaConf.select(now, "experiment.tasks") or ())
     same_environment = metadata.get("env_id") == OmegaConf.select(now, "dataset.env_id")
     changes = []
     for key, value in (leaf for mapping in stored for leaf in leaves(mapping)):

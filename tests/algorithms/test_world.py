@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from diffusion_forcing.algorithms.world import (
 )
 from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.datasets.batch import VideoBatch
+from diffusion_forcing.diffusion import Distillation
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.structure import check_task
 from diffusion_forcing.networks.flow import Warped
@@ -217,3 +219,74 @@ def test_levels_that_cannot_be_are_refused() -> None:
         LevelOptions(pure=2.0)
     with pytest.raises(UserError, match=r"target.*-1"):
         LevelOptions(target=(0.0, -1.0))
+
+
+# ------------------------------------------------------------------------------------------------ students and their own past
+
+
+def test_a_student_starts_as_its_teacher_and_its_checkpoint_says_how_few_steps_it_takes() -> None:
+    model = world(ema_decay=0.5)
+    before = {name: value.clone() for name, value in model.sampling_weights().items()}
+    assert "sampling" not in model.metadata()
+    model.distill(grid=8, steps=2)
+    assert isinstance(model.forcing, Distillation)
+    assert model.forcing.offset_noise == 0.2
+    assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())
+    settings = model.metadata()["sampling"]["algorithm"]["diffusion"]
+    assert settings == {"distilled_steps": 2, "sampling_timesteps": 2, "ddim_sampling_eta": 1.0}
+    assert not [name for name in model.state_dict() if "teacher" in name]
+    saved: dict[str, Any] = {}
+    model.on_save_checkpoint(saved)
+    assert saved["teacher"].keys() == before.keys()
+    with pytest.raises(UserError, match="no teacher"):
+        model.on_load_checkpoint({})
+    with pytest.raises(UserError, match=r"sampling_timesteps is 10.*at most 2"):
+        options(diffusion={"distilled_steps": 2, "sampling_timesteps": 10})
+
+
+def test_a_student_learns_from_its_teacher_behind_a_past() -> None:
+    model = world(ema_decay=0.5)  # the average, which is the target, stands still here
+    clips = model.encode(batch())
+    draws = model.draw(clips, generator=torch.Generator().manual_seed(1))
+    model.distill(grid=8, steps=1)
+    (teacher,) = model._teachers
+    weights = [value.clone() for value in teacher.state_dict().values()]
+    optimizer = torch.optim.Adam(model.network.parameters(), lr=3e-4)
+    errors = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        error, _, x0 = model.losses(clips, draws)
+        error.backward()
+        optimizer.step()
+        errors.append(error.item())
+    assert errors[-1] < 0.9 * errors[0]
+    assert x0.shape == clips.tokens.shape
+    assert all(torch.equal(a, b) for a, b in zip(weights, teacher.state_dict().values(), strict=True))
+
+
+def test_the_networks_own_past_is_what_it_predicts_in_one_step_where_it_is_asked_for() -> None:
+    model = world(self_rollout=0.5, self_rollout_rounds=1)
+    clips = model.encode(batch())
+    draws = model.draw(clips, generator=torch.Generator().manual_seed(1))
+    assert draws.past_levels is not None
+    nowhere, everywhere = torch.zeros(2, 6, dtype=torch.bool), torch.ones(2, 6, dtype=torch.bool)
+    inputs = (draws.past_levels, clips.conditions, model.forcing)
+    assert torch.equal(model._own_past(clips, draws._replace(replaced=nowhere), *inputs), clips.tokens)
+    own = model._own_past(clips, draws._replace(replaced=everywhere), *inputs)
+    pixels = model.frames(own) * 255
+    assert torch.allclose(pixels, pixels.round(), atol=1e-3)
+    plain, same, other = (
+        model.losses(clips, draws._replace(replaced=replaced)).error for replaced in (None, nowhere, everywhere)
+    )
+    assert torch.equal(plain, same)
+    assert not torch.equal(plain, other)
+
+
+def test_only_the_last_part_of_training_rolls_out_itself() -> None:
+    model = world(self_rollout=0.5, self_rollout_start=0.5)
+    model.__dict__["_trainer"] = SimpleNamespace(max_steps=10, global_step=4)
+    assert not model._rolls_out()
+    model.__dict__["_trainer"] = SimpleNamespace(max_steps=10, global_step=5)
+    assert model._rolls_out()
+    with pytest.raises(UserError, match=r"self_rollout=0.5.*mixture"):
+        options(self_rollout=0.5, noise_level="mixture")

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion_forcing.checkpoints import save
 from diffusion_forcing.launch.cli import main
+from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics
 from tests.datasets.video_makers import moving_pattern, write_npz
 
 pytestmark = pytest.mark.slow
@@ -43,10 +45,11 @@ def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*words: str) -> tuple[Path, dict[str, float]]:
-    """Run the command line; the run's folder and its numbers."""
+    """Run the command line; the run's folder and its numbers, none where nothing was measured."""
     assert main(list(words)) == 0
     folder = Path("outputs/latest-run").resolve()
-    return folder, json.loads((folder / "metrics.json").read_text())
+    numbers = folder / "metrics.json"
+    return folder, json.loads(numbers.read_text()) if numbers.exists() else {}
 
 
 def test_a_world_model_is_trained_rolled_out_far_beyond_its_clips_and_resumed(
@@ -71,3 +74,53 @@ def test_a_world_model_is_trained_rolled_out_far_beyond_its_clips_and_resumed(
     capfd.readouterr()
     assert main(["algorithm=df_video", *DATA, f"load={identity}", "experiment.tasks=[validation]"]) == 2
     assert "choose algorithm=df_world" in capfd.readouterr().err
+
+
+def test_a_student_is_distilled_resumed_judged_and_refuses_more_steps_than_it_knows(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    teacher, _ = run(*WORLD, "dataset.n_frames=6", "experiment.tasks=[training]")
+    distilling = [
+        *(word for word in WORLD if "max_steps" not in word),
+        f"load={json.loads((teacher / 'run.json').read_text())['id']}",
+        "dataset.n_frames=6",
+        "experiment.tasks=[distill]",
+        "experiment.distillation.grid=4",
+        "algorithm.self_rollout=0.5",
+        "algorithm.self_rollout_start=0",
+    ]
+    folder, _ = run(*distilling, "experiment.training.max_steps=2")
+    identity = json.loads((folder / "run.json").read_text())["id"]
+    # A resumed run learns from the same teacher, which its checkpoints keep.
+    assert main([f"resume={identity}", "experiment.training.max_steps=3"]) == 0
+    losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in losses if "training/loss" in row] == [1, 2, 3]
+
+    network = InverseDynamics(3, 16, 3, width=4)
+    save(Path("actions"), None, metadata=network.describe(), model=network.state_dict(), step=1)
+    capfd.readouterr()
+    judged, metrics = run(
+        *("algorithm=df_world", *DATA, f"load={identity}", "experiment=exp_judge", "dataset.n_frames=8"),
+        *("experiment.judge.inverse_dynamics=actions", "experiment.judge.frames=40", "experiment.judge.turns=[2]"),
+        *("experiment.judge.rollouts=2", "experiment.judge.speed_frames=3", "experiment.test.batch_size=2"),
+    )
+    assert "algorithm.diffusion.distilled_steps=2" in capfd.readouterr().out
+    assert {
+        *("test/sharpness_frame_4", "test/actions_relative_frame_1", "test/actions_gain", "test/long_alive"),
+        *("test/long_sharpness_end", "test/long_actions_relative_end", "test/turn_2_back_psnr"),
+        *("test/frames_per_second_p50", "test/peak_memory_megabytes_judge"),
+    } <= metrics.keys()
+    assert (judged / "pictures" / "test_drift.png").exists()
+
+    roll = ["algorithm=df_world", *DATA, f"load={identity}", "experiment.tasks=[validation]"]
+    for words, named in (
+        (["algorithm.diffusion.sampling_timesteps=10"], "at most 2"),
+        (["dataset.resolution=32"], "resolution"),
+        (["dataset.external_cond_dim=5"], "external_cond_dim"),
+        (["algorithm.diffusion.architecture.window=6", "experiment.judge.inverse_dynamics=missing"], "missing"),
+    ):
+        assert main([*roll, *words]) == 2
+        said = capfd.readouterr().err.strip().splitlines()
+        assert named in said[-1]
+    assert main([*distilling[:1], *DATA, "experiment.tasks=[distill]"]) == 2
+    assert "load=CHECKPOINT" in capfd.readouterr().err

@@ -265,6 +265,7 @@ def test_the_documented_defaults_hold() -> None:
         "sampling_timesteps": 50,
         "ddim_sampling_eta": 0,
         "stabilization_level": 10,
+        "distilled_steps": None,
         "architecture": {"network_size": 128, "num_layers": 12, "attn_heads": 4, "dim_feedforward": 512},
     }
     dataset = config["dataset"]
@@ -338,6 +339,7 @@ def test_the_documented_defaults_hold_for_video() -> None:
         "sampling_timesteps": 100,
         "ddim_sampling_eta": 0.0,
         "stabilization_level": 15,
+        "distilled_steps": None,
     }
     assert architecture == {
         "network_size": 64,

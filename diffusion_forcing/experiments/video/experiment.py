@@ -30,6 +30,7 @@ from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions
 from diffusion_forcing.experiments.video import report
 from diffusion_forcing.experiments.video.distances import distances_of
 from diffusion_forcing.experiments.video.drawing import Drawing
+from diffusion_forcing.experiments.video.judge import JudgeOptions, first_clips, judge, load_inverse_dynamics
 from diffusion_forcing.experiments.video.rollouts import OPENING, Roller, Scores, frame_metrics
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.tracking.run import NullRun
@@ -66,6 +67,7 @@ class VideoExperimentOptions(ExperimentOptions):
     save_predictions: bool = False
     """Keep the predicted frames of every batch of the three tasks: predictions/*.npy, (b, n, h, w, 3) uint8."""
     interpolation: InterpolationOptions = field(default_factory=InterpolationOptions)
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +80,7 @@ class VideoExperiment(BaseExperiment):
 
     Options = VideoExperimentOptions
     task = "video"
-    shared_tasks = frozenset({"training"})
+    shared_tasks = frozenset({"training", "distill"})
     options: VideoExperimentOptions
     algorithm: Video
 
@@ -120,7 +122,7 @@ class VideoExperiment(BaseExperiment):
         self._roll_out("validation", self.options.validation, seed=self.seed)
 
     def test(self) -> None:
-        """The same for `dataset.test()`."""
+        """The same for `dataset.test()`, and what `experiment.judge` asks for beyond it."""
         self._roll_out("test", self.options.test, seed=self.seed + TEST_SEED_OFFSET)
 
     def interpolation(self) -> None:
@@ -145,7 +147,10 @@ class VideoExperiment(BaseExperiment):
         forcing = video.sampling_forcing()
         if compiled:
             compile_network(forcing, compiled)
-        return Roller(video, video.sampler(forcing), metrics=frame_metrics(options.observation_shape[1]), seed=seed)
+        judged = self.options.judge.inverse_dynamics
+        inverse = load_inverse_dynamics(judged).to(video.device) if judged and options.condition_width else None
+        metrics = frame_metrics(options.observation_shape[1])
+        return Roller(video, video.sampler(forcing), metrics=metrics, seed=seed, inverse=inverse)
 
     def drawing(self, task: str, *, end_frames: int = 0, videos: bool = True) -> Drawing:
         """A `Drawing` of the first `experiment.films` clips of `task`; videos=False: the grid alone, and no files."""
@@ -209,6 +214,8 @@ class VideoExperiment(BaseExperiment):
                 "or give longer clips"
             )
         self._report(task, scores, device, () if end_frames else video.options.metrics)
+        if task == "test" and self.options.judge.anything:
+            self._judge(task, options, roller, device)
         drawing.grid()
         report.draw_curves(self.run, task, scores)
         self._say_where(task)
@@ -224,6 +231,19 @@ class VideoExperiment(BaseExperiment):
         self.run.summary({f"{task}/{name}": value for name, value in numbers.items()})
         caption = f"Each predicted frame of {scores.clips} clips, {task}"
         self.run.table(f"{task}_frames", report.rows(scores), caption=caption)
+
+    def _judge(self, task: str, options: ValidationOptions | TestOptions, roller: Roller, device: torch.device) -> None:
+        """What `experiment.judge` asks for, with the first clips of the task."""
+        loader, wanted = self._loader(task, options), self.options.judge
+        with contextlib.ExitStack() as stack:
+            stack.callback(loader.close)
+            stack.enter_context(devices.computing(task, options.precision, device))
+            moved = (VideoBatch(*(part.to(device) for part in batch)) for batch in loader)
+            batches = first_clips(moved, wanted.rollouts)
+            roller.on_frames = stack.enter_context(Bar("judge", total=None, unit="frames")).advance
+            numbers = judge(roller, batches, wanted, run=self.run, task=task, say=self._say)
+        numbers["peak_memory_megabytes_judge"] = devices.peak_memory(device)
+        self.run.summary({f"{task}/{name}": value for name, value in numbers.items()})
 
     def _say_where(self, task: str) -> None:
         if isinstance(self.run, NullRun):

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 
 from diffusion_forcing.experiments.video.rollouts import (
+    ACTION,
     BLEND,
     COPY,
+    LAPLACIAN,
     MEAN,
     MODEL,
     SHUFFLED,
     TRUTH,
-    Curve,
     Scores,
-    mean_and_interval,
-    mean_of,
 )
+from diffusion_forcing.metrics.rollouts import Curve, Interval, mean_interval, mean_of, ratio_interval
 from diffusion_forcing.visualization.curves import Panel, draw_horizon
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Predicted frames that are printed, beside the last one."""
-CHECKED = (1, 4, 8, 16)
+CHECKED = (1, 4, 8, 16, 64)
 """Predicted frames with numbers of their own in metrics.json."""
 NAMES = {
     MODEL: "model",
@@ -42,6 +42,9 @@ COLUMNS = {
     "psnr_linear_blend": "linear blend",
     "psnr_shuffled_actions": "other actions",
     "ssim": "SSIM",
+    "sharpness": "sharpness",
+    "actions": "actions",
+    "actions_truth": "real's",
     "pixel_variance": "variance",
     "pixel_variance_truth": "truth's",
 }
@@ -58,12 +61,19 @@ def rows(scores: Scores) -> list[dict[str, float | int]]:
     for metric in scores.metrics:
         for who in NAMES:
             if (who, metric) in scores.curves:
-                mean, low, high = mean_and_interval(scores.curve(who, metric))
+                mean, low, high = mean_interval(scores.curve(who, metric))
                 columns[_key(metric, who)] = mean
                 if who == MODEL:
                     columns[f"{metric}_low"], columns[f"{metric}_high"] = low, high
+    for who in NAMES:
+        if (sharp := sharpness(scores, who)) is not None:
+            columns[_key("sharpness", who)] = sharp.value
+            if who == MODEL:
+                columns["sharpness_low"], columns["sharpness_high"] = sharp.low, sharp.high
     for who, suffix in ((MODEL, ""), (TRUTH, "_truth")):
         columns[f"pixel_mean{suffix}"], columns[f"pixel_variance{suffix}"] = scores.pixels(who)
+        if (who, ACTION) in scores.curves:
+            columns[f"actions{suffix}"] = mean_of(scores.curve(who, ACTION))
     table: list[dict[str, float | int]] = []
     for index, clips in enumerate(np.isfinite(scores.curve(MODEL, scores.metrics[0])).sum(axis=0)):
         table.append({"frame": index + 1, "clips": int(clips)})
@@ -91,8 +101,40 @@ def summary(scores: Scores) -> dict[str, float | int]:
             finite = values[np.isfinite(values)].tolist()
             if finite:
                 numbers[f"pixel_{name}{suffix}_first"], numbers[f"pixel_{name}{suffix}_last"] = finite[0], finite[-1]
+    numbers |= judged(scores)
     numbers["frames_predicted"] = scores.frames
     numbers["seconds_per_frame"] = scores.seconds / max(1, scores.frames)
+    return numbers
+
+
+def sharpness(scores: Scores, who: str) -> Interval | None:
+    """Energy of the Laplacian of a predictor over the truth's, at each frame; None where it was not measured."""
+    if (who, LAPLACIAN) not in scores.curves:
+        return None
+    return ratio_interval(scores.curve(who, LAPLACIAN), scores.curve(TRUTH, LAPLACIAN))
+
+
+def judged(scores: Scores) -> dict[str, float]:
+    """Sharpness at `CHECKED` frames, and how well inverse dynamics tells the actions up to each and in real video; with intervals.
+
+    `actions_relative`: the model's share of actions told right over that of the truth.
+    """
+    numbers: dict[str, float] = {}
+    for who in (MODEL, COPY, MEAN, BLEND):
+        sharp = sharpness(scores, who)
+        for frame in CHECKED:
+            if sharp is not None and frame <= len(sharp.value):
+                numbers |= sharp.numbers(f"{_key('sharpness', who)}_frame_{frame}", frame - 1)
+    if (MODEL, ACTION) not in scores.curves:
+        return numbers
+    real = scores.curve(TRUTH, ACTION)
+    for first, last in ((1, 1), (1, 16), (16, 16), (49, 64)):
+        if last <= real.shape[1]:
+            told, truth = (scores.curve(who, ACTION)[:, first - 1 : last].mean(1)[:, None] for who in (MODEL, TRUTH))
+            name = f"frame_{first}" if first == last else f"frames_{first}_{last}"
+            numbers |= mean_interval(told).numbers(f"actions_{name}")
+            numbers |= mean_interval(truth).numbers(f"actions_truth_{name}")
+            numbers |= ratio_interval(told, truth).numbers(f"actions_relative_{name}")
     return numbers
 
 
@@ -114,16 +156,11 @@ def action_gain(scores: Scores) -> dict[str, float]:
     if not np.isfinite(gain).any():
         return {}
     numbers: dict[str, float] = {}
-
-    def keep(name: str, values: Curve, index: int) -> None:
-        mean, low, high = (float(curve[index]) for curve in mean_and_interval(values))
-        numbers.update({name: mean, f"{name}_low": low, f"{name}_high": high})
-
+    by_frame = mean_interval(gain)
     for frame in CHECKED:
-        if frame <= gain.shape[1] and np.isfinite(gain[:, frame - 1]).any():
-            keep(f"actions_gain_frame_{frame}", gain, frame - 1)
-    keep("actions_gain", mean_of(gain.T)[:, None], 0)
-    return numbers
+        if frame <= gain.shape[1]:
+            numbers |= by_frame.numbers(f"actions_gain_frame_{frame}", frame - 1)
+    return numbers | mean_interval(mean_of(gain.T)[:, None]).numbers("actions_gain")
 
 
 def lines(scores: Scores, gain: dict[str, float]) -> list[str]:
@@ -138,7 +175,8 @@ def lines(scores: Scores, gain: dict[str, float]) -> list[str]:
     for frame in CHECKED:
         name = f"actions_gain_frame_{frame}"
         if name in gain:
-            interval = f"95 % {gain[f'{name}_low']:+.3f} to {gain[f'{name}_high']:+.3f}"
+            ends = [gain.get(f"{name}_{end}", float("nan")) for end in ("low", "high")]
+            interval = f"95 % {ends[0]:+.3f} to {ends[1]:+.3f}"
             text.append(f"  true actions over other clips' at frame {frame}: {gain[name]:+.3f} dB ({interval})")
     return text
 
@@ -150,8 +188,21 @@ def draw_curves(run: Any, task: str, scores: Scores) -> None:
         if metric in scores.metrics:
             means = {NAMES[who]: mean_of(scores.curve(who, metric)) for who in NAMES if (who, metric) in scores.curves}
             finite = {name: mean for name, mean in means.items() if np.isfinite(mean).any()}
-            _, low, high = mean_and_interval(scores.curve(MODEL, metric))
+            _, low, high = mean_interval(scores.curve(MODEL, metric))
             panels.append(Panel(title=title, lines=finite, band=(low, high), band_name="its 95 % interval"))
+    sharp = {NAMES[who]: curve for who in NAMES if (curve := sharpness(scores, who)) is not None}
+    if NAMES[MODEL] in sharp:
+        ours = sharp[NAMES[MODEL]]
+        lines = {name: curve.value for name, curve in sharp.items()}
+        panels.append(
+            Panel(
+                title="sharpness (1: as real)", lines=lines, band=(ours.low, ours.high), band_name="its 95 % interval"
+            )
+        )
+    if (MODEL, ACTION) in scores.curves:
+        told = {"model": MODEL, "real video": TRUTH}
+        lines = {name: mean_of(scores.curve(who, ACTION)) for name, who in told.items()}
+        panels.append(Panel(title="actions told by inverse dynamics", lines=lines))
     run.image(
         f"{task}_curves",
         draw_horizon(panels),

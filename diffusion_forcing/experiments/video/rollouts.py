@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_forcing.algorithms.video import Video
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.diffusion import Sampler
+from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics, actions_recognised
+from diffusion_forcing.metrics.rollouts import Curve, laplacian_energy, mean_of
 from diffusion_forcing.metrics.video import WINDOW, copy_last, frame_curves, mean_frame
 
 OPENING = 16
@@ -28,12 +29,13 @@ MODEL, TRUTH = "model", "truth"
 COPY, MEAN, BLEND, SHUFFLED = "copy_last", "mean_frame", "linear_blend", "shuffled_actions"
 PIXEL_MEAN, PIXEL_SQUARE = "pixel_mean", "pixel_square"
 """Curves of MODEL and TRUTH beside the metrics: the mean of each frame's pixels and of their squares."""
+LAPLACIAN, ACTION = "laplacian", "action_recognised"
+"""Curves of every predictor and TRUTH: the energy of the Laplacian, and whether inverse dynamics tells the action that led to a frame."""
 
 OnChunk = Callable[[int, Tensor, Tensor], None]
 """`on_chunk(start, prediction, truth)`: frames start … of the clips, both (b, n, c, h, w) in [0, 1]."""
 Baselines = Callable[[int, int], dict[str, Tensor]]
 """`baselines(start, stop)`: their predictions of frames start … stop - 1, each (b, stop - start, c, h, w)."""
-Curve = NDArray[np.float64]
 
 
 def frame_metrics(resolution: int) -> list[str]:
@@ -103,10 +105,13 @@ class Roller:
         *,
         metrics: Sequence[str],
         seed: int,
+        inverse: InverseDynamics | None = None,
         on_frames: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """metrics: of single frames. on_frames: called with the number of frames just predicted, clips times length."""
+        """metrics: of single frames. inverse: tells the actions of generated frames. on_frames: called with the number of frames just
+        predicted, clips times length."""
         self.video = video
+        self.inverse = inverse
         self.sampler = sampler
         self.metrics = metrics
         self.seed = seed
@@ -200,6 +205,10 @@ class Roller:
         """Compare `chunks`, the predictions of frames `span`, and the baselines with the truth as they come."""
         curves: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
         openings: dict[str, list[Tensor]] = defaultdict(list)
+        before: dict[str, Tensor] = {}
+        if self.inverse is not None and span.start:
+            last = batch.frames[:, span.start - 1 : span.start].float() / 255
+            before = defaultdict(lambda: last)
         now, started = span.start, time.perf_counter()
         for chunk in chunks:
             _synchronize(chunk.device)
@@ -212,6 +221,12 @@ class Roller:
                 curves[who].append(frame_curves(frames, truth, self.metrics))
             curves[MODEL][-1] |= _pixel_statistics(prediction)
             curves[TRUTH].append(_pixel_statistics(truth))
+            for who, frames in (*predictions.items(), (TRUTH, truth)):
+                curves[who][-1][LAPLACIAN] = laplacian_energy(frames).cpu()
+                if self.inverse is not None and span.start:
+                    pairs = torch.cat([before[who], frames], dim=1)
+                    curves[who][-1][ACTION] = actions_recognised(pairs, batch.actions[:, now:stop], self.inverse)
+                    before[who] = frames[:, -1:]
             left = OPENING - (now - span.start)
             if left > 0:
                 for who, frames in (*predictions.items(), (TRUTH, truth)):
@@ -230,22 +245,6 @@ class Roller:
     def _generator(self, number: int) -> torch.Generator:
         seed = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0]
         return self.video.generator(int(seed) % 2**63)
-
-
-def mean_of(values: Curve) -> Curve:
-    """Mean over the first axis, ignoring NaN; NaN, without a warning, where nothing else is there."""
-    count = np.isfinite(values).sum(axis=0)
-    total = np.nansum(values, axis=0)
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
-def mean_and_interval(values: Curve) -> tuple[Curve, Curve, Curve]:
-    """Mean over clips of (clips, n) and its 95 % interval (normal, from the clips' spread): (n,) each."""
-    mean, count = mean_of(values), np.isfinite(values).sum(axis=0)
-    spread = mean_of((values - mean) ** 2)
-    error = 1.96 * np.sqrt(spread / np.maximum(count - 1, 1))
-    error = np.where(count > 1, error, np.nan)
-    return mean, mean - error, mean + error
 
 
 def _pixel_statistics(frames: Tensor) -> dict[str, Tensor]:
