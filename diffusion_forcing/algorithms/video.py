@@ -22,7 +22,7 @@ from diffusion_forcing.algorithms.base import (
     chosen,
 )
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, ema_of, mask_absent
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.sampler import OnRow
 from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range, did_you_mean
@@ -89,6 +89,7 @@ class VideoOptions(AlgorithmOptions):
 
     Frames are counted after frame_skip. norm `frame` is causal and can keep a cache, `clip` is the released behaviour. cache: `exact`
     gives the numbers of `none`, `streaming` goes on with old keys and values when the window slides (keeping the first sink_frames).
+    second_ema_decay: of a second average of the weights, 0: none; validations during training choose the one that rolls out better.
     """
 
     data_mean: float | tuple[float, ...] = 0.5
@@ -108,6 +109,7 @@ class VideoOptions(AlgorithmOptions):
     condition_scale: float = 1.0
     history_scale: float = 1.0
     history_level: int | None = None
+    second_ema_decay: float = 0.0
     metrics: tuple[str, ...] = ("fvd",)
     diffusion: VideoDiffusionOptions = field(default_factory=VideoDiffusionOptions)
 
@@ -117,6 +119,9 @@ class VideoOptions(AlgorithmOptions):
         self._check_lengths()
         self._check_cache()
         check_range("algorithm.condition_dropout", self.condition_dropout, 0, 1)
+        check_range("algorithm.second_ema_decay", self.second_ema_decay, 0, 0.999999)
+        if self.second_ema_decay and not self.ema_decay:
+            raise UserError("algorithm.second_ema_decay needs a first average; set algorithm.ema_decay too")
         check_not_negative("algorithm.condition_scale", self.condition_scale)
         check_not_negative("algorithm.history_scale", self.history_scale)
         if self.history_level is not None:
@@ -278,6 +283,40 @@ class Video(ForcingAlgorithm):
         super().__init__(options, self.build_network(options))
         self.register_buffer("data_mean", _per_channel(options.data_mean), persistent=False)
         self.register_buffer("data_std", _per_channel(options.data_std), persistent=False)
+
+    def put_network(self, network: nn.Module) -> None:
+        super().put_network(network)
+        decay = self.options.second_ema_decay
+        self.second_ema = ema_of(self.forcing.network, decay) if decay > 0 else None
+        self.samples_second = False
+        """Whether the second average is the one to sample with."""
+
+    @property
+    def averages(self) -> list[nn.Module]:
+        """The averaged networks among which rollouts choose: two, or none."""
+        return [] if self.ema is None or self.second_ema is None else [self.ema.module, self.second_ema.module]
+
+    @property
+    def sampling_network(self) -> nn.Module:
+        return self.averages[self.samples_second] if self.averages else super().sampling_network
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.second_ema is not None:
+            self.second_ema.update_parameters(self.forcing.network)
+
+    def take_weights(self, weights: dict[str, Tensor]) -> None:
+        super().take_weights(weights)
+        if self.second_ema is not None:
+            self.second_ema.module.load_state_dict(weights)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["samples_second"] = self.samples_second
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.samples_second = bool(checkpoint.get("samples_second", False))
 
     @staticmethod
     def build_network(options: VideoOptions) -> nn.Module:

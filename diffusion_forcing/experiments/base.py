@@ -133,13 +133,14 @@ class BaseExperiment:
             raise UserError(
                 "experiment.tasks=[distill] needs a teacher; pass load=CHECKPOINT, or train it first (tasks=[training,distill])"
             )
-        if not hasattr(self.algorithm, "distill"):
+        distill: Any = getattr(self.algorithm, "distill", None)
+        if distill is None:
             raise UserError(f"{type(self.algorithm).__name__} cannot be distilled; choose an algorithm of this package")
         if self.options.training.strategy == "fsdp":
             raise UserError("experiment.tasks=[distill] keeps its teacher whole; pass experiment.training.strategy=ddp")
         self._prepare()
         options = self.options.distillation
-        self.algorithm.distill(grid=options.grid, steps=options.steps)
+        distill(grid=options.grid, steps=options.steps)
         self.training()
 
     def validation(self) -> None:

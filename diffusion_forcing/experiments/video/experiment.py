@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 from diffusion_forcing.algorithms.parallel import gathered
 from diffusion_forcing.algorithms.video import Video, VideoOptions
@@ -136,15 +137,17 @@ class VideoExperiment(BaseExperiment):
         seed = self.seed + INTERPOLATION_SEED_OFFSET
         self._roll_out("interpolation", self.options.validation, seed=seed, end_frames=end_frames)
 
-    def roller(self, video: Video, *, seed: int, compiled: bool | str = False) -> Roller:
-        """A `Roller` with the network that `video` samples with."""
+    def roller(
+        self, video: Video, *, seed: int, compiled: bool | str = False, network: nn.Module | None = None
+    ) -> Roller:
+        """A `Roller` with `network`, or the one that `video` samples with."""
         options = video.options
         if options.cache_used != options.cache:
             self._say_once(
                 f"algorithm.cache={options.cache} needs algorithm.causal=True, otherwise frames see the future; "
                 "rolling out without a cache"
             )
-        forcing = video.sampling_forcing()
+        forcing = video.sampling_forcing() if network is None else video.forcing.over(network)
         if compiled:
             compile_network(forcing, compiled)
         judged = self.options.judge.inverse_dynamics
@@ -278,8 +281,10 @@ class RolloutsInTraining(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Video)
-        self._roller = self._experiment.roller(pl_module, seed=self._experiment.seed)
-        self._scores = Scores(self._roller.metrics)
+        # One for each average of the weights, where there are two; the one that is sampled with comes first.
+        networks = pl_module.averages[:: -1 if pl_module.samples_second else 1] or [pl_module.sampling_network]
+        self._rollers = [self._experiment.roller(pl_module, seed=self._experiment.seed, network=n) for n in networks]
+        self._scores = [Scores(roller.metrics) for roller in self._rollers]
         self._drawing = self._experiment.drawing("training", videos=False)
 
     def on_validation_batch_end(
@@ -297,18 +302,23 @@ class RolloutsInTraining(Callback):
         valid[pl_module.counted_rows(len(valid)) :] = False  # clips of another process
         clips = clips._replace(valid=valid)
         with trainer.precision_plugin.val_step_context(), self._drawing.of(clips, batch_idx) as on_chunk:
-            self._roller.roll(clips, batch_idx, self._scores, on_chunk=on_chunk)
+            for roller, scores, draw in zip(self._rollers, self._scores, (on_chunk, None), strict=False):
+                roller.roll(clips, batch_idx, scores, on_chunk=draw)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Video)
-        if not self._scores.clips:
+        if not self._scores[0].clips:
             return
         if pl_module.share is not None:
-            self._scores = Scores.joined(gathered([replace(self._scores, openings={})]))
+            self._scores = [Scores.joined(gathered([replace(scores, openings={})])) for scores in self._scores]
         self._drawing.grid(f"Truth and prediction after {trainer.global_step:,} steps; amber: observed frames")
-        for name, value in report.in_training(self._scores).items():
+        found = [report.in_training(scores) for scores in self._scores]
+        for name, value in found[0].items():
             pl_module.log(f"validation/{name}", value, sync_dist=True)
-        del self._roller, self._scores, self._drawing
+        if len(found) > 1:
+            pl_module.log("validation/psnr_other_average", found[1]["psnr"], sync_dist=True)
+            pl_module.samples_second ^= found[1]["psnr"] > found[0]["psnr"]
+        del self._rollers, self._scores, self._drawing
 
 
 def batches_of(limit: int | float | None, available: int) -> int:

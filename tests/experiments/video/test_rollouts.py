@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.options import TestOptions as EvaluationOptions
 from diffusion_forcing.experiments.video import report as video_report
 from diffusion_forcing.experiments.video.drawing import Drawing, pixels_of, writing
-from diffusion_forcing.experiments.video.experiment import VideoExperiment
+from diffusion_forcing.experiments.video.experiment import RolloutsInTraining, VideoExperiment
 from diffusion_forcing.experiments.video.rollouts import BLEND, COPY, MEAN, MODEL, SHUFFLED, OnChunk, Roller, Scores
 from diffusion_forcing.metrics.video import PSNR_CAP
 from diffusion_forcing.tracking.run import NullRun, Run
@@ -28,7 +29,7 @@ from tests.datasets.video_makers import decode, moving_pattern
 GIVEN = 2
 
 
-def video(*, causal: bool = True, actions: int = 0) -> Video:
+def video(*, causal: bool = True, actions: int = 0, **changes: Any) -> Video:
     architecture = UNetOptions(
         network_size=8,
         dim_mults=(1,),
@@ -44,6 +45,7 @@ def video(*, causal: bool = True, actions: int = 0) -> Video:
         frame_skip=1,
         external_cond_dim=actions,
         causal=causal,
+        **changes,
         diffusion=VideoDiffusionOptions(sampling_timesteps=2, architecture=architecture),
     )
     torch.manual_seed(0)
@@ -269,3 +271,58 @@ def test_clips_go_to_a_gpu_through_pinned_memory(kind: str, monkeypatch: pytest.
     dataset = SimpleNamespace(validation=lambda: [0, 1])
     loader = VideoExperiment._loader(SimpleNamespace(dataset=dataset, seed=0), "test", EvaluationOptions())  # type: ignore[arg-type]
     assert loader._loader.pin_memory == (kind == "cuda")
+
+
+@pytest.mark.parametrize("better", [0, 1])
+@pytest.mark.parametrize("first", [False, True])
+def test_the_average_that_rolls_out_better_is_sampled_with(better: int, first: bool) -> None:
+    model = video(ema_decay=0.5, second_ema_decay=0.9)
+    model.samples_second = first
+    averages = model.averages
+
+    class Judged:
+        metrics = ("psnr",)
+
+        def __init__(self, network: torch.nn.Module) -> None:
+            self.network = network
+
+        def roll(self, clips: VideoBatch, number: int, scores: Scores, on_chunk: OnChunk | None) -> None:
+            value = 20.0 if self.network is averages[better] else 10.0
+            curves = {
+                "psnr": torch.full((2, 3), value),
+                "pixel_mean": torch.zeros(2, 3),
+                "pixel_square": torch.zeros(2, 3),
+            }
+            for who in (MODEL, "truth"):
+                scores.add(who, curves, torch.ones(2, 3))
+
+    drawing = SimpleNamespace(of=lambda *_: nullcontext(), grid=lambda *_: None)
+    experiment: Any = SimpleNamespace(
+        seed=0, roller=lambda *_, network, **__: Judged(network), drawing=lambda *_, **__: drawing
+    )
+    logged: dict[str, float] = {}
+    model.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
+    trainer: Any = SimpleNamespace(global_step=1, precision_plugin=SimpleNamespace(val_step_context=nullcontext))
+    callback = RolloutsInTraining(experiment)
+    callback.on_validation_start(trainer, model)
+    callback.on_validation_batch_end(trainer, model, None, batch(3), 0)
+    callback.on_validation_epoch_end(trainer, model)
+    assert model.samples_second == bool(better)
+    assert model.sampling_network is averages[better]
+    assert {logged["validation/psnr"], logged["validation/psnr_other_average"]} == {10.0, 20.0}
+    # A checkpoint keeps the choice.
+    saved: dict[str, Any] = {}
+    model.on_save_checkpoint(saved)
+    other = video(ema_decay=0.5, second_ema_decay=0.9)
+    other.on_load_checkpoint(saved)
+    assert other.samples_second == model.samples_second
+
+
+def test_both_averages_follow_the_weights_and_take_a_checkpoints() -> None:
+    model = video(ema_decay=0.5, second_ema_decay=0.9)
+    weights = {name: torch.full_like(value, 2.0) for name, value in model.network.state_dict().items()}
+    model.take_weights(weights)
+    assert all((value == 2).all() for network in model.averages for value in network.parameters())
+    assert video(ema_decay=0.5).averages == []
+    with pytest.raises(UserError, match="second_ema_decay"):
+        video(ema_decay=0.0, second_ema_decay=0.9)
