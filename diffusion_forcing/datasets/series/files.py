@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.series.numbers import Decimal, is_missing, read_numbers
 from diffusion_forcing.datasets.series.steps import freq_of
@@ -45,6 +46,9 @@ PARTS = {
 """Columns that say more of a year, and what stands between. D: the day of the year."""
 DAYS = frozenset(["day", "tag", "dom", "dy", "jour", "dia", "日"])
 HOURS = frozenset(["hour", "hours", "hr", "he", "stunde", "uhrzeit", "time", "heure", "hora", "时"])
+CALENDAR = ("year", "month", "day", "hour", "minute", "quarter", "dayofweek", "dayofyear")
+CALENDAR_WORDS = TIME_WORDS | {"weekday", "dow", "dayofweek", "doy", "minute", "wochentag", "kw", "season", "星期"}
+"""Names of columns that repeat a part of the time, and hold nothing to forecast."""
 MINUTES = frozenset(["minute", "minutes", "min", "mn"])
 
 
@@ -314,21 +318,26 @@ def _numbers(
     numbers, wrong, notes = read_numbers(texts, others, separator=separator, dotted_dates=dotted_dates, decimal=decimal)
     found |= numbers
     for name, error in wrong.items():
-        if not named and error.share >= MOSTLY:
+        if not named and (error.share >= MOSTLY or _words(name) & {"id", "uuid", "guid", "hash"}):
             left.append(f"'{name}' ({error})")
             continue
         raise UserError(
             f"{file} has a value that is not a number: '{error.cell}' in column '{name}' at {times.iloc[error.row]}; "
             f"leave the cell empty where nothing is known, or the column out: {typed('dataset.leave_out', name)}"
         )
+    calendar = [getattr(times.dt, part) for part in CALENDAR] + [times.dt.isocalendar().week]
+    calendar = [part + shift for part in calendar for shift in (0, 1)]
     for name in [] if named else list(found):
-        values, unnamed = found[name], bool(re.fullmatch(r"column_\d+|Unnamed: \d+", name))
+        values, unnamed = found[name], bool(re.fullmatch(r"column_\d+|Unnamed: \d+(\.\d+)*", name))
         if not np.isfinite(values).any():
             if not unnamed:
                 left.append(f"'{name}' (no value)")
             del found[name]
-        elif (unnamed or name.lower() in ROW_WORDS) and len(values) > 1 and set(np.diff(values)) <= {1.0} | {-1.0}:
+        elif (unnamed or name.lower() in ROW_WORDS) and _are_row_numbers(values, ordered=not unnamed):
             left.append(f"'{name}' (numbers of rows)")
+            del found[name]
+        elif _words(name) & CALENDAR_WORDS and any(np.array_equal(values, part) for part in calendar):
+            left.append(f"'{name}' (part of the date)")
             del found[name]
         elif "id" in _words(name) and bool((values == np.floor(values)).all()):
             left.append(f"'{name}' (identities)")
@@ -343,6 +352,14 @@ def _numbers(
     if left:
         notes.insert(0, f"left out: {', '.join(left[:8])}" + (f" and {len(left) - 8} more" if len(left) > 8 else ""))
     return pandas.DataFrame({name: found[name] for name in frame.columns if name in found}), notes
+
+
+def _are_row_numbers(values: NDArray[np.float64], *, ordered: bool) -> bool:
+    """Whether all are whole and none comes twice; ordered: and each is larger, or each smaller than the one before."""
+    steps = np.diff(values)
+    in_order = (steps > 0).all() or (steps < 0).all()
+    whole = bool((values == np.floor(values)).all())
+    return len(values) > 1 and whole and bool(in_order if ordered else len(np.unique(values)) == len(values))
 
 
 def _check_once(

@@ -18,26 +18,21 @@ import pandas
 from numpy.typing import NDArray
 
 Decimal = Literal["point", "comma"]
-_MARKS = """- -- – — ? . .. ... : * n.a. n/a na n.a nan null none nil missing k.a. 缺失 无
+_MARKS = """- -- --- – — ? . .. ... : * n.a. n/a na n.a nan null (null) \\n none nil missing k.a. n.d. nd n/d 缺失 无
     #n/a #na <na> -nan -1.#ind 1.#qnan #div/0! #value! #ref!"""
 MISSING = frozenset(["", *_MARKS.split()])
 """Marks of a missing value, in lower case."""
-SCALES = {
-    "k": 1e3,
-    "m": 1e6,
-    "mn": 1e6,
-    "mio": 1e6,
-    "mio.": 1e6,
-    "b": 1e9,
-    "bn": 1e9,
-    "mrd": 1e9,
-    "mrd.": 1e9,
-    "t": 1e12,
-}
-SCALES |= {"tsd": 1e3, "tsd.": 1e3, "千": 1e3, "万": 1e4, "萬": 1e4, "百万": 1e6, "亿": 1e8, "億": 1e8}
-"""Factors behind a number, in lower case. A column of nothing but `m`, `b` or `t` has a unit."""
-_CURRENCIES = {"%", "$", "€", "£", "¥"}
-_SAME = str.maketrans("−–—‐‑﹣－＋．，％０１２３４５６７８９’＇", "-------+.,%0123456789''")
+_TRUTHS = {"true": 1.0, "yes": 1.0, "on": 1.0, "wahr": 1.0, "ja": 1.0, "vrai": 1.0, "oui": 1.0, "是": 1.0}
+_TRUTHS |= {"false": 0.0, "no": 0.0, "off": 0.0, "falsch": 0.0, "nein": 0.0, "faux": 0.0, "non": 0.0, "否": 0.0}
+_SCALES = """k=3 tsd=3 tsd.=3 thousand=3 tausend=3 千=3 万=4 萬=4 lakh=5 m=6 mn=6 mm=6 mio=6 mio.=6 million=6 millionen=6
+    百万=6 crore=7 亿=8 億=8 b=9 bn=9 mrd=9 mrd.=9 billion=9 milliarden=9 t=12 trillion=12"""
+SCALES = {name: 10.0 ** int(power) for name, power in (pair.split("=") for pair in _SCALES.split())}
+"""Factors behind a number, in lower case. A column of nothing but `m`, `mm`, `b` or `t` has a unit."""
+_UNITS_TOO = {"m", "mm", "b", "t"}
+_CURRENCIES = "%$€£¥"
+_SENTINELS = (99, 99.9, 99.99, 999, 999.9, 999.99, 9999, 9999.9, 99999)
+"""Numbers, or less than 0, that instruments write where they measured nothing."""
+_SAME = str.maketrans("−–—‐‑﹣－＋．，％０１２３４５６７８９’＇", "-------+.,%0123456789''", "\u200b\u200e\u200f\ufeff")
 _BODY = r"(?:\d[\d.,]*|[.,]\d+)(?:[eE][+-]?\d+)?"
 _CELL = re.compile(
     r"(?P<before>[^\d.,+\-]*)(?P<sign>[+-]?)\s*(?P<affix>[^\d.,+\-]*)"
@@ -101,6 +96,9 @@ def read_numbers(
             )
         if unit:
             notes.append(f"'{unit}' is taken as the unit of '{name}'")
+        sizes = np.unique(np.abs(numbers[name][np.isfinite(numbers[name])]))
+        if len(sizes) > 1 and sizes[-1] in _SENTINELS and sizes[-1] > 5 * sizes[-2]:
+            notes.append(f"{sizes[-1]:g} in '{name}' is read as a value; empty the cells if it marks what is missing")
     return numbers, wrong, notes
 
 
@@ -161,34 +159,41 @@ class _Text:
             return found, ""
         parts = [part for part in self.parts.values() if part]
         words = {part["after"] for part in parts} - {""}
-        scaled = all(word.lower() in SCALES for word in words) and not words <= {"m", "b", "t"}
+        scaled = all(word.lower() in SCALES for word in words) and not words <= _UNITS_TOO
         units = {f"{part['before']} {'' if scaled else part['after']}".strip() for part in parts} - {""}
-        one_unit = units <= _CURRENCIES or (len(units) == 1 and len(self.rest) >= 0.5 * self.known)
+        one_unit = units <= set(_CURRENCIES) or (len(units) == 1 and len(self.rest) >= 0.5 * self.known)
+        answers = {_TRUTHS[cell.lower()] for cell in self.parts if cell.lower() in _TRUTHS}
+        truths = _TRUTHS if len(answers) == 2 else {"true": 1.0, "false": 0.0}
         values: dict[str, float | None] = {}
         for cell, part in self.parts.items():
             value = None
             if part and (one_unit or not (part["before"] or (part["after"] and not scaled))):
                 value = _value(part, "." if decimal == "point" else ",")
                 value = value * SCALES[part["after"].lower()] if value and scaled and part["after"] else value
-            values[cell] = {"true": 1.0, "false": 0.0}.get(cell.lower(), value)
+            values[cell] = truths.get(cell.lower(), value)
         wrong = self.rest[self.rest.map(lambda cell: values[cell] is None).astype(bool)]
         if len(wrong):
             raise NotNumbersError(len(wrong) / self.known, str(wrong.iloc[0]), int(wrong.index[0]))
         found[self.rest.index] = self.rest.map(values)
-        return found, next(iter(units - _CURRENCIES), "")
+        return found, next(iter(units - set(_CURRENCIES)), "")
 
 
 def _parts(cell: str) -> dict[str, str] | None:
     """Sign, affix, body and what is after it; None for a cell that is no number."""
-    text = cell.strip().translate(_SAME)
+    text = re.sub(r'^="(.*)"$', r"\1", cell.strip().translate(_SAME))  # as Excel keeps text
     if text.startswith("(") and text.endswith(")"):
         text = "-" + text[1:-1]  # as accountants write
     found = _CELL.fullmatch(_GROUPS.sub("", text).strip())
-    if not found or (found["sign"] and found["minus"]):
+    if not found or (found["sign"] and found["minus"]) or re.search("[¼-¾⅐-⅞]", text):
         return None
     sign = found["sign"] or found["minus"]
     before = (found["before"] + found["affix"]).strip()
-    return {"sign": sign, "before": before, "body": found["body"], "after": found["after"].strip()}
+    return {
+        "sign": sign,
+        "before": before,
+        "body": found["body"],
+        "after": found["after"].strip().rstrip(_CURRENCIES).rstrip(),
+    }
 
 
 def _proof(body: str) -> Decimal | None:

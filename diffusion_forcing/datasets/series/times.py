@@ -68,7 +68,7 @@ _WORDS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(\d)\s*[年月](?=\s*\d)", r"\1-"),
     (r"[年月日号]", " "),
     (r"(?<=\d)\s*[時时點点](?=\s*\d)", ":"),
-    (r"[時时點点分秒]|\s*\([A-Z/ ]+\)$", ""),
+    (r"[時时點点分秒]|\s*\([A-Z/ ]+\)$|\[\w+/\w+\]$", ""),
     (_DAY_NAME, ""),
     (_MONTH, lambda found: f"{datetime.date(2000, _MONTHS[found[1].lower()], 1):%b}"),
     (r"(\d)\.?\s+(?=[A-Z][a-z]{2}\b)", r"\1 "),
@@ -304,6 +304,10 @@ def joined(dates: pandas.Series, clock: pandas.Series, *, named: bool) -> pandas
     hours = text.str.replace(r"(?i)\s*(?:h|hrs?|uhr|[时時点點])\.?$", "", regex=True)
     if hours.str.fullmatch(r"\d{1,4}(\.0+)?").all() and (named or (hours != text).all()):
         numbers = pandas.to_numeric(hours).astype("float64")
+        if numbers.max() == 25:
+            raise UserError(
+                f"column '{clock.name}' counts 25 hours in a day; write the times of UTC, or those of the clock"
+            )
         if numbers.max() > 24:
             numbers = numbers // 100 + numbers % 100 / 60
         return dates + pandas.to_timedelta(numbers * 60, unit="min").dt.round("s") if numbers.max() <= 24 else None

@@ -61,6 +61,12 @@ def grouped(number: int) -> str:
         (",", lambda n: f"{1 + n}.5M" if n % 2 == 0 else f"{n}K", 1.5e6),
         (",", lambda n: f"${1 + n}.5B", 1.5e9),
         (",", lambda n: f"{1 + n}.5万", 15_000),
+        (",", lambda n: f"{1 + n}.5 million", 1.5e6),
+        (";", lambda n: f"{1 + n},5 Mrd. €", 1.5e9),
+        (";", lambda n: f"R$ 1.{100 + n},50", 1100.5),
+        (",", lambda n: f'="{1 + n}"', 1),
+        (",", lambda n: f"\u200b{1 + n}", 1),
+        (",", lambda n: "yes" if n % 3 else "no", 0),
         (";", lambda n: f"{n},5 °C", 0.5),
         (";", lambda n: f"{n},5 %", 0.5),
         (";", lambda n: f"{n},5E-03", 0.0005),
@@ -107,11 +113,31 @@ def test_large_values_keep_their_small_changes(tmp_path: Path) -> None:
 
 
 def test_columns_that_are_not_series_are_left_out_and_named(tmp_path: Path) -> None:
-    rows = [(n, day.date(), n, "sun" if n % 2 else "rain", "", 7) for n, day in enumerate(DAYS)]
-    found = read(tmp_path, table(",date,sales,weather,nothing,store_id", rows))
+    columns = {
+        "": lambda n, day: 3 * n % 40,  # rows that were shuffled
+        "date": lambda n, day: day.date(),
+        "sales": lambda n, day: 7 * n % 5,
+        "weather": lambda n, day: "sun" if n % 2 else "rain",
+        "nothing": lambda n, day: "",
+        "store_id": lambda n, day: 7,
+        "Unnamed: 0.1": lambda n, day: n,
+        "index": lambda n, day: n + 2 * (n > 5),  # rows that were filtered
+        "uuid": lambda n, day: f"{n:04x}",
+        "year": lambda n, day: day.year,
+        "weekday": lambda n, day: day.dayofweek,
+    }
+    rows = [[write(n, day) for write in columns.values()] for n, day in enumerate(DAYS)]
+    found = read(tmp_path, table(",".join(columns), rows))
     assert found.names == ("sales",)
-    for name in ("column_1", "weather", "nothing", "store_id"):
-        assert f"'{name}'" in found.notes[0]
+    for name in {*columns, "column_1"} - {"", "date", "sales"}:
+        assert f"'{name}'" in found.notes[0] or "more" in found.notes[0]
+
+
+@pytest.mark.parametrize("mark", [-999, 9999.9])
+def test_a_number_that_may_mark_what_is_missing_is_named(tmp_path: Path, mark: float) -> None:
+    text = table("t,a", [(day.date(), mark if n == 9 else n) for n, day in enumerate(DAYS)])
+    assert f"{abs(mark):g} in 'a'" in read(tmp_path, text).notes[0]
+    assert read(tmp_path, text.replace(str(mark), "9")).notes == ()
 
 
 def test_rows_without_a_name_in_a_long_table_are_left_out_and_named(tmp_path: Path) -> None:
@@ -127,6 +153,8 @@ def test_rows_without_a_name_in_a_long_table_are_left_out_and_named(tmp_path: Pa
         (table("t,a", [("2024-01-01,1", 5), ("2024-01-02,2", 5)]), "decimal comma"),
         (table("t,a", [("2024-01-01", 1), ("2024-01-02", 2), ("2024-01-03", "3x4")]), "3x4"),
         (table("t,a", [(day.date(), f"{n} p" if n % 2 else f"{n} e") for n, day in enumerate(DAYS)]), "0 e"),
+        (table("t,a", [(day.date(), "3½") for day in DAYS]), "3½"),
+        (table("date,hour,a", [(day.date(), h, 0) for day in DAYS for h in range(1, 26)]), "25 hours"),
         (table("country,2000,2001,2002", [("DE", 1, 2, 3), ("FR", 1, 2, 3)]), "row a time"),
     ],
 )
