@@ -34,7 +34,7 @@ from diffusion_forcing.datasets.batch import SeriesBatch
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_from, spec_of
 from diffusion_forcing.datasets.series.steps import checked_freq, count_and_unit, lags_of
 from diffusion_forcing.datasets.series.table import Table
-from diffusion_forcing.errors import UserError, check_positive
+from diffusion_forcing.errors import UserError, first_line
 from diffusion_forcing.files import write_json
 
 _FILE, _FOLDER = "forecaster.json", "checkpoint"
@@ -65,6 +65,12 @@ class DiffusionForcingEstimator(Estimator):
         trainer_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("prediction_length", prediction_length),
+            ("max_steps", max_steps),
+            ("batch_size", batch_size),
+        ):
+            _check_count(name, value)
         self.freq = checked_freq(freq)
         self.prediction_length = prediction_length
         self.context_length = context_length or prediction_length
@@ -136,7 +142,7 @@ class DiffusionForcingPredictor(Predictor):
         """A SampleForecast of (num_samples, prediction_length, V) for each entry, in their order. num_samples: None is
         the options' own."""
         if num_samples is not None:
-            check_positive("num_samples", num_samples)
+            _check_count("num_samples", num_samples)
         spec, ahead = self.algorithm.spec, self.prediction_length
         for number, entry in enumerate(dataset):
             table, count = _table(entry, spec.freq, ahead=ahead, number=number)
@@ -212,10 +218,24 @@ def _plain(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
+def _check_count(name: str, value: Any) -> None:
+    """UserError unless `value` is a whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise UserError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+
+
 def _table(entry: Mapping[str, Any], freq: str, *, ahead: int, number: int = 0) -> tuple[Table, int]:
     """An entry's target, (V, T) or (T,), and behind it the features that it has, as a table of T + ahead steps; and
     V."""
-    target = np.atleast_2d(np.asarray(entry["target"], np.float64))
+    try:
+        target = np.asarray(entry["target"], np.float64)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"entry {number} has no target of numbers ({first_line(error)}); give an array (V, T)"
+        ) from None
+    if target.ndim not in (1, 2):
+        raise UserError(f"entry {number} has a target of shape {target.shape}; give (V, T), one series a row")
+    target = np.atleast_2d(target)
     if not target.shape[-1]:
         raise UserError(f"entry {number} has an empty target; give at least one step of history")
     for name in _UNUSED:
@@ -231,14 +251,22 @@ def _table(entry: Mapping[str, Any], freq: str, *, ahead: int, number: int = 0) 
     for column, one in enumerate(series):
         values[: min(len(one), len(values)), column] = one[: len(values)]
     values[~np.isfinite(values)] = np.nan
-    start = _start(entry["start"], freq, number).asfreq(freq, how="start")
+    start = _start(entry.get("start"), freq, number).asfreq(freq, how="start")
     return Table(values, str(start), freq, tuple(names)), len(target)
 
 
 def _start(start: Any, freq: str, number: int) -> pandas.Period:
     """The first step; a period keeps its own weekday or month. UserError for one of other steps than `freq`."""
     if not isinstance(start, pandas.Period):
-        return pandas.Period(start, freq=freq)
+        try:
+            start = pandas.NaT if isinstance(start, int | float) else pandas.Period(pandas.Timestamp(start), freq=freq)
+        except (ValueError, TypeError):
+            start = pandas.NaT
+        if start is pandas.NaT:
+            raise UserError(
+                f"entry {number} has no start; give a pandas.Period of {freq}, or a time such as 2024-01-31"
+            )
+        return start
     if count_and_unit(start.freqstr) != count_and_unit(freq):
         raise UserError(
             f"entry {number} has steps of {start.freqstr}, the forecaster those of {freq}; give data with these steps"

@@ -109,9 +109,20 @@ def test_entries_that_cannot_be_forecast_are_refused(predictor: DiffusionForcing
             next(predictor.predict([{**entry, "start": pandas.Period("2024-01-01", freq=freq)}]))
     with pytest.raises(UserError, match="entry 0 has an empty target"):
         next(predictor.predict([{**entry, "target": np.zeros((2, 0))}]))
-    for count in (0, -1):
-        with pytest.raises(UserError, match=f"num_samples is {count}"):
-            next(predictor.predict([entry], num_samples=count))
+    for count in (0, -1, 2.5, True, "3"):
+        with pytest.raises(UserError, match=f"num_samples is {count!r}"):
+            next(predictor.predict([entry], num_samples=count))  # type: ignore[arg-type]
+    for wrong in ({"target": ["a", "b"]}, {"target": None}, {"target": np.zeros((1, 2, 9))}):
+        with pytest.raises(UserError, match=r"entry 0 has .*target"):
+            next(predictor.predict([{**entry, **wrong}]))
+    for start in (None, pandas.NaT, 5, "soon"):
+        with pytest.raises(UserError, match="entry 0 has no start"):
+            next(predictor.predict([{**entry, "start": start}]))
+    for name in ("prediction_length", "max_steps", "batch_size"):
+        with pytest.raises(UserError, match=f"{name} is 0"):
+            estimator(**{name: 0})
+    same = {**entry, "start": pandas.Period("2024-01-01", freq="24h")}  # a day by another name
+    assert str(next(predictor.predict([same], num_samples=1)).start_date)[:10] == "2024-04-30"
     with pytest.raises(UserError, match="steps of h"):
         estimator().train([{**entry, "start": pandas.Period("2024-01-01", freq="h")}])
 

@@ -43,7 +43,12 @@ def checked_freq(freq: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return str(pandas.Period("2000-01-03", freq=name).freqstr)
+            name = str(pandas.Period("2000-01-03", freq=name).freqstr)
+            for unit, many, larger in (("s", 60, "min"), ("min", 60, "h"), ("h", 24, "D")):  # 60min are an hour
+                count = re.fullmatch(rf"(\d+){unit}", name)
+                if count and int(count[1]) % many == 0:
+                    name = str(pandas.Period("2000-01-03", freq=f"{int(count[1]) // many}{larger}").freqstr)
+            return name
     except (ValueError, TypeError, AttributeError):
         known = ("min", "h", "D", "B", "W", "M", "Q", "Y")
         raise UserError(

@@ -201,6 +201,8 @@ def test_a_spreadsheet_is_refused_by_its_name(tmp_path: Path) -> None:
         ("30min", "30min", (1, 4, 12, 24, 48)),
         ("4h", "4h", (1, 6, 42)),
         ("BMS", "M", (1, 12)),
+        ("60min", "h", (1, 24, 168)),
+        ("86400s", "D", (1, 7, 14)),
         ("ms", "ms", (1,)),
     ],
 )
