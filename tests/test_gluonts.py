@@ -38,7 +38,7 @@ def grouped(steps: int = STEPS) -> Any:
 
 
 def estimator(**changes: Any) -> DiffusionForcingEstimator:
-    return DiffusionForcingEstimator("D", AHEAD, **{"max_steps": 10, "options": SMALL, **changes})
+    return DiffusionForcingEstimator("D", **{"prediction_length": AHEAD, "max_steps": 10, "options": SMALL, **changes})
 
 
 @pytest.fixture(scope="module")
