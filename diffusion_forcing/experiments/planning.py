@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
 from diffusion_forcing.algorithms.planning.controllers import DRIVES, PlanFollower, each_step, hold
 from diffusion_forcing.algorithms.planning.planner import Planner
+from diffusion_forcing.algorithms.planning.support import Support
 from diffusion_forcing.algorithms.planning.tokens import Steps
 from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze
@@ -188,8 +189,8 @@ def _float(array: Array, device: torch.device) -> torch.Tensor:
 
 
 def _noise(planner: Planner, horizon: int, seeds: list[tuple[int, ...]], device: torch.device) -> torch.Tensor:
-    """Standard normal tokens (n, ⌈horizon/f⌉, f·c), each sample from its own seed."""
-    shape = (-(-horizon // planner.bundle.frame_stack), planner.bundle.token_width)
+    """Standard normal tokens (n, *planner.noise_shape), each plan's from its own seed."""
+    shape = planner.noise_shape(horizon)
     samples = [np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds]
     return torch.from_numpy(np.stack(samples)).to(device)
 
@@ -229,6 +230,17 @@ class PlanningExperiment(BaseExperiment):
     def generate_dataset(self) -> None:
         """Make or finish the maze data with the waypoint controller (`dataset.num_steps`, `dataset.action_noise`)."""
         self.dataset.generate(progress=True)
+
+    def training(self) -> None:
+        """As every training; a planner with goal tokens first looks at where the data has been, for `algorithm.search`."""
+        if self.algorithm.options.goal_token:
+            self._prepare(weights=False)
+            self.algorithm.support = self._support()
+        super().training()
+
+    def _support(self) -> Support:
+        store, skip = self.dataset.store, self.algorithm.options.frame_skip
+        return Support.of(store.observations[:, :2], store.episodes, frame_skip=skip)
 
     def validation(self) -> None:
         """Plan and play `episodes` episodes of `episode_seed`."""
@@ -362,7 +374,7 @@ class PlanningExperiment(BaseExperiment):
         def keep(row: int, x: torch.Tensor, s: torch.Tensor) -> None:
             frames = planner.bundle.decode(planner.bundle.unstack(x[:, future])).observations
             rows.append(frames[0, :horizon, :2].cpu().numpy())
-            levels.append(s[future].numpy())
+            levels.append((s if s.ndim == 1 else s[0])[future].numpy())
 
         with torch.no_grad():
             planner.plan(

@@ -6,14 +6,17 @@ This adapter encodes a batch, asks `diffusion` for the loss, and hands out a `Pl
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import AlgorithmOptions, DiffusionOptions, ForcingAlgorithm, chosen
+from diffusion_forcing.algorithms.planning.candidates import CandidateOptions, CandidatePlanner, GoalTokenPlanner
 from diffusion_forcing.algorithms.planning.guidance import GuidanceWeights
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
+from diffusion_forcing.algorithms.planning.support import Support
 from diffusion_forcing.algorithms.planning.tokens import Bundle
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
@@ -23,6 +26,7 @@ from diffusion_forcing.networks import Transformer
 
 PADDING_WEIGHT = 0.05  # what a token past the drawn end still counts in the loss (docs/method.md §10)
 NEARLY_CLEAN_SHARE = 0.5  # share of batches whose token 0 is nearly clean
+GOAL_SHARE = 0.5  # share of sequences that end in a goal token, with `goal_token`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,11 @@ class PlanningOptions(AlgorithmOptions):
     stay_at_goal: bool = False
     ease_when_stuck: bool = False
     goal: Literal["dataset", "random"] = "dataset"
+    goal_token: bool = False
+    search: Literal["none", "candidates"] = "none"
+    candidates: int = 32
+    roots: int = 0
+    branch_at: float = 0.5
     plot_start_goal: bool = True
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
 
@@ -77,6 +86,20 @@ class PlanningOptions(AlgorithmOptions):
                 f"dataset.action_mean has {len(self.action_mean)} numbers; a maze plan has 0 (no actions) or 2"
             )
         self._check_context()
+        if self.search == "candidates" and not self.goal_token:
+            raise UserError(
+                "algorithm.search=candidates draws plans that end in a goal token; train with algorithm.goal_token=True"
+            )
+        self.candidate_options  # noqa: B018 (checks them)
+        if self.goal_token and self.causal:
+            raise UserError(
+                "algorithm.goal_token=True needs a network that sees ahead to the goal; set algorithm.causal=False"
+            )
+        if self.goal_token and self.baseline:
+            raise UserError(
+                f"algorithm.goal_token=True holds two tokens clean, which algorithm.noise_level={self.noise_level} never "
+                "shows the network; use noise_level=random_all"
+            )
         if self.external_cond_dim != 0:
             raise UserError(
                 f"algorithm.external_cond_dim is {self.external_cond_dim}; planning has no external conditions: 0"
@@ -113,6 +136,11 @@ class PlanningOptions(AlgorithmOptions):
                 f"algorithm.chunk_size is {self.chunk_size}; a plan is drawn whole: dataset.episode_len ({self.episode_len}) or -1"
             )
 
+    @property
+    def candidate_options(self) -> CandidateOptions:
+        """The options of `search=candidates`, checked."""
+        return CandidateOptions(candidates=self.candidates, roots=self.roots, branch_at=self.branch_at)
+
     def _check_context(self) -> None:
         if self.context_frames != 1:
             raise UserError(f"algorithm.context_frames is {self.context_frames}; planning starts from 1 observation")
@@ -125,12 +153,14 @@ class PlanningOptions(AlgorithmOptions):
 
 class Draws(NamedTuple):
     """What training draws for a batch. end: (b,) first absent token, or None; levels: (b, t); first_levels: (b,) levels of token 0
-    instead of those, or None; noise: (b, t, f·c) standard normal."""
+    instead of those, or None; noise: (b, t, f·c) standard normal. goal_levels: (b,) levels of a goal token in the place of the first
+    absent one, −1 where a sequence has none; None without goal tokens."""
 
     end: Tensor | None
     levels: Tensor
     first_levels: Tensor | None
     noise: Tensor
+    goal_levels: Tensor | None = None
 
 
 class Planning(ForcingAlgorithm):
@@ -153,6 +183,7 @@ class Planning(ForcingAlgorithm):
         )
         super().__init__(options, self.build_network(options, bundle))
         self.bundle = bundle
+        self.support: Support | None = None
 
     @staticmethod
     def build_network(options: PlanningOptions, bundle: Bundle) -> nn.Module:
@@ -193,7 +224,21 @@ class Planning(ForcingAlgorithm):
             low = integers(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
             first = torch.where(nearly_clean, low, levels[:, 0])
         noise = normal((batch, time, self.bundle.token_width), generator=generator, device=device)
-        return Draws(end, levels, first, noise)
+        if not self.options.goal_token:
+            return Draws(end, levels, first, noise)
+        # Half of the sequences end in a goal; half of these have one level for all tokens between start and goal.
+        assert end is not None and first is not None
+        coin = uniform((batch,), generator=generator, device=device)
+        has_goal, one_level = coin < GOAL_SHARE, coin < GOAL_SHARE / 2
+        goal_levels = integers(0, max(1, timesteps // 4), (batch,), generator=generator, device=device)
+        levels = torch.where(one_level[:, None], levels[:, 1:2], levels)
+        return Draws(
+            torch.where(has_goal, end.clamp(max=time - 1), end),
+            levels,
+            torch.where(has_goal, low, first),
+            noise,
+            torch.where(has_goal, goal_levels, -1),
+        )
 
     def loss(
         self, tokens: Tensor, mask: Tensor, draws: Draws, *, forcing: DiffusionForcing | None = None
@@ -208,12 +253,29 @@ class Planning(ForcingAlgorithm):
             weight = weight * before_end.to(tokens.dtype).clamp(min=PADDING_WEIGHT)
             mask = mask & before_end
         present = mask.unflatten(1, (-1, f)).any(dim=-1)
+        if draws.goal_levels is not None:
+            tokens, shown = self._with_goals(tokens, present, draws)
+            present = present | shown
+            draws = draws._replace(levels=torch.where(shown, draws.goal_levels[:, None], draws.levels))
         levels = mask_absent(draws.levels, present, self.options.diffusion.timesteps)
         if draws.first_levels is not None:
             levels = torch.cat([draws.first_levels[:, None], levels[:, 1:]], dim=1)
         result = self.masked_loss(tokens, levels, noise=draws.noise, forcing=forcing)
         per_frame = result.per_element.unflatten(-1, (f, -1))
         return (per_frame * weight.unflatten(1, (-1, f))[..., None]).mean(), result.x0
+
+    def _with_goals(self, tokens: Tensor, present: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Tokens (b, t, f·c) whose first absent one is the goal where one was drawn: the state just before it. Also where: (b, t) bool.
+
+        A sequence that stops before its drawn end has no goal. present: (b, t) bool, tokens before the end that hold a real frame.
+        """
+        assert draws.end is not None and draws.goal_levels is not None
+        rows, before_end = torch.arange(len(tokens), device=tokens.device), draws.end - 1
+        last_frame = tokens[rows, before_end].unflatten(-1, (self.bundle.frame_stack, -1))[:, -1]
+        goal = self.bundle.present_normalized(last_frame[:, : self.bundle.observation_dim])
+        reaches_end = present[rows, before_end] & (draws.goal_levels >= 0)
+        shown = (torch.arange(tokens.shape[1], device=tokens.device) == draws.end[:, None]) & reaches_end[:, None]
+        return torch.where(shown[..., None], goal, tokens), shown
 
     # ------------------------------------------------------------------------------------------------ planning
 
@@ -246,8 +308,17 @@ class Planning(ForcingAlgorithm):
         )
 
     def build_planner(self, forcing: DiffusionForcing, sampler: Sampler, options: PlannerOptions) -> Planner:
-        """The planner of this line."""
-        return Planner(forcing, self.bundle, sampler, options, causal=self.options.causal)
+        """The planner of this line, with the search that the options ask for."""
+        build: Any = GoalTokenPlanner if self.options.goal_token else Planner
+        if self.options.search == "candidates":
+            if self.support is None:
+                raise UserError(
+                    "algorithm.search=candidates judges plans by where the data has been, and these weights come without; "
+                    "train with algorithm.goal_token=True, or use algorithm.search=none"
+                )
+            build = partial(CandidatePlanner, search=self.options.candidate_options, support=self.support)
+        planner: Planner = build(forcing, self.bundle, sampler, options, causal=self.options.causal)
+        return planner
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -259,7 +330,7 @@ class Planning(ForcingAlgorithm):
         options = self.options
         of_algorithm, of_diffusion = self.sizes
         statistics = ("observation_mean", "observation_std", "action_mean", "action_std")
-        tokens = ("frame_stack", "causal", "padding_mode", "use_reward")
+        tokens = ("frame_stack", "causal", "padding_mode", "use_reward", "goal_token")
         schedule = ("objective", "beta_schedule", "schedule_fn_kwargs", "timesteps")
         structure = {
             "dataset": chosen(options, *statistics, "episode_len", "frame_skip"),
@@ -268,7 +339,8 @@ class Planning(ForcingAlgorithm):
                 "diffusion": chosen(options.diffusion, *schedule, *of_diffusion),
             },
         }
-        return {"task": "planning", "line": self.line, "env_id": options.env_id, "structure": structure}
+        described = {"task": "planning", "line": self.line, "env_id": options.env_id, "structure": structure}
+        return described if self.support is None else {**described, "statistics": self.support.statistics()}
 
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`, into the network and its average.
@@ -290,4 +362,5 @@ class Planning(ForcingAlgorithm):
                     f"{checkpoint.path} models {len(value)} numbers a step ({name}), the configuration {len(buffer)}; {advice}"
                 )
             buffer.copy_(value)
+        self.support = Support.from_statistics(checkpoint.statistics) or self.support
         self.take_weights(checkpoint.weights)

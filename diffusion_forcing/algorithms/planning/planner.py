@@ -54,6 +54,10 @@ class Planner:
         self.options = options
         self.causal = causal
 
+    def noise_shape(self, horizon: int) -> tuple[int, ...]:
+        """Shape of the noise that one plan of `horizon` frames starts from: (tokens, f·c)."""
+        return -(-horizon // self.bundle.frame_stack), self.bundle.token_width
+
     def plan(self, start: Tensor, goal: Tensor, horizon: int, **options: Any) -> tuple[Steps, Tensor]:
         """Plans of `horizon` steps from observations `start`: (b, ≥o) to `goal`: (b, 2), both in data units.
 
