@@ -39,6 +39,16 @@ for _name, _values in SAMPLED_BY.items():
         _name, lambda kind, otherwise, values=_values: values.get(kind, otherwise), replace=True
     )
 
+
+def _of_map(key: str, body: str, text: Any, frame_skip: Any) -> Any:
+    """`${of_map:KEY,BODY,${.maze_map},${.frame_skip}}` in the yaml of a maze of one's own: KEY as it follows from the map."""
+    from diffusion_forcing.environments.mazes.layout import options_of_map
+
+    return options_of_map(text, body, frame_skip)[key]
+
+
+OmegaConf.register_new_resolver("of_map", _of_map, replace=True)
+
 CHOICES = "choices"
 """Top-level key of a composed configuration: the yaml file chosen in each group, which resume= compares."""
 PARTS = ("dataset", "algorithm", "experiment")
@@ -112,6 +122,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         key = getattr(failure, "full_key", None) or first_line(failure)
         raise UserError(f"{key} has no value; give {key}=VALUE") from failure
     except OmegaConfBaseException as failure:
+        below: BaseException | None = failure
+        while below is not None:
+            if isinstance(below, UserError):  # a resolver's
+                raise below from failure
+            below = below.__cause__ or below.__context__
         key = getattr(failure, "full_key", None)
         hint = ""
         if str(key).startswith("algorithm.") and re.search(r"key 'dataset\.\w+' not found", str(failure)):

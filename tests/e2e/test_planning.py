@@ -126,12 +126,57 @@ def test_every_way_of_planning_runs_in_a_maze_of_ones_own() -> None:
     assert "planning/normalized_score" not in metrics  # D4RL has no reference for this maze
 
 
+SPIRAL = r"#######\#OOOOO#\#####O#\#OOO#O#\#O###O#\#OOOOO#\#######"
+COMB = r"#######\#OOOOO#\#O#O#O#\#O#O#O#\#######"
+DOOR = r"#######\#OO#OO#\#OOOOO#\#OO#OO#\#######"
+SMALL = [word for word in TINY if not word.startswith(("dataset", "experiment=", "algorithm="))]
+SMALL += ["algorithm.scheduling_matrix=full_sequence", "algorithm.open_loop_horizon=300", "experiment.episodes=1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dataset", "maze", "size"),
+    [
+        ("ogbench_pointmaze_custom", SPIRAL, "dataset.num_episodes=3"),
+        ("maze2d_custom", COMB, "dataset.num_steps=2500"),
+        ("ogbench_pointmaze_custom", DOOR, "dataset.num_episodes=3"),
+    ],
+    ids=["spiral", "comb", "door"],
+)
+def test_a_maze_never_seen_before_is_learnt_by_one_command(dataset: str, maze: str, size: str) -> None:
+    words = [f"dataset={dataset}", f"dataset.maze_map='{maze}'", "algorithm.goal=random", size]
+    assert main([*SMALL, *words, "experiment.tasks=[training,validation]"]) == 0
+    assert json.loads(Path("outputs/latest-run/metrics.json").read_text())["planning/oracle_success_rate"] == 1
+
+
+@pytest.mark.slow
+def test_ogbenchs_tasks_are_played_under_both_protocols() -> None:
+    words = [*SMALL, "dataset=ogbench_pointmaze_medium", "dataset.num_episodes=3", "algorithm.controller=pursuit"]
+    assert main([*words, "experiment.tasks=[generate_dataset,training,validation]", "experiment.episodes=5"]) == 0
+    run = Path("outputs/latest-run").resolve()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {f"planning/success_rate_task{task}" for task in range(1, 6)} <= set(metrics)
+    assert metrics["planning/oracle_success_rate"] == 1 and "planning/normalized_score" not in metrics
+    assert (run / "pictures" / "validation_plans.png").exists()
+    load = f"load={json.loads((run / 'run.json').read_text())['id']}"
+    assert main([*words, load, "experiment.tasks=[test]", "dataset.protocol=mctd"]) == 0
+    assert json.loads(Path("outputs/latest-run/metrics.json").read_text())["planning/first_reach"] <= 500
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["load=maze2d_medium_x", "algorithm.frame_stack=10"], "frame_stack|shape|was trained"),
         (["dataset.source=path", "dataset.path=nothing.hdf5"], "nothing.hdf5"),
         (["dataset.episode_len=45"], "multiple of"),
+        (
+            ["dataset=maze2d_custom"],
+            r"error: dataset.maze_map has no value; give your maze as text: dataset.maze_map='#",
+        ),
+        (
+            ["dataset=maze2d_custom", r"dataset.maze_map='#####\#O#O#\#####'"],
+            "error: dataset.maze_map: .*is not connected",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:

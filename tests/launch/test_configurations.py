@@ -157,6 +157,8 @@ def every_choice() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("group", "choice"), every_choice(), ids=lambda value: str(value))
 def test_every_yaml_builds(group: str, choice: str) -> None:
     beside = MAZES if (group, choice) in OF_MAZES or choice.startswith("maze2d") else ""
+    if choice.endswith("_custom"):
+        beside = r"dataset.maze_map='#####\#OOG#\#####'"
     if choice.startswith("ts_") or "_prediction" in choice:
         beside = "experiment=exp_prediction algorithm=df_prediction dataset=ts_ecb"
         beside += " dataset.path=mine.csv dataset.prediction_length=5" if choice in ("ts_csv", "ts_base") else ""

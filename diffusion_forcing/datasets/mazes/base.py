@@ -90,14 +90,15 @@ class MazeOptions:
     def maze_name(self) -> str:
         """The maze's name in file names, with a digest of its map where it has none of its own."""
         maze = self.maze
-        return maze.name if maze.name != "custom" else f"custom-{_digest(maze.text)}"
+        return maze.name if maze.name != "custom" else maze.digest
 
     def cache_folder(self, source: Path) -> Path:
         """Folder of the memory-mapped copy of `source`, in `save_dir` also if the source is elsewhere."""
         folder = Path(self.save_dir)
         if source.parent.resolve() == folder.resolve():
             return folder / f"{source.name}.cache"
-        return folder / f"{source.name}-{_digest(str(source.resolve()))}.cache"
+        digest = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+        return folder / f"{source.name}-{digest}.cache"
 
 
 class MazeDataset(ABC):
@@ -182,7 +183,3 @@ class MazeDataset(ABC):
 
         folder = self.options.cache_folder(source)
         return open_store(source, folder, read_checked, settings=self.maze.text, max_jump=max_jump)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

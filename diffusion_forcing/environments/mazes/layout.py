@@ -11,6 +11,7 @@ A maze must be closed, so that the agent cannot leave it, and connected, so that
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import deque
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ START = "S"
 FREE = "O0. "
 CENTRE_OFFSET = -0.2
 """Metres from a D4RL cell's nominal centre (its integer index) to its true centre, on both axes."""
+FRAMES = {"ball": (1.0, CENTRE_OFFSET), "point": (4.0, -4.0)}
+"""Unit and offset, in metres, of the mazes of D4RL's ball and of OGBench's point."""
 NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0))
 """Moves (di, dj), in the order in which D4RL prefers them among equally short paths."""
 MAX_CELLS = 10_000
@@ -70,6 +73,11 @@ class Maze:
     def text(self) -> str:
         r"""The rows joined by `\`, as D4RL writes a maze."""
         return "\\".join(self.rows)
+
+    @property
+    def digest(self) -> str:
+        """`custom-` and eight hexadecimal digits that stand for the map."""
+        return f"custom-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
 
     @property
     def shape(self) -> Cell:
@@ -115,6 +123,12 @@ class Maze:
     def max_steps(self) -> int:
         """Steps of an episode, 0.01 s each: D4RL's for its mazes, else 50 a cell of the longest path, at least 300."""
         return D4RL_MAX_STEPS.get(self.rows, max(300, 50 * self.longest_path))
+
+    @property
+    def spread(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation (2,) in metres of positions spread evenly over the free cells."""
+        centres = self.centre(self.free_cells)
+        return centres.mean(axis=0), np.sqrt(centres.var(axis=0) + self.unit**2 / 12)
 
     def is_free(self, cell: Cell) -> bool:
         """Whether `cell` lies inside the map and has no wall."""
@@ -177,6 +191,30 @@ class Maze:
     def _cells_of(self, char: str) -> NDArray[np.int64]:
         found = [(i, j) for i, row in enumerate(self.rows) for j, c in enumerate(row) if c == char]
         return _frozen(np.array(found, dtype=np.int64).reshape(-1, 2))
+
+
+def options_of_map(text: Any, body: str, frame_skip: Any = 1) -> dict[str, Any]:
+    """What a data set of a maze of one's own needs to know of its map: env_id, with a digest of the map; episode_len,
+    enough planned steps for the longest way, in twenties; observation_mean and observation_std of positions.
+
+    body: `ball` or `point`. `UserError` for a map that is no maze.
+    """
+    if not isinstance(text, str):
+        raise UserError(r"dataset.maze_map has no value; give your maze as text: dataset.maze_map='#####\#OOG#\#####'")
+    unit, offset = FRAMES[body]
+    skip = frame_skip if isinstance(frame_skip, int) and frame_skip > 0 else 1  # another is refused later
+    try:
+        maze = Maze.from_ascii(text, unit=unit, offset=offset)
+    except UserError as error:
+        raise UserError(f"dataset.maze_map: {error}") from error
+    steps = maze.max_steps if body == "ball" else 30 * maze.longest_path + 50
+    mean, std = (np.round(values, 4).tolist() for values in maze.spread)
+    return {
+        "env_id": f"{'maze2d' if body == 'ball' else 'pointmaze'}-{maze.digest}-v1",
+        "episode_len": -(-steps // (20 * skip)) * 20,
+        "observation_mean": mean,
+        "observation_std": std,
+    }
 
 
 def _breadth_first(walls: NDArray[np.bool_], goal: Cell) -> NDArray[np.int32]:

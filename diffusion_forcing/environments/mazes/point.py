@@ -19,11 +19,11 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.environments.mazes.layout import Cell, Maze
+from diffusion_forcing.environments.mazes.layout import FRAMES, Cell, Maze
 from diffusion_forcing.environments.mazes.maze2d import PointMass
 from diffusion_forcing.errors import UserError, did_you_mean
 
-UNIT, OFFSET = 4.0, -4.0
+UNIT, OFFSET = FRAMES["point"]
 """m: side of a cell; centre of cell (0, 0) on both axes."""
 STEP = 0.2
 """m: a step at full action, on each axis."""

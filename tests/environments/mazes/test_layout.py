@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffusion_forcing.environments.mazes.layout import MAZES, Maze
+from diffusion_forcing.environments.mazes.layout import MAZES, Maze, options_of_map
 from diffusion_forcing.errors import UserError
 
 SMALL = r"#####\#OOG#\#O#O#\#####"
@@ -167,3 +167,23 @@ def test_the_longest_path_gives_a_custom_maze_its_episode_length() -> None:
     corridor = Maze.from_ascii("#" * 32 + "\n#" + "O" * 30 + "#\n" + "#" * 32)
     assert corridor.longest_path == 29
     assert corridor.max_steps == 50 * 29
+
+
+def test_what_a_data_set_needs_follows_from_a_map_of_ones_own() -> None:
+    corridor = r"#######\#OOOOO#\#######"
+    ball, point = (options_of_map(corridor, body, skip) for body, skip in (("ball", 1), ("point", 5)))
+    assert ball["episode_len"] == 300 and point["episode_len"] == 40
+    # positions spread evenly over the corridor, 1 by 5 cells
+    centre, spread = np.array([1.0, 3.0]), np.array([1, 5]) / np.sqrt(12)
+    np.testing.assert_allclose([ball["observation_mean"], ball["observation_std"]], [centre - 0.2, spread], atol=1e-4)
+    np.testing.assert_allclose(
+        [point["observation_mean"], point["observation_std"]], [4 * centre - 4, 4 * spread], atol=1e-4
+    )
+    other = options_of_map(corridor.replace("OOOOO", "OOOO#"), "ball")
+    assert ball["env_id"].startswith("maze2d-custom-") and ball["env_id"] != other["env_id"]
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "has no value; give your maze"), (r"###\#O#", "too small")])
+def test_a_data_set_of_no_maze_is_refused(text: object, message: str) -> None:
+    with pytest.raises(UserError, match=f"dataset.maze_map.* {message}"):
+        options_of_map(text, "ball")
