@@ -22,6 +22,8 @@ import numpy as np
 from diffusion_forcing.datasets.video.container import Pixels, opened, resize, shown_packets, upright
 from diffusion_forcing.datasets.video.files import Unusable
 
+_TOLERANCE = 0.25
+"""Of the time between two frames: how far from its time a frame may be shown."""
 _BLOCK = 64
 """Frames held in memory at their original size at once."""
 
@@ -114,7 +116,7 @@ def read_segment(path: Path, start: float, count: int, fps: float, size: int | N
 def _checked(frames: Iterable[Any], start: float, fps: float) -> Iterator[Any]:
     """`frames`; `Unusable` where one is not shown at its time."""
     for number, frame in enumerate(frames):
-        if abs(frame.time - start - number / fps) > 0.5 / fps:
+        if abs(frame.time - start - number / fps) > _TOLERANCE / fps:
             raise Unusable(f"has no frame at {start + number / fps:.3f} s")
         yield frame
 

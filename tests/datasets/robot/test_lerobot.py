@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -272,6 +273,18 @@ def test_a_place_that_is_missing_is_one_line_that_names_it(tmp_path: Path, name:
     rewrite(EPISODES, column(name, change))(root)
     with pytest.raises(UserError, match=re.escape(name)):
         read_demonstration(LeRobotSet(root), "training", 0, ["front"])
+
+
+@pytest.mark.parametrize(("late", "is_read"), [(0.004, True), (-0.02, True), (0.06, False)])  # frames are 0.1 s apart
+def test_a_start_that_is_rounded_is_read_and_one_between_two_frames_is_one_line(
+    tmp_path: Path, late: float, is_read: bool
+) -> None:
+    first, second = demonstration(4), demonstration(5, seed=1)
+    root = write_lerobot(tmp_path / "set", [("training", first), ("training", second)])
+    rewrite(EPISODES, column(START, lambda value: max(0.0, value + late)))(root)
+    with contextlib.nullcontext() if is_read else pytest.raises(UserError, match="has no frame at"):
+        found = LeRobotSet(root).images("training", 0, "front")
+        assert np.array_equal(found, second["front"])
 
 
 def test_a_film_that_ends_early_and_a_camera_that_is_not_there_are_one_line(tmp_path: Path) -> None:
