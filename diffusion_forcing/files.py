@@ -79,6 +79,14 @@ def is_run_id(text: object) -> TypeGuard[str]:
     return isinstance(text, str) and _RUN_ID.fullmatch(text) is not None
 
 
+def is_regular(path: Path) -> bool:
+    """Whether `path` is a regular file, not a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def make_folder(folder: Path) -> Path:
     """Create `folder` unless it is there. OSError if its name is a link."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.files import recover, run_folders
+from diffusion_forcing.files import folders, recover, run_folders
 
 SHIPPED = "pretrained"
 LATEST = "latest"
@@ -51,14 +51,16 @@ def latest(run_folder: Path) -> Path | None:
     recover(folder)
     pointed = folder / LATEST
     if native.is_checkpoint(pointed):
-        return folder / os.readlink(pointed) if pointed.is_symlink() else pointed
-    found = [path for path in folder.iterdir() if not path.name.startswith(".") and native.is_checkpoint(path)]
+        target = folder / os.readlink(pointed) if pointed.is_symlink() else pointed
+        if target.resolve().parent == folder.resolve():  # a link out of the run is not followed
+            return target
+    found = [path for path in folders(folder) if native.is_checkpoint(path)]
     return max(found, key=_step, default=None)
 
 
 def shipped() -> list[str]:
     """Names of the shipped checkpoints that can be found."""
-    return sorted({path.name for place in shipped_places() for path in _folders(place) if native.is_checkpoint(path)})
+    return sorted({path.name for place in shipped_places() for path in folders(place) if native.is_checkpoint(path)})
 
 
 def shipped_places() -> list[Path]:
@@ -100,7 +102,3 @@ def _step(path: Path) -> int:
         return int(native.read_header(path)["step"])
     except UserError:
         return -1
-
-
-def _folders(place: Path) -> list[Path]:
-    return [path for path in place.iterdir() if path.is_dir()] if place.is_dir() else []

@@ -6,7 +6,7 @@ gradient norm and the speed. Metrics of one step are joined, so metrics.jsonl ha
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 import time
@@ -25,7 +25,9 @@ from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.loader import random_state, restore_random_state, seed_all
 from diffusion_forcing.experiments.parallel import full
+from diffusion_forcing.files import open_file
 from diffusion_forcing.progress import Bar
+from diffusion_forcing.tracking.records import parse_line
 
 _UPDATE_SECONDS = 0.25
 _SHOWN_INDICES = 8
@@ -324,15 +326,11 @@ def rewind(log: Path, step: int) -> None:
 
     In place, for the file may be open for appending.
     """
-    if not log.exists():
-        return
-    end = 0
-    for line in log.read_bytes().splitlines(keepends=True):
-        try:
-            later = json.loads(line).get("step", 0) > step
-        except (ValueError, AttributeError):
-            later = True  # cut short by the kill
-        if later:
-            os.truncate(log, end)
-            return
-        end += len(line)
+    with contextlib.suppress(FileNotFoundError), open_file(log, "rb") as file:
+        end = 0
+        for line in file:
+            record = parse_line(line)
+            if record is not None and record["step"] > step:
+                os.truncate(log, end)
+                return
+            end += len(line)

@@ -11,7 +11,6 @@ checkpoints themselves: a run resumed from an older one would not know them. The
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 import shutil
@@ -34,7 +33,7 @@ from diffusion_forcing.experiments.loader import random_state, restore_random_st
 from diffusion_forcing.experiments.options import CheckpointingOptions
 from diffusion_forcing.experiments.parallel import full
 from diffusion_forcing.experiments.processes import Interrupted, Interrupts
-from diffusion_forcing.files import point_to, remove_leftovers, write_json
+from diffusion_forcing.files import is_plain, point_to, read_json, remove_leftovers, write_json
 
 _ASK_STEPS = 10
 _RANDOM = "random"
@@ -96,11 +95,12 @@ def best_of(folder: Path, mode: str) -> Path | None:
 
 def read_scores(folder: Path) -> dict[str, float]:
     """The scores of the checkpoints that are in `folder`, by name."""
-    try:
-        scores = json.loads((folder / _SCORES).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {name: score for name, score in scores.items() if native.is_checkpoint(folder / name)}
+    scores = read_json(folder / _SCORES, {}).items()
+    return {
+        name: score
+        for name, score in scores
+        if is_plain(name) and isinstance(score, (int, float)) and native.is_checkpoint(folder / name)
+    }
 
 
 class Retention:

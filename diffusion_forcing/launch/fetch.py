@@ -3,7 +3,7 @@ checkpoint.
 
 Paths, runs in outputs/ and shipped checkpoints come first. W&B is asked only for what can be a run's id, and only if it
 is switched on (tracking=wandb, wandb.mode=online) or this machine is logged in. Every file is checked before it is
-used.
+used. Of an artifact only the known files are downloaded, and what they say is data: no word of theirs becomes a path.
 """
 
 from __future__ import annotations
@@ -16,8 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_forcing.errors import UserError, explaining_os_errors
-from diffusion_forcing.files import file_name, new_folder, point_to, read_json, replacing, write_json
+from diffusion_forcing.files import (
+    file_name,
+    is_plain,
+    is_regular,
+    make_folder,
+    new_folder,
+    point_to,
+    replacing,
+    write_json,
+)
 from diffusion_forcing.terminal import say
+from diffusion_forcing.tracking.records import RUN_FILES, read_metadata
 from diffusion_forcing.tracking.run import ID_LENGTH
 from diffusion_forcing.tracking.wandb import EXTRA, WandbOptions, installed, logged_in
 
@@ -49,6 +59,7 @@ def fetch_checkpoint(spec: str, outputs: Path, options: WandbOptions) -> Path:
         raise UserError(f"wandb is not installed: {EXTRA}")
     if not logged_in():
         raise UserError("there is no W&B login on this machine; run wandb login or set WANDB_API_KEY")
+    from diffusion_forcing.checkpoints import format as native
     from diffusion_forcing.tracking.wandb_upload import download_newest_checkpoint
 
     found = _SPEC.fullmatch(spec)
@@ -56,20 +67,25 @@ def fetch_checkpoint(spec: str, outputs: Path, options: WandbOptions) -> Path:
     project, entity = found["project"] or options.project, found["entity"] or options.entity
     folder = outputs / DOWNLOADS
     with explaining_os_errors(f"cannot write the run from W&B into {folder}", "make room there"):
-        folder.mkdir(parents=True, exist_ok=True)
-    return _checkpoint_in(download_newest_checkpoint(found["id"], project, entity, folder, check=_check))
+        make_folder(folder)
+    files = (native.HEADER, native.MODEL, native.TRAINING, native.CARD)
+    return _checkpoint_in(download_newest_checkpoint(found["id"], project, entity, folder, files=files, check=_check))
 
 
 def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:
     """The run `spec` on W&B as a folder in `outputs`, for resume=, with its newest checkpoint."""
     source = fetch_checkpoint(spec, outputs, options)
-    metadata = read_json(source / _RUN / "run.json", {}) if source.is_dir() else {}
-    started = str(metadata.get("started", ""))
-    if metadata.get("id") != spec.rpartition("/")[2] or not started or not (source / _RUN / "config.yaml").is_file():
+    metadata = read_metadata(source / _RUN) or {}
+    started = metadata.get("started")
+    if (
+        metadata.get("id") != spec.rpartition("/")[2]
+        or started is None
+        or not is_regular(source / _RUN / "config.yaml")
+    ):
         raise UserError(
             f"run {spec} on W&B cannot be resumed, it has weights only; load={spec} starts a new run from them"
         )
-    day, name = outputs / started[:10], f"{started[11:19].replace(':', '-')}-{file_name(str(metadata['name']))}"
+    day, name = outputs / started[:10], f"{started[11:19].replace(':', '-')}-{file_name(metadata['name'])}"
     with explaining_os_errors(f"cannot write the run from W&B into {outputs}", "make room there"):
         folder = new_folder(day, name)
         with replacing(folder) as temporary:
@@ -82,16 +98,23 @@ def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:
 
 def _write_run(folder: Path, source: Path, metadata: dict[str, Any]) -> None:
     """Write a run's folder from its downloaded checkpoint."""
-    checkpoints, name = folder / "checkpoints", f"step-{read_json(source / 'checkpoint.json', {})['step']:08d}"
-    (folder / "pictures").mkdir(parents=True)
-    shutil.copytree(source, checkpoints / name, ignore=shutil.ignore_patterns(_RUN), copy_function=_link)
+    from diffusion_forcing.checkpoints import format as native
+
+    checkpoints, header = folder / "checkpoints", native.read_header(source)
+    name = f"step-{header['step']:08d}"
+    (checkpoints / name).mkdir(parents=True)
+    (folder / "pictures").mkdir()
+    for file in (native.HEADER, *header["files"], native.CARD):
+        if is_plain(file) and is_regular(source / file):
+            _link(source / file, checkpoints / name / file)
     (checkpoints / "latest").symlink_to(name, target_is_directory=True)
-    for file in (source / _RUN).iterdir():
-        shutil.copyfile(file, folder / file.name)
+    for file in RUN_FILES:
+        if is_regular(source / _RUN / file):
+            shutil.copyfile(source / _RUN / file, folder / file)
     write_json(folder / "run.json", metadata | {"status": "interrupted"})
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:

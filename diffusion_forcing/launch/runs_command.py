@@ -107,7 +107,7 @@ def rm(outputs: Path, chosen: Sequence[RunRecord], *, yes: bool = False) -> None
     if running:
         raise UserError(f"run {running[0]} is running: stop it first; nothing was removed")
     if not yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise UserError("runs rm asks before it deletes, which needs a terminal; pass --yes")
         for run in chosen:
             say(f"  {run.id}  {run.name}  {run.started}  {run.folder}")

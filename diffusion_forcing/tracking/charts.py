@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -71,24 +70,6 @@ def _merged(a: Point, b: Point | None = None) -> Point:
     values = a.values + b.values
     mean = a.mean + (b.mean - a.mean) * b.values / values
     return Point(a.first, b.last, mean, min(a.low, b.low), max(a.high, b.high), values)
-
-
-def read_curves(path: Path) -> dict[str, Curve]:
-    """The curves of a `metrics.jsonl`, by metric; none without the file. Damaged lines are skipped."""
-    curves: dict[str, Curve] = {}
-    if not path.exists():
-        return curves
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-                step = record["step"]
-            except (ValueError, TypeError, KeyError):
-                continue
-            for name, value in record.items():
-                if name not in ("step", "time") and isinstance(value, (int, float)):
-                    curves.setdefault(name, Curve()).add(step, value)
-    return curves
 
 
 WIDTH, HEIGHT = 440, 240  # of the view box; the chart scales with the page

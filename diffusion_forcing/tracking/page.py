@@ -2,13 +2,15 @@
 
 Both are one HTML file without scripts that loads nothing from other servers; all text is escaped; they are readable on
 a phone and in dark mode (`templates/`). A run's page contains its images, and its videos up to 8 MB, as data URIs; the
-page of all runs links to the runs' folders.
+page of all runs links to the runs' folders. What is shown comes from `records`, and a page has at most so much of each.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
+import io
 import math
 import os
 import shlex
@@ -17,11 +19,14 @@ from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
+from diffusion_forcing.files import open_file, read_bytes
+from diffusion_forcing.terminal import clean
 from diffusion_forcing.tracking.charts import TEMPLATES, Point, line_chart
-from diffusion_forcing.tracking.records import RunRecord
+from diffusion_forcing.tracking.records import RunRecord, read_config
 
 COLOURS = ("#1f6f8b", "#c8553d", "#4b8b3b", "#8a5ba6", "#b8860b", "#2f4b7c", "#d45087", "#7a6a53")
 COMPARED = len(COLOURS)  # most runs whose curves are drawn together
@@ -29,7 +34,10 @@ SIDE_BY_SIDE = 24  # most images and videos that are compared
 VIDEO_BYTES = 8 * 2**20  # a video up to this size is put into the page …
 PAGE_BYTES = 40 * 2**20  # … until its images and videos have this size together
 WIDE = 800  # pixels; a wider image gets the page's full width
-TABLE_ROWS = 200  # most rows of a table that are shown; the file has all
+TABLE_ROWS, TABLE_COLUMNS, CELL = 200, 100, 200  # most of a table that are shown, and characters of a cell
+TABLE_BYTES = 2**24  # read of a table
+RUNS = 1000  # most runs that are listed
+CHARTS = 200  # most charts
 RELOAD_SECONDS = 30  # an open page reloads while its run goes on
 STATUSES = ("running", "finished", "failed", "interrupted", "killed")
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".svg": "image/svg+xml"}
@@ -48,15 +56,17 @@ def run_page(run: RunRecord) -> str:
     """The page of `run`."""
     curves = {name: curve.points() for name, curve in run.curves().items()}
     names = sorted(curves, key=lambda name: ("loss" not in name, name))
-    drawn = [name for name in names if len(curves[name]) > 1]
+    drawn = [name for name in names if len(curves[name]) > 1][:CHARTS]
     single = [(name, curves[name][0]) for name in names if len(curves[name]) == 1]
-    configuration = run.folder / "config.yaml"
+    configuration = ""
+    with contextlib.suppress(OSError):
+        configuration = read_config(run.folder)
     return _render(
         "run.html",
         run=run,
         reload_seconds=RELOAD_SECONDS if run.status == "running" else None,
         when=_when(run),
-        command=shlex.join(started_with(run.metadata["command"])),
+        command=shlex.join(started_with(run.metadata.get("command", []))),
         results=_results(run),
         has_errors=any(name.endswith("_stderr") for name in run.metrics),
         media=_media(run),
@@ -64,7 +74,7 @@ def run_page(run: RunRecord) -> str:
         charts=[(name, _chart(name, {"one": curves[name]}), f"{curves[name][-1].mean:.4g}") for name in drawn],
         single=[(name, f"{point.mean:.5g}", f"{point.last:,.0f}") for name, point in single],
         commands=_commands(run),
-        configuration=configuration.read_text("utf-8", "replace") if configuration.is_file() else "",
+        configuration=configuration,
     )
 
 
@@ -74,7 +84,7 @@ def comparison_page(outputs: Path, runs: Sequence[RunRecord], compared: Sequence
     colours_of = {run.id: f"c{number}" for number, run in enumerate(compared)}
 
     def link(path: Path) -> str:
-        return Path(os.path.relpath(path, outputs)).as_posix()
+        return _link(Path(os.path.relpath(path, outputs)).as_posix())
 
     curves: dict[str, dict[str, list[Point]]] = {}
     media: dict[str, list[tuple[RunRecord, str, str]]] = {}
@@ -84,23 +94,24 @@ def comparison_page(outputs: Path, runs: Sequence[RunRecord], compared: Sequence
                 curves.setdefault(name, {})[colours_of[run.id]] = points
         for entry in run.media:
             if entry["kind"] != "table":
-                shown = (run, entry["kind"], link(run.folder / "pictures" / entry["file"]))
+                shown = (run, entry["kind"], link(run.path(entry)))
                 media.setdefault(entry["name"], []).append(shown)
     names = sorted(curves, key=lambda name: ("loss" not in name, -len(curves[name]), name))
     return _render(
         "runs.html",
         outputs=outputs.resolve(),
-        runs=runs,
+        count=len(runs),
+        runs=runs[:RUNS],
         compared=compared,
         colours_of=colours_of,
-        charts=[(name, _chart(name, curves[name])) for name in names],
+        charts=[(name, _chart(name, curves[name])) for name in names[:CHARTS]],
         media=sorted(media.items(), key=lambda item: -len(item[1]))[:SIDE_BY_SIDE],
         link=link,
         headlines=headlines,
     )
 
 
-def quantity(name: str, value: float | None, stderr: float | None) -> tuple[str, str]:
+def quantity(name: str, value: float | None, stderr: Any) -> tuple[str, str]:
     """A headline number and its unit: mean ± standard error to the error's second digit; a rate in percent."""
     unit = next((unit for part, unit in UNITS if part in name), "")
     if value is None:
@@ -109,8 +120,9 @@ def quantity(name: str, value: float | None, stderr: float | None) -> tuple[str,
         return f"{value:,}", unit
     factor = 100.0 if unit == "%" else 1.0
     value *= factor
-    if not stderr:
-        return f"{value:,.1f}" if unit == "%" or abs(value) >= 100 else f"{value:.4g}", unit
+    plain = abs(value) < 1e15  # of fewer digits than a float has
+    if not (plain and isinstance(stderr, (int, float)) and 1e-12 < stderr < 1e15):
+        return f"{value:,.1f}" if plain and (unit == "%" or abs(value) >= 100) else f"{value:.4g}", unit
     stderr *= factor
     digits = max(0, 1 - math.floor(math.log10(stderr)))
     return f"{value:,.{digits}f} ± {stderr:.{digits}f}", unit
@@ -144,9 +156,9 @@ def _chart(name: str, lines: dict[str, list[Point]]) -> Markup:
 
 def _when(run: RunRecord) -> str:
     """How long a run took and when it ended: `2 h 05 min, ended 2026-11-23 14:15`."""
-    ended = run.metadata.get("ended")
+    started, ended = run.metadata.get("started"), run.metadata.get("ended")
     until = datetime.fromisoformat(ended) if ended else datetime.now().astimezone()
-    took = max(0, round((until - datetime.fromisoformat(run.metadata["started"])).total_seconds()))
+    took = max(0, round((until - datetime.fromisoformat(started)).total_seconds())) if started else 0
     minutes, seconds = divmod(took, 60)
     hours, minutes = divmod(minutes, 60)
     text = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
@@ -173,28 +185,29 @@ def _media(run: RunRecord) -> list[dict[str, Any]]:
     for entry in run.media:
         if entry["kind"] == "table":
             continue
-        path, link = run.folder / "pictures" / entry["file"], f"pictures/{entry['file']}"
-        size, source, wide, poster = path.stat().st_size, link, False, ""
-        if size <= room and (entry["kind"] == "image" or size <= VIDEO_BYTES):
-            room, source = room - size, _data_uri(path)
-        if entry["kind"] == "image":
-            wide = _png_width(path) > WIDE
-        elif (first := run.folder / "pictures" / str(entry.get("poster"))).is_file():
-            poster = _data_uri(first)
-        shown.append({**entry, "source": source, "link": link, "wide": wide, "poster": poster})
+        path, link = run.path(entry), _link(f"pictures/{entry['file']}")
+        source, size = _data_uri(path, room if entry["kind"] == "image" else min(room, VIDEO_BYTES))
+        poster, extra = _data_uri(path.with_name(entry["poster"]), room - size) if entry["poster"] else ("", 0)
+        room -= size + extra
+        wide = entry["kind"] == "image" and _png_width(path) > WIDE
+        # An SVG that is opened by itself may run scripts.
+        file = "" if path.suffix.lower() == ".svg" else link
+        shown.append({**entry, "source": source or link, "link": file, "wide": wide, "poster": poster})
     return shown
 
 
 def _table(run: RunRecord, entry: dict[str, Any]) -> dict[str, Any]:
-    with (run.folder / "tables" / entry["file"]).open(newline="", encoding="utf-8") as file:
-        head, *rows = list(csv.reader(file)) or [[]]
-    cells = [[_short(cell) for cell in row] for row in rows[:TABLE_ROWS] if row]
-    return {**entry, "head": head, "rows": cells, "count": len(rows), "link": f"tables/{entry['file']}"}
+    rows: list[list[str]] = []
+    with contextlib.suppress(OSError, csv.Error), open_file(run.path(entry)) as file:
+        rows.extend(csv.reader(io.StringIO(file.read(TABLE_BYTES).decode("utf-8", "replace"), newline="")))
+    cells = [[_short(cell) for cell in row[:TABLE_COLUMNS]] for row in rows[: TABLE_ROWS + 1] if row]
+    link = _link(f"tables/{entry['file']}")
+    return {**entry, "head": cells[0] if cells else [], "rows": cells[1:], "count": max(0, len(rows) - 1), "link": link}
 
 
 def _commands(run: RunRecord) -> list[tuple[str, str]]:
     """What one may do with the run, and the command."""
-    words = started_with(run.metadata["command"])
+    words = started_with(run.metadata.get("command", []))
     plain = [word for word in words if not word.startswith(("resume=", "load=", "+resume=", "+load="))]
     again = [("Run the same again", shlex.join(words))]
     if not any((run.folder / "checkpoints").glob("*/checkpoint.json")):
@@ -206,20 +219,31 @@ def _commands(run: RunRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _data_uri(path: Path) -> str:
-    """An image's or video's file as `data:<type>;base64,…`."""
-    return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _link(path: str) -> str:
+    """A relative address; quoted, a folder's name such as `javascript:…` is only a name."""
+    return quote(path, safe="/=+,")
+
+
+def _data_uri(path: Path, most: int) -> tuple[str, int]:
+    """An image's or video's file as `data:<type>;base64,…`, and its size; "" and 0 for more than `most` bytes."""
+    try:
+        content = read_bytes(path, max(0, most))
+    except OSError:
+        return "", 0
+    return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(content).decode()}", len(content)
 
 
 def _png_width(path: Path) -> int:
     """A PNG's width in pixels; 0 for another file."""
-    with path.open("rb") as file:
+    head = b""
+    with contextlib.suppress(OSError), open_file(path) as file:
         head = file.read(24)
     return int.from_bytes(head[16:20], "big") if head.startswith(b"\x89PNG") else 0
 
 
 def _short(cell: str) -> str:
     """A table's cell; a long decimal number in five digits."""
+    cell = clean(cell, CELL)
     try:
         return f"{float(cell):.5g}" if "." in cell and len(cell) > 7 else cell
     except ValueError:

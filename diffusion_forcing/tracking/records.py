@@ -1,25 +1,58 @@
-"""The runs in `outputs/`, to list, compare, rank and remove them; a folder without a readable run.json is ignored."""
+"""Reading runs: everything that is known of a run comes from its folder through this module.
+
+A run's folder may have been copied from anywhere or damaged, so nothing in it is trusted. `read_run` returns values of
+the right types only, with texts that a terminal or a page may show, of regular files that lie in the folder; what is
+damaged, too long or elsewhere is left out. A folder without a readable run.json is no run.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
-from diffusion_forcing.files import is_alive, point_to, read_json, run_folders
-from diffusion_forcing.tracking.charts import Curve, read_curves
+from diffusion_forcing.files import (
+    JSON_BYTES,
+    folders,
+    is_alive,
+    is_plain,
+    is_regular,
+    is_run_id,
+    open_file,
+    point_to,
+    read_bytes,
+    read_json,
+    run_folders,
+)
+from diffusion_forcing.terminal import clean
+from diffusion_forcing.tracking.charts import Curve
 
-LAST_BYTES = 2**16  # at the end of a log, searched for its last line
+NAME, TEXT = 200, 2000  # most characters of a name, and of another text
+ENTRIES = 1000  # most results, curves, images, words of a command, resumes
+LINE_BYTES = 2**20  # longest line of metrics.jsonl
+LOG_BYTES = 2**30  # read at the end of metrics.jsonl
+LAST_BYTES = 2**16  # … and for its last step
+LARGEST_STEP = 2**53
 KILLED = "killed"
 """The status of a run that is "running" by its file, while its process on this machine has ended."""
+RUN_FILES = ("run.json", "config.yaml", "metrics.jsonl", "metrics.json")
+"""What resuming needs of a run's folder besides a checkpoint."""
+SUFFIXES = {
+    "image": (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"),
+    "video": (".mp4",),
+    "table": (".csv",),
+}
+"""Of the files of each kind of medium."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,21 +64,31 @@ class RunRecord:
     name: str
     status: str
     metadata: dict[str, Any]
-    """run.json"""
-    metrics: dict[str, Any]
-    """metrics.json"""
-    media: tuple[dict[str, Any], ...]
-    """Entries of media.json whose files exist."""
+    """The known keys of run.json."""
+    metrics: dict[str, str | int | float | None]
+    """metrics.json: finite numbers, texts and null."""
+    media: tuple[dict[str, str], ...]
+    """kind, name, file, caption and poster of the entries of media.json whose files exist."""
     step: int | None
 
     @property
     def started(self) -> str:
-        """When it started, to the minute: 2026-11-23 14:15."""
+        """When it started, to the minute: 2026-11-23 14:15; empty where that is not known."""
         return str(self.metadata.get("started", ""))[:16].replace("T", " ")
 
     def curves(self) -> dict[str, Curve]:
-        """The logged metrics; reads all of metrics.jsonl."""
-        return read_curves(self.folder / "metrics.jsonl")
+        """The logged metrics by name, in order of appearance."""
+        curves: dict[str, Curve] = {}
+        for record in read_log(self.folder / "metrics.jsonl"):
+            step = record["step"]
+            for name, value in record.items():
+                if name not in ("step", "time") and (name in curves or len(curves) < ENTRIES):
+                    curves.setdefault(name, Curve()).add(step, value)
+        return curves
+
+    def path(self, entry: Mapping[str, str]) -> Path:
+        """The file of one of `media`."""
+        return media_path(self.folder, entry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,36 +102,114 @@ class Ranked:
 
 def find_run(outputs: Path, run_id: str) -> Path:
     """The folder in `outputs` of the run with this id; UserError with the nearest id if there is none."""
-    folders = run_folders(outputs)
-    if run_id not in folders:
-        near = did_you_mean(run_id, folders)
-        where = f"the {len(folders)} runs in {str(outputs)!r}"
+    found = run_folders(outputs)
+    if run_id not in found:
+        near = did_you_mean(run_id, found)
+        where = f"the {len(found)} runs in {str(outputs)!r}"
         raise UserError(f"no run '{run_id}' among {where}{near}; runs ls lists them")
-    return folders[run_id]
+    return found[run_id]
 
 
 def read_runs(outputs: Path) -> list[RunRecord]:
     """The runs in `outputs`, newest first."""
-    found = [read_run(path.parent) for path in Path(outputs).glob("*/*/run.json")]
+    found = [read_run(folder) for day in folders(outputs) for folder in folders(day)]
     return sorted((run for run in found if run), key=lambda run: (_start(run), run.folder.name), reverse=True)
 
 
 def read_run(folder: Path) -> RunRecord | None:
     """The run in `folder`; None if there is none that can be read."""
-    metadata = read_json(folder / "run.json", {})
-    if not (isinstance(metadata.get("id"), str) and isinstance(metadata.get("name"), str)):
+    metadata = read_metadata(folder)
+    if metadata is None:
         return None
-    media = [entry for entry in read_json(folder / "pictures" / "media.json", {}).values() if _is_shown(folder, entry)]
+    step = None
+    for record in read_log(folder / "metrics.jsonl", LAST_BYTES):
+        step = int(record["step"])
     return RunRecord(
         folder=folder,
         id=metadata["id"],
         name=metadata["name"],
         status=_status(metadata),
         metadata=metadata,
-        metrics=read_json(folder / "metrics.json", {}),
-        media=tuple(media),
-        step=_last_step(folder / "metrics.jsonl"),
+        metrics=read_results(folder),
+        media=tuple(read_media(folder)),
+        step=step,
     )
+
+
+def read_metadata(folder: Path) -> dict[str, Any] | None:
+    """The known keys of run.json whose values are of their types; None without an id and a name."""
+    found = read_json(folder / "run.json", {})
+    metadata = {key: value for key, read in _KEYS.items() if (value := read(found.get(key))) is not None}
+    return metadata if {"id", "name"} <= set(metadata) else None
+
+
+def read_results(folder: Path) -> dict[str, str | int | float | None]:
+    """The entries of metrics.json that are numbers, texts or null; a number that is not finite is null."""
+    results: dict[str, str | int | float | None] = {}
+    for name, value in islice(read_json(folder / "metrics.json", {}).items(), ENTRIES):
+        if value is None or isinstance(value, (str, int, float)):
+            results[clean(name, NAME)] = clean(value, NAME) if isinstance(value, str) else _number(value)
+    return results
+
+
+def read_config(folder: Path) -> str:
+    """The text of config.yaml. OSError if it cannot be read."""
+    return read_bytes(folder / "config.yaml", JSON_BYTES).decode("utf-8", "replace")
+
+
+def read_log(path: Path, most: int = LOG_BYTES) -> Iterator[dict[str, float]]:
+    """The lines in the last `most` bytes of a metrics.jsonl: its "step" and the finite numbers.
+
+    A damaged line is left out; without the file there is none.
+    """
+    try:
+        file = open_file(path)
+    except OSError:
+        return
+    with file:
+        begin = max(0, file.seek(0, os.SEEK_END) - most)
+        file.seek(begin)
+        if begin:
+            file.readline(LINE_BYTES)  # probably a part of one
+        while line := file.readline(LINE_BYTES):
+            record = parse_line(line)
+            if record is not None:
+                yield record
+
+
+def parse_line(line: bytes) -> dict[str, float] | None:
+    """One line of a metrics.jsonl: its step, time and finite numbers; None if it is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.pop("step", None) if isinstance(record, dict) else None
+    if type(step) is not int or abs(step) >= LARGEST_STEP:
+        return None
+    entries = ((clean(name, NAME), _number(value)) for name, value in islice(record.items(), ENTRIES))
+    return {"step": step} | {name: value for name, value in entries if value is not None and name != "step"}
+
+
+def read_media(folder: Path) -> Iterator[dict[str, str]]:
+    """The entries of media.json that are complete and whose files are in the run's folder."""
+    here = {path.name for path in folders(folder)}
+    for entry in islice(read_json(folder / "pictures" / "media.json", {}).values(), ENTRIES):
+        if not isinstance(entry, dict):
+            continue
+        kind, file, poster = (entry.get(key) for key in ("kind", "file", "poster"))
+        suffixes = SUFFIXES.get(kind, ()) if isinstance(kind, str) else ()
+        if not is_plain(file) or Path(file).suffix.lower() not in suffixes or _place(str(kind)) not in here:
+            continue
+        if not isinstance(entry.get("name"), str) or not is_regular(folder / _place(str(kind)) / file):
+            continue
+        shown = is_plain(poster) and poster.endswith(".png") and is_regular(folder / "pictures" / poster)
+        yield {
+            "kind": str(kind),
+            "name": clean(entry["name"], NAME),
+            "file": file,
+            "caption": _text(entry.get("caption")) or "",
+            "poster": str(poster) if shown else "",
+        }
 
 
 def rank(runs: Sequence[RunRecord], metric: str, *, highest: bool) -> list[Ranked]:
@@ -100,7 +221,7 @@ def rank(runs: Sequence[RunRecord], metric: str, *, highest: bool) -> list[Ranke
     for run in runs:
         known |= set(run.metrics)
         value = run.metrics.get(metric)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)):
             found.append(Ranked(run=run, value=float(value), step=None))
             continue
         curves = run.curves()
@@ -140,38 +261,71 @@ def remove(run: RunRecord, outputs: Path) -> None:
             link.unlink()
 
 
-def _is_shown(folder: Path, entry: Any) -> bool:
-    """Whether an entry of media.json is complete and its file exists."""
-    if not (isinstance(entry, dict) and {"kind", "file", "name"} <= set(entry)):
-        return False
-    return (folder / ("tables" if entry["kind"] == "table" else "pictures") / str(entry["file"])).is_file()
+def media_path(folder: Path, entry: Mapping[str, str]) -> Path:
+    """The file of an entry of `read_media`."""
+    return folder / _place(entry["kind"]) / entry["file"]
+
+
+def _place(kind: str) -> str:
+    return "tables" if kind == "table" else "pictures"
 
 
 def _status(metadata: dict[str, Any]) -> str:
     status, pid = str(metadata.get("status", "?")), metadata.get("pid")
-    if status != "running" or metadata.get("host") != socket.gethostname() or not isinstance(pid, int):
+    if status != "running" or metadata.get("host") != socket.gethostname() or pid is None:
         return status
     return status if is_alive(pid) else KILLED
 
 
 def _start(run: RunRecord) -> float:
-    try:
-        return datetime.fromisoformat(str(run.metadata.get("started"))).timestamp()
-    except ValueError:
-        return 0.0
+    started = run.metadata.get("started")
+    return datetime.fromisoformat(started).timestamp() if started else 0.0
 
 
-def _last_step(log: Path) -> int | None:
-    """The step of the last complete line of a metrics.jsonl."""
+def _number(value: Any) -> int | float | None:
+    """A number that is finite and can be drawn; one that is nearly zero is zero."""
+    if isinstance(value, float):
+        return None if not math.isfinite(value) else value if abs(value) > 1e-100 else 0.0
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+
+
+def _text(value: Any) -> str | None:
+    return clean(value, TEXT) if isinstance(value, str) else None
+
+
+def _time(value: Any) -> str | None:
+    """A time in ISO 8601, with its zone, as text; None for another text."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
+        moment = datetime.fromisoformat(value)
+        moment = moment if moment.tzinfo else moment.astimezone()
+        moment.timestamp()
+    except (TypeError, ValueError, OverflowError, OSError):
         return None
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError):
-            continue
-    return None
+    return moment.isoformat(timespec="seconds")
+
+
+def _words(value: Any) -> list[str] | None:
+    texts = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return [clean(word, TEXT) for word in value[:ENTRIES]] if texts else None
+
+
+def _resumes(value: Any) -> list[dict[str, Any]] | None:
+    """When and how the run was resumed."""
+    if not isinstance(value, list):
+        return None
+    keys: dict[str, Callable[[Any], Any]] = {"time": _time, "command": _words, "commit": _text}
+    found = [entry for entry in value[:ENTRIES] if isinstance(entry, dict)]
+    return [{key: read(entry.get(key)) for key, read in keys.items()} for entry in found]
+
+
+_KEYS: dict[str, Callable[[Any], Any]] = {
+    "id": lambda value: value if is_run_id(value) else None,
+    "name": lambda value: clean(value, NAME) if isinstance(value, str) else None,
+    "started": _time,
+    "ended": _time,
+    "command": _words,
+    "resumed": _resumes,
+    "pid": lambda value: value if type(value) is int and 0 < value < 2**31 else None,
+    **dict.fromkeys(("status", "directory", "host", "python", "commit"), _text),
+}
+"""The keys of run.json, and how each is read: None where it is of another type."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
@@ -42,6 +43,7 @@ from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import (
     Log,
     file_name,
+    make_folder,
     new_folder,
     point_to,
     read_json,
@@ -52,13 +54,12 @@ from diffusion_forcing.files import (
 )
 from diffusion_forcing.tracking.media import Mp4, png_bytes
 from diffusion_forcing.tracking.page import run_page
-from diffusion_forcing.tracking.records import read_run
+from diffusion_forcing.tracking.records import ENTRIES, SUFFIXES, read_media, read_metadata, read_run
 from diffusion_forcing.tracking.tracker import Tracker
 
 ID_LENGTH = 8  # lower-case letters and digits; there are 2e12 such ids
 REFRESH_SECONDS = 30.0  # the page is rewritten at most this often while the run goes on …
 REFRESH_SHARE = 0.01  # … and never takes more than this share of the time
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 
 
 class Run:
@@ -118,21 +119,30 @@ class Run:
     def open(cls, folder: Path, *, command: Sequence[str] | None = None) -> Run:
         """The run in `folder`, to be resumed: same id and logs. UserError if there is none that can be read."""
         folder = Path(folder)
-        metadata = _read_metadata(folder)
+        metadata = read_metadata(folder)
+        if metadata is None:
+            raise UserError(
+                f"{str(folder)!r} has no run.json, or a damaged one; pass the id or the folder of another run"
+            )
         again = {"time": _now(), "command": list(sys.argv if command is None else command), "commit": _commit()}
         metadata.pop("ended", None)
         metadata |= {"status": "running", "host": socket.gethostname(), "pid": os.getpid()}
-        metadata["resumed"] = [*metadata.get("resumed", []), again]
+        metadata["resumed"] = [*metadata.get("resumed", []), again][-ENTRIES:]
         run = cls(folder, metadata)
-        with explaining_os_errors(f"cannot resume the run in {str(folder)!r}", "it must be writable"):
-            run.checkpoints.mkdir(exist_ok=True)
-            run.pictures.mkdir(exist_ok=True)
+        with explaining_os_errors(
+            f"cannot resume the run in {str(folder)!r}", "it must be writable, and hold no links"
+        ):
+            for entry in folder.iterdir():
+                if entry.is_symlink():
+                    raise OSError(errno.ELOOP, f"its {entry.name} is a link")
+            for inside in (run.checkpoints, run.pictures):
+                make_folder(inside)
             for inside in (folder, run.pictures, folder / "tables"):
                 remove_leftovers(inside)
             run._write_metadata()
             run._log = Log(folder / "metrics.jsonl")
         run._metrics = read_json(folder / "metrics.json", {})
-        run._media = read_json(run.pictures / "media.json", {})
+        run._media = {f"{entry['kind']}:{entry['name']}": entry for entry in read_media(folder)}
         with run._never_stopping("the link outputs/latest-run"):
             latest = folder.resolve().parents[1] / "latest-run"
             if latest.is_symlink():
@@ -180,8 +190,8 @@ class Run:
             suffix = ".png"
             if isinstance(image, (str, Path)):
                 suffix = Path(image).suffix.lower()
-                if suffix not in IMAGE_SUFFIXES:
-                    raise ValueError(f"an image file must end in {', '.join(IMAGE_SUFFIXES)}, got {str(image)!r}")
+                if suffix not in (suffixes := SUFFIXES["image"]):
+                    raise ValueError(f"an image file must end in {', '.join(suffixes)}, got {str(image)!r}")
                 data = Path(image).read_bytes()
             elif hasattr(image, "savefig"):
                 buffer = io.BytesIO()
@@ -236,7 +246,7 @@ class Run:
             writer.writeheader()
             writer.writerows(rows)
             file = self.folder / "tables" / f"{file_name(name)}.csv"
-            file.parent.mkdir(exist_ok=True)
+            make_folder(file.parent)
             write_atomic(file, text.getvalue())
             plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
             write_json(file.with_suffix(".json"), {"rows": plain})
@@ -278,7 +288,7 @@ class Run:
         began = time.monotonic()
         with self._never_stopping("index.html"):
             if (record := read_run(self.folder)) is not None:
-                write_atomic(self.folder / "index.html", run_page(record))
+                write_atomic(self.folder / "index.html", run_page(record), durable=False)
         ended = time.monotonic()
         self._next_page = ended + max(REFRESH_SECONDS, (ended - began) / REFRESH_SHARE)
 
@@ -332,15 +342,6 @@ class NullRun:
     def config(self, text: str) -> None: ...
 
     def finish(self, status: str = "finished") -> None: ...
-
-
-def _read_metadata(folder: Path) -> dict[str, Any]:
-    """The content of run.json; UserError where it is missing or damaged."""
-    metadata = read_json(folder / "run.json", {})
-    texts = all(isinstance(metadata.get(key), str) for key in ("id", "name", "started"))
-    if not texts or not isinstance(metadata.get("resumed", []), list):
-        raise UserError(f"{str(folder)!r} has no run.json, or a damaged one; pass the id or the folder of another run")
-    return metadata
 
 
 def _new_id() -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from diffusion_forcing.errors import check_minimum
 from diffusion_forcing.files import read_json
 from diffusion_forcing.terminal import tell
+from diffusion_forcing.tracking.records import read_results
 from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.tracker import Tracker
 
@@ -73,7 +74,9 @@ class Tensorboard(Tracker):
             return
         name = f"{entry['kind']}s/{entry['name']}"
         if entry["kind"] == "table":
-            rows = read_json((self._folder / "tables" / entry["file"]).with_suffix(".json"), {}).get("rows", [])
+            rows = read_json((self._folder / "tables" / entry["file"]).with_suffix(".json"), {}, most=2**26).get(
+                "rows", []
+            )
             self._open().add_text(name, markdown(rows), self._step)
             return
         path = self._folder / "pictures" / entry["file"]
@@ -83,7 +86,7 @@ class Tensorboard(Tracker):
 
     def finish(self, status: str) -> None:
         if self._writer is not None and self._folder is not None:
-            results = read_json(self._folder / "metrics.json", {})
+            results = read_results(self._folder)
             rows = [{"result": key, "value": value} for key, value in results.items()]
             self._writer.add_text("results", markdown(rows), self._step)
             self._writer.close()

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from diffusion_forcing.errors import UserError, check_not_negative, check_positive, first_line
-from diffusion_forcing.files import locked, read_json, write_json
+from diffusion_forcing.files import locked, make_folder, open_file, read_json, write_json
 from diffusion_forcing.terminal import tell
 from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.tracker import Tracker
@@ -138,14 +138,14 @@ def start_upload(
     It ends when the run or the process `parent` ends, which gets its messages through a pipe; with `follow`, when
     run.json says that another machine has ended the run; with neither, when W&B has what there is now.
     """
-    (folder / FOLDER).mkdir(exist_ok=True)
+    make_folder(folder / FOLDER)
     settings = asdict(options) | {"mode": options.mode or "online", "config": dict(config)}
     write_json(folder / FOLDER / SETTINGS, settings | {"parent": parent, "follow": follow})
     # The package is found from any working directory, and variables of another W&B session do not apply.
     foreign = ("WANDB_SERVICE", "WANDB_MODE", "WANDB_RUN_ID")
     environment = {key: value for key, value in os.environ.items() if key not in foreign}
     environment["PYTHONPATH"] = f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    with (folder / FOLDER / LOG).open("ab") as log:
+    with open_file(folder / FOLDER / LOG, "ab+") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "diffusion_forcing.tracking.wandb", str(folder.resolve())],
             stdin=subprocess.DEVNULL,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import shlex
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,27 @@ import wandb
 from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
 from diffusion_forcing.errors import UserError, first_line
-from diffusion_forcing.files import read_json, replacing, write_json
+from diffusion_forcing.files import (
+    file_name,
+    folders,
+    is_plain,
+    is_regular,
+    open_file,
+    read_bytes,
+    read_json,
+    replacing,
+    write_json,
+)
 from diffusion_forcing.terminal import say
+from diffusion_forcing.tracking.records import (
+    LINE_BYTES,
+    RUN_FILES,
+    media_path,
+    parse_line,
+    read_media,
+    read_metadata,
+    read_results,
+)
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 20  # for W&B to answer
@@ -36,8 +54,8 @@ RETRIES = 1_000_000  # W&B's client waits for a lost network
 STEP = "trainer/global_step"  # the x axis of every curve, as Lightning's logger names it
 LINE = "line"  # the line of metrics.jsonl that a row is
 RUN = "run"
-"""Folder in the artifact of a checkpoint for the files of its run that resuming needs."""
-RUN_FILES = ("run.json", "config.yaml", "metrics.jsonl", "metrics.json")
+"""Folder in the artifact of a checkpoint for the `RUN_FILES`."""
+ROWS_BYTES = 2**26  # of a table
 
 
 class Upload:
@@ -57,7 +75,7 @@ class Upload:
         self.hang_up = hang_up
         self.parent: int | None = settings["parent"]
         self.settings = settings
-        self.metadata = read_json(folder / "run.json", {})
+        self.metadata = read_metadata(folder) or {}
         self.online = self.settings["mode"] != "offline"
         self.session: Any = None  # W&B's run; None while W&B is not available
         self._note = folder / "wandb" / f"sent-{settings['mode']}.json"
@@ -150,16 +168,14 @@ class Upload:
         """Upload what is new in the folder. After an error of W&B's the session is closed, to be opened again later."""
         try:
             for number, line in self._lines.new():
-                with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line
-                    record = dict(json.loads(line))
-                    self._step, moment = record.pop("step"), record.pop("time", None)
-                    values = {name: value for name, value in record.items() if isinstance(value, (int, float))}
-                    self._row(number, values | ({} if moment is None else {"_timestamp": moment}))
+                if (record := parse_line(line)) is not None:
+                    self._step, moment = int(record.pop("step")), record.pop("time", None)
+                    self._row(number, record | ({} if moment is None else {"_timestamp": moment}))
             self._send_media()
             summary = self.folder / "metrics.json"
             if (changed := _time_of(summary)) != self._summary_time:
                 self._summary_time = changed
-                self.session.summary.update(read_json(summary, {}))
+                self.session.summary.update(read_results(self.folder))
             if self.online:
                 self._send_checkpoint()
         except Exception as error:
@@ -175,8 +191,8 @@ class Upload:
     def _send_media(self) -> None:
         """Upload images, videos and tables that are new or were replaced, as one row."""
         shown, newest = {}, self._media_time
-        for entry in read_json(self.folder / "pictures" / "media.json", {}).values():
-            path = self.folder / ("tables" if entry["kind"] == "table" else "pictures") / entry["file"]
+        for entry in read_media(self.folder):
+            path = media_path(self.folder, entry)
             if (changed := _time_of(path)) > self._media_time:
                 newest = max(newest, changed)
                 try:
@@ -200,17 +216,18 @@ class Upload:
             except Exception as error:
                 self.say(f"warning: uploading checkpoint {self._checkpoint} to W&B: {first_line(error)}")
             self._artifact = None
-        newest = (self.folder / "checkpoints" / "latest").resolve()
+        newest = self._newest()
         metadata = read_json(newest / "checkpoint.json", {})
         mark = f"{newest.name} {metadata.get('created')}"
         if metadata and mark != self._checkpoint:
             about = {"step": metadata.get("step"), "created": metadata.get("created"), "checkpoint": newest.name}
             artifact = wandb.Artifact(artifact_name(self.metadata["id"]), "model", metadata=about)
             try:
-                artifact.add_dir(str(newest), skip_cache=True)  # a copy: the training may delete the checkpoint
-                for name in RUN_FILES:
-                    if (self.folder / name).is_file():
-                        artifact.add_file(str(self.folder / name), name=f"{RUN}/{name}", skip_cache=True)
+                files = {path.name: path for path in newest.iterdir()}
+                files |= {f"{RUN}/{name}": self.folder / name for name in RUN_FILES}
+                for name, path in files.items():
+                    if is_regular(path):  # a copy is sent: the training may delete the checkpoint
+                        artifact.add_file(str(path), name=name, skip_cache=True)
             except (OSError, ValueError) as error:
                 if newest.is_dir():  # else a newer one has replaced it
                     self.say(f"warning: checkpoint {newest.name} cannot be uploaded to W&B: {first_line(error)}")
@@ -218,6 +235,15 @@ class Upload:
                 return False
             self._artifact, self._checkpoint = self.session.log_artifact(artifact, aliases=["latest"]), mark
         return self._artifact is not None
+
+    def _newest(self) -> Path:
+        """The newest checkpoint of the run's own."""
+        checkpoints = self.folder / "checkpoints"
+        with contextlib.suppress(OSError):
+            found = checkpoints / os.readlink(checkpoints / "latest")
+            if found in folders(checkpoints):
+                return found
+        return checkpoints / "none"
 
     def _expire(self) -> None:
         """Let W&B delete every version but the newest after `expire_days`."""
@@ -291,16 +317,15 @@ class _Lines:
 
     def new(self) -> Iterator[tuple[int, bytes]]:
         """Yield (number, line) for what was appended."""
-        size = self._path.stat().st_size if self._path.exists() else 0
-        if size < self._offset:
-            self._offset = self._number = 0
-        if size == self._offset:
+        try:
+            file = open_file(self._path)
+        except OSError:
             return
-        with self._path.open("rb") as file:
+        with file:
+            if file.seek(0, os.SEEK_END) < self._offset:
+                self._offset = self._number = 0
             file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
+            while (line := file.readline(LINE_BYTES)).endswith(b"\n"):
                 self._offset += len(line)
                 self._number += 1
                 if self._number > self.sent:
@@ -330,12 +355,18 @@ def unavailable() -> str | None:
 
 
 def download_newest_checkpoint(
-    run_id: str, project: str, entity: str | None, folder: Path, *, check: Callable[[Path], None]
+    run_id: str,
+    project: str,
+    entity: str | None,
+    folder: Path,
+    *,
+    files: Collection[str],
+    check: Callable[[Path], None],
 ) -> Path:
     """Download the run's newest checkpoint as folder/<run id>-<version>, unless it is there already.
 
-    The files are compared with W&B's digests, then passed to `check`, which may refuse them with a UserError. UserError
-    where W&B cannot be used or has no checkpoint.
+    Only `files` and the `RUN_FILES` are downloaded, or one .ckpt. They are compared with W&B's digests, then passed to
+    `check`, which may refuse them with a UserError. UserError where W&B cannot be used or has no checkpoint.
     """
     try:
         if (reason := unavailable()) is not None:
@@ -344,11 +375,10 @@ def download_newest_checkpoint(
         name = f"{entity or api.default_entity}/{project}/{artifact_name(run_id)}:latest"
         try:
             artifact = api.artifact(name, type="model")
-            place = folder / f"{run_id}-{artifact.version}"
+            place = folder / file_name(f"{run_id}-{artifact.version}")
             if not place.is_dir():
                 with replacing(place) as temporary:
-                    artifact.download(root=str(temporary), skip_cache=True)
-                    artifact.verify(root=str(temporary))
+                    _download(artifact, temporary, [*files, *(f"{RUN}/{name}" for name in RUN_FILES)])
                     check(temporary)
         except UserError:
             raise
@@ -361,17 +391,30 @@ def download_newest_checkpoint(
         wandb.teardown()
 
 
+def _download(artifact: Any, folder: Path, files: Collection[str]) -> None:
+    """Download what is known of an artifact, and check it. UserError where a file of it lies elsewhere."""
+    entries = artifact.manifest.entries
+    wanted = set(entries) & set(files) or {name for name in entries if is_plain(name) and name.endswith(".ckpt")}
+    for name in set(entries) - wanted:  # `verify` is about the others
+        del entries[name]
+    for entry in entries.values():
+        if entry.ref is not None:
+            raise UserError(f"the artifact {artifact.name} refers to files elsewhere ({entry.ref}), which are not read")
+        entry.download(root=str(folder), skip_cache=True)
+    artifact.verify(root=str(folder))
+
+
 def _media(entry: dict[str, Any], path: Path) -> Any:
     """The image, video or table at `path` as W&B's data type."""
     caption = str(entry.get("caption") or "")
     if entry["kind"] == "table":
-        rows = read_json(path.with_suffix(".json"), {}).get("rows", [])
+        rows = read_json(path.with_suffix(".json"), {}, most=ROWS_BYTES).get("rows", [])
         columns = list(dict.fromkeys(key for row in rows for key in row))
         return wandb.Table(columns, [[row.get(key) for key in columns] for row in rows], allow_mixed_types=True)
     if path.suffix == ".mp4":
         return wandb.Video(str(path), caption=caption, format="mp4")
     if path.suffix == ".svg":
-        return wandb.Html(path.read_text("utf-8"))
+        return wandb.Html(read_bytes(path, ROWS_BYTES).decode("utf-8", "replace"))
     return wandb.Image(str(path), caption=caption)
 
 

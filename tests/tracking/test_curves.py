@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_forcing.tracking.charts import POINTS, Curve, read_curves
+from diffusion_forcing.tracking.charts import POINTS, Curve
+from diffusion_forcing.tracking.records import read_log
 
 
 @settings(deadline=None)
@@ -78,12 +79,8 @@ def test_broken_lines_are_skipped(tmp_path: Path) -> None:
         b'{"step": 3, "a": null, "b": "x", "c": 2}',
     ]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(texts))
-    curves = read_curves(tmp_path / "metrics.jsonl")
-    assert {name: [(p.first, p.mean) for p in curve.points()] for name, curve in curves.items()} == {
-        "a": [(1, 1)],
-        "c": [(3, 2)],
-    }
+    assert list(read_log(tmp_path / "metrics.jsonl")) == [{"step": 1, "time": 5, "a": 1}, {"step": 3, "c": 2}]
 
 
 def test_no_file_has_no_curves(tmp_path: Path) -> None:
-    assert read_curves(tmp_path / "metrics.jsonl") == {}
+    assert list(read_log(tmp_path / "metrics.jsonl")) == []

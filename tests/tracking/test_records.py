@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_the_page_lists_all_compares_some_and_escapes_everything(outputs: Path) 
     for tag, attributes in page.tags:
         for key in ("src", "href"):
             if tag in ("img", "video", "a") and attributes.get(key):
-                assert (outputs / str(attributes[key])).exists()
+                assert (outputs / unquote(str(attributes[key]))).exists()
     text = "".join(page.text)
     assert all(run.id in text for run in runs)
     assert HOSTILE in text
