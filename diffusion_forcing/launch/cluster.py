@@ -1,7 +1,8 @@
 """A Slurm job from the inside: the script it runs, and how it is queued again before its time is over. `slurm` submits it.
 
-`{name}` in the `launch_template` of `cluster/*.yaml` becomes the value of that name, quoted for the shell or for sbatch, so that nothing of a
-run's name is ever executed. A line with a null value is left out. Everything else stays as it is: `$HOME`, `{ a; b; }`.
+`{name}` in the `launch_template` of `cluster/*.yaml` stands for the value of that name. No text is pasted into the script: in a line of the
+shell it becomes the variable `"$DF_name"`, which sbatch takes over from the environment, and a line of `#SBATCH` with one is passed to sbatch
+as arguments. So nothing of a run's name is ever executed. A line with a null value is left out. Everything else stays as it is: `$HOME`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
 _QUOTED = re.compile(r"""\\(?:\{\w+\}|.)|'[^']*'|"(?:\\.|[^"\\])*"|`[^`]*`|(?P<comment>(?:^|\s)#.*)""")
 """An escaped character, a quoted text or a comment of the shell."""
 _DIRECTIVE = "#SBATCH"
-_LOG_NAME = re.compile(r"#SBATCH\s+(--output|--error|-o|-e)\b")
+_LOG_NAME = re.compile(r"--output|--error|-o|-e")
+_VARIABLE = "DF_"
+"""Prefix of the variables of a script."""
 _PARAMS = ("env_name", "num_gpus", "gpu_type", "num_cpus", "memory", "time", "email", "partition", "account")
 """Parameters of base_slurm.yaml, which a template need not use."""
 OTHERS_SECONDS = 3.0
@@ -94,42 +97,82 @@ class ClusterOptions:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What sbatch is given."""
+
+    script: str
+    arguments: tuple[str, ...]
+    """Before the script's name: the `#SBATCH` lines with a value."""
+    environment: dict[str, str]
+    """The variables of the script."""
+
+
 def script(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> str:
-    """The template with each {name} replaced by its value, quoted. UserError for an unknown name, or where quoting would fail."""
-    known: dict[str, Sequence[Value]] = {
-        **{name: (value,) for name, value in values.items()},
-        "python_args": python_args,
-    }
+    """The script alone of `make_job`."""
+    return make_job(template, values, python_args).script
+
+
+def make_job(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> Job:
+    """The template with `values`, and with `python_args` for {python_args}. UserError for an unknown name, or one within quotes."""
+    arguments: list[str] = []
+    environment: dict[str, str] = {}
     lines = []
+
+    def variable(found: re.Match[str]) -> str:
+        words = []
+        for number, word in enumerate(python_args if found[1] == "python_args" else (values[found[1]],)):
+            if isinstance(word, (int, float)):  # of no characters that the shell knows
+                words.append(str(word).lower())
+                continue
+            name = f"{_VARIABLE}{found[1]}" + (f"_{number}" if found[1] == "python_args" else "")
+            environment[name] = _printable(found[1], word)
+            words.append(f'"${name}"')
+        return " ".join(words)
+
     for number, line in enumerate(template.splitlines(), start=1):
         where = f"line {number} of cluster.launch_template"
         names = _PLACEHOLDER.findall(line)
         for name in names:
-            if name not in known:
-                near = did_you_mean(name, known)
-                raise UserError(f"{where} has unknown {{{name}}}{near}; known: {', '.join(sorted(known))}")
-        _check_quoting(line, where)
-        if not any(None in known[name] for name in names):
-            lines.append(_filled_in(line, known))
-    return "\n".join(lines) + "\n"
+            if name not in values and name != "python_args":
+                known = sorted({*values, "python_args"})
+                raise UserError(f"{where} has unknown {{{name}}}{did_you_mean(name, known)}; known: {', '.join(known)}")
+        if any(values.get(name, "") is None for name in names):
+            continue
+        if names and line.startswith(_DIRECTIVE):
+            arguments += _directive(line, values, where)
+        else:
+            _check_quoting(line, where)
+            lines.append(_PLACEHOLDER.sub(variable, line))
+    return Job(script="\n".join(lines) + "\n", arguments=tuple(arguments), environment=environment)
 
 
-def _filled_in(line: str, known: Mapping[str, Sequence[Value]]) -> str:
-    percent = "%%" if _LOG_NAME.match(line) else "%"  # which has a meaning for sbatch in the name of a log
+def _directive(line: str, values: Mapping[str, Value], where: str) -> list[str]:
+    """The arguments of a line of #SBATCH: its words, and values within them."""
+    try:
+        words = shlex.split(line.removeprefix(_DIRECTIVE), comments=True)
+    except ValueError as failure:
+        raise UserError(f"{where} has a quote that is not closed") from failure
+    arguments = []
+    for before, word in zip(["", *words], words, strict=False):
+        percent = "%%" if _LOG_NAME.match(word) or _LOG_NAME.fullmatch(before) else "%"  # sbatch replaces %j there
 
-    def quoted(found: re.Match[str]) -> str:
-        words = [str(value) for value in known[found[1]]]
-        for word in words:
-            if not word.isprintable():
-                raise UserError(f"{found[1]} {word!r} has a line break or another character that a script cannot hold")
-        return " ".join(shlex.quote(word.replace("%", percent)) for word in words)
+        def value(found: re.Match[str], percent: str = percent) -> str:
+            return _printable(found[1], values.get(found[1], "")).replace("%", percent)
 
-    return _PLACEHOLDER.sub(quoted, line)
+        arguments.append(_PLACEHOLDER.sub(value, word))
+    return arguments
+
+
+def _printable(name: str, value: Value) -> str:
+    text = str(value)
+    if not text.isprintable():
+        raise UserError(f"{name} {text!r} has a line break or another character that a script cannot hold")
+    return text
 
 
 def _check_quoting(line: str, where: str) -> None:
     """UserError where the quotes around a value would not hold: inside other quotes, or in a text over several lines."""
-    line = line.removeprefix(_DIRECTIVE)
     for found in _QUOTED.finditer(line):
         inside = _PLACEHOLDER.search(found[0])
         if inside and not found["comment"]:

@@ -8,7 +8,7 @@ configuration keeps its interpolations (`${dataset.gamma}`), so that a saved one
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffusion_forcing.errors import UserError, did_you_mean, first_line
-from diffusion_forcing.launch.choices import PACKAGE_FOLDER, choices_of, folders, group_names
-from diffusion_forcing.launch.overrides import TRACKING, Override, apply_, parse
+from diffusion_forcing.launch.choices import FOLDER, PACKAGE_FOLDER, choices_of, folders, group_names
+from diffusion_forcing.launch.overrides import TARGET, TRACKING, Override, apply_, parse
 
 SAMPLED_BY = {
     "matrix_for": {"full_sequence": "full_sequence", "teacher_forcing": "autoregressive"},
@@ -78,14 +78,62 @@ def compose(words: Sequence[str]) -> DictConfig:
 def compose_on(saved: str, words: Sequence[str]) -> DictConfig:
     """The configuration of a resumed run: its saved yaml text with the command line's values on top.
 
-    A resumed run keeps its dataset, algorithm and experiment. Its trackers and its cluster may change.
+    A resumed run keeps its dataset, algorithm and experiment. Its trackers may change. It runs on a cluster only if the
+    command line says so: the saved text may come from elsewhere, and a cluster's template is a program.
     """
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(saved)):
+            raise ValueError("it has an alias (*), which config.yaml never has")
         config = OmegaConf.create(saved)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as failure:
+        if not isinstance(config, DictConfig) or not isinstance(config.get(CHOICES), DictConfig):
+            raise ValueError(f"it has no mapping '{CHOICES}'")
+        config["cluster"] = None
+        return _compose_on(config, words)
+    except (
+        yaml.YAMLError,
+        OmegaConfBaseException,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+    ) as failure:
         raise UserError(f"the run's saved config.yaml cannot be read: {first_line(failure)}") from failure
-    if not isinstance(config, DictConfig) or not isinstance(config.get(CHOICES), DictConfig):
-        raise UserError(f"the run's saved config.yaml cannot be read: it has no mapping '{CHOICES}'")
+
+
+def check_targets(config: Mapping[str, Any], typed: Collection[str], *, own: bool) -> None:
+    """UserError for a class in a saved configuration that is not installed in this package, nor typed again.
+
+    With `own`, the classes are allowed too that the yaml files of the same choices name today.
+
+    config: resolved. typed: the keys that the command line sets.
+    """
+    trackers = config.get(TRACKING)
+    sections = {part: config[part] for part in PARTS}
+    sections |= (
+        {f"{TRACKING}.{name}": section for name, section in trackers.items()} if isinstance(trackers, Mapping) else {}
+    )
+    for where, section in sections.items():
+        target = section.get(TARGET) if isinstance(section, Mapping) else None
+        if not isinstance(target, str) or target.startswith("diffusion_forcing.") or f"{where}.{TARGET}" in typed:
+            continue
+        group, _, name = where.partition(".")
+        choice = name or config[CHOICES].get(group)
+        if not own or choice not in choices_of(group) or _target_here(group, choice) != target:
+            raise UserError(
+                f"the saved {where}.{TARGET} is {target}, which is not part of this package, nor what a yaml file in "
+                f"{FOLDER}/{group} here names for {group}={choice}; if you trust it, pass {where}.{TARGET}={target}"
+            )
+
+
+def _target_here(group: str, choice: str) -> Any:
+    """The class that the yaml file of a choice names."""
+    if group == TRACKING:
+        return OmegaConf.select(_compose_files([f"{TRACKING}=[{choice}]"]), f"{TRACKING}.{choice}.{TARGET}")
+    return OmegaConf.select(_compose_files([f"{group}={choice}"]), f"{group}.{TARGET}")
+
+
+def _compose_on(config: DictConfig, words: Sequence[str]) -> DictConfig:
     overrides = read_overrides(words)
     for override in overrides:
         if not override.group:

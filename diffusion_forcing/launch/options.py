@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.launch.overrides import TARGET
 
 T = TypeVar("T")
 LARGEST = 2**63
 """Numbers must be smaller, which excludes nan, infinity and impossible tensor sizes."""
-TARGET = "_target_"
 _SCALARS = {
     int: "a whole number",
     float: "a number",
@@ -62,7 +62,7 @@ def import_class(target: str, where: str) -> type:
         raise UserError(f"{where}={target} is not a dotted path; write package.module.Class")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)  # the installed command does not add the user's folder
+        sys.path.append(here)  # the installed command does not add the user's folder
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as failure:

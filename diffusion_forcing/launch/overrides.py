@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_forcing.errors import UserError, first_line
 
+TARGET = "_target_"
+"""The key that names a section's class."""
 TRACKING = "tracking"
 """The only group that takes several choices: tracking=[wandb,tensorboard]."""
 TEXT_KEYS = frozenset({"load", "resume", "name", "outputs"})

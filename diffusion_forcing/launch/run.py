@@ -15,16 +15,24 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_forcing.errors import UserError, check_choice, check_range, first_line
+from diffusion_forcing.errors import UserError, check_choice, check_range, explaining_os_errors, first_line
 from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.files import run_folders
 from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job, requeued_when_preempted
-from diffusion_forcing.launch.compose import PARTS, as_yaml, compose, compose_on, read_overrides, resolved
+from diffusion_forcing.launch.compose import (
+    PARTS,
+    as_yaml,
+    check_targets,
+    compose,
+    compose_on,
+    read_overrides,
+    resolved,
+)
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import build_options, read_part
 from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.terminal import tell
-from diffusion_forcing.tracking.records import find_run
+from diffusion_forcing.tracking.records import find_run, read_config
 from diffusion_forcing.tracking.run import NullRun, Run
 from diffusion_forcing.tracking.tracker import Tracker
 from diffusion_forcing.tracking.wandb import WandbOptions
@@ -110,8 +118,11 @@ def plan(words: Sequence[str]) -> Plan:
     else:
         config = compose_on(_saved_config(resumed), words)
         config["resume" if new_job else "load"] = None if new_job else overridden.get("load")
+        config["outputs"] = str(outputs)
 
     mapping = resolved(config)
+    if resumed is not None:
+        check_targets(mapping, overridden, own=not Path.cwd().is_relative_to(resumed.resolve()))
     everywhere = list(_dotted_keys(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     spec = settings.resume or settings.load
@@ -338,10 +349,8 @@ def _local_checkpoint(spec: str, outputs: Path) -> Path:
 
 
 def _saved_config(folder: Path) -> str:
-    try:
-        return (folder / "config.yaml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as failure:
-        raise UserError(f"run {folder} cannot be resumed: its config.yaml cannot be read ({failure})") from failure
+    with explaining_os_errors(f"run {folder} cannot be resumed: its config.yaml cannot be read", "copy it again"):
+        return read_config(folder)
 
 
 def _dotted_keys(mapping: Mapping[str, Any], where: str = "") -> Iterator[str]:

@@ -15,7 +15,7 @@ from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import write_atomic
 from diffusion_forcing.terminal import say
 from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines
-from diffusion_forcing.tracking.records import RunRecord, find_run, rank, read_run, read_runs, remove
+from diffusion_forcing.tracking.records import RunRecord, find_run, rank, read_config, read_run, read_runs, remove
 
 _COMMANDS = ("ls", "show", "best", "rm", "sync")
 
@@ -140,11 +140,10 @@ def sync(chosen: Sequence[RunRecord], words: Sequence[str], *, follow: bool = Fa
     for run in chosen:
         if run.status == "running" and not follow:
             raise UserError(f"run {run.id} is running; wait until it has ended, or pass --follow on another machine")
-        saved = run.folder / "config.yaml"
-        if not saved.is_file():
-            raise UserError(f"run {run.id} has no config.yaml, so it cannot be uploaded")
+        with explaining_os_errors(f"run {run.id} cannot be uploaded: its config.yaml cannot be read", "copy it again"):
+            saved = read_config(run.folder)
         # The mode comes last: however the run was tracked, it is uploaded now.
-        config = compose_on(saved.read_text("utf-8"), ["tracking=[wandb]", *words, "wandb.mode=online"])
+        config = compose_on(saved, ["tracking=[wandb]", *words, "wandb.mode=online"])
         options = build_options(WandbOptions, OmegaConf.to_container(config["wandb"]), "wandb")
         process = start_upload(run.folder, options, resolved(config), follow=follow)
         try:

@@ -18,8 +18,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.files import read_json, write_atomic, write_json
-from diffusion_forcing.launch.cluster import FOLDER, SCRIPT, ClusterOptions, script
+from diffusion_forcing.files import make_folder, open_file, read_json, write_atomic, write_json
+from diffusion_forcing.launch.cluster import FOLDER, SCRIPT, ClusterOptions, Job, make_job
 from diffusion_forcing.launch.compose import as_yaml
 from diffusion_forcing.launch.run import Plan
 from diffusion_forcing.terminal import say
@@ -73,23 +73,23 @@ def _check(plan: Plan, options: ClusterOptions) -> None:
             f"a job always resumes from the newest checkpoint, got resume={named}: pass resume={plan.resumed}, or start a "
             f"new run with load={named}"
         )
-    _script(plan, options, Path("run"), ())
+    _job(plan, options, Path("run"), ())
 
 
 def _sbatch(plan: Plan, options: ClusterOptions, run: Run, words: Sequence[str]) -> str:
     """Write the configuration and the script, submit, and return the job's number."""
-    folder = run.folder.resolve() / FOLDER
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(run.folder.resolve() / FOLDER)
     again = [word for word in words if word.lstrip("+~").partition("=")[0].split(".")[0] not in ("resume", "cluster")]
-    write_atomic(folder / SCRIPT, _script(plan, options, folder.parent, again if plan.resumed else ()).encode())
+    made = _job(plan, options, folder.parent, again if plan.resumed else ())
+    write_atomic(folder / SCRIPT, made.script)
     if not plan.resumed:
         run.config(as_yaml(_job_config(plan.config, offline=options.is_compute_node_offline)))
     run.finish("queued")  # before the job may start to write there
     # the variables of a job that one may sit in are not this job's
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in kept}
-    command = ["sbatch", "--parsable", str(folder / SCRIPT)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = ["sbatch", "--parsable", "--export=ALL", *made.arguments, str(folder / SCRIPT)]
+    done = subprocess.run(command, env=environment | made.environment, capture_output=True, text=True, check=False)
     job = done.stdout.strip().partition(";")[0]
     if done.returncode or not job.isdigit():
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -98,8 +98,8 @@ def _sbatch(plan: Plan, options: ClusterOptions, run: Run, words: Sequence[str])
     return job
 
 
-def _script(plan: Plan, options: ClusterOptions, run: Path, words: Sequence[str]) -> str:
-    """The script of a job that resumes the run in `run` with the overrides `words`."""
+def _job(plan: Plan, options: ClusterOptions, run: Path, words: Sequence[str]) -> Job:
+    """The job that resumes the run in `run` with the overrides `words`."""
     experiment = plan.options["experiment"]
     values = options.values(
         name=plan.settings.run_name,
@@ -107,7 +107,7 @@ def _script(plan: Plan, options: ClusterOptions, run: Path, words: Sequence[str]
         devices=getattr(getattr(experiment, "training", None), "devices", "auto"),
         num_nodes=getattr(experiment, "num_nodes", 1),
     )
-    return script(options.launch_template, values, [f"resume={run}", *words])
+    return make_job(options.launch_template, values, [f"resume={run}", *words])
 
 
 def _job_config(config: DictConfig, *, offline: bool) -> DictConfig:
@@ -177,7 +177,7 @@ def _scontrol(job: str, name: str) -> str:
 def _start_uploading(run: Path, run_id: str, job: str) -> int:
     """Run `upload` in a process that outlives the terminal. Returns its number."""
     sync = [sys.executable, "-m", "diffusion_forcing", "runs", "sync", run_id, "--follow", f"outputs={run.parents[1]}"]
-    with (run / FOLDER / SYNC_LOG).open("ab") as out:
+    with open_file(run / FOLDER / SYNC_LOG, "ab+") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "diffusion_forcing.launch.slurm", str(run), job, *sync],
             stdin=subprocess.DEVNULL,

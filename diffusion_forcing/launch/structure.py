@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.compose import resolved
-from diffusion_forcing.launch.options import TARGET, import_class, leaves
+from diffusion_forcing.launch.options import import_class, leaves
+from diffusion_forcing.launch.overrides import TARGET
 
 DATASET_KEYS = frozenset(
     f"dataset.{key}"

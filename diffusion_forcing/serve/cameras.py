@@ -6,12 +6,15 @@ Images are resized exactly as those of the training data.
 
 from __future__ import annotations
 
+import io
+import math
+import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.datasets.robot.video import read_image
 from diffusion_forcing.datasets.video.container import resize
 from diffusion_forcing.errors import UserError, check_minimum, check_positive, check_range, require
+from diffusion_forcing.files import read_bytes
 
 Image = NDArray[np.uint8]
 Actions = NDArray[np.float32]
@@ -30,13 +34,20 @@ _GREY = 40
 _FAILURES = (OSError, ValueError, RuntimeError, StopIteration, av.FFmpegError)
 """What folders, FFmpeg and pyrealsense2 raise where a camera gives no image."""
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+PIXELS, IMAGE_BYTES = 2**23, 2**25
+"""The largest image of a folder: 3840 x 2160 pixels are fewer."""
+TRIED = 3
+"""Images of a folder that are tried, the newest first."""
+AHEAD = 1.0
+"""Seconds by which the time of a file may lie ahead of this machine's clock and count as now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraOptions:
     """cameras: the source of the images.
 
-    folder: for cameras=folder; a camera sees the newest image in <folder>/<camera>/. devices: one per camera, for v4l2
+    folder: for cameras=folder; a camera sees the newest image in <folder>/<camera>/, a regular file of at most 8 million
+    pixels. devices: one per camera, for v4l2
     (/dev/video0, …) or realsense (serial numbers); the first ones found where empty. seed, distractors, blocking: of
     the simulator. home: (8,) where a real arm waits, as an action; that of robot_swap where empty. camera_timeout:
     seconds after which a camera without a new image counts as blocked.
@@ -161,25 +172,67 @@ class _RealCameras(Cameras):
 
 
 class Folder(_RealCameras):
-    """The newest image in <folder>/<camera>/, which another program puts there (writes elsewhere, then renames)."""
+    """The newest image in <folder>/<camera>/, which another program puts there (writes elsewhere, then renames).
+
+    How old an image is, this process's clock says: it arrived at the time of its file or, where that lies ahead, between
+    the last look into the folder and the one that found it. Links and what is no regular file are no images.
+    """
 
     def _open(self) -> None:
         self._root = Path(self._options.folder or "").expanduser()
         names = ", ".join(self.names)
         require(self._root.is_dir(), f"folder={self._root} does not exist; it needs a folder for each of {names}")
+        self._arrived: list[dict[_Stamp, float]] = [{} for _ in self.names]
+        self._looked = [-math.inf for _ in self.names]
 
     def _read(self, index: int) -> Image:
-        folder = self._root / self.names[index]
-        files = [path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES]
-        files.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-        for path in files[:3]:
-            if time.time() - path.stat().st_mtime > self._options.camera_timeout:
+        now, folder = time.monotonic(), self._root / self.names[index]
+        before, self._arrived[index] = self._arrived[index], {}
+        for stamp in _images(folder):
+            age = time.time() - stamp.time / 1e9
+            arrived = now - max(age, 0.0) if age > -AHEAD else self._looked[index]
+            self._arrived[index][stamp] = before.get(stamp, arrived)
+        self._looked[index] = now
+        newest = sorted(self._arrived[index].items(), key=lambda item: (item[1], item[0].time, item[0].name))
+        for stamp, arrived in newest[: -1 - TRIED : -1]:
+            if now - arrived > self._options.camera_timeout:
                 raise OSError(f"its newest image is older than {self._options.camera_timeout:g} s")
             try:
-                return read_image(path.read_bytes())
+                return _picture(folder / stamp.name)
             except (OSError, ValueError):
                 continue  # still being written: take the one before
         raise OSError(f"no image in {folder}")
+
+
+class _Stamp(NamedTuple):
+    """An image's file, and its time in nanoseconds."""
+
+    name: str
+    inode: int
+    time: int
+
+
+def _images(folder: Path) -> Iterator[_Stamp]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.lower().endswith(_SUFFIXES) and entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                yield _Stamp(entry.name, status.st_ino, status.st_mtime_ns)
+
+
+def _picture(path: Path) -> Image:
+    """An image's file, (h, w, 3). OSError or ValueError for a damaged one or one beyond the limits."""
+    from PIL import Image as Pillow
+
+    data = read_bytes(path, IMAGE_BYTES)
+    try:
+        with Pillow.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP")) as image:
+            width, height = image.size
+    except (SyntaxError, Pillow.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+    if width * height > PIXELS:
+        raise ValueError(f"an image of {width} x {height} pixels, more than {PIXELS:,}")
+    return read_image(data)
 
 
 class _Devices(_RealCameras):

@@ -8,13 +8,17 @@
 | anything else | `error: …`, one line |
 
 Without an id, a session belongs to the connection. A reply that starts with `error: ` never has the length of actions.
-What a client sends is only compared with these words, and no request ends the server.
+What a client sends is only compared with these words, and no request ends the server. A message of more than 16 KB ends
+the client's connection before it is stored (`gate`).
 """
 
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +31,7 @@ from diffusion_forcing.algorithms.robot.algorithm import Robot
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
 from diffusion_forcing.errors import UserError, check_minimum, check_positive, require
 from diffusion_forcing.serve.cameras import HOME, CameraOptions, Cameras, open_cameras
+from diffusion_forcing.serve.gate import Gate, inner_address
 
 STOPPED = b"stopped"
 ANONYMOUS = b"@"
@@ -36,7 +41,9 @@ SILENT = 10.0
 _SESSION_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _POLL = 200  # ms
 _MAX_REQUEST = 4096  # bytes
-_MAX_MESSAGE = 64 * 2**20  # bytes above which ZeroMQ itself drops the connection
+_MAX_MESSAGE = 4 * _MAX_REQUEST  # bytes above which the connection ends
+_WAITING = 16  # messages of one client that are kept
+_MEASURED = 1000  # response times that are reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,7 @@ class ServeOptions(CameraOptions):
 
     address: str = "tcp://127.0.0.1:5555"
     session_timeout: float = 600.0
-    max_sessions: int = 64
+    max_sessions: int = 16
     report_every: int = 100
 
     def __post_init__(self) -> None:
@@ -157,22 +164,28 @@ class PolicyServer:
     ) -> None:
         self.robot, self.options, self._cameras, self._say = robot, options, cameras, say
         self.sessions = Sessions(self._begin, max_sessions=options.max_sessions, timeout=options.session_timeout)
-        self.seconds: list[float] = []
-        """Response time of every answered request."""
-        self.refused = 0
+        self.seconds: deque[float] = deque(maxlen=_MEASURED)
+        """Response times of the last answered requests."""
+        self.answered = self.refused = 0
+        self._folder = tempfile.mkdtemp(prefix="policy-")  # only this user may enter it
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE)
-        self._socket.setsockopt(zmq.SNDTIMEO, 1000)
+        self._gate: Gate | None = None
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.MAXMSGSIZE, _MAX_MESSAGE),
+            (zmq.RCVHWM, _WAITING),
+            (zmq.SNDTIMEO, 1000),
+        ):
+            self._socket.setsockopt(option, value)
         try:
-            self._socket.bind(options.address)
-        except zmq.ZMQError as failure:
+            self._socket.bind(inner_address(self._folder))
+            inner = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            self._gate = Gate(options.address, inner, most=_MAX_MESSAGE)
+        except BaseException:
             self.close()
-            raise UserError(
-                f"cannot listen at {options.address}: {failure}; choose another with address=tcp://127.0.0.1:PORT"
-            ) from failure
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            raise
+        self.address = self._gate.address
 
     def warm_up(self) -> None:
         """Test the cameras and decide once, before the first client asks."""
@@ -197,20 +210,23 @@ class PolicyServer:
                 self._answer(self._socket.recv_multipart())
             else:
                 self.sessions.forget_idle()
-            if len(self.seconds) >= reported + self.options.report_every:
-                reported = len(self.seconds)
+            if self.answered >= reported + self.options.report_every:
+                reported = self.answered
                 self._say(self.report())
 
     def report(self) -> str:
         if not self.seconds:
             return f"no requests answered, {self.refused:,} refused"
-        p50, p95 = (1000 * float(np.quantile(self.seconds, share)) for share in (0.5, 0.95))
-        return f"{len(self.seconds):,} requests answered, p50 {p50:.0f} ms, p95 {p95:.0f} ms; {self.refused:,} refused"
+        p50, p95 = (1000 * float(np.quantile(list(self.seconds), share)) for share in (0.5, 0.95))
+        return f"{self.answered:,} requests answered, p50 {p50:.0f} ms, p95 {p95:.0f} ms; {self.refused:,} refused"
 
     def close(self) -> None:
         self.sessions.close()
+        if self._gate is not None:
+            self._gate.close()
         self._socket.close()
         self._context.term()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _answer(self, frames: list[bytes]) -> None:
         client = frames[0]
@@ -220,6 +236,7 @@ class PolicyServer:
         try:
             reply = self._reply(client, frames[start:])
             if reply != STOPPED:
+                self.answered += 1
                 self.seconds.append(time.perf_counter() - began)
         except UserError as mistake:
             self.refused += 1

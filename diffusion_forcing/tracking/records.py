@@ -22,7 +22,6 @@ from typing import Any
 
 from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
 from diffusion_forcing.files import (
-    JSON_BYTES,
     folders,
     is_alive,
     is_plain,
@@ -39,6 +38,7 @@ from diffusion_forcing.tracking.charts import Curve
 
 NAME, TEXT = 200, 2000  # most characters of a name, and of another text
 ENTRIES = 1000  # most results, curves, images, words of a command, resumes
+CONFIG_BYTES = 2**20
 LINE_BYTES = 2**20  # longest line of metrics.jsonl
 LOG_BYTES = 2**30  # read at the end of metrics.jsonl
 LAST_BYTES = 2**16  # … and for its last step
@@ -154,7 +154,7 @@ def read_results(folder: Path) -> dict[str, str | int | float | None]:
 
 def read_config(folder: Path) -> str:
     """The text of config.yaml. OSError if it cannot be read."""
-    return read_bytes(folder / "config.yaml", JSON_BYTES).decode("utf-8", "replace")
+    return read_bytes(folder / "config.yaml", CONFIG_BYTES).decode("utf-8", "replace")
 
 
 def read_log(path: Path, most: int = LOG_BYTES) -> Iterator[dict[str, float]]:

@@ -121,7 +121,8 @@ def test_resume_goes_on_in_the_same_folder_with_the_saved_config_and_words_on_to
     identity = json.loads((folder / "run.json").read_text())["id"]
     monkeypatch.setattr(launch_run, "_local_checkpoint", lambda spec, outputs: folder / "checkpoints" / "latest")
     (project / "configurations" / "dataset" / "mine.yaml").unlink()
-    assert main([f"resume={identity}", "dataset.mean=[9]", "experiment.tasks=[training]"]) == 0
+    typed = "dataset._target_=my_parts.Data"  # no yaml file here names it any more
+    assert main([f"resume={identity}", typed, "dataset.mean=[9]", "experiment.tasks=[training]"]) == 0
     facts = events()[-1][2]
     assert facts == {
         "seed": 5,

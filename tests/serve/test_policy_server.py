@@ -140,6 +140,7 @@ def test_a_request_is_answered_by_a_stack_of_actions_and_stop_forgets(robot: Rob
         ([b"cos\nsystem\n(S'true'\ntR."], "unknown request"),
         ([b"x" * 5000], "5,000 bytes"),
         ([b"a" * 3000, b"b" * 3000], "6,000 bytes"),
+        ([b"x"] * 500, "got 500"),
         ([b"a", b"b", b"c"], "got 3"),
         ([b"../../etc", b"request"], "letters, digits"),
         ([b"", b"request"], "letters, digits"),
@@ -269,6 +270,77 @@ def test_the_newest_whole_picture_of_a_folder_is_what_a_camera_sees(tmp_path: Pa
         os.utime(path, (0, 0))
     with pytest.raises(UserError, match=r"no camera gives an image.*older than"):
         cameras.observe(None)
+
+
+def stamped(folder: Path, name: str, value: int, *, ahead: float) -> None:
+    """A grey picture of the first camera, its time ahead of the clock."""
+    (folder / NAMES[0]).mkdir(exist_ok=True)
+    Image.fromarray(np.full((32, 32, 3), value, np.uint8)).save(folder / NAMES[0] / name)
+    os.utime(folder / NAMES[0] / name, (time.time() + ahead,) * 2)
+
+
+def seen(cameras: Any) -> int:
+    return int(cameras._read(0).mean())
+
+
+def test_a_picture_is_as_old_as_our_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("diffusion_forcing.serve.cameras.time.monotonic", lambda: now[0])
+    cameras = folder_of(tmp_path, camera_timeout=2.0)
+    stamped(tmp_path, "a.png", 10, ahead=3600)
+    with pytest.raises(OSError, match="older than 2 s"):
+        seen(cameras)  # nobody knows when it came
+    now[0] += 0.5
+    stamped(tmp_path, "b.png", 200, ahead=0)
+    stamped(tmp_path, "c.png", 20, ahead=7200)
+    assert seen(cameras) == 200
+    now[0] += 1.5
+    stamped(tmp_path, "d.png", 90, ahead=3600)  # a camera whose clock is wrong: it came since the last look
+    assert seen(cameras) == 90
+    now[0] += 2.1
+    with pytest.raises(OSError, match="older than 2 s"):
+        seen(cameras)
+    stamped(tmp_path, "a.png", 60, ahead=0.5)
+    assert seen(cameras) == 60
+
+
+def test_only_small_regular_files_are_pictures_and_nothing_is_waited_for(tmp_path: Path) -> None:
+    stamped(tmp_path, "a.png", 50, ahead=-1)
+    folder = tmp_path / NAMES[0]
+    os.mkfifo(folder / "fifo.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    (folder / "folder.png").mkdir()
+    cameras = folder_of(tmp_path)
+    assert seen(cameras) == 50
+    Image.new("1", (12_000, 12_000)).save(folder / "large.png")
+    (folder / "script.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n")
+    assert seen(cameras) == 50
+
+
+def test_an_address_that_is_a_file_is_refused_and_the_file_kept(robot: Robot, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("precious", "link"):
+        with pytest.raises(UserError, match=f"{name} exists"):
+            PolicyServer(robot, ServeOptions(address=f"ipc://{tmp_path / name}"), cameras=NAMES)
+    assert (tmp_path / "precious").read_text() == "kept"
+    with (
+        serving(robot, tmp_path / "images", address=f"ipc://{tmp_path / 'socket'}") as (server, _),
+        client(server) as ask,
+    ):
+        actions(ask(b"request"))
+        with pytest.raises(UserError, match="socket exists"):
+            PolicyServer(robot, ServeOptions(address=server.address), cameras=NAMES)
+        actions(ask(b"request"))
+    assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1", "tcp://127.0.0.1:x", "tcp://127.0.0.1:99999", "tcp://no.host.invalid:1"]
+)
+def test_an_address_that_cannot_be_is_one_line(robot: Robot, address: str) -> None:
+    with pytest.raises(UserError, match="cannot listen at"):
+        PolicyServer(robot, ServeOptions(address=address), cameras=NAMES)
 
 
 def test_where_the_gripper_is_follows_what_was_answered(tmp_path: Path) -> None:
