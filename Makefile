@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@tools/need_gl
 	@tools/need_slurm
 	@echo "installing the package and its tools into $(VENV): some minutes, 2.6 GB (more where PyTorch comes with CUDA)"
-	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,video,forecasting,robot,play,wandb,tensorboard,dev]' \
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,ogbench,video,forecasting,robot,play,wandb,tensorboard,dev]' \
 	  | sed -u -n 's/^Collecting \([^ <>=!~;]*\).*/  \1/p; s/^Installing collected.*/  installing what was collected/p'
 	@$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench  # its file is read, none of what it needs
 	@touch $@
