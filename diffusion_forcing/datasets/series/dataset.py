@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,10 +22,15 @@ from diffusion_forcing.datasets.series import table as tables
 from diffusion_forcing.datasets.series.files import leave_out_checked, read_file, typed
 from diffusion_forcing.datasets.series.steps import count_and_unit, lags_of, season_of
 from diffusion_forcing.datasets.series.table import Table
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, check_minimum, did_you_mean, require
 
 Source = Literal["ecb", "load", "csv", "gluonts"]
 ECB = ("AUD", "GBP", "CAD", "CHF", "JPY", "NZD", "SGD", "SEK")
+OF_FILES = (
+    *("freq", "time_column", "series_column", "value_column", "columns", "leave_out", "day_first", "time_zone"),
+    "decimal",
+)
+"""Options that say how a file is read."""
 RETURNS, RETURNS_OF_STD = 0.9, 0.75
 """A series returns with its season where it changes less in one than this share of what it does in half of one, and of
 its deviation."""
@@ -64,93 +70,89 @@ class SeriesOptions:
     epoch_windows: int = 3200
 
     def __post_init__(self) -> None:
-        if self.source == "csv" and not self.path:
-            raise UserError("dataset=ts_csv needs dataset.path=<a CSV or Parquet file>")
-        if self.source == "csv" and self.prediction_length is None:
-            raise UserError("dataset=ts_csv needs dataset.prediction_length=<steps to forecast>")
-        for name in ("prediction_length", "context_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"dataset.{name} is {value}; it must be 1 step or more")
-        for name in ("test_windows", "validation_windows", "variates", "epoch_windows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"dataset.{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.lags is not None and any(lag < 1 for lag in self.lags):
-            raise UserError(f"dataset.lags is {list(self.lags)}; every lag is 1 step or more")
-        if self.source == "ecb" and not self.currencies:
-            raise UserError("dataset.currencies is empty; name at least one, such as GBP")
+        if self.source == "csv":
+            require(bool(self.path), "dataset=ts_csv needs dataset.path=<a CSV or Parquet file>")
+            require(self.prediction_length is not None, "dataset=ts_csv needs dataset.prediction_length=<steps>")
+        counts = (
+            "prediction_length",
+            "context_length",
+            "test_windows",
+            "validation_windows",
+            "variates",
+            "epoch_windows",
+        )
+        for name in counts:
+            check_minimum(f"dataset.{name}", getattr(self, name), 1)
+        for lag in self.lags or ():
+            check_minimum("dataset.lags", lag, 1)
+        require(bool(self.currencies), "dataset.currencies is empty; name at least one, such as GBP")
 
 
 class _Split(NamedTuple):
-    """A table, the steps of a window, and where the windows of the test end."""
+    """A table, the steps of a window, and where the windows of each part end, in steps from the table's beginning."""
 
     table: Table
     context_length: int
     prediction_length: int
     test_ends: list[int]
+    validation_ends: list[int]
+    training_end: int
 
 
 class TimeSeries:
-    """Windows of one table. `prepare()` first, then `training()`, `validation()`, `test()`, `spec`."""
+    """Windows of one table: `training()`, `validation()`, `test()`, and the `spec` that a forecaster is built from. The
+    table is read by `prepare()`, or when it is first needed."""
 
     Options = SeriesOptions
 
     def __init__(self, options: SeriesOptions) -> None:
         self.options = options
-        self._split: _Split | None = None
-        self._spec: SeriesSpec | None = None
 
     def prepare(self, progress: bool = True) -> None:
         """Read the table. UserError where it cannot be had, or is too short."""
-        if self._split is not None:
-            return
+        _ = self.split
+
+    @cached_property
+    def split(self) -> _Split:
+        """The table and its windows."""
         options = self.options
         table, ends, length = self._read()
         for name in options.known_future:
             if name not in table.names:
                 raise UserError(
                     f"dataset.known_future names '{name}', which is not a series{did_you_mean(name, table.names)}; "
-                    f"there are: {', '.join(table.names[:12])}{', …' if table.variates > 12 else ''}"
+                    f"there are: {_listed(table.names)}"
                 )
-        if len(set(options.known_future)) == table.variates:
-            raise UserError("dataset.known_future names every series; leave out at least one, to be forecast")
-        if table.variates > options.variates:
-            raise UserError(
-                f"the table has {table.variates:,} series, dataset.variates allows {options.variates:,}; "
-                "raise it, or name some with dataset.columns"
-            )
+        known = np.isin(table.names, options.known_future)
+        require(not known.all(), "dataset.known_future names every series; leave out at least one, to be forecast")
+        require(
+            table.variates <= options.variates,
+            f"the table has {table.variates:,} series, dataset.variates allows {options.variates:,}; "
+            "raise it, or name some with dataset.columns",
+        )
         context = options.context_length or length
-        self._split = _Split(table, context, length, [])
-        ends = ends or [self.end - n * length for n in reversed(range(options.test_windows))]
-        self._split = self._split._replace(test_ends=ends)
-        first = self.training_end
-        if first < context + length + 1:
-            self._split = None
-            raise UserError(
-                f"{options.path or options.name or options.source}: {len(table)} steps are too few: {len(ends)} test "
-                f"windows and {options.validation_windows} validation windows of {length} steps leave {max(0, first)} "
-                f"to train on, and a window has {context} + {length}. Pass dataset.test_windows=1 dataset.validation_windows=1 "
-                f"(enough for {2 * length + context + length + 1} steps or more), or a shorter dataset.prediction_length"
-            )
+        ends = ends or _windows_before(_end(table, known), options.test_windows, length)
+        validation = _windows_before(ends[0] - length, options.validation_windows, length)
+        first = validation[0] - length
+        require(
+            first > context + length,
+            f"{options.path or options.name or options.source}: {len(table)} steps are too few: {len(ends)} test windows "
+            f"and {len(validation)} validation windows of {length} steps leave {max(0, first)} to train on, and a window "
+            f"has {context} + {length}. Pass dataset.test_windows=1 dataset.validation_windows=1 "
+            f"(enough for {3 * length + context + 1} steps or more), or a shorter dataset.prediction_length",
+        )
+        return _Split(table, context, length, ends, validation, first)
 
     def _read(self) -> tuple[Table, list[int], int]:
         """The table, where test windows end if its source says so, and the steps to forecast."""
-        options = self.options
-        ends: list[int] = []
-        length = options.prediction_length
+        options, ends = self.options, list[int]()
+        length = options.prediction_length or 1
         match options.source:
             case "csv":
-                table = read_file(
-                    options.path or "",
-                    freq=options.freq,
-                    time_column=options.time_column,
-                    series_column=options.series_column,
-                    value_column=options.value_column,
-                    columns=options.columns,
-                    leave_out=options.leave_out,
-                    day_first=options.day_first,
-                    time_zone=options.time_zone,
-                    decimal=options.decimal,
+                return (
+                    read_file(options.path or "", **{name: getattr(options, name) for name in OF_FILES}),
+                    ends,
+                    length,
                 )
             case "ecb":
                 table = tables.read_ecb(options.currencies)
@@ -158,11 +160,10 @@ class TimeSeries:
                 table = tables.read_simbench(options.variates)
             case "gluonts":
                 table, ends, own = tables.read_gluonts(options.name, options.path, options.variates)
-                length = length or own
-        if options.source != "csv" and options.leave_out:
+                length = options.prediction_length or own
+        if options.leave_out:
             leave_out_checked(options.leave_out, list(table.names))
             table = table.only([name for name in table.names if name not in options.leave_out])
-        assert length is not None
         return table, ends, length
 
     def match(self, trained: Mapping[str, Any]) -> None:
@@ -189,64 +190,28 @@ class TimeSeries:
                 + (f" and has {_listed(new)}, which it does not know" if new else "")
                 + "; give the same series under the same names, or train a new forecaster"
             )
-        assert self._split is not None
-        notes = (
-            (*table.notes, f"left out: {_listed(new)}, which the forecaster was not trained on") if new else table.notes
-        )
-        self._split = self._split._replace(table=replace(table.only(names), notes=notes))
+        note = f"left out: {_listed(new)}, which the forecaster was not trained on"
+        table = replace(table.only(names), notes=(*table.notes, note) if new else table.notes)
+        self.split = self.split._replace(table=table)
         lags = tuple(trained["lags"]) if self.options.lags is None else self.options.lags
-        own = {}
-        if not set(STATISTICS) <= set(trained):  # an older checkpoint
-            own = spec_of(self.table, self.training_end, lags, self.context_length, self.prediction_length)._asdict()
+        own = self._spec(lags)._asdict() if not set(STATISTICS) <= set(trained) else {}  # an older checkpoint
         lengths = {"context_length": self.context_length, "prediction_length": self.prediction_length}
-        self._spec = spec_from({**own, **trained, **lengths, "lags": lags})
+        self.spec = spec_from({**own, **trained, **lengths, "lags": lags})
 
-    @property
-    def split(self) -> _Split:
-        """The table and its windows; prepares first if that was not done."""
-        self.prepare(progress=False)
-        assert self._split is not None
-        return self._split
-
-    @property
-    def table(self) -> Table:
-        """The whole table."""
-        return self.split.table
-
-    @property
-    def prediction_length(self) -> int:
-        """Steps to forecast."""
-        return self.split.prediction_length
-
-    @property
-    def context_length(self) -> int:
-        """Steps of history in a window."""
-        return self.split.context_length
-
-    @property
-    def test_ends(self) -> list[int]:
-        """Where each test window ends, in steps from the table's beginning."""
-        return self.split.test_ends
-
-    @property
-    def validation_ends(self) -> list[int]:
-        """Where each validation window ends."""
-        last = self.test_ends[0] - self.prediction_length
-        return [last - n * self.prediction_length for n in reversed(range(self.options.validation_windows))]
-
-    @property
-    def training_end(self) -> int:
-        """One past the last step that is trained on."""
-        return self.validation_ends[0] - self.prediction_length
-
-    @property
+    @cached_property
     def spec(self) -> SeriesSpec:
         """What the forecaster is built from."""
-        if self._spec is None:
-            table = self.table
-            lags = lags_of(table.freq) if self.options.lags is None else self.options.lags
-            self._spec = spec_of(table, self.training_end, lags, self.context_length, self.prediction_length)
-        return self._spec
+        return self._spec(lags_of(self.table.freq) if self.options.lags is None else self.options.lags)
+
+    def _spec(self, lags: tuple[int, ...]) -> SeriesSpec:
+        return spec_of(self.table, self.training_end, lags, self.context_length, self.prediction_length)
+
+    table = property(lambda self: self.split.table)
+    context_length = property(lambda self: self.split.context_length, doc="Steps of history in a window.")
+    prediction_length = property(lambda self: self.split.prediction_length, doc="Steps to forecast.")
+    test_ends = property(lambda self: self.split.test_ends, doc="Where each test window ends.")
+    validation_ends = property(lambda self: self.split.validation_ends, doc="Where each validation window ends.")
+    training_end = property(lambda self: self.split.training_end, doc="One past the last step that is trained on.")
 
     @property
     def known_future(self) -> NDArray[np.bool_]:
@@ -256,8 +221,7 @@ class TimeSeries:
     @property
     def end(self) -> int:
         """One past the last step of which a series that is to be forecast was observed."""
-        observed = np.flatnonzero(self.table.observed[:, ~self.known_future].any(axis=1))
-        return int(observed[-1]) + 1 if len(observed) else len(self.table)
+        return _end(self.table, self.known_future)
 
     def future(self) -> SeriesWindows:
         """The one window that begins to forecast at `end`."""
@@ -280,6 +244,17 @@ class TimeSeries:
         """The windows that end before steps `ends`, behind the data too."""
         spec = self.spec
         return SeriesWindows(self.table, ends, spec.lags, self.context_length, self.prediction_length, spec.season)
+
+
+def _end(table: Table, known: NDArray[np.bool_]) -> int:
+    """One past the last step of which a series that is not `known` was observed."""
+    observed = np.flatnonzero(table.observed[:, ~known].any(axis=1))
+    return int(observed[-1]) + 1 if len(observed) else len(table)
+
+
+def _windows_before(end: int, count: int, length: int) -> list[int]:
+    """Where `count` windows end that lie `length` steps apart, the last at `end`."""
+    return [end - n * length for n in reversed(range(count))]
 
 
 def _listed(names: Sequence[str]) -> str:

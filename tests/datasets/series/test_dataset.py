@@ -235,9 +235,9 @@ def test_a_series_that_begins_after_the_training_part_is_one_line() -> None:
     [
         ({"source": "csv"}, "needs dataset.path"),
         ({"source": "csv", "path": "x"}, "needs dataset.prediction_length"),
-        ({"source": "ecb", "prediction_length": 0}, "dataset.prediction_length is 0"),
-        ({"source": "ecb", "prediction_length": 3, "lags": (0,)}, "every lag is 1 step or more"),
-        ({"source": "ecb", "prediction_length": 3, "test_windows": 0}, "dataset.test_windows is 0"),
+        ({"source": "ecb", "prediction_length": 0}, "dataset.prediction_length.*0"),
+        ({"source": "ecb", "prediction_length": 3, "lags": (0,)}, "dataset.lags.*0"),
+        ({"source": "ecb", "prediction_length": 3, "test_windows": 0}, "dataset.test_windows.*0"),
         ({"source": "ecb", "prediction_length": 3, "currencies": ()}, "dataset.currencies is empty"),
     ],
 )
