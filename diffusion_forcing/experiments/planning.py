@@ -52,6 +52,7 @@ PRINTED = (
     "episode_reward",
     "episode_reward_if_stay",
     "first_reach",
+    "oracle_first_reach",
     "oracle_ratio",
     "seconds_per_plan",
 )
@@ -293,8 +294,9 @@ class PlanningExperiment(BaseExperiment):
             tasks=data.tasks(len(rewards), goal),
         )
         for name in ("episode_reward", "success_rate", "first_reach", "normalized_score"):
-            if f"planning/{name}" in best:
-                report[f"planning/oracle_{name}"] = best[f"planning/{name}"]
+            for key in (name, f"{name}_stderr"):
+                if f"planning/{key}" in best:
+                    report[f"planning/oracle_{key}"] = best[f"planning/{key}"]
         self.run.summary(report)
         for key in PRINTED:
             if f"planning/{key}" in report:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import diffusion_forcing.environments  # noqa: F401  (registers them)
+from diffusion_forcing.environments.mazes.point import POINT_MAZES
 from diffusion_forcing.environments.mazes.vector import VectorMaze2d
+from diffusion_forcing.environments.mazes.vector_point import VectorPointMaze
 
 Make = Callable[[], Any]
 
@@ -47,6 +49,8 @@ def robots() -> Any:
         (lambda: gymnasium.make("maze2d-custom-v1", maze=r"#####\#OOG#\#####", goal="random"), deepcopied),
         (lambda: VectorMaze2d("medium", num_envs=3), deepcopied),
         (lambda: VectorMaze2d("medium", num_envs=3), pickled),
+        (lambda: VectorPointMaze(POINT_MAZES["medium"], 3), deepcopied),
+        (lambda: VectorPointMaze(POINT_MAZES["medium"], 3), pickled),
         (vectorised("maze2d-umaze-v1"), deepcopied),  # Gymnasium's own cannot be pickled
         pytest.param(robot, deepcopied, marks=pytest.mark.slow),
         pytest.param(lambda: robot(render_mode="rgb_array"), pickled, marks=pytest.mark.slow),

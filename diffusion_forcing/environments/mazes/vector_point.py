@@ -14,6 +14,7 @@ physics rebuilt in `point.py`; a test finds no difference.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -111,6 +112,7 @@ class _TheirPoint:
             raise UserError("simulator=ogbench needs pip install 'diffusion-forcing[ogbench]'") from error
         env = gymnasium.make(f"pointmaze-{maze.name}-v0", terminate_at_goal=False, disable_env_checker=True)
         self._env: Any = env.unwrapped
+        Path(self._env.fullpath).unlink(missing_ok=True)  # the model is read, and OGBench leaves its file behind
 
     @property
     def position(self) -> NDArray[np.float64]:
