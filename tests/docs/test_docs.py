@@ -97,6 +97,11 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
         monkeypatch.setattr(serve_command, "_serve", lambda checked, options: None)
         assert main(words) == 0
         return
+    if words[0] == "play":
+        pytest.importorskip("fastapi")
+        monkeypatch.setattr("diffusion_forcing.serve.play.server.serve", lambda app, options, started: None)
+        assert main(words) == 0
+        return
     if words[0] == "convert-robot":  # from a small set of the layout that the source's name says
         kinds = {
             "released": lambda folder: save_released(folder, 2),

@@ -26,9 +26,8 @@ def plan_of(words: Sequence[str]) -> Plan:
         return plan(list(words))
 
 
-def load_model(words: Sequence[str]) -> Any:
-    """The algorithm of `words`, with the weights that they load, ready to sample."""
-    planned = plan_of(words)
+def built(planned: Plan) -> Any:
+    """The algorithm of a command line, with the weights that it loads, ready to sample."""
     assert planned.checkpoint is not None
     algorithm = planned.classes["algorithm"](planned.options["algorithm"])
     load_weights(algorithm, native.load(planned.checkpoint))

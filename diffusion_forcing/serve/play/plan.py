@@ -14,23 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusion_forcing.algorithms.planning.algorithm import Planning
+from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
 from diffusion_forcing.algorithms.planning.tokens import Steps
-from diffusion_forcing.environments.mazes.layout import MAZES, Maze
-from diffusion_forcing.environments.mazes.maze2d import GOAL_DISTANCE
-from diffusion_forcing.environments.mazes.vector import VectorMaze2d
+from diffusion_forcing.checkpoints import format as native
+from diffusion_forcing.checkpoints import resolve, shipped
+from diffusion_forcing.environments.mazes.layout import Maze
+from diffusion_forcing.environments.mazes.vector import VectorMaze
 from diffusion_forcing.errors import UserError, check_choice
 from diffusion_forcing.experiments.planning import play
 from diffusion_forcing.serve.play.messages import ChooseMaze, MakePlan
-from diffusion_forcing.serve.play.models import command, load_model
+from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
-MODELS = {
-    "umaze": ("dataset=maze2d_umaze", "load=maze2d_umaze_x"),
-    "medium": ("dataset=maze2d_medium", "load=maze2d_medium_x"),
-    "large": ("dataset=maze2d_large", "load=maze2d_large_x"),
-}
-"""Maze: the words that load its planner."""
+DATASETS = {"maze2d": "maze2d_", "pointmaze": "ogbench_pointmaze_"}
+"""Kind of an environment: what the name of its data sets begins with."""
 MOST_ROWS = 80
 """Rows of a plan that are shown; more are thinned."""
 THINNED = 4
@@ -47,22 +44,61 @@ class Superseded(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """A plan that was asked for, in a maze that may have other walls than the model's."""
+    """A plan that was asked for, in the environment of one body whose maze may have other walls than the model's."""
 
     message: MakePlan
-    maze: Maze
+    env: VectorMaze
+
+
+@dataclass
+class Place:
+    """A maze, its planner, and the words that load both. data: the data set's class; options: the planner's, as it is shipped."""
+
+    words: tuple[str, ...]
+    model: Planning
+    options: PlanningOptions
+    data: Any
+    data_options: Any
+
+    @classmethod
+    def load(cls, words: tuple[str, ...]) -> Place:
+        planned = plan_of(words)
+        model = built(planned)
+        return cls(words, model, model.options, planned.classes["dataset"], planned.options["dataset"])
+
+    def environment(self, text: str | None) -> VectorMaze:
+        """One body in the maze, or in the one whose map is `text`."""
+        changed = {} if text is None else {"maze_map": text}
+        env: VectorMaze = self.data(replace(self.data_options, **changed)).environment(1, "random")
+        return env
+
+
+def shipped_planners() -> dict[str, tuple[str, ...]]:
+    """The words that load each shipped planner that sees ahead, by its maze: those of D4RL first."""
+    found = {}
+    for name in shipped():
+        facts = native.read_header(resolve(name)).get("facts", {})
+        kind, _, maze = str(facts.get("env_id", "")).rpartition("-v")[0].partition("-")
+        if facts.get("task") == "planning" and facts.get("line") == "v1.5" and kind in DATASETS:
+            label = maze if kind == "maze2d" or maze not in ("medium", "large") else f"{maze}, OGBench"
+            found[label] = (f"dataset={DATASETS[kind]}{maze}", f"load={name}")
+    order = {"umaze": 0, "medium": 1, "large": 2}
+    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], 9), item[0])))
 
 
 class PlanPlayer:
     """Plans with the shipped planners, each loaded when its maze is chosen first."""
 
-    def __init__(self, models: dict[str, Planning] | None = None) -> None:
-        self._models = {} if models is None else models
-        self._options = {name: model.options for name, model in self._models.items()}
+    def __init__(self, places: dict[str, Place] | None = None) -> None:
+        self._places = {} if places is None else places
+        self._words = shipped_planners() if places is None else {name: place.words for name, place in places.items()}
+        if not self._words:
+            raise UserError("no planner is shipped with this installation; install the package again")
 
     def play(self, session: Session) -> None:
-        self.name, self.maze = "medium", MAZES["medium"]
-        session.send("mazes", mazes=[name for name in MODELS if name in MAZES], chosen=self.name)
+        self.name = "medium" if "medium" in self._words else next(iter(self._words))
+        session.send("mazes", mazes=list(self._words), chosen=self.name)
+        self._choose(self.name, None)
         self._show_maze(session)
         while True:
             try:
@@ -71,51 +107,57 @@ class PlanPlayer:
                         self._choose(name, rows)
                         self._show_maze(session)
                     case MakePlan() as message:
-                        self._answer(session, Ask(message, self.maze))
+                        self._answer(session, Ask(message, self.env))
             except UserError as mistake:
                 session.send("error", text=str(mistake))
 
     def close(self) -> None:
-        self._models.clear()
+        self._places.clear()
+
+    @property
+    def place(self) -> Place:
+        """The chosen maze and its planner."""
+        if self.name not in self._places:
+            self._places[self.name] = Place.load(self._words[self.name])
+        return self._places[self.name]
 
     def _choose(self, name: str, rows: list[str] | None) -> None:
         """UserError for a maze that is not known, is not of the model's size, or is not closed and connected."""
-        check_choice("maze", name, list(MODELS))
-        maze = MAZES[name]
-        if rows is not None:
-            drawn = Maze.from_ascii("\\".join(rows), name=name)
-            if drawn.shape != maze.shape:
-                raise UserError(f"the drawn maze has {drawn.shape} cells, '{name}' has {maze.shape}; keep its size")
-            maze = drawn
-        self.name, self.maze = name, maze
+        check_choice("maze", name, list(self._words))
+        before, self.name = getattr(self, "name", name), name
+        try:
+            own = self.place.environment(None)
+            self.env, self.changed = own, False
+            if rows is not None and tuple(rows) != own.maze.rows:
+                drawn = Maze.from_ascii("\\".join(rows), name=name)
+                if drawn.shape != own.maze.shape:
+                    raise UserError(f"the drawn maze has {drawn.shape} cells, '{name}' {own.maze.shape}; keep its size")
+                self.env, self.changed = self.place.environment(drawn.text), True
+        except UserError:
+            self.name = before
+            raise
 
     def _show_maze(self, session: Session) -> None:
-        model = self._model()
-        options = self._options[self.name]
+        options, maze = self.place.options, self.env.maze
         session.send(
             "maze",
             name=self.name,
-            rows=self.maze.rows,
-            changed=(self.maze.walls != MAZES[self.name].walls).any(axis=None).item(),
-            start=[float(v) for v in self.maze.free_cells[-1]],
-            goal=[float(v) for v in self.maze.free_cells[0]],
-            radius=GOAL_DISTANCE,
+            rows=maze.rows,
+            changed=self.changed,
+            unit=maze.unit,
+            offset=maze.offset,
+            start=maze.free_cells[-1].tolist(),
+            goal=maze.free_cells[0].tolist(),
+            radius=self.env.goal_distance,
             matrix=options.scheduling_matrix,
             sampling_rows=options.diffusion.sampling_timesteps,
             guidance=options.guidance_scale,
-            tokens=model.options.max_tokens,
         )
-
-    def _model(self) -> Planning:
-        if self.name not in self._models:
-            model = load_model(("experiment=exp_planning", "algorithm=df_planning", *MODELS[self.name]))
-            self._models[self.name], self._options[self.name] = model, model.options
-        return self._models[self.name]
 
     def _answer(self, session: Session, ask: Ask) -> None:
         """Plan, and play the episode, until the page asks for something else."""
-        message, model = ask.message, self._model()
-        options = self._options[self.name]
+        message, place = ask.message, self.place
+        model, options = place.model, place.options
         model.options = replace(
             options,
             scheduling_matrix=message.matrix,
@@ -123,46 +165,48 @@ class PlanPlayer:
             diffusion=replace(options.diffusion, sampling_timesteps=message.rows),
         )
         session.send("command", text=self._command(ask))
-        watched = WatchedMaze(ask, session)
+        watched: Any = WatchedMaze(ask, session)
         planner: Any = WatchedPlanner(model.planner(), ask, session)
         try:
             play(watched, planner, model.options, seed=message.seed, device=model.device)
-            watched.tell(arrived=False)
         except Superseded:
-            watched.tell(arrived=watched.arrived is not None)
+            if watched.arrived is None:
+                return
+        watched.tell()
 
     def _command(self, ask: Ask) -> str:
         message = ask.message
-        drawn = "\\".join(ask.maze.rows)
         return command(
-            *MODELS[self.name],
+            *self.place.words,
             "experiment.tasks=[validation]",
             "experiment.episodes=4",
             "algorithm.goal=random",
             f"algorithm.scheduling_matrix={message.matrix}",
             f"algorithm.diffusion.sampling_timesteps={message.rows}",
             f"algorithm.guidance_scale={message.guidance:g}",
-            *(() if ask.maze == MAZES[self.name] else (f"dataset.maze_map='{drawn}'",)),
+            *((f'dataset.maze_map="{ask.env.maze.text}"',) if self.changed else ()),
             "+name=plan",
         )
 
 
-class WatchedMaze(VectorMaze2d):
-    """One ball from the start to the goal that were asked for; the page is told where it is."""
+class WatchedMaze:
+    """The environment of one body, from the start to the goal that were asked for; the page is told where it is."""
 
     def __init__(self, ask: Ask, session: Session) -> None:
-        super().__init__(ask.maze, 1)
-        self._ask, self._session = ask, session
+        self._env, self._ask, self._session = ask.env, ask, session
         self._path: list[NDArray[np.float64]] = []
         self.arrived: int | None = None
         """The step at which it reached the goal."""
 
-    def reset(self, **_: Any) -> Any:  # type: ignore[override]
-        message = self._ask.message
-        return super().reset(seed=0, options={"starts": [message.start], "goals": [message.goal]})
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
 
-    def step(self, actions: NDArray[np.floating]) -> Any:  # type: ignore[override]
-        done = super().step(actions)
+    def reset(self, **_: Any) -> Any:
+        message = self._ask.message
+        return self._env.reset(seed=0, options={"starts": [message.start], "goals": [message.goal]})
+
+    def step(self, actions: NDArray[np.floating]) -> Any:
+        done = self._env.step(actions)
         self._path.append(done[0][0, :2].copy())
         if self.arrived is None and done[1][0] > 0:
             self.arrived = self.steps
@@ -177,10 +221,12 @@ class WatchedMaze(VectorMaze2d):
         self._session.send("ball", data, step=self.steps - len(self._path), steps=len(self._path))
         self._path.clear()
 
-    def tell(self, *, arrived: bool) -> None:
+    def tell(self) -> None:
         """The rest of the way, and how it ended."""
         self._send()
-        self._session.send("end", arrived=arrived, step=self.arrived or self.steps, most=self.max_steps)
+        self._session.send(
+            "end", arrived=self.arrived is not None, step=self.arrived or self.steps, most=self.max_steps
+        )
 
 
 class WatchedPlanner:
@@ -221,9 +267,9 @@ class WatchedPlanner:
 
     def _merit(self, plan: NDArray[np.float64]) -> tuple[float, bool, int]:
         """Of positions (h, 2): the share of the way that is free, whether it reaches the goal, and how early; the most is best."""
-        near = np.linalg.norm(plan - np.array(self._ask.message.goal), axis=1) <= GOAL_DISTANCE
+        near = np.linalg.norm(plan - np.array(self._ask.message.goal), axis=1) <= self._ask.env.goal_distance
         end = int(near.argmax()) if near.any() else len(plan) - 1
-        return float(self._ask.maze.contains(plan[: end + 1]).mean()), bool(near.any()), -end
+        return float(self._ask.env.maze.contains(plan[: end + 1]).mean()), bool(near.any()), -end
 
     def _heed(self, row: int, x: Tensor, levels: Tensor) -> None:
         if self._session.waiting:

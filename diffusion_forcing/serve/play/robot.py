@@ -17,7 +17,7 @@ from diffusion_forcing.algorithms.robot.policy import RobotPolicy
 from diffusion_forcing.environments.swap.environment import MAX_ACTIONS, SwapEnv, draw_distractors
 from diffusion_forcing.environments.swap.scene import CAMERAS
 from diffusion_forcing.serve.play.messages import Act, Cover, Forget, New, Speed
-from diffusion_forcing.serve.play.models import command, load_model
+from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
 MODEL = ("dataset=robot_swap", "load=robot_swap_small")
@@ -35,7 +35,7 @@ class RobotPlayer:
     """One simulator and one policy."""
 
     def __init__(self, robot: Robot | None = None, *, pixels: int = PIXELS) -> None:
-        self.robot = load_model(MODEL) if robot is None else robot
+        self.robot = built(plan_of(MODEL)) if robot is None else robot
         self.pixels = pixels
         self.cameras = CAMERAS[: self.robot.options.n_cameras]
         self.env = SwapEnv(size=self.robot.options.observation_shape[1])

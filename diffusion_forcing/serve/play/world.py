@@ -22,7 +22,7 @@ from diffusion_forcing.algorithms.video import Video
 from diffusion_forcing.diffusion.scheduling import sampling_levels
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.serve.play.messages import Keys, New, Pace, Press, Seen, Switch
-from diffusion_forcing.serve.play.models import command, load_model
+from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
 MODEL = ("dataset=video_labmaze", "algorithm=df_world", "load=labmaze64_world")
@@ -136,7 +136,7 @@ class WorldPlayer:
     """Plays with a `Dream`, beside a simulator."""
 
     def __init__(self, model: Video | None = None) -> None:
-        self.model = load_model(MODEL) if model is None else model
+        self.model = built(plan_of(MODEL)) if model is None else model
         self.size = self.model.options.observation_shape[1]
         self.truth: Truth | None = None
         self.why_no_truth = ""

@@ -4,7 +4,7 @@ import { about, button, drawing, h, ink, matrix, panel, select, slider, t, toast
 const BANDS = [[0, 6, 0.18], [1, 5, 0.2], [2, 4, 0.3]]; // quantiles 5–95, 10–90, 25–75 %, and how dark
 
 export function mount({ stage, side, say, token }) {
-  let names = [], data = null, found = null, before = null, series = 0, known = [], window_ = 0, trained = false, asked = false, drag = null, cursor = null, busy = false;
+  let names = [], data = null, found = null, before = null, series = 0, known = [], window_ = 0, trained = false, asked = false, drag = null, cursor = null, busy = false, fresh = true;
 
   // ---------------------------------------------------------------- charts
   const chart = drawing("chart", { tabIndex: 0, role: "application", "aria-label": t("Fan chart: left and right choose a future step, up and down move its value, Enter gives it, Delete releases it") }, (c, w, height) => paint(c, w, height, series, true));
@@ -63,6 +63,16 @@ export function mount({ stage, side, say, token }) {
   function of(s, forecast = found) {
     const { history, horizon } = forecast, whole = history + 8 * horizon, row = forecast.values.subarray(s * whole, (s + 1) * whole);
     return { history: row.subarray(0, history), quantiles: Array.from({ length: 7 }, (_, q) => row.subarray(history + q * horizon, history + (q + 1) * horizon)), truth: row.subarray(history + 7 * horizon) };
+  }
+  // The series whose future is narrowest for what its past moves: the one to begin with.
+  function clearest() {
+    let best = 0, least = Infinity;
+    for (let s = 0; s < found.series - 1; s++) {
+      const { history, quantiles } = of(s), past = history.filter(Number.isFinite);
+      const spread = Math.max(...past) - Math.min(...past), width = quantiles[5].reduce((sum, v, k) => sum + v - quantiles[1][k], 0) / found.horizon;
+      if (width / spread < least) [best, least] = [s, width / spread];
+    }
+    return best;
   }
   function others() {
     if (!found) return [];
@@ -180,7 +190,7 @@ export function mount({ stage, side, say, token }) {
           note.textContent = t("The shipped data is not installed: {why} You can drop a CSV.", { why: header.why });
           break;
         case "data":
-          data = header; known = []; before = null; found = null; series = 0; window_ = header.window; trained = header.trained; busy = false;
+          data = header; known = []; before = null; found = null; series = 0; fresh = true; window_ = header.window; trained = header.trained; busy = false;
           train.firstChild.textContent = t("Train a small model");
           names = [...header.names, t("sum of all")];
           picked.fill([[String(names.length - 1), names.at(-1)], ...header.names.map((name, i) => [String(i), name])], "0");
@@ -204,6 +214,7 @@ export function mount({ stage, side, say, token }) {
           const values = new Float32Array(bytes);
           if (!header.known.length) before = { ...header, values };
           found = { ...header, values };
+          if (fresh) { fresh = false; series = clearest(); picked.input.value = String(series); }
           note.textContent = header.known.length ? t("Given points: {n}. The dashed line is the forecast without them.", { n: header.known.length }) : t("{paths} paths in {seconds} s", header);
           levels(data.horizon, data.horizon, data.rows);
           release.disabled = !known.length;

@@ -1,12 +1,11 @@
 // The plan view: a maze to click in, the plan's rows as they condense, and the ball.
 import { about, button, choice, colour, drawing, h, ink, matrix, panel, select, slider, t, toggle } from "/static/ui.js";
 
-const CENTRE = 0.2; // cell (i, j) is centred at (i − 0.2, j − 0.2): x runs down the rows, y along the columns
 const ROW_MS = 45, STEPS_A_MS = 0.12;
 
 export function mount({ stage, side, say }) {
   let maze = null, start = [0, 0], goal = [0, 0], tool = "goal", cursor = null, seed = 0;
-  let schedule = [], top = 1, rows = [], shown = null, shownAt = 0, plans = [], plan = null, ball = [], ballAt = 0, clock = 0, end = null, wished = false;
+  let schedule = [], top = 1, rows = [], shown = null, shownAt = 0, plans = [], plan = null, ball = [], ballAt = 0, clock = 0, end = null, wished = false, building = false;
 
   // ---------------------------------------------------------------- pictures
   const picture = drawing("maze", { tabIndex: 0, role: "application", "aria-label": t("Maze: move with the arrow keys, Enter sets the chosen point") }, paint);
@@ -37,7 +36,7 @@ export function mount({ stage, side, say }) {
     if (!maze) return;
     rows = []; shown = null; plans = []; plan = null; ball = []; ballAt = 0; end = null; wished = true;
     result.textContent = t("Planning …");
-    say({ do: "plan", start, goal, matrix: shapes.value, rows: levels.value, guidance: guidance.value, candidates: candidates.value, seed });
+    say({ do: "plan", start: metres(start), goal: metres(goal), matrix: shapes.value, rows: levels.value, guidance: guidance.value, candidates: candidates.value, seed });
     picture.redraw();
   }
 
@@ -46,7 +45,9 @@ export function mount({ stage, side, say }) {
     const across = maze.rows[0].length, down = maze.rows.length, cell = Math.min(width / across, height / down);
     return { cell, left: (width - across * cell) / 2, top: (height - down * cell) / 2 };
   }
-  function place([x, y], { cell, left, top: above }) { return [left + (y + CENTRE + 0.5) * cell, above + (x + CENTRE + 0.5) * cell]; }
+  // Positions are in metres, x down the rows and y along the columns; cell (i, j) is centred at unit · (i, j) + offset.
+  const metres = ([i, j]) => [maze.unit * i + maze.offset, maze.unit * j + maze.offset];
+  function place([x, y], { cell, left, top: above }) { return [left + ((y - maze.offset) / maze.unit + 0.5) * cell, above + ((x - maze.offset) / maze.unit + 0.5) * cell]; }
   function cellAt(event) {
     const box = picture.element.getBoundingClientRect(), s = scale(box.width, box.height);
     return [Math.floor((event.clientY - box.top - s.top) / s.cell), Math.floor((event.clientX - box.left - s.left) / s.cell)];
@@ -60,6 +61,7 @@ export function mount({ stage, side, say }) {
     if (what === "wall") {
       if ([start, goal].some((point) => same(point, cell))) return;
       const drawn = maze.rows.map((row, i) => (i === cell[0] ? row.slice(0, cell[1]) + (isWall(cell) ? "O" : "#") + row.slice(cell[1] + 1) : row));
+      building = true;
       say({ do: "maze", maze: maze.name, rows: drawn });
     } else if (!isWall(cell)) {
       if (what === "start") start = cell; else goal = cell;
@@ -139,14 +141,14 @@ export function mount({ stage, side, say }) {
     if (ball.length) { path(c, ball, s, 0, Math.min(ball.length / 2, at + 1)); c.strokeStyle = ink("ink"); c.lineWidth = Math.max(1.5, s.cell / 34); c.stroke(); }
     c.restore();
 
-    const [gx, gy] = place(goal, s);
+    const [gx, gy] = place(metres(goal), s);
     c.strokeStyle = "#d4342c"; c.lineWidth = 2; c.setLineDash([4, 4]);
-    c.beginPath(); c.arc(gx, gy, maze.radius * s.cell, 0, 7); c.stroke(); c.setLineDash([]);
+    c.beginPath(); c.arc(gx, gy, (maze.radius / maze.unit) * s.cell, 0, 7); c.stroke(); c.setLineDash([]);
     c.fillStyle = "#d4342c";
     c.beginPath();
     for (let k = 0; k < 10; k++) { const r = s.cell * (k % 2 ? 0.09 : 0.21), a = -Math.PI / 2 + (k * Math.PI) / 5; c.lineTo(gx + r * Math.cos(a), gy + r * Math.sin(a)); }
     c.fill();
-    const [sx, sy] = place(start, s);
+    const [sx, sy] = place(metres(start), s);
     c.fillStyle = "#1a8754"; c.beginPath(); c.arc(sx, sy, s.cell * 0.13, 0, 7); c.fill();
     if (ball.length) {
       const k = Math.min(ball.length / 2 - 1, at), [x, y] = place([ball[2 * k], ball[2 * k + 1]], s);
@@ -175,7 +177,7 @@ export function mount({ stage, side, say }) {
       shownAt = now;
       if (end && result.dataset.told !== String(end.told)) {
         result.dataset.told = String(end.told);
-        result.textContent = end.arrived ? t("Goal reached after {n} steps of 0.01 s.", { n: end.step }) : t("Goal not reached in {n} steps.", { n: end.step });
+        result.textContent = end.arrived ? t("Goal reached after {n} steps. Click another goal.", { n: end.step }) : t("Goal not reached in {n} steps.", { n: end.step });
         result.className = `result ${end.arrived ? "good" : "bad"}`;
       }
       return;
@@ -196,14 +198,12 @@ export function mount({ stage, side, say }) {
         case "maze": {
           const kept = maze && maze.name === header.name && !isWallIn(header.rows, start) && !isWallIn(header.rows, goal);
           maze = header;
+          building = false;
           reset.disabled = !header.changed;
           if (!kept) {
             ({ start, goal } = header);
             shapes.value = header.matrix; guidance.value = header.guidance; levels.value = header.sampling_rows;
-            rows = []; shown = null; plans = []; plan = null; ball = []; end = null; wished = false;
-            rowsMatrix.set([], -1, "");
-            result.textContent = t("Click where the ball should go.");
-            result.className = "result";
+            ask();
           } else if (wished) ask();
           stage.dataset.maze = header.name;
           picture.redraw();
@@ -240,7 +240,11 @@ export function mount({ stage, side, say }) {
           break;
       }
     },
-    failed(text) { result.textContent = text; result.className = "result bad"; },
+    failed(text) {
+      result.textContent = text;
+      result.className = "result bad";
+      if (building) { building = false; ask(); } // the walls stay as they were, and so does the question
+    },
     leave() { cancelAnimationFrame(clock); },
   };
 }

@@ -16,6 +16,8 @@ export function mount({ stage, side, say }) {
     return { canvas, figure: h("figure", {}, canvas, h("figcaption", {}, name)) };
   });
   screens[1].figure.hidden = true;
+  const hint = h("span.hint", {}, t("Hold ↑ or W"));
+  screens[0].figure.append(hint);
   const buttons = Object.entries(ARROWS).map(([key, arrow]) => {
     const press = (event) => { event.preventDefault(); hold(key, true); }, release = () => hold(key, false);
     return h("button.pad", { type: "button", "aria-label": t(key), onpointerdown: press, onpointerup: release, onpointerleave: release, onpointercancel: release,
@@ -45,7 +47,7 @@ export function mount({ stage, side, say }) {
     panel(t("Drive"), h("div.buttons", {}, button(t("New maze"), actions.KeyN, { key: "N" }), button(t("Forget the past"), actions.KeyF, { key: "F" }), pause.element, button(t("One step"), actions.Period, { key: "." }), wander.element, truth.element, record.element)),
     panel("", levelsMatrix.element, about(
       t("Every frame has a noise level of its own. The frames it remembers are shown nearly clean; the new one starts as pure noise and loses it in as many steps as the slider says."),
-      t("“Forget the past” gives the remembered frames the highest level: to the model they are noise, so it dreams on without them. The noise slider does so by degrees, frame by frame."))),
+      t("“Forget the past” gives the remembered frames the highest level: to the model they are noise, so it goes on without them; one that was trained behind a nearly clean past then fades to grey. The noise slider does so by degrees, frame by frame."))),
     panel(t("Sampling"), count.element, speed.element, doubt.element),
   );
 
@@ -57,6 +59,7 @@ export function mount({ stage, side, say }) {
   // ---------------------------------------------------------------- keys
   function hold(key, down) {
     if (held.has(key) === down) return;
+    hint.hidden = true;
     if (down) held.add(key); else held.delete(key);
     buttons[Object.keys(ARROWS).indexOf(key)].classList.toggle("held", down);
     number += 1;
