@@ -13,7 +13,11 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake in a request. The message is one line: what is wrong, the value given, what is allowed, what to do."""
+    """A mistake in a request. The message is one line: what is wrong, the value given, what is allowed, what to do. A
+    value from a file that has several is put on one."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(str(message).splitlines()))
 
     everywhere = False
     """Whether all processes of a run find the same mistake: only the main one prints it, the others exit quietly."""

@@ -12,7 +12,6 @@ behind the target's end are known futures.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -30,12 +29,14 @@ from gluonts.model.predictor import Predictor
 from diffusion_forcing.algorithms.base import TransformerOptions
 from diffusion_forcing.algorithms.forecasting import Forecasting, ForecastingDiffusionOptions, ForecastingOptions
 from diffusion_forcing.checkpoints import load, save
+from diffusion_forcing.checkpoints.format import sized_by
 from diffusion_forcing.datasets.batch import SeriesBatch
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_from, spec_of
 from diffusion_forcing.datasets.series.steps import checked_freq, count_and_unit, lags_of
 from diffusion_forcing.datasets.series.table import Table
 from diffusion_forcing.errors import UserError, first_line
 from diffusion_forcing.files import write_json
+from diffusion_forcing.limits import load_json, reading
 
 _FILE, _FOLDER = "forecaster.json", "checkpoint"
 _FEATURES = ("feat_dynamic_real", "past_feat_dynamic_real")
@@ -177,11 +178,13 @@ class DiffusionForcingPredictor(Predictor):
     @classmethod
     def deserialize(cls, path: Path, **kwargs: Any) -> DiffusionForcingPredictor:
         """The predictor that was written to `path`."""
-        content = json.loads((path / _FILE).read_text())
-        algorithm = Forecasting(options_of(content["options"]))
-        algorithm.adapt(spec_from(content["data"]))
-        algorithm.load_weights(load(path / _FOLDER))
-        return cls(algorithm.eval(), seed=content["seed"])
+        with reading(path / _FILE, "take another predictor"):
+            content = load_json(path / _FILE)
+            with sized_by(path / _FOLDER):
+                algorithm = Forecasting(options_of(content["options"]))
+                algorithm.adapt(spec_from(content["data"]))
+            algorithm.load_weights(load(path / _FOLDER))
+            return cls(algorithm.eval(), seed=content["seed"])
 
 
 class _Batches(torch.utils.data.IterableDataset[SeriesBatch]):

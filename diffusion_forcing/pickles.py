@@ -1,71 +1,185 @@
 """Read pickles of numpy arrays, numbers, strings and plain containers, without running any code that the file names.
 
-A pickle is a program: it may import and call any function. `pickle.Unpickler.find_class` is the one place where names
-become functions, so a reader that replaces it by a short allow-list is safe (Python's documentation, "Restricting
-Globals"). Here even numpy's own functions are replaced: dtypes are limited to numbers and text, and arrays to the bytes
-in the file, so that neither objects nor large allocations are possible.
+A pickle is a program: it may import and call any function. `Unpickler.find_class` is the one place where names become
+functions, so a reader that replaces it by a short allow-list is safe (Python's documentation, "Restricting Globals").
+Here even numpy's own functions are replaced: dtypes are limited to numbers and text, and arrays to the bytes in the
+file, so that neither objects nor large allocations are possible.
+
+A hundred bytes suffice for a container that holds itself twice, forty times over: hashing it, as the key of a
+dictionary or in a set, or copying it takes 2⁴⁰ steps. So only plain values are keys, and what a pickle holds is counted
+with its repetitions. `check_pickle` applies these rules to a pickle that another library will read.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import pickletools
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_BYTES = 64 << 20
-"""Largest pickle that is read."""
-
-
-class Refused(ValueError):
-    """The pickle is damaged or too large, or holds something else than arrays and plain containers."""
+from diffusion_forcing.limits import Refused, check_limit, limit, refusing
 
 
 def read_arrays(path: Path) -> Any:
     """`load_arrays` of a file. OSError if it cannot be read."""
     with open(path, "rb") as file:
-        return load_arrays(file.read(MAX_BYTES + 1))
+        return load_arrays(file.read(limit("PICKLE_BYTES") + 1))
 
 
 def load_arrays(data: bytes) -> Any:
     """Dicts, lists, tuples, sets, strings, numbers and arrays in a pickle of any protocol; otherwise `Refused`."""
-    if len(data) > MAX_BYTES:
-        raise Refused(f"larger than {MAX_BYTES >> 20} MB")
-    try:
-        _check_sizes(data)
-        return _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except Refused:
-        raise
-    except (MemoryError, RecursionError, OverflowError) as error:
-        raise Refused("asks for too much memory") from error
-    except Exception as error:  # a damaged pickle may raise anything
-        raise Refused(f"damaged, cut off or not a pickle ({error})") from error
+    check_limit("PICKLE_BYTES", len(data), "a pickle")
+    with refusing("is damaged, cut off or not a pickle"):
+        found = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
+        count_items(found)
+    return found
 
 
-def _check_sizes(data: bytes) -> None:
-    """Refuse strings longer than the file, and memo entries for which the unpickler would allocate gigabytes."""
-    for opcode, argument, position in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
-            raise Refused(f"asks for too much memory at byte {position}")
+def check_pickle(file: IO[bytes]) -> Any:
+    """Read the next pickle of `file` without making or calling anything that it names. `Refused` where it has a key
+    that is no plain value, or holds too many."""
+    with refusing("is damaged or cut off"):
+        found = _Inspector(file, encoding="latin1").load()
+        count_items(found)
+    return found
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """The standard unpickler, limited to `_ALLOWED`."""
+def check_torch_file(path: Path) -> None:
+    """`Refused` for a file of `torch.save` that takes more memory or time to read than its bytes are worth."""
+    with open(path, "rb") as file, refusing("is damaged or cut off"):
+        if file.read(2) != b"PK":  # before PyTorch 1.6: five pickles, then the tensors' numbers
+            file.seek(0)
+            pickles = io.BytesIO(file.read(limit("PICKLE_BYTES")))
+            for _ in range(5):
+                if pickles.tell() < len(pickles.getbuffer()):
+                    check_pickle(pickles)
+            return
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise Refused("has compressed members, which PyTorch never writes")
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                raise Refused("is cut off: its members are longer than the file")
+            for member in members:
+                if member.filename.endswith(".pkl"):
+                    check_limit("PICKLE_BYTES", member.file_size, "a pickle")
+                    check_pickle(io.BytesIO(archive.read(member)))
+
+
+def count_items(value: Any) -> int:
+    """The values in nested containers, repeated ones counted each time. `Refused` for more than the limit, or for a
+    container inside itself."""
+    counted: dict[int, int] = {}
+
+    def count(one: Any) -> int:
+        if not isinstance(one, dict | list | tuple | set | frozenset):
+            return 1
+        if id(one) not in counted:
+            counted[id(one)] = limit("ITEMS")  # what a container inside itself finds
+            inner = [*one.keys(), *one.values()] if isinstance(one, Mapping) else one
+            counted[id(one)] = 1 + sum(map(count, inner))
+            check_limit("ITEMS", counted[id(one)], "containers")
+        return counted[id(one)]
+
+    return count(value)
+
+
+class _SafeUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+    """The standard unpickler in Python, whose instructions can be checked: keys are plain values."""
+
+    flat_keys = False
+    """Whether a tuple of plain values may be a key too."""
+    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refused unless a subclass knows better."""
+        raise Refused("refers to data outside the file")
+
+
+def _checking(instruction: Callable[[Any], None], first: int, step: int) -> Callable[[Any], None]:
+    """`instruction`, once every `step`-th value of the stack from `first` on can be a key."""
+
+    def load(self: Any) -> None:
+        _check_keys(self.stack[first::step], flat=self.flat_keys)
+        instruction(self)
+
+    return load
+
+
+for _code, _first, _step in (
+    (pickle.SETITEM, -2, 2),
+    (pickle.SETITEMS, 0, 2),
+    (pickle.DICT, 0, 2),
+    (pickle.ADDITEMS, 0, 1),
+    (pickle.FROZENSET, 0, 1),
+):
+    _SafeUnpickler.dispatch[_code[0]] = _checking(_SafeUnpickler.dispatch[_code[0]], _first, _step)
+
+
+class _Inert:
+    """Stands for anything that a pickle names or makes: takes every argument and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> _Inert:
+        return self
+
+    __setitem__ = append = extend = add = __setstate__ = __call__
+
+
+def _check_keys(keys: Iterable[Any], *, flat: bool = True) -> None:
+    for key in keys:
+        if flat and isinstance(key, tuple):
+            _check_keys(key, flat=False)
+        elif not isinstance(key, str | bytes | int | float | None | np.generic | _Inert | type):
+            raise Refused(f"has a {type(key).__name__} as a key or in a set; only plain values are read")
+
+
+class _Set(_Inert):
+    def __init__(self, items: Iterable[Any] = (), *_: Any) -> None:
+        _check_keys(items)
+
+
+class _Dict(_Inert):
+    def __init__(self, pairs: Iterable[Any] = (), *_: Any) -> None:
+        _check_keys(
+            [] if isinstance(pairs, _Inert) else pairs if isinstance(pairs, dict) else (pair[0] for pair in pairs)
+        )
+
+
+_HASHING = {"set": _Set, "frozenset": _Set, "Counter": _Set, "dict": _Dict, "OrderedDict": _Dict}
+"""What hashes the items of its argument."""
+
+
+class _Inspector(_SafeUnpickler):
+    """Runs a pickle with `_Inert` in the place of all that it names."""
+
+    flat_keys = True
+
+    def find_class(self, module: str, name: str) -> Any:
+        """`_Inert`, or one that checks what it is given."""
+        return _HASHING.get(name, _Inert)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Stands for the numbers of a tensor; PyTorch hashes their name."""
+        _check_keys(part for part in (pid if isinstance(pid, tuple) else [pid])[:5])
+        return _Inert()
+
+
+class _ArrayUnpickler(_SafeUnpickler):
+    """The unpickler limited to `_ALLOWED`."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Our replacement of a numpy function."""
         if (module, name) not in _ALLOWED:
             raise Refused(f"asks for {module}.{name}; only arrays and plain containers are read")
         return _ALLOWED[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Always refused."""
-        raise Refused("refers to data outside the file")
 
 
 class _Function:
@@ -85,6 +199,8 @@ class _Dtype:
     """A dtype of numbers or text. Of its pickled state only the byte order is used."""
 
     def __init__(self, code: Any) -> None:
+        if not isinstance(code, str):
+            raise Refused("holds an array of an unknown type")
         self.dtype = np.dtype(code)
         if self.dtype.kind not in "biufUS":
             raise Refused(f"holds an array of {self.dtype}; only numbers and text are read")

@@ -12,8 +12,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "diffusion_forcing"
 NAME = PACKAGE.name
 
 GROUND: dict[str, set[str]] = {
+    "arrays": set(),
     "errors": set(),
     "files": set(),
+    "limits": set(),
     "pickles": set(),
     "progress": set(),
     "terminal": set(),
@@ -33,7 +35,7 @@ GROUND: dict[str, set[str]] = {
         "checkpoints.loaded",
     },
 }
-"""Room: the rooms it may import beside itself and the ground floor (errors, files, pickles, progress, terminal)."""
+"""Room: the rooms it may import beside itself and the ground floor (arrays, errors, files, limits, pickles, progress, terminal)."""
 
 HOMES = {
     "hydra": {"launch"},
@@ -88,8 +90,10 @@ def offences(where: str, source: str) -> list[str]:
             other = inside.split(".")[0]
             if where not in GROUND or other in (
                 where,
+                "arrays",
                 "errors",
                 "files",
+                "limits",
                 "pickles",
                 "progress",
                 "terminal",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import struct
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_forcing import pickles
-from diffusion_forcing.pickles import Refused, load_arrays, read_arrays
+from diffusion_forcing.limits import Refused
+from diffusion_forcing.pickles import check_pickle, load_arrays, read_arrays
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -77,7 +78,6 @@ def evil_words(marker: Path) -> dict[str, bytes]:
         "newobj": array + b")\x81",
         "persistent": b"Pelsewhere\n",
         "extension": b"\x82\x01",
-        "huge memo": b"Nr\xff\xff\xff\x7f",
         "huge array": array + b"(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ftR",
         "changed function": rebuild + b"}X\x04\x00\x00\x00nameK\x01sb",
         "changed slots": rebuild + b"N}X\x05\x00\x00\x00_makeK\x01s\x86b",
@@ -114,8 +114,8 @@ def test_damaged_and_too_large_files_are_refused(tmp_path: Path, monkeypatch: py
             load_arrays(data)
     (tmp_path / "a.pkl").write_bytes(whole)
     assert np.array_equal(read_arrays(tmp_path / "a.pkl")["a"], np.arange(50.0))
-    monkeypatch.setattr(pickles, "MAX_BYTES", 100)
-    with pytest.raises(Refused, match="larger than"):
+    monkeypatch.setenv("DIFFUSION_FORCING_MAX_PICKLE_BYTES", "100")
+    with pytest.raises(Refused, match="above the limit"):
         read_arrays(tmp_path / "a.pkl")
 
 
@@ -128,3 +128,46 @@ def test_an_array_whose_bytes_do_not_fit_its_shape_is_refused() -> None:
 
 def test_an_array_of_another_byte_order_is_read() -> None:
     assert load_arrays(pickle.dumps(np.arange(3, dtype=">i4"), 2)).tolist() == [0, 1, 2]
+
+
+def nested(levels: int) -> bytes:
+    """A tuple that holds twice one that holds twice … the empty tuple: 2^levels of them in 3 · levels bytes."""
+    return b")\x94" + b"".join(b"h" + bytes([level]) + b"\x86\x94" for level in range(levels))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"}" + nested(45) + b"K\x01s",
+        b"}(" + nested(45) + b"K\x01u",
+        b"(" + nested(45) + b"K\x01d",
+        b"\x8f(" + nested(45) + b"\x90",
+        b"(" + nested(45) + b"\x91",
+        b"(" + nested(45) + b"l",
+        b"]" + b"\x94" + b"".join(b"](h" + bytes([level]) + b"h" + bytes([level]) + b"e\x94" for level in range(45)),
+        b"]\x94h\x00a",
+    ],
+    ids=["setitem", "setitems", "dict", "additems", "frozenset", "value", "lists", "itself"],
+)
+def test_what_is_small_in_the_file_and_endless_to_hash_or_copy_is_refused(words: bytes) -> None:
+    with pytest.raises(Refused):
+        load_arrays(b"\x80\x04" + words + b".")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"}" + nested(45) + b"K\x01s",
+        b"ccollections\nOrderedDict\n]](" + nested(45) + b"K\x01ea\x85R",
+        b"cbuiltins\nset\n](" + nested(45) + b"e\x85R",
+        b"(X\x07\x00\x00\x00storageN" + nested(45) + b"NK\x01tQ",
+    ],
+    ids=["key", "ordered", "set", "storage"],
+)
+def test_a_pickle_for_another_library_is_inspected_without_hashing_it(words: bytes) -> None:
+    with pytest.raises(Refused):
+        check_pickle(io.BytesIO(b"\x80\x04" + words + b"."))
+
+
+def test_a_memo_of_any_number_takes_no_memory() -> None:
+    assert load_arrays(b"\x80\x03Nr\xff\xff\xff\x7f.") is None

@@ -32,6 +32,7 @@ from diffusion_forcing.diffusion import (
 from diffusion_forcing.diffusion.loss_weighting import Weighting, weighting_of
 from diffusion_forcing.diffusion.noise_levels import MATRICES, NoiseLevel
 from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
+from diffusion_forcing.limits import limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class NoisingOptions:
 
     def __post_init__(self) -> None:
         where = "algorithm.diffusion"
-        check_positive(f"{where}.timesteps", self.timesteps)
+        check_range(f"{where}.timesteps", self.timesteps, 1, limit("NOISE_LEVELS"))
         check_range(f"{where}.sampling_timesteps", self.sampling_timesteps, 1, self.timesteps)
         check_range(f"{where}.stabilization_level", self.stabilization_level, 1, self.timesteps)
         check_range(f"{where}.cum_snr_decay", self.cum_snr_decay, 0, 1)

@@ -19,7 +19,6 @@ import hashlib
 import json
 import pickle
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from importlib import metadata as installed
@@ -36,6 +35,8 @@ from diffusion_forcing import __version__
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError, first_line
 from diffusion_forcing.files import replacing
+from diffusion_forcing.limits import Refused, load_json, reading, refusing
+from diffusion_forcing.pickles import check_torch_file
 from diffusion_forcing.released import importer as released
 
 FORMAT = "diffusion-forcing checkpoint"
@@ -43,12 +44,9 @@ VERSION = 1
 HEADER, MODEL, TRAINING, CARD = "checkpoint.json", "model.safetensors", "training.pt", "README.md"
 _FORMER_TRAINING = "training.safetensors"
 _LIBRARIES = ("torch", "lightning", "numpy", "safetensors")
-_DAMAGE = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RuntimeError),
-    *(struct.error, pickle.UnpicklingError, SafetensorError),
-)
-"""What readers raise for damaged files; RecursionError is a RuntimeError."""
 _NUMPY: Any = getattr(np, "_core", None) or np.core  # NumPy 2 and 1
+_SMALL_NETWORK = 1 << 24
+"""Numbers that a network may have whatever its checkpoint holds: tables and masks are not stored."""
 _PLAIN: list[Any] = [
     *(np.ndarray, np.dtype, _NUMPY.multiarray._reconstruct, _NUMPY.multiarray.scalar),
     *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"},
@@ -152,15 +150,11 @@ def is_checkpoint(path: Path) -> bool:
 def read_header(path: Path) -> dict[str, Any]:
     """checkpoint.json of the checkpoint folder `path`; UserError if it is not ours or of another format version."""
     file = Path(path) / HEADER
-    try:
-        header = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is not a checkpoint: it has no {HEADER}; pass a checkpoint folder or a .ckpt file"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}); take another checkpoint") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not file.exists():
+        raise UserError(f"{path} is not a checkpoint: it has no {HEADER}; pass a checkpoint folder or a .ckpt file")
+    with reading(file, "take another checkpoint"):
+        header = load_json(file)
+    if header.get("format") != FORMAT:
         raise UserError(f'{file} was not written by this project (no "format": "{FORMAT}"); take another checkpoint')
     if header.get("version") != VERSION:
         raise UserError(
@@ -169,6 +163,7 @@ def read_header(path: Path) -> dict[str, Any]:
         )
     files, metadata, step = header.get("files"), header.get("facts"), header.get("step")
     is_complete = isinstance(files, dict) and MODEL in files and isinstance(step, int) and 0 <= step < 2**63
+    is_complete = is_complete and all(name == Path(name).name and name != ".." for name in dict(files or {}))
     is_named = isinstance(metadata, dict) and all(isinstance(metadata.get(key, ""), str) for key in ("task", "line"))
     if not (is_complete and is_named):
         raise UserError(f"{file} is damaged (needs step, facts and files with {MODEL}); take another checkpoint")
@@ -201,12 +196,14 @@ def _write_training(state: dict[str, Any], file: Path) -> None:
 
 def _read_training(file: Path, *, mmap: bool = False) -> dict[str, Any]:
     """What `_write_training` wrote, its tensors on the CPU. UnpicklingError for any other kind of object."""
+    check_torch_file(file)
     try:
         with torch.serialization.safe_globals(_PLAIN):
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         kind = re.search(r"GLOBAL (\S+)", str(error))  # the rest is advice to load it anyway
         raise pickle.UnpicklingError(f"it holds a {kind[1]}" if kind else "it is no PyTorch file") from None
+    released.check_tensors(state, file.stat().st_size)
     return state
 
 
@@ -234,9 +231,9 @@ def _checked(path: Path, header: Mapping[str, Any], name: str) -> Iterator[Path]
     with _damage_reported(file):
         expected, size = header["files"][name], file.stat().st_size
         if size != expected["bytes"]:
-            raise ValueError(f"{size} bytes, {expected['bytes']} were written")
+            raise Refused(f"{size} bytes, {expected['bytes']} were written")
         if fingerprint(file)["sha256"] != expected["sha256"]:
-            raise ValueError("its sha256 is not the one that was written")
+            raise Refused("its sha256 is not the one that was written")
         yield file
 
 
@@ -244,13 +241,45 @@ def _checked(path: Path, header: Mapping[str, Any], name: str) -> Iterator[Path]
 def _damage_reported(file: Path) -> Iterator[None]:
     """Errors of whatever reads `file` become one UserError."""
     try:
-        yield
+        with refusing():
+            yield
     except FileNotFoundError:
         raise UserError(
             f"checkpoint {file.parent} is incomplete: {file.name} is missing; copy the whole folder"
         ) from None
-    except _DAMAGE as error:
+    except (OSError, Refused) as error:
         raise UserError(f"{file} is damaged ({first_line(error)}); copy it again or take another checkpoint") from None
+
+
+@contextlib.contextmanager
+def sized_by(checkpoint: Path | None) -> Iterator[None]:
+    """Inside the block, UserError for a network that needs more numbers than `checkpoint` has bytes: the sizes in a
+    checkpoint.json are believed only as far as the weights beside it reach. No bound where it is None."""
+    if checkpoint is None:
+        yield
+        return
+    file = checkpoint / MODEL if checkpoint.is_dir() else checkpoint
+    most, counted = _SMALL_NETWORK + (file.stat().st_size if file.exists() else 0), 0
+
+    def count(module: Any, name: str, value: Tensor | None) -> None:
+        nonlocal counted
+        counted += 0 if value is None else value.numel()
+        if counted > most:
+            raise UserError(
+                f"{checkpoint} does not hold the network that is asked for: its sizes need more than {most:,} numbers; "
+                "use the configuration it was trained with, or take another checkpoint"
+            )
+
+    modules = torch.nn.modules.module
+    hooks = (
+        modules.register_module_parameter_registration_hook(count),
+        modules.register_module_buffer_registration_hook(count),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _libraries() -> dict[str, str]:

@@ -7,6 +7,7 @@ and kept in `<path>.sha256`. `pooch` and `torch.hub` were considered: both start
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -17,6 +18,7 @@ import urllib.request
 from pathlib import Path
 
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import free_bytes, write_atomic
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.terminal import say
 
@@ -26,6 +28,11 @@ _ATTEMPTS = 5
 """Attempts in a row that bring no byte before giving up."""
 _TEMPORARY_ERRORS = (408, 416, 429)
 """HTTP errors below 500 after which another attempt may succeed."""
+
+
+_TAG_BYTES = 1000
+_TAG = re.compile(r'"?[\x21\x23-\x7e]{1,998}"?|[A-Z][a-z]{2}, [0-9A-Za-z :]{10,40}')
+"""A strong ETag, or the time of a Last-Modified."""
 
 
 class _Failed(Exception):
@@ -104,7 +111,7 @@ def _fetch(url: str, part: Path, *, progress: bool, timeout: float, patience: fl
 def _attempt(url: str, part: Path, *, progress: bool, timeout: float) -> None:
     """One request, from the end of `part` on. Raises `_Failed` if the connection ends before the file does."""
     # Without the tag of the first attempt nobody knows whether the rest belongs to the same file: start again.
-    tag = _tag_file(part).read_text() if _size(part) and _tag_file(part).exists() else ""
+    tag = _kept_tag(part) if _size(part) else ""
     begin = _size(part) if tag else 0
     headers = {"User-Agent": "diffusion-forcing"}
     if begin:
@@ -112,8 +119,14 @@ def _attempt(url: str, part: Path, *, progress: bool, timeout: float) -> None:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as reply:
             begin, total = _position(reply, begin)
-            tag = reply.headers.get("ETag") or reply.headers.get("Last-Modified") or ""
-            _tag_file(part).write_text("" if tag.startswith("W/") else tag)  # a weak tag does not mean the same bytes
+            now = reply.headers.get("ETag") or reply.headers.get("Last-Modified") or ""
+            if begin and now and now != tag:
+                part.unlink()
+                raise _Failed("the file on the server changed meanwhile")
+            if total is not None and total - begin > free_bytes(part.parent):
+                raise OSError(errno.ENOSPC, f"it needs {total - begin:,} bytes")
+            # A weak tag does not mean the same bytes.
+            write_atomic(_tag_file(part), "" if now.startswith("W/") or not _TAG.fullmatch(now) else now)
             _copy(reply, part, begin=begin, total=total, progress=progress)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -129,6 +142,8 @@ def _attempt(url: str, part: Path, *, progress: bool, timeout: float) -> None:
     except ValueError as error:
         raise _Failed(f"not an address: {error}", final=True) from error
     if total is not None and _size(part) != total:
+        if _size(part) > total:
+            part.unlink()
         raise _Failed(f"connection closed after {_size(part):,} of {total:,} bytes")
 
 
@@ -158,6 +173,15 @@ def _copy(reply: http.client.HTTPResponse, part: Path, *, begin: int, total: int
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
+
+
+def _kept_tag(part: Path) -> str:
+    """The tag of the bytes in `part`; empty where it is missing or damaged."""
+    try:
+        tag = _tag_file(part).read_bytes()[:_TAG_BYTES].decode("latin-1")
+    except OSError:
+        return ""
+    return tag if _TAG.fullmatch(tag) else ""
 
 
 def _tag_file(part: Path) -> Path:

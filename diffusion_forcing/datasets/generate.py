@@ -12,7 +12,6 @@ process is killed.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -25,11 +24,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.arrays import write_npz
 from diffusion_forcing.errors import UserError, check_minimum, explaining_os_errors, require
-from diffusion_forcing.files import locked, remove_leftovers, replacing, write_json
+from diffusion_forcing.files import locked, remove_leftovers, write_json
+from diffusion_forcing.limits import load_json, reading
 from diffusion_forcing.progress import Bar
 
 Episode = Mapping[str, NDArray[Any]]
@@ -63,18 +63,12 @@ class Simulator(Protocol):
         """Release what `make` opened."""
 
 
-def save_arrays(path: Path, arrays: Episode) -> None:
-    """Write a npz, whole or not at all; the bytes depend on the arrays only."""
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-
-
 def generate(
     simulator: Simulator,
     folder: Path,
     counts: Mapping[str, int],
     *,
-    save: Save = save_arrays,
+    save: Save = write_npz,
     workers: int = 0,
     progress: bool = True,
 ) -> list[Path]:
@@ -210,11 +204,8 @@ def _prepare_folder(folder: Path, recipe: Mapping[str, str | int | float], split
             remove_leftovers(folder / split)
         if not file.exists():
             write_json(file, recipe)
-        text = file.read_text()
-    try:
-        before = dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is damaged: {error}; remove it together with the episodes beside it") from error
+    with reading(file, "remove it together with the episodes beside it"):
+        before = load_json(file)
     different = [key for key in {**recipe, **before} if before.get(key) != recipe.get(key)]
     changes = "; ".join(f"{key} {before.get(key)!r}, not {recipe.get(key)!r}" for key in different)
     require(

@@ -23,11 +23,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from diffusion_forcing.arrays import map_npy, write_npy
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.files import locked, read_json, replacing, write_json
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 MAX_JUMP = 0.2
 """m: two steps farther apart are not one motion of D4RL's ball (5.3 m/s for 0.01 s is 0.053 m)."""
 MIN_STEPS = 2
@@ -75,8 +76,7 @@ class Store:
         return {"folder": self.folder}
 
     def _map(self, name: str) -> NDArray[Any]:
-        array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return array
+        return map_npy(self.folder / f"{name}.npy")
 
 
 def open_store(
@@ -92,7 +92,8 @@ def open_store(
     stamp = {"version": CACHE_VERSION, "size": stat.st_size, "time": stat.st_mtime_ns, "settings": settings}
 
     def is_current() -> bool:
-        return read_json(folder / "cache.json", {}).get("source") == stamp
+        note = read_json(folder / "cache.json", {})
+        return note.get("source") == stamp and note.get("sizes") == _sizes(folder)
 
     if not is_current():
         with (
@@ -104,10 +105,16 @@ def open_store(
                 with replacing(folder) as temporary:
                     temporary.mkdir()
                     for name in ("observations", "actions", "rewards"):
-                        np.save(temporary / f"{name}.npy", np.ascontiguousarray(steps[name], dtype=np.float32))
-                    np.save(temporary / "episodes.npy", _episodes(steps, max_jump))
-                    write_json(temporary / "cache.json", {"source": stamp, "statistics": _statistics(steps)})
+                        write_npy(temporary / f"{name}.npy", np.asarray(steps[name], np.float32))
+                    write_npy(temporary / "episodes.npy", _episodes(steps, max_jump))
+                    note = {"source": stamp, "statistics": _statistics(steps), "sizes": _sizes(temporary)}
+                    write_json(temporary / "cache.json", note)
     return Store(folder)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each array in a cache's folder: one that is missing or cut off makes the cache anew."""
+    return {file.name: file.stat().st_size for file in sorted(folder.glob("*.npy"))}
 
 
 def _episodes(steps: Steps, max_jump: float) -> NDArray[np.int64]:

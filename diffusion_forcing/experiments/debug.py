@@ -26,6 +26,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 from torch.utils.data import Subset
 from torch.utils.hooks import RemovableHandle
 
+from diffusion_forcing.checkpoints.format import sized_by
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import replacing
 from diffusion_forcing.tracking.run import Run
@@ -55,7 +56,8 @@ def rehearse(
     small = experiment_class.one_batch(options["experiment"])  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory(prefix="diffusion-forcing-debug-") as folder:
         run = Run.create(Path(folder), "debug")
-        algorithm = classes["algorithm"](options["algorithm"])
+        with sized_by(load):
+            algorithm = classes["algorithm"](options["algorithm"])
         dataset = first_batches(classes["dataset"](options["dataset"]), small)
         experiment = experiment_class(
             small, dataset=dataset, algorithm=algorithm, run=run, seed=seed, debug=True, load=load

@@ -159,7 +159,8 @@ class ForecastingExperiment(BaseExperiment):
 
     def _prepare(self, *, weights: bool = True, data: bool = True) -> None:
         self._read()
-        self.algorithm.adapt(self.dataset.spec)
+        with native.sized_by(self.load or self.resume):
+            self.algorithm.adapt(self.dataset.spec)
         self.algorithm.score = self._score
         super()._prepare(weights=weights, data=data)
 

@@ -174,6 +174,7 @@ def perform(plan: Plan, run: Any) -> None:
     """Build the three parts and run the tasks in order, with results written to `run`."""
     import torch
 
+    from diffusion_forcing.checkpoints.format import sized_by
     from diffusion_forcing.experiments.debug import rehearse
     from diffusion_forcing.experiments.loader import seed_all
 
@@ -187,10 +188,12 @@ def perform(plan: Plan, run: Any) -> None:
     seed_all(settings.seed)
     torch.autograd.set_detect_anomaly(settings.debug)
     resumes = plan.resumed is not None and not plan.new_job
+    with sized_by(plan.checkpoint):
+        algorithm = classes["algorithm"](options["algorithm"])
     experiment = classes["experiment"](
         options["experiment"],
         dataset=classes["dataset"](options["dataset"]),
-        algorithm=classes["algorithm"](options["algorithm"]),
+        algorithm=algorithm,
         run=run,
         seed=settings.seed,
         debug=settings.debug,

@@ -59,7 +59,8 @@ def _serve(plan: Plan, options: ServeOptions) -> None:
     from diffusion_forcing.serve.policy_server import PolicyServer
 
     seed_all(plan.settings.seed)
-    robot = plan.classes["algorithm"](plan.options["algorithm"])
+    with native.sized_by(plan.checkpoint):
+        robot = plan.classes["algorithm"](plan.options["algorithm"])
     if not isinstance(robot, Robot):
         raise UserError(f"serve-policy needs a robot's policy, got {type(robot).__name__}; choose algorithm=df_robot")
     assert plan.checkpoint is not None

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion_forcing.files import write_atomic
+from diffusion_forcing.arrays import read_npy, write_npy
+from diffusion_forcing.files import replacing
+from diffusion_forcing.limits import Refused
 from diffusion_forcing.metrics.frechet import frechet_report
 from diffusion_forcing.metrics.i3d import CLASSES, I3D, MIN_FRAMES, RESOLUTION
 from diffusion_forcing.metrics.inception import Inception
@@ -56,17 +57,16 @@ def i3d_features(
     frames = check_frames(frames, metric="FVD", length=MIN_FRAMES, grey_or_colour=True)
     kept = None if cache is None else cache / f"i3d-{_fingerprint(frames, network)}.npy"
     if kept is not None:
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            features: NDArray[np.float32] = np.load(kept, allow_pickle=False)
+        with contextlib.suppress(OSError, Refused):
+            features: NDArray[np.float32] = read_npy(kept)
             if features.shape == (len(frames), CLASSES) and features.dtype == np.float32:
                 return features
     features = _run(network, frames, batch, i3d_input)
     if kept is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, features)
         with contextlib.suppress(OSError):  # then they are computed again next time
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(kept, buffer.getvalue())
+            with replacing(kept) as temporary:
+                write_npy(temporary, features)
     return features
 
 

@@ -25,12 +25,16 @@ from torch import Tensor
 
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError, first_line
+from diffusion_forcing.limits import Refused, check_ratio
+from diffusion_forcing.pickles import check_torch_file
 from diffusion_forcing.released import sizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _NETWORKS = ("diffusion_model.model.", "transition_model.model.", "transition_model.x_from_z.")
 _BESIDE = ("init_z", "init_encoder.")
 _SHARED = ".freqs"
+_SMALL = 1 << 30
+"""Bytes of tensors that any file may hold."""
 
 
 def trained(keys: Iterable[str]) -> list[str]:
@@ -106,7 +110,7 @@ def load(path: Path) -> LoadedCheckpoint:
             read_sizes = sizes.of_video if task == "video" else sizes.of_planning
             metadata = read_sizes(weights, tables, statistics)
             weights = sizes.our_names(weights) if task == "video" else weights
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, ValueError, ArithmeticError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{path} is an incomplete {task} checkpoint ({error} is missing or misshapen); get it again"
         ) from None
@@ -118,7 +122,7 @@ def load(path: Path) -> LoadedCheckpoint:
         weights=weights,
         statistics=statistics,
         buffers=tables,
-        step=step if isinstance(step, int) else 0,
+        step=step if isinstance(step, int) and 0 <= step < 2**63 else 0,
         optimizer=state_by_name(content, state, _renaming(recurrent, task)),
     )
 
@@ -153,9 +157,11 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path} is not a checkpoint (neither a PyTorch file nor one of our folders); pass load=<a checkpoint>"
         )
     try:
+        check_torch_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on the pickle of a file that is refused, or fine
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        check_tensors(content, size)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it names {named[1]}" if named else "it is not made of tensors and plain values"
@@ -168,6 +174,23 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; pass load=<a checkpoint>")
     return content
+
+
+def check_tensors(content: Any, stored: int) -> None:
+    """`Refused` for tensors in nested containers that share their numbers, as an expanded one does, so often that copies
+    exceed `stored` bytes many times."""
+    seen, left, whole = set(), [content], 0
+    while left:
+        one = left.pop()
+        if isinstance(one, Tensor):
+            if one.layout != torch.strided or one.device.type != "cpu":
+                raise Refused(f"holds a tensor of layout {one.layout} on {one.device}")
+            whole += one.numel() * one.element_size()
+        elif isinstance(one, Mapping | list | tuple | set | frozenset) and id(one) not in seen:
+            seen.add(id(one))
+            left += one.values() if isinstance(one, Mapping) else one
+    if whole > _SMALL:
+        check_ratio(whole, stored)
 
 
 def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -29,13 +29,16 @@ from diffusion_forcing.algorithms.base import DiffusionOptions, TransformerOptio
 from diffusion_forcing.algorithms.planning.algorithm import PlanningOptions
 from diffusion_forcing.algorithms.planning.guidance import RELEASED_BATCH
 from diffusion_forcing.algorithms.video import UNetOptions, VideoDiffusionOptions, VideoOptions
+from diffusion_forcing.arrays import read_npy
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.diffusion import build_schedule
 from diffusion_forcing.diffusion.schedules import BETA_SCHEDULES
 from diffusion_forcing.errors import UserError, did_you_mean, first_line
+from diffusion_forcing.limits import check_limit
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.unet3d import UNet3D
+from diffusion_forcing.pickles import check_torch_file
 
 LINES = {"rnn": "the paper's RNN line", "v1.5": "the attention line (v1.5)"}
 _RESOLUTION = 256  # any that can be halved as often as a released U-Net does: its parameters do not depend on it
@@ -245,9 +248,11 @@ def _read_statistic(name: str, path: Path) -> float | list[Any]:
     """The number, or the numbers of each colour, in the array that `path` holds. Nothing in the file is run."""
     try:
         if path.suffix == ".pt":
+            check_torch_file(path)
             array = torch.load(path, map_location="cpu", weights_only=True).numpy()
         else:
-            array = np.load(path, allow_pickle=False)
+            array = read_npy(path)
+        check_limit("PIXELS", array.size, "a statistic")
         values = np.asarray(array, dtype=np.float64).flatten().tolist()
     except Exception as error:  # torch and NumPy raise many kinds for a file that is none of theirs
         reason = getattr(error, "strerror", None) or first_line(error)

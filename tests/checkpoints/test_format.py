@@ -211,7 +211,7 @@ def test_a_damaged_training_state_whose_sha256_was_recorded_is_named(saved: Path
     ("content", "said"),
     [
         ('{"name": "left-pad", "version": "1.0.0"}', "was not written by this project"),
-        ("[1, 2]", "was not written by this project"),
+        ("[1, 2]", "holds a JSON list"),
         ('{"format": "diffusion', "cannot be read"),
         ("\x00\xff", "cannot be read"),
         (json.dumps({"format": native.FORMAT, "version": 1, "step": 3}), "is damaged"),

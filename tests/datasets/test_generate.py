@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_written_and_a_damaged_recipe_are_user_errors(tm
         make(noise, tmp_path / "file")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "recipe.json").write_text('{"seed": ')
-    with pytest.raises(UserError, match=r"recipe.json is damaged"):
+    with pytest.raises(UserError, match=r"recipe.json cannot be read"):
         make(noise, tmp_path / "set")
     with pytest.raises(UserError, match="workers must be at least 0"):
         make(noise, tmp_path / "set", workers=-1)

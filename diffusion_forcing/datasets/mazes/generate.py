@@ -13,19 +13,22 @@ for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.arrays import read_npz, write_npz
 from diffusion_forcing.datasets.mazes import d4rl
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import PointMass, build_model, draw_goal, draw_start, reached
 from diffusion_forcing.environments.mazes.waypoint import WaypointController
 from diffusion_forcing.errors import explaining_os_errors
-from diffusion_forcing.files import replacing
+from diffusion_forcing.limits import Refused, refusing
 from diffusion_forcing.progress import Bar
 
 SHARD_STEPS = 50_000
@@ -33,7 +36,7 @@ SHARD_STEPS = 50_000
 _ALGORITHM = 1
 """Raised whenever the same options give other data, so that shards of an older version are not continued."""
 
-Arrays = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[Any]]
 
 
 def generate(
@@ -61,19 +64,28 @@ def generate(
         partial.mkdir(parents=True, exist_ok=True)
         for begin in range(0, num_steps, SHARD_STEPS):
             size, file = min(SHARD_STEPS, num_steps - begin), partial / f"v{_ALGORITHM}-{len(shards):05d}.npz"
-            if not file.exists():
+            shard = _stored(file, size)
+            if shard is None:
                 if shards:
                     collector.set_state(shards[-1])
-                steps = collector.collect(len(shards), num_steps=size)
-                with replacing(file) as temporary, open(temporary, "wb") as stream:
-                    np.savez(stream, **steps, **collector.state())  # type: ignore[arg-type]
-            with np.load(file) as stored:
-                shards.append(dict(stored))
+                shard = {**collector.collect(len(shards), num_steps=size), **collector.state()}
+                write_npz(file, shard)
+            shards.append(shard)
             bar.advance(size)
         keys = [key for key in shards[0] if not key.startswith("state/")]
         arrays = {key: np.concatenate([shard[key] for shard in shards]) for key in keys}
         d4rl.write(path, arrays, attributes=attributes)
     shutil.rmtree(partial)
+
+
+def _stored(file: Path, size: int) -> Arrays | None:
+    """The shard of `size` steps in `file`; None where it is missing or torn."""
+    with contextlib.suppress(FileNotFoundError, Refused), refusing():
+        shard = read_npz(file)
+        json.loads(str(shard["state/json"]))
+        if {"state/ball", "observations"} <= shard.keys() and len(shard["observations"]) == size:
+            return shard
+    return None
 
 
 class Collector:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.mazes.d4rl import open_hdf5
+from diffusion_forcing.datasets import hdf5
 from diffusion_forcing.datasets.windows import Steps
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import reached
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.limits import check_expansion, reading
 
 _ORIGIN = 0.7
 """m: from the outer corner of D4RL's map to the origin of its frame."""
@@ -88,24 +88,26 @@ def read(folder: Path, maze: Maze) -> Steps:
 
 
 def _from_hdf5(path: Path) -> Iterator[Episode]:
-    with open_hdf5(path) as file:
-        names = sorted((name for name in file if re.fullmatch(r"episode_\d+", name)), key=lambda name: int(name[8:]))
-        for name in names:
-            group = file[name]
-            observations = group.get("observations")
-            if isinstance(observations, h5py.Group):
-                observations = observations.get("observation")
-            if not isinstance(observations, h5py.Dataset) or not isinstance(group.get("actions"), h5py.Dataset):
+    whole = 0
+    with hdf5.open_hdf5(path, "get the data set again") as file:
+        for name in hdf5.children(file, "episode_"):
+            group = hdf5.member(file, name)
+            is_group = isinstance(group, h5py.Group)
+            observations, actions = (_observations(group), hdf5.numbers(group, "actions")) if is_group else (None, None)
+            if observations is None or actions is None:
                 raise UserError(
                     f"{path}: {name} has no observations or actions; it is not a Minari data set of PointMaze"
                 )
-            try:
-                episode = observations[:], group["actions"][:]
-            except OSError as error:
-                raise UserError(
-                    f"{path}: {name} cannot be read, the file is damaged; get the data set again"
-                ) from error
-            yield _checked(episode, f"{path}: {name}")
+            whole += observations.nbytes + actions.nbytes
+            check_expansion(whole, path.stat().st_size, f"the episodes up to {name}")
+            yield _checked((observations, actions), f"{path}: {name}")
+
+
+def _observations(episode: h5py.Group) -> NDArray[Any] | None:
+    found = hdf5.member(episode, "observations")
+    return (
+        hdf5.numbers(found, "observation") if isinstance(found, h5py.Group) else hdf5.numbers(episode, "observations")
+    )
 
 
 def _from_package(folder: Path) -> Iterator[Episode]:
@@ -115,25 +117,22 @@ def _from_package(folder: Path) -> Iterator[Episode]:
         raise UserError(
             f"{folder} is not in Minari's HDF5 format; reading it needs pip install 'diffusion-forcing[minari]'"
         ) from error
-    try:
-        episodes = MinariDataset(folder / "data").iterate_episodes()
-        for episode in episodes:
+    with reading(folder, "get the data set again"):
+        for episode in MinariDataset(folder / "data").iterate_episodes():
             observations = episode.observations
             observations = observations["observation"] if isinstance(observations, dict) else observations
             yield _checked((np.asarray(observations), np.asarray(episode.actions)), f"{folder}: episode {episode.id}")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is not a readable Minari data set ({error}); get it again") from error
 
 
 def _checked(episode: Episode, where: str) -> Episode:
     """The episode, without its last action where no observation follows it."""
     observations, actions = episode
-    if len(observations) == len(actions):
+    if observations.ndim and observations.shape[:1] == actions.shape[:1]:
         actions = actions[:-1]
     if observations.ndim != 2 or observations.shape[1] != 4 or actions.shape != (len(observations) - 1, 2):
         raise UserError(
             f"{where} has observations {observations.shape} and actions {actions.shape}, expected (T + 1, 4) or (T, 4), and (T, 2)"
         )
-    if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
+    if not all(np.isfinite(values.astype(np.float32)).all() for values in episode):
         raise UserError(f"{where} has numbers that are not finite (NaN or infinity); get the data set again")
     return observations, actions

@@ -16,13 +16,13 @@ each to a goal four cells away. An action is the unit vector to the next cell's 
 from __future__ import annotations
 
 import math
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.arrays import read_npz, write_npz
 from diffusion_forcing.datasets.windows import Steps
 from diffusion_forcing.environments.mazes.layout import NEIGHBOURS, Maze
 from diffusion_forcing.environments.mazes.point import (
@@ -33,7 +33,7 @@ from diffusion_forcing.environments.mazes.point import (
     noisy_centre,
 )
 from diffusion_forcing.errors import UserError, explaining_os_errors
-from diffusion_forcing.files import replacing
+from diffusion_forcing.limits import reading
 from diffusion_forcing.progress import Bar
 
 Kind = Literal["navigate", "stitch"]
@@ -57,17 +57,14 @@ def read(path: Path) -> Steps:
     `UserError` for a file that is damaged or no npz, lacks an array, has other shapes or values that are not finite, or
     marks no end of a trajectory.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in REQUIRED if key not in file]
-            if missing:
-                raise UserError(
-                    f"{path} has no {', '.join(missing)}; OGBench's files have {', '.join(REQUIRED)}, "
-                    f"this one has {', '.join(file) or 'nothing'}"
-                )
-            arrays = {key: file[key] for key in REQUIRED}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable npz file (empty, truncated or damaged?); {_REMEDY}") from error
+    with reading(path, _REMEDY):
+        arrays = read_npz(path)
+    missing = [key for key in REQUIRED if key not in arrays]
+    if missing:
+        raise UserError(
+            f"{path} has no {', '.join(missing)}; OGBench's files have {', '.join(REQUIRED)}, "
+            f"this one has {', '.join(list(arrays)[:8]) or 'nothing'}"
+        )
     count = len(arrays["observations"]) if arrays["observations"].ndim else 0
     for key, width in REQUIRED.items():
         array = arrays[key]
@@ -76,8 +73,9 @@ def read(path: Path) -> Steps:
                 f"{path}: {key} has shape {array.shape} and type {array.dtype}, PointMaze's has ({count or 'N'}, "
                 f"{', '.join(map(str, width))}) numbers".replace(", )", ",)")
             )
-        if not np.isfinite(array).all():
-            row = np.argwhere(~np.isfinite(array))[0, 0]
+        finite = np.isfinite(array.astype(np.float32))
+        if not finite.all():
+            row = np.argwhere(~finite)[0, 0]
             raise UserError(f"{path}: {key} of step {row} is not finite (NaN or infinity); {_REMEDY}")
     ends = arrays["terminals"] > 0
     if not ends.any():
@@ -93,8 +91,7 @@ def read(path: Path) -> Steps:
 def write(path: Path, trajectories: list[Arrays]) -> None:
     """Write trajectories to `path`, whole or not at all."""
     arrays = {key: np.concatenate([each[key] for each in trajectories]) for key in trajectories[0]}
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    write_npz(path, arrays, compressed=True)
 
 
 def generate(

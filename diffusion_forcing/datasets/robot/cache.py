@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.arrays import map_npy, write_npy
 from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, check_camera
 from diffusion_forcing.errors import require
 from diffusion_forcing.files import replacing
+from diffusion_forcing.limits import VARIABLE, Refused, limit
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.terminal import say
 
@@ -29,9 +31,9 @@ class FrameCache:
         self._source, self._size, self._write = source, size, write
         self._folder = source.root / ".frames" / str(size)
 
-    def read(self, split: str, cameras: Sequence[str], bar: Bar, *, max_bytes: float) -> list[Demonstration]:
+    def read(self, split: str, cameras: Sequence[str], bar: Bar) -> list[Demonstration]:
         """All demonstrations of a split, with images (N + 1, size, size, 3). `UserError` where one is damaged, or
-        images exceed `max_bytes`."""
+        images exceed the limit FRAMES_BYTES."""
         for camera in cameras:
             check_camera(self._source, camera)
         demonstrations, size = [], 0
@@ -40,9 +42,9 @@ class FrameCache:
             shape = (len(episode["actions"]) + 1, self._size, self._size, 3)
             size += len(cameras) * int(np.prod(shape))
             require(
-                size <= max_bytes,
-                f"the images of {self._source.root} at resolution {self._size} exceed {max_bytes / 1e9:.0f} GB; "
-                "lower dataset.resolution",
+                size <= limit("FRAMES_BYTES"),
+                f"the images of {self._source.root} at resolution {self._size} exceed {limit('FRAMES_BYTES') / 1e9:g} GB; "
+                f"lower dataset.resolution, or raise {VARIABLE}FRAMES_BYTES",
             )
             for camera in cameras:
                 episode[camera] = self._images(split, index, camera, shape)
@@ -62,8 +64,8 @@ class FrameCache:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for old in self._folder.glob(f"{glob.escape(name)}.????????.npy"):
                     old.unlink(missing_ok=True)
-                with replacing(file) as temporary, open(temporary, "wb") as stream:
-                    np.save(stream, images)
+                with replacing(file) as temporary:
+                    write_npy(temporary, images)
                 cached = _map(file, shape)
             except OSError as error:
                 say(f"decoded images are kept in memory only: cannot write {self._folder}: {error.strerror or error}")
@@ -74,7 +76,7 @@ class FrameCache:
 def _map(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """The array in `file`, memory-mapped; None where it is missing or damaged."""
     try:
-        array = np.asarray(np.load(file, mmap_mode="r"))
-    except (OSError, ValueError, EOFError):
+        array = map_npy(file)
+    except (OSError, Refused):
         return None
     return array if array.shape == shape and array.dtype == np.uint8 else None

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_forcing.datasets.generate import save_arrays
+from diffusion_forcing.arrays import write_npz
 from diffusion_forcing.datasets.robot.files import NOTE, RobotFiles, video_file
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.lerobot_writer import LeRobotOptions, write_lerobot
@@ -137,4 +137,4 @@ def _write_one(source: RobotSource, split: str, index: int, path: Path, options:
             arrays.pop(f"frames.{camera}", None)
     # The length of a video is stored only where it exceeds that of the demonstration.
     needed = len(arrays["actions"]) + 1
-    save_arrays(path, {key: array for key, array in arrays.items() if not key.startswith("frames.") or array != needed})
+    write_npz(path, {key: array for key, array in arrays.items() if not key.startswith("frames.") or array != needed})

@@ -25,13 +25,12 @@ from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.released import is_released
 from diffusion_forcing.datasets.robot.source import SPLITS, RobotSource
 from diffusion_forcing.errors import check_minimum, require
+from diffusion_forcing.limits import limit
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.terminal import say
 
 CAMERAS = ("front", "over")
 """The simulator's cameras."""
-MAX_BYTES = 8e9
-"""Limit for decoded images, which stay mapped into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,7 @@ class RobotDataset:
         total = sum(source.counts.get(split, 0) for split in SPLITS)
         with Bar("reading demonstrations", total=total, unit="episodes", show=progress) as bar:
             cache = FrameCache(source, self.options.resolution, write=self.options.cache)
-            episodes = {split: cache.read(split, self.cameras, bar, max_bytes=MAX_BYTES) for split in SPLITS}
+            episodes = {split: cache.read(split, self.cameras, bar) for split in SPLITS}
         require(
             bool(episodes["training"]), f"{self._root} has no training demonstrations; choose another dataset.save_dir"
         )
@@ -122,11 +121,12 @@ class RobotDataset:
             not is_foreign(root), f"{root} has demonstrations that were not generated; choose another dataset.save_dir"
         )
         simulator, total = self._simulator(), sum(self._counts.values())
+        most = limit("FRAMES_BYTES")
         size = total * (simulator.frames + 1) * options.n_cameras * 3 * options.resolution**2
         require(
-            size <= MAX_BYTES,
+            size <= most,
             f"{total:,} demonstrations at resolution {options.resolution} need {size / 1e9:.0f} GB of memory, "
-            f"at most {MAX_BYTES / 1e9:.0f}; lower dataset.num_episodes or dataset.resolution",
+            f"at most {most / 1e9:g}; lower dataset.num_episodes or dataset.resolution",
         )
         require(
             set(self.cameras) <= set(CAMERAS),

@@ -7,7 +7,6 @@ length of a video that continues after the last action.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.generate import save_arrays
-from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, check_actions, reading, stamp_of
+from diffusion_forcing.arrays import read_npz, write_npz
+from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, check_actions, check_fps, reading, stamp_of
 from diffusion_forcing.datasets.robot.video import read_video, write_video
 from diffusion_forcing.errors import require
 from diffusion_forcing.files import replacing
+from diffusion_forcing.limits import Refused, load_json
 
 RATE = 10
 """Frames and actions per second of the demonstrations made here."""
@@ -53,12 +53,13 @@ class RobotFiles:
         path = self.file(split, index)
         stored = _read_npz(path)
         needed = len(stored["actions"]) + 1
-        expected = int(stored.get(f"frames.{camera}", needed))
         video = video_file(path, camera)
         with reading(video, _REMEDY):
-            frames = read_video(video, size)
+            expected = int(stored.get(f"frames.{camera}", needed))
+            frames = read_video(video, size, most=expected + 1)
             if len(frames) != expected or expected < needed:
-                raise ValueError(f"it has {len(frames)} frames for {needed - 1} actions, expected {expected}")
+                more = " or more" if len(frames) > expected else ""
+                raise Refused(f"has {len(frames)} frames{more} for {needed - 1} actions, expected {expected}")
         return frames[:needed]
 
     def stamp(self, split: str, index: int, camera: str) -> str:
@@ -79,7 +80,7 @@ class RobotFiles:
         if not note.exists():
             return RATE
         with reading(note, "convert the set again"):
-            return float(json.loads(note.read_text())["fps"])
+            return check_fps(load_json(note)["fps"])
 
 
 def save_demonstration(path: Path, episode: Mapping[str, NDArray[Any]], fps: float = RATE) -> None:
@@ -88,7 +89,7 @@ def save_demonstration(path: Path, episode: Mapping[str, NDArray[Any]], fps: flo
     for camera, frames in images.items():
         with replacing(video_file(path, camera)) as temporary:
             write_video(temporary, frames, fps)
-    save_arrays(path, {name: array for name, array in episode.items() if name not in images})
+    write_npz(path, {name: array for name, array in episode.items() if name not in images})
 
 
 def video_file(path: Path, camera: str) -> Path:
@@ -97,6 +98,6 @@ def video_file(path: Path, camera: str) -> Path:
 
 
 def _read_npz(path: Path) -> Demonstration:
-    with reading(path, _REMEDY), np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    with reading(path, _REMEDY):
+        arrays = read_npz(path)
         return {**arrays, "actions": check_actions(arrays["actions"])}

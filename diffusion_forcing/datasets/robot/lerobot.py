@@ -10,8 +10,6 @@ and PyAV; the package lerobot is not needed.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
@@ -21,18 +19,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.datasets.parquet import import_pyarrow, read_schema, read_table
 from diffusion_forcing.datasets.robot.source import (
     ACTION,
     Demonstration,
     check_actions,
     check_camera,
+    check_fps,
     check_quaternions,
     default_splits,
     reading,
     stamp_of,
 )
-from diffusion_forcing.datasets.robot.video import read_image, read_segment, squeeze
+from diffusion_forcing.datasets.robot.video import read_image, read_segment, stack
 from diffusion_forcing.errors import UserError, require
+from diffusion_forcing.files import is_plain
+from diffusion_forcing.limits import Refused, load_json
 from diffusion_forcing.terminal import say
 
 VERSION = "v3.0"
@@ -48,22 +50,18 @@ IMAGES = "observation.images."
 STATE = "observation.state"
 _VALIDATION = ("validation", "val", "valid", "test")
 """Names of the split used for validation; the first that exists."""
+_FIELD = re.compile(r"\{(?P<name>chunk_index|file_index|video_key)(?::0?(?P<width>[0-9])d)?\}")
+"""What a template of file names may hold, such as {chunk_index:03d}."""
+_EXTRA = re.compile(r"(?P<kind>frame|episode)\.(?P<name>[A-Za-z_]\w*)", re.ASCII)
+"""Columns beside LeRobot's that are kept in a demonstration."""
+_MOST = 2**53
+"""Numbers of episodes and files are below it."""
 _CONVERTER = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
 
 
 def is_lerobot(root: Path) -> bool:
     """Whether a folder is a LeRobot set, of any version."""
     return (root / INFO).exists() or (root / "meta" / "episodes.jsonl").exists()
-
-
-def import_pyarrow() -> Any:
-    """pyarrow and pyarrow.parquet; UserError where it is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as missing:
-        raise UserError("LeRobot data sets need pyarrow: pip install -c constraints.txt -e '.[robot]'") from missing
-    return pyarrow
 
 
 class LeRobotSet:
@@ -74,16 +72,13 @@ class LeRobotSet:
         self.root = root
         info = self._read_info()
         with reading(root / INFO):
-            self.fps = float(info["fps"])
-            if not 0 < self.fps < 1e4:
-                raise ValueError(f"fps is {self.fps}, expected frames per second")
+            self.fps = check_fps(info["fps"])
             self._features = {str(key): dict(feature) for key, feature in info["features"].items()}
             self._data_path, self._video_path = info.get("data_path") or DATA, info.get("video_path") or VIDEOS
-            self.splits = _splits(info.get("splits") or {}, int(info["total_episodes"]))
+            self.splits = _splits(info.get("splits") or {}, _count(info["total_episodes"]))
+            self._cameras = _cameras(self._features)
+            self._orders = {"action": self._action_order(), STATE: _order(_names(self._features.get(STATE, {})))}
         self.counts = {split: len(numbers) for split, numbers in self.splits.items()}
-        kinds = {key: feature.get("dtype") for key, feature in self._features.items()}
-        self._cameras = {key.removeprefix(IMAGES): key for key, kind in kinds.items() if kind in ("video", "image")}
-        self._orders = {"action": self._action_order(), STATE: _order(_names(self._features.get(STATE, {})))}
         self._episodes = self._read_episodes()
         self._rows = lru_cache(1)(self._read_rows)
 
@@ -95,25 +90,29 @@ class LeRobotSet:
         episode = self._episode(split, index)
         number, path = episode["episode_index"], self._data_file(episode)
         rows = self._rows(path)
-        own = np.flatnonzero(rows["episode_index"] == number)
-        require(
-            len(own) == episode["length"] >= 2,
-            f"{path} has {len(own)} rows of episode {number}, meta/episodes says {episode['length']} (at least 2)",
-        )
-        if "frame_index" in rows:
-            own = own[np.argsort(rows["frame_index"][own], kind="stable")]
+        with reading(path):
+            own = np.flatnonzero(rows["episode_index"] == number)
+            require(
+                len(own) == episode["length"] >= 2,
+                f"{path} has {len(own)} rows of episode {number}, meta/episodes says {episode['length']} (at least 2)",
+            )
+            if "frame_index" in rows:
+                own = own[np.argsort(rows["frame_index"][own], kind="stable")]
         with reading(path, f"episode {number} has other actions than ours"):
             actions = check_actions(rows["action"][own])[:, self._orders["action"]]
             check_quaternions(actions)
         demonstration: Demonstration = {"actions": np.ascontiguousarray(actions[:-1])}
-        for key, values in rows.items():
-            if key == STATE:
-                order = self._orders[STATE]
-                demonstration["states"] = values[own] if order is None else np.ascontiguousarray(values[own][:, order])
-            elif key.startswith("frame."):
-                demonstration[key.removeprefix("frame.")] = values[own]
-            elif key.startswith("episode."):
-                demonstration[key.removeprefix("episode.")] = values[own[0]].reshape(-1)
+        with reading(path):
+            for key, values in rows.items():
+                kind, _, name = key.partition(".")
+                if key == STATE:
+                    order = self._orders[STATE]
+                    demonstration["states"] = values[own] if order is None else values[own][:, order]
+                elif kind in ("frame", "episode"):
+                    demonstration[name] = values[own] if kind == "frame" else values[own[0]].reshape(-1)
+            for name, array in demonstration.items():
+                if not np.isfinite(array).all():
+                    raise Refused(f"has {name} that are not finite in episode {number}")
         return demonstration
 
     def images(self, split: str, index: int, camera: str, size: int | None = None) -> NDArray[np.uint8]:
@@ -123,8 +122,7 @@ class LeRobotSet:
             if self._features[key]["dtype"] == "video":
                 start = self._number(episode, f"videos/{key}/from_timestamp")
                 return read_segment(path, start, episode["length"], self.fps, size)
-            images = np.stack([read_image(data) for data in self._image_files(path, key, episode)])
-            return images if size is None else squeeze(images, size)
+            return stack(map(read_image, self._image_files(path, key, episode)), size)
 
     def stamp(self, split: str, index: int, camera: str) -> str:
         """See `RobotSource`. The metadata count too: they say where in a file the images are."""
@@ -140,7 +138,7 @@ class LeRobotSet:
         path, remedy = self.root / INFO, f"convert older sets with LeRobot's own {_CONVERTER}"
         require(path.exists(), f"{self.root} is not a LeRobot set of version {VERSION}: {INFO} is missing; {remedy}")
         with reading(path):
-            info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            info = load_json(path)
             version = str(info["codebase_version"])
         require(
             version.startswith("v3."),
@@ -151,21 +149,26 @@ class LeRobotSet:
     def _file(self, template: str, episode: Mapping[str, Any], kind: str, **parts: str) -> Path:
         """The file of an episode that `template` names. kind: prefix of its numbers in meta/episodes."""
         numbers = {name: int(self._number(episode, f"{kind}/{name}")) for name in ("chunk_index", "file_index")}
-        try:
-            name = Path(template.format(**numbers, **parts))
-        except (KeyError, IndexError, ValueError) as error:
-            raise UserError(f"{self.root / INFO}: {template!r} is not a template of file names") from error
-        is_outside = name.is_absolute() or ".." in name.parts
-        require(not is_outside, f"{self.root / INFO}: {template!r} points outside the set")
+        values: dict[str, Any] = {**numbers, **parts}
+
+        def fill(field: re.Match[str]) -> str:
+            width, value = int(field["width"] or 0), values.get(field["name"], field[0])
+            return f"{value:0{width}d}" if isinstance(value, int) else str(value)
+
+        name = _FIELD.sub(fill, str(template))
+        is_name = name.isprintable() and not {"{", "}", "\\"} & set(name)
+        require(is_name, f"{self.root / INFO}: {str(template)[:80]!r} is not a template of file names")
+        is_outside = Path(name).is_absolute() or ".." in Path(name).parts
+        require(not is_outside, f"{self.root / INFO}: {str(template)[:80]!r} points outside the set")
         return self.root / name
 
     def _action_order(self) -> list[int]:
         """The place of each number of our action in theirs."""
         feature = self._features.get("action", {})
-        shape = list(feature.get("shape") or [])
+        shape = feature.get("shape")
         require(
             shape == [len(ACTION)],
-            f"{self.root}: its feature 'action' has shape {shape}, expected 8 numbers: {' '.join(ACTION)}",
+            f"{self.root}: its feature 'action' has shape {str(shape)[:40]}, expected [8], numbers: {' '.join(ACTION)}",
         )
         names = _names(feature)
         order = _order(names)
@@ -187,12 +190,17 @@ class LeRobotSet:
         )
         episodes = {}
         for file in files:
-            with reading(file), import_pyarrow().parquet.ParquetFile(file) as parquet:
-                columns = [name for name in parquet.schema_arrow.names if not name.startswith("stats/")]
-                rows = parquet.read(columns=columns).to_pylist()
-            for row in rows:
-                for column in ("episode_index", "length"):
-                    row[column] = int(self._number(row, column))
+            with reading(file):
+                names = [
+                    name for name in _columns(file) if name.startswith(("episode_index", "length", "data/", "videos/"))
+                ]
+                columns = {
+                    name: column.to_pylist() for name, column in zip(names, read_table(file, names), strict=True)
+                }
+            for number in range(len(next(iter(columns.values()), []))):
+                row = {name: column[number] for name, column in columns.items()}
+                for name in ("episode_index", "length"):
+                    row[name] = int(self._number(row, name))
                 episodes[row["episode_index"]] = row
         return episodes
 
@@ -203,7 +211,7 @@ class LeRobotSet:
     def _number(self, episode: Mapping[str, Any], column: str) -> float:
         """A number of meta/episodes; pandas may have stored a whole one as a float."""
         value = episode.get(column)
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if not isinstance(value, int | float) or not 0 <= value < _MOST:
             raise UserError(
                 f"{self.root}: {column} of episode {episode.get('episode_index')} in meta/episodes is {value}, "
                 "expected a number from 0 on; download the set again"
@@ -220,27 +228,57 @@ class LeRobotSet:
 
     def _read_rows(self, path: Path) -> dict[str, NDArray[Any]]:
         """The needed columns of a data file as arrays, one row per frame."""
-        with reading(path), import_pyarrow().parquet.ParquetFile(path) as parquet:
-            names = parquet.schema_arrow.names
+        reserved = {"actions", "states", "file", *self._cameras}
+        with reading(path):
             optional = [
-                name for name in names if name in ("frame_index", STATE) or name.startswith(("frame.", "episode."))
+                name
+                for name in _columns(path)
+                if name in ("frame_index", STATE)
+                or ((found := _EXTRA.fullmatch(name)) and found["name"] not in reserved)
             ]
             columns = ["action", "episode_index", *optional]
-            table = parquet.read(columns=columns)
+            table = read_table(path, columns)
             return {name: _array(table.column(name)) for name in columns}
 
     def _image_files(self, path: Path, key: str, episode: Mapping[str, Any]) -> list[bytes]:
         """The images of a feature of dtype "image", each as the bytes of a file."""
-        with reading(path), import_pyarrow().parquet.ParquetFile(path) as parquet:
-            sorting = [name for name in ("frame_index",) if name in parquet.schema_arrow.names]
-            own = [("episode_index", "=", episode["episode_index"])]
-            table = import_pyarrow().parquet.read_table(path, columns=[key, *sorting], filters=own)
-            cells = (table.sort_by("frame_index") if sorting else table).column(key).to_pylist()
+        sorting = [name for name in ("frame_index",) if name in read_schema(path).names]
+        number = episode["episode_index"]
+        table = read_table(path, [key, "episode_index", *sorting], only=("episode_index", number))
+        cells = (table.sort_by("frame_index") if sorting else table).column(key).to_pylist()
         contents = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
         data = [content for content in contents if isinstance(content, bytes)]
         if len(data) != episode["length"]:
-            raise ValueError(f"{key} has {len(data)} images, expected {episode['length']}")
+            raise Refused(f"has {len(data)} images of {key}, expected {episode['length']}")
         return data
+
+
+def _columns(path: Path) -> list[str]:
+    """The columns of a Parquet file that hold numbers, or lists of numbers."""
+    types = import_pyarrow().types
+
+    def is_number(kind: Any) -> bool:
+        return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+
+    schema = read_schema(path)
+    inner = [getattr(field.type, "value_type", field.type) for field in schema]
+    return [name for name, kind in zip(schema.names, inner, strict=True) if is_number(kind)]
+
+
+def _count(value: Any) -> int:
+    """A whole number from 0 on. ValueError for anything else."""
+    if not isinstance(value, int | float) or not 0 <= value < _MOST or value != int(value):
+        raise ValueError(f"total_episodes is {str(value)[:40]}")
+    return int(value)
+
+
+def _cameras(features: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Camera: its feature. A camera's name becomes part of the names of files."""
+    keys = [key for key, feature in features.items() if feature.get("dtype") in ("video", "image")]
+    for key in keys:
+        if not is_plain(key) or not is_plain(key.removeprefix(IMAGES)):
+            raise ValueError(f"the camera {key[:80]!r} cannot be part of a file's name")
+    return {key.removeprefix(IMAGES): key for key in keys}
 
 
 def _splits(splits: Mapping[str, Any], total: int) -> dict[str, range]:

@@ -9,7 +9,6 @@ nothing was filmed, is dropped, and the first twentieth of the folders is for va
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.arrays import read_npz
 from diffusion_forcing.datasets.robot.source import (
     Demonstration,
     check_actions,
@@ -28,7 +28,8 @@ from diffusion_forcing.datasets.robot.source import (
 )
 from diffusion_forcing.datasets.robot.video import read_video, video_metadata
 from diffusion_forcing.errors import explaining_os_errors, require
-from diffusion_forcing.pickles import MAX_BYTES, read_arrays
+from diffusion_forcing.limits import load_json
+from diffusion_forcing.pickles import read_arrays
 
 TRAJECTORIES = (".npz", ".json", ".pkl", ".pickle")
 """Endings of a trajectory file, the preferred first."""
@@ -91,7 +92,7 @@ class ReleasedFolders:
         video = self.video(split, index, camera)
         count = len(self.arrays(split, index)["actions"]) + 1
         with reading(video):
-            return read_video(video, size)[:count]
+            return read_video(video, size, most=count)
 
     def stamp(self, split: str, index: int, camera: str) -> str:
         return stamp_of(self.video(split, index, camera), self._trajectory(self._folder(split, index)))
@@ -160,12 +161,9 @@ def _load(path: Path) -> Mapping[str, Any]:
     if ending in _PICKLES:
         content = read_arrays(path)
     elif ending == ".npz":
-        with np.load(path, allow_pickle=False) as stored:
-            content = {name: stored[name] for name in stored.files}
+        content = read_npz(path)
     else:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it exceeds {MAX_BYTES >> 20} MB")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"it contains a {type(content).__name__}, expected a dict")
     return content

@@ -9,7 +9,6 @@ name N + 1 images (N + 1, h, w, 3) uint8, one before every action and one after 
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing import limits
 from diffusion_forcing.datasets.robot.video import TooSmall
-from diffusion_forcing.datasets.video.files import Unusable
 from diffusion_forcing.errors import UserError
 
 ACTION = ("x", "y", "z", "qx", "qy", "qz", "qw", "grasp")
@@ -30,12 +29,6 @@ _UNIT = 0.02
 """How far the norm of a quaternion may be from 1."""
 _DECODER = 2
 """Raised when the same files would be decoded to other images, so that cached images are decoded again."""
-
-_DAMAGE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError),
-    *(zipfile.BadZipFile, Unusable),
-)
-"""What numpy, json, pyarrow, Pillow and `video.container` raise for a missing or damaged file."""
 
 Demonstration = dict[str, NDArray[Any]]
 
@@ -66,21 +59,27 @@ class RobotSource(Protocol):
 @contextmanager
 def reading(path: Path, remedy: str = "download it again") -> Iterator[None]:
     """Turn errors of reading inside the block into a `UserError` about `path`."""
-    try:
-        yield
-    except TooSmall as error:
-        raise UserError(f"{path}: {error}; lower dataset.resolution or choose another dataset.save_dir") from error
-    except _DAMAGE as error:
-        words = {FileNotFoundError: "it does not exist", KeyError: f"{error} is missing", Unusable: f"it {error}"}
-        reason = next((text for kind, text in words.items() if isinstance(error, kind)), error)
-        raise UserError(f"{path} cannot be read: {reason}; {remedy}") from error
+    with limits.reading(path, remedy):
+        try:
+            yield
+        except TooSmall as error:
+            raise UserError(f"{path}: {error}; lower dataset.resolution or choose another dataset.save_dir") from error
+
+
+def check_fps(value: Any) -> float:
+    """`value` as frames per second; ValueError where it is none."""
+    if not isinstance(value, int | float) or not 0 < value < 1e4:
+        raise ValueError(f"fps is {str(value)[:40]}, expected frames per second")
+    return float(value)
 
 
 def check_actions(actions: NDArray[Any]) -> NDArray[np.float32]:
     """Actions (n, 8) as float32; ValueError for another shape or values that are not finite."""
-    if actions.ndim != 2 or actions.shape[1] != len(ACTION) or not len(actions) or not np.isfinite(actions).all():
+    is_numeric = actions.dtype.kind in "fiub" and actions.ndim == 2
+    numbers = np.ascontiguousarray(actions, np.float32) if is_numeric else np.zeros((0, 0), np.float32)
+    if numbers.shape[1] != len(ACTION) or not len(numbers) or not np.isfinite(numbers).all():
         raise ValueError(f"actions have shape {actions.shape}; expected (n, 8) finite numbers: {' '.join(ACTION)}")
-    return np.ascontiguousarray(actions, np.float32)
+    return numbers
 
 
 def check_quaternions(actions: NDArray[Any]) -> None:

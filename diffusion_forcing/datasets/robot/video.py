@@ -21,11 +21,12 @@ import numpy as np
 
 from diffusion_forcing.datasets.video.container import Pixels, opened, resize, shown_packets, upright
 from diffusion_forcing.datasets.video.files import Unusable
+from diffusion_forcing.limits import check_limit
 
 _TOLERANCE = 0.25
 """Of the time between two frames: how far from its time a frame may be shown."""
-_BLOCK = 64
-"""Frames held in memory at their original size at once."""
+_BLOCK_BYTES = 64 << 20
+"""Bytes of frames held in memory at their original size at once."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ CODECS = {
 resolution."""
 
 
-class TooSmall(ValueError):
+class TooSmall(Unusable):
     """Images smaller than the resolution asked for."""
 
 
@@ -93,10 +94,10 @@ def write_video(path: Path, images: Pixels, fps: float, codec: str = "lossless")
         video.add(images)
 
 
-def read_video(path: Path, size: int | None = None) -> Pixels:
-    """All frames (n, h, w, 3), or (n, size, size, 3). `Unusable` for a damaged file."""
+def read_video(path: Path, size: int | None = None, *, most: int | None = None) -> Pixels:
+    """All frames (n, h, w, 3), or (n, size, size, 3), or the first `most`. `Unusable` for a damaged file."""
     with opened(path) as (container, stream):
-        return _stack(container.decode(stream), size)
+        return stack(map(_pixels, itertools.islice(container.decode(stream), most)), size)
 
 
 def read_segment(path: Path, start: float, count: int, fps: float, size: int | None = None) -> Pixels:
@@ -107,7 +108,7 @@ def read_segment(path: Path, start: float, count: int, fps: float, size: int | N
             container.seek(int((start - half) / stream.time_base), stream=stream)
         # The frames between the key frame and the start are left out.
         shown = (frame for frame in container.decode(stream) if frame.time is not None and frame.time >= start - half)
-        images = _stack(_checked(itertools.islice(shown, count), start, fps), size)
+        images = stack(map(_pixels, _checked(itertools.islice(shown, count), start, fps)), size)
     if len(images) < count:
         raise Unusable(f"ends after {len(images)} of {count} frames from {start:.3f} s")
     return images
@@ -135,7 +136,9 @@ def read_image(data: bytes) -> Pixels:
     from PIL import Image, ImageOps
 
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "BMP", "GIF"))
+        check_limit("PIXELS", image.width * image.height, "an image")
+        image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
             grey = (np.asarray(image) // 256).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=-1)
@@ -152,14 +155,22 @@ def squeeze(images: Pixels, size: int) -> Pixels:
     return resize(images, size)
 
 
-def _stack(frames: Iterable[Any], size: int | None) -> Pixels:
-    """All frames as one array, resized block by block."""
-    images = (upright(frame.to_ndarray(format="rgb24"), frame) for frame in frames)
+def _pixels(frame: Any) -> Pixels:
+    return upright(frame.to_ndarray(format="rgb24"), frame)
+
+
+def stack(images: Iterable[Pixels], size: int | None = None) -> Pixels:
+    """Images (h, w, 3) as one array (n, h, w, 3), or resized block by block to (n, size, size, 3)."""
+    images = iter(images)
     blocks: list[Pixels] = []
-    while block := list(itertools.islice(images, _BLOCK)):
+    whole = 0
+    for first in images:
+        block = [first, *itertools.islice(images, max(0, _BLOCK_BYTES // first.nbytes - 1))]
         if len({image.shape for image in block}) > 1:
             raise Unusable("holds frames of different sizes")
         blocks.append(np.stack(block) if size is None else squeeze(np.stack(block), size))
+        whole += blocks[-1].nbytes
+        check_limit("ARRAY_BYTES", whole, "a video")
     if not blocks:
         raise Unusable("holds no frames")
     return np.concatenate(blocks)

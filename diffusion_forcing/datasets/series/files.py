@@ -7,23 +7,27 @@ are decided for the whole file (`numbers.py`). What was left out, and what was i
 
 from __future__ import annotations
 
-import csv
+import functools
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import pandas
 from numpy.typing import NDArray
 
+from diffusion_forcing.datasets.parquet import read_table
 from diffusion_forcing.datasets.series.numbers import Decimal, is_missing, read_numbers
 from diffusion_forcing.datasets.series.steps import freq_of
 from diffusion_forcing.datasets.series.table import Table, regular
 from diffusion_forcing.datasets.series.text import read_text
 from diffusion_forcing.datasets.series.times import KINDS, NOT_TIMES, Kind, is_time, joined, parse_times, to_naive
 from diffusion_forcing.errors import UserError, did_you_mean, first_line
+from diffusion_forcing.limits import reading
 
+Arguments = ParamSpec("Arguments")
 SAMPLE = 50
 """Cells of a column that say whether it may hold times."""
 MOSTLY = 0.5
@@ -52,6 +56,18 @@ CALENDAR_WORDS = TIME_WORDS | {"weekday", "dow", "dayofweek", "doy", "minute", "
 MINUTES = frozenset(["minute", "minutes", "min", "mn"])
 
 
+def _guarded(read: Callable[Arguments, Table]) -> Callable[Arguments, Table]:
+    """`read`, whose first argument is a path, with a `UserError` for whatever it raises."""
+
+    @functools.wraps(read)
+    def guarded(*arguments: Arguments.args, **options: Arguments.kwargs) -> Table:
+        with reading(Path(str(arguments[0])), "give a CSV or Parquet file"):
+            return read(*arguments, **options)
+
+    return guarded
+
+
+@_guarded
 def read_file(
     path: str | Path,
     *,
@@ -146,7 +162,7 @@ def _frame(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
         raise UserError(f"{file} is a spreadsheet; save it as CSV, and give that")
     try:
         if file.suffix.lower() in (".parquet", ".pq"):
-            frame, separator, notes = pandas.read_parquet(file), ",", list[str]()
+            frame, separator, notes = read_table(file).to_pandas(), ",", list[str]()
             if frame.index.name or not isinstance(frame.index, pandas.RangeIndex):
                 frame = frame.reset_index()
             frame.columns = [
@@ -155,10 +171,15 @@ def _frame(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
             frame = frame.reset_index(drop=True)
         else:
             frame, separator, notes = read_text(file)
-    except (ValueError, OSError, csv.Error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # its libraries raise anything for a damaged file
         raise UserError(f"{file} cannot be read as a table ({first_line(error)}); give a CSV or Parquet file") from None
     if not len(frame) or not len(frame.columns):
         raise UserError(f"{file} is empty; give a table with a column of times and a row a time")
+    if not frame.columns.is_unique:
+        name = frame.columns[frame.columns.duplicated()][0]
+        raise UserError(f"{file} has two columns with the name '{name[:80]}'; rename one")
     return frame, separator, notes
 
 

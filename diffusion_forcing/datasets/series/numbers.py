@@ -38,6 +38,8 @@ _CELL = re.compile(
     r"(?P<before>[^\d.,+\-]*)(?P<sign>[+-]?)\s*(?P<affix>[^\d.,+\-]*)"
     rf"(?P<body>{_BODY})(?P<after>(?:[^\d+\-][^\d]*)?)(?P<minus>-?)"
 )
+_LONGEST = 200
+"""Characters of a cell that can be a number."""
 _GROUPS = re.compile(r"(?<=\d)[\s'_](?=\d{3}(?!\d))")
 _OPEN = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
 """A number of which nothing tells thousands from decimals."""
@@ -180,6 +182,8 @@ class _Text:
 
 def _parts(cell: str) -> dict[str, str] | None:
     """Sign, affix, body and what is after it; None for a cell that is no number."""
+    if len(cell) > _LONGEST:
+        return None
     text = re.sub(r'^="(.*)"$', r"\1", cell.strip().translate(_SAME))  # as Excel keeps text
     if text.startswith("(") and text.endswith(")"):
         text = "-" + text[1:-1]  # as accountants write
@@ -217,6 +221,7 @@ def _value(part: dict[str, str] | None, point: str) -> float | None:
     if group in whole and not re.fullmatch(rf"\d{{1,3}}(\{group}\d{{2,3}})*\{group}\d{{3}}", whole):
         return None
     try:
-        return float(f"{part['sign']}{whole.replace(group, '')}{'.' if mark else ''}{decimals}")
+        value = float(f"{part['sign']}{whole.replace(group, '')}{'.' if mark else ''}{decimals}")
     except ValueError:
         return None
+    return value if np.isfinite(value) else None

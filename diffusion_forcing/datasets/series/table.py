@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.series.steps import checked_freq, date_features, freq_of, offset_of, usual_distance
 from diffusion_forcing.errors import UserError, did_you_mean, first_line
-
-MOST_STEPS = 20_000_000
-"""Time steps × variates; more is refused before it fills the memory."""
+from diffusion_forcing.limits import VARIABLE, limit
 
 
 @dataclass(frozen=True)
@@ -98,12 +96,16 @@ def regular(
                 f"{source}: dataset.freq={freq} puts several rows into one step, first {twice}; "
                 "give a finer dataset.freq or aggregate first"
             )
-        steps = pandas.period_range(periods[0], periods[-1], freq=freq)
-    if len(steps) * len(frame.columns) > MOST_STEPS:
+        count = (periods[-1].ordinal - periods[0].ordinal) // periods.freq.n + 1
+    if count * len(frame.columns) > limit("TABLE_NUMBERS"):
         raise UserError(
-            f"{source}: {len(steps):,} steps of {freq} by {len(frame.columns):,} series are more than {MOST_STEPS:,} "
-            "numbers; give a coarser dataset.freq or fewer dataset.columns"
+            f"{source}: {count:,} steps of {freq} by {len(frame.columns):,} series are more than "
+            f"{limit('TABLE_NUMBERS'):,} numbers; give a coarser dataset.freq or fewer dataset.columns, or raise "
+            f"{VARIABLE}TABLE_NUMBERS"
         )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        steps = pandas.period_range(periods[0], periods[-1], freq=freq)
     offset = offset_of(frame.index, freq)
     labels = None if offset is None else (frame.index[0], offset)
     values = frame.set_axis(periods).reindex(steps).to_numpy(dtype=np.float64, na_value=np.nan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import re
 from collections import Counter
@@ -17,6 +16,7 @@ from chardet import EncodingEra
 
 from diffusion_forcing.datasets.series.numbers import is_number
 from diffusion_forcing.datasets.series.times import is_time
+from diffusion_forcing.limits import check_limit, gunzip
 
 SEPARATORS = (",", ";", "\t", "|")
 HEAD = 200
@@ -38,6 +38,7 @@ _ODD = re.compile(
 def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
     """The cells of a CSV file, what separates them, and one line for each thing that was left out. ValueError for what
     is no table."""
+    check_limit("TEXT_BYTES", file.stat().st_size, "text")
     text = _decoded(file.read_bytes())
     separator, text = _separator(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
@@ -86,7 +87,7 @@ def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
 def _decoded(content: bytes) -> str:
     """The text of a file, gzipped or not: UTF-8, UTF-16 or UTF-32, else what its lines beyond ASCII most likely are."""
     if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
+        content = gunzip(content)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
         encoding = chardet.detect(content)["encoding"] or ""
         if not encoding.lower().startswith("utf-"):
@@ -150,10 +151,12 @@ def _names(header: list[str], more: list[list[str]]) -> list[str]:
             names = [below or name for name, below in zip(names, row, strict=False)] + names[len(row) :]
         elif len(set(names)) < len(names):
             names = [f"{name} {below}".strip() for name, below in zip(names, row, strict=False)] + names[len(row) :]
-    seen: Counter[str] = Counter()
-    unique = []
+    repeated: Counter[str] = Counter()
+    unique: dict[str, None] = {}
     for number, name in enumerate(names):
-        name = name or f"column_{number + 1}"
-        unique.append(f"{name}.{seen[name]}" if seen[name] else name)
-        seen[name] += 1
-    return unique
+        name = found = name or f"column_{number + 1}"
+        while found in unique:
+            repeated[name] += 1
+            found = f"{name}.{repeated[name]}"
+        unique[found] = None
+    return list(unique)

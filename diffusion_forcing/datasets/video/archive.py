@@ -24,7 +24,8 @@ from typing import IO, cast
 
 from diffusion_forcing.datasets.download import checksum, download
 from diffusion_forcing.errors import UserError, explaining_os_errors, require
-from diffusion_forcing.files import free_bytes, locked, read_json, replacing, write_json
+from diffusion_forcing.files import free_bytes, is_plain, locked, read_json, replacing, write_json
+from diffusion_forcing.limits import Refused, check_limit, limit, refusing
 from diffusion_forcing.progress import Bar
 
 FOLDER = ".download"
@@ -33,6 +34,11 @@ _SPLITS = {"train": "training", "test": "validation"}
 _BLOCK = 512
 """Bytes of a tar block."""
 _COPY = 1 << 20
+_LONG_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+"""Members that are read into memory as the header of the next."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,7 @@ class _Stream:
         self._folder = folder
         self._progress = progress
         self._note = folder / FOLDER / "next.json"
-        note = read_json(self._note, {"part": 0, "byte": 0})
-        self._number: int = note["part"]
-        self._skip: int = note["byte"]
+        self._number, self._skip = _noted(self._note, len(parts))
         self._begins = {self._number: -self._skip}
         """Part number: position of its first byte in this stream."""
         self._position = 0
@@ -178,10 +182,35 @@ class _Stream:
         return path
 
 
+def _noted(note: Path, parts: int) -> tuple[int, int]:
+    """Part and byte at which the next file begins; the first of all where the note is missing or damaged."""
+    found = read_json(note, {})
+    place = found.get("part"), found.get("byte")
+    is_place = all(isinstance(number, int) and number >= 0 for number in place) and found["part"] <= parts
+    return (found["part"], found["byte"]) if is_place else (0, 0)
+
+
+class _Member(tarfile.TarInfo):
+    """A member's header. A sparse file, and a name or attributes that fill the memory, are refused."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        """The header in a block. `Refused` for one that no data set has."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise Refused("contains a sparse file")
+        if member.type not in tarfile.SUPPORTED_TYPES or member.type in _LONG_HEADERS:
+            check_limit("TAR_HEADER_BYTES", member.size, "a header")
+        return member
+
+
 def _unpack(stream: _Stream, folder: Path) -> None:
     """Write every file of the archive below `folder`."""
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as archive:
+        with (
+            refusing("is damaged or cut off"),
+            tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_Member) as archive,
+        ):
             for member in archive:
                 target = _target(member, folder)
                 if target is not None:
@@ -190,10 +219,8 @@ def _unpack(stream: _Stream, folder: Path) -> None:
                 stream.keep(member.offset_data + blocks)
                 archive.members = []  # type: ignore[attr-defined]  # the list of 200,000 files would grow in memory
             end = archive.offset
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(
-            f"the archive is damaged or cut off near {stream.place()} ({error}); delete that part and run again"
-        ) from error
+    except Refused as error:
+        raise UserError(f"the archive {error}, near {stream.place()}; delete that part and run again") from error
     # Only zeros may follow: otherwise a damaged header looked like the end.
     while stream.read(_COPY):
         pass
@@ -208,10 +235,10 @@ def _target(member: tarfile.TarInfo, folder: Path) -> Path | None:
     path = PurePosixPath(member.name)
     parts = [part for part in path.parts if part != "."]
     is_outside = path.is_absolute() or ".." in parts or "\\" in member.name or ":" in member.name
-    if is_outside or not (member.isreg() or member.isdir()):
-        what = "a place outside its folder" if is_outside else "a link or device"
+    if is_outside or not (member.isreg() or member.isdir()) or member.issparse():
+        what = "a place outside its folder" if is_outside else "a link or device, or a sparse file"
         raise UserError(f"the archive contains '{member.name}', {what}; it is not the expected data set")
-    if member.isdir() or not parts:
+    if member.isdir() or not parts or not all(map(is_plain, parts)):  # hidden files are ours, or of another system
         return None
     if len(parts) > 2 and parts[1] in _SPLITS:
         parts = parts[1:]
@@ -239,8 +266,8 @@ def _published_sha1(url: str) -> str:
     if not download_folder or not name:
         return ""
     try:
-        with urllib.request.urlopen(f"{base}/metadata/{item}", timeout=30) as reply:
-            files = json.load(reply).get("files", [])
-        return next((str(file.get("sha1", "")) for file in files if file.get("name") == name), "")
-    except (OSError, ValueError, AttributeError):
+        with refusing(), urllib.request.urlopen(f"{base}/metadata/{item}", timeout=30) as reply:
+            files = json.loads(reply.read(limit("JSON_BYTES"))).get("files", [])
+            return next((str(file.get("sha1", "")) for file in files if file.get("name") == name), "")
+    except (OSError, Refused):
         return ""

@@ -16,19 +16,22 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.video.files import Unusable
+from diffusion_forcing.datasets.video.files import Unusable, decoding
+from diffusion_forcing.limits import check_limit, limit
 
 Pixels = NDArray[np.uint8]
 
 _WITH_FRAME_TABLE = (".mp4", ".mov")
 """Containers that list all their frames; the frames of others are counted by decoding them once."""
+_READERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif"
+"""ffmpeg's names of the containers in `VIDEOS`."""
 _WITH_TIMES = (*_WITH_FRAME_TABLE, ".mkv", ".webm")
 """Containers with reliable presentation times; clips of others are decoded from the start."""
 _ONE_THREAD = {"threads": 1} if "threads" in (av.video.reformatter.VideoReformatter.reformat.__doc__ or "") else {}
 """Converting a small frame takes less time than starting threads; older PyAV has no such option."""
 
 
-class _WrongFrame(Exception):
+class _WrongFrame(Unusable):
     """A seek led to another frame than the times say."""
 
 
@@ -67,7 +70,7 @@ def shown_packets(path: Path, container: Any, stream: Any) -> list[Any]:
     packets = [packet for packet in container.demux(stream) if packet.size]
     if len(packets) < stream.frames:
         # The edit list of a trimmed video hides frames that the file still holds.
-        with av.open(str(path), options={"ignore_editlist": "1"}) as whole:
+        with open_container(path, ignore_editlist="1") as whole:
             present = sum(1 for packet in whole.demux(whole.streams.video[0]) if packet.size)
         if present < stream.frames:
             raise Unusable(f"is cut off: it holds {present} of {stream.frames} frames")
@@ -82,7 +85,7 @@ def read_video(
     A frame is missing in the result if the video ends before it. `Unusable` for a damaged video.
     """
     if len(times):
-        with suppress(_WrongFrame, Unusable):
+        with suppress(Unusable):
             found = _read_from_keyframe(path, wanted, times, keyframes)
             if len(found) == len(wanted):
                 return found
@@ -114,7 +117,7 @@ def _read_from_keyframe(
             stream.codec_context.skip_frame = "NONREF" if is_before else "DEFAULT"
             for frame in packet.decode():
                 if frame.pts is None or (not started and frame.pts > first):
-                    raise _WrongFrame
+                    raise _WrongFrame("has frames in other places than it says")
                 started = True
                 if frame.pts in number_at:
                     found[number_at[frame.pts]] = convert(frame)
@@ -126,17 +129,21 @@ def _read_from_keyframe(
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """Container and video stream of a file; inside the block ffmpeg's errors become `Unusable`."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise Unusable("holds no video")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # many short clips are decoded in parallel instead
-            yield container, stream
-    except FileNotFoundError:
-        raise
-    except av.error.FFmpegError as error:
-        raise Unusable(f"cannot be decoded ({error.strerror or error})") from error
+    with decoding("cannot be decoded"), open_container(path) as container:
+        if not container.streams.video:
+            raise Unusable("holds no video")
+        stream = container.streams.video[0]
+        codec = stream.codec_context
+        codec.thread_count = 1  # many short clips are decoded in parallel instead
+        check_limit("PIXELS", codec.width * codec.height, "frames")
+        codec.options = {"max_pixels": str(min(limit("PIXELS"), 2**31 - 1))}  # also where the stream changes its size
+        yield container, stream
+
+
+def open_container(path: Path, **options: str) -> Any:
+    """`path` opened by one of the readers of `VIDEOS`: a playlist, which names other files, is refused."""
+    allowed = {"format_whitelist": _READERS, "protocol_whitelist": "file", **options}
+    return av.open(str(path), options=allowed, metadata_errors="replace")
 
 
 def decoded(container: Any, stream: Any) -> Iterator[Any]:

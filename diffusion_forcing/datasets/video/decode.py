@@ -17,9 +17,10 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.arrays import fill
 from diffusion_forcing.datasets.video.container import Converter, Pixels, all_times, decoded, opened, read_video, resize
 from diffusion_forcing.datasets.video.episode import Episode
-from diffusion_forcing.datasets.video.files import Unusable, reading_array
+from diffusion_forcing.datasets.video.files import Unusable, reading
 
 _BLOCK_BYTES = 16 << 20
 """Bytes of frames held at once while a whole episode is decoded."""
@@ -91,18 +92,8 @@ def _read_by_position(path: Path, offset: int, shape: tuple[int, int, int], fram
     with open(path, "rb", buffering=0) as file:
         for begin, end in itertools.pairwise(borders):
             file.seek(offset + int(frames[begin]) * size)
-            _fill(file, out[begin:end])
+            fill(file, out[begin:end].reshape(-1).data)
     return out
-
-
-def _fill(file: IO[bytes], out: Pixels) -> None:
-    """Read bytes into all of `out`."""
-    view = out.reshape(-1).data
-    while view:
-        count = file.readinto(view)  # type: ignore[attr-defined]
-        if not count:
-            raise Unusable("is cut off")
-        view = view[count:]
 
 
 def _array_frames(path: Path, episode: Episode) -> Iterator[Pixels]:
@@ -110,7 +101,7 @@ def _array_frames(path: Path, episode: Episode) -> Iterator[Pixels]:
     with _opened_array(path, episode) as file:
         for _ in range(episode.frames):
             frame = np.empty((episode.height, episode.width, 3), dtype=np.uint8)
-            _fill(file, frame)
+            fill(file, frame.reshape(-1).data)
             yield frame
         file.read(1)  # at its end zipfile compares the checksum
 
@@ -124,7 +115,7 @@ def _opened_array(path: Path, episode: Episode) -> Iterator[IO[bytes]]:
             yield file
         return
     with (
-        reading_array("is damaged or cut off"),
+        reading("is damaged or cut off"),
         zipfile.ZipFile(path) as archive,
         archive.open("video.npy") as member,
     ):

@@ -15,20 +15,21 @@ from __future__ import annotations
 import struct
 import zipfile
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.arrays import read_header, read_npy, read_npz
 from diffusion_forcing.datasets.video.container import inspect_video
-from diffusion_forcing.datasets.video.files import ACTIONS, VIDEOS, Group, Unusable, reading, reading_array
+from diffusion_forcing.datasets.video.files import ACTIONS, VIDEOS, Group, Unusable, reading
+from diffusion_forcing.limits import Refused, check_limit, refusing
 
 Array = NDArray[Any]
 
-_HEADER_BYTES = 4096
-"""More than the header of a .npy takes."""
+_MOST = 2**53
+"""Largest action: up to it float64 holds integers exactly, as the index does."""
 _DAMAGED_NPZ = "is not a readable npz file (cut off or damaged?)"
 
 
@@ -92,19 +93,19 @@ def _clip_of(root: Path, group: Group) -> str:
         try:
             with zipfile.ZipFile(group.path(root, ".npz")) as archive:
                 return ".npz" if "video.npy" in archive.namelist() else ".npy"
-        except (zipfile.BadZipFile, OSError):
+        except Exception:  # a damaged npz
             return ".npy"
     return ".npz" if ".npz" in group.endings else ".npy"
 
 
 def _inspect_npz(path: Path) -> dict[str, Any]:
-    with reading_array(_DAMAGED_NPZ), zipfile.ZipFile(path) as archive:
+    with refusing(_DAMAGED_NPZ), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if "video" not in names:
-            raise Unusable(f"has no array 'video' (it holds {', '.join(names) or 'nothing'})")
+            raise Unusable(f"has no array 'video' (it holds {', '.join(names[:8]) or 'nothing'})")
         member = archive.getinfo("video.npy")
-        with reading_array("is damaged at its array 'video'"), archive.open(member) as file:
-            fields = _read_header(file, member.file_size)
+        with refusing("is damaged at its array 'video'"), archive.open(member) as file:
+            fields = _read_fields(file, member.file_size)
     if member.compress_type != zipfile.ZIP_STORED:
         return {**fields, "kind": "packed"}
     return {**fields, "offset": fields["offset"] + _member_offset(path, member)}
@@ -112,22 +113,17 @@ def _inspect_npz(path: Path) -> dict[str, Any]:
 
 def _inspect_npy(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        return _read_header(file, path.stat().st_size)
+        return _read_fields(file, path.stat().st_size)
 
 
-def _read_header(file: IO[bytes], size: int) -> dict[str, Any]:
-    """Fields of `Episode` from the .npy of `size` bytes at `file`. `Unusable` unless uint8 (t, h, w, 3) in C order."""
-    with reading_array("is not a readable npy array (cut off or damaged?)"):
-        header = BytesIO(file.read(_HEADER_BYTES))
-        is_version_1 = np.lib.format.read_magic(header) == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if is_version_1 else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read(header)
+def _read_fields(file: IO[bytes], size: int) -> dict[str, Any]:
+    """Fields of `Episode` from the .npy of `size` bytes at `file`. `Refused` unless uint8 (t, h, w, 3) in C order."""
+    shape, is_fortran, dtype, offset = read_header(file, size)
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or is_fortran:
         raise Unusable(f"holds {dtype} {shape}, expected uint8 frames of shape (t, h, w, 3)")
-    if size < header.tell() + int(np.prod(shape)):
-        raise Unusable("is cut off: its array is shorter than its header says")
     frames, height, width, _ = shape
-    return {"kind": "stored", "frames": frames, "height": height, "width": width, "offset": header.tell()}
+    check_limit("PIXELS", height * width, "frames")
+    return {"kind": "stored", "frames": frames, "height": height, "width": width, "offset": offset}
 
 
 def _member_offset(path: Path, member: zipfile.ZipInfo) -> int:
@@ -143,38 +139,31 @@ def _member_offset(path: Path, member: zipfile.ZipInfo) -> int:
 
 def _read_actions(root: Path, group: Group, clip: str) -> Array | None:
     """The episode's actions: from the npz that is the clip, otherwise from the first of `ACTIONS` beside it."""
-    if clip == ".npz":
-        inside = _actions_of_npz(group.path(root, clip), required=False)
-        if inside is not None:
-            return inside
-    for ending in ACTIONS:
-        if ending in group.endings and ending != clip:
-            path = group.path(root, ending)
-            return _actions_of_npz(path) if ending.endswith("npz") else _actions_of_file(path)
+    beside = [ending for ending in ACTIONS if ending in group.endings and ending != clip][:1]
+    for ending in [*([clip] if clip == ".npz" else []), *beside]:
+        path = group.path(root, ending)
+        try:
+            found = read_npz(path, ("actions",)).get("actions") if ending.endswith("npz") else _numbers_in(path)
+        except Refused as reason:
+            raise Unusable(f"the actions in {path.name} cannot be read: it {reason}") from reason
+        if found is not None:
+            return _checked(found, path)
+        if ending != clip:
+            raise Unusable(f"{path.name} has no array 'actions'")
     return None
 
 
-def _actions_of_npz(path: Path, *, required: bool = True) -> Array | None:
-    """The array `actions` of a npz; None if it has none and needs none."""
-    with reading_array(_DAMAGED_NPZ), zipfile.ZipFile(path) as archive:
-        if "actions.npy" not in archive.namelist():
-            if required:
-                raise Unusable(f"{path.name} has no array 'actions'")
-            return None
-        with reading_array(f"the actions in {path.name} cannot be read"), archive.open("actions.npy") as file:
-            return _checked(np.lib.format.read_array(file, allow_pickle=False), path)
-
-
-def _actions_of_file(path: Path) -> Array:
-    """Actions of a npy, or of a csv with one row for each frame, commas between columns and at most one header line."""
-    with reading_array(f"the actions in {path.name} cannot be read"):
-        if path.suffix.lower() == ".npy":
-            return _checked(np.load(path, allow_pickle=False), path)
+def _numbers_in(path: Path) -> Array:
+    """The array of a npy, or of a csv with one row for each frame, commas between columns and at most one header line."""
+    if path.suffix.lower() == ".npy":
+        return read_npy(path)
+    check_limit("TEXT_BYTES", path.stat().st_size, "text")
+    with refusing("holds other things than numbers"):
         rows = [line.split(",") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         values = np.array(rows if _is_numeric(rows[0]) else rows[1:], dtype=np.float64)
-    if (values == np.round(values)).all():
+    if (values == np.round(values)).all() and np.abs(values).max(initial=0) <= _MOST:
         values = values.astype(np.int64)
-    return _checked(values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values, path)
+    return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
 
 
 def _is_numeric(row: list[str]) -> bool:
@@ -190,8 +179,10 @@ def _checked(actions: Array, path: Path) -> Array:
         raise Unusable(
             f"the actions in {path.name} are {actions.dtype} {actions.shape}, expected numbers (t,) or (t, a)"
         )
-    if actions.dtype.kind != "f":
-        return actions.astype(np.int64)
-    if not np.isfinite(actions).all():
-        raise Unusable(f"the actions in {path.name} are not finite (NaN or infinity)")
-    return actions.astype(np.float32)
+    with np.errstate(over="ignore"):
+        numbers = actions.astype(np.float32 if actions.dtype.kind == "f" else np.int64)
+    if not np.isfinite(numbers).all() or (
+        numbers.dtype == np.int64 and np.abs(actions.astype(np.float64)).max(initial=0) > _MOST
+    ):
+        raise Unusable(f"the actions in {path.name} are not finite (NaN or infinity), or too large")
+    return numbers

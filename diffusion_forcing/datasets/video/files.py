@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.limits import Refused, refusing
 
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif")
 """Encoded videos."""
@@ -29,10 +28,8 @@ ACTIONS = (".actions.npz", ".actions.npy", ".actions.csv", ".npz", ".npy", ".csv
 SPLITS = {"training": ("training", "train"), "validation": ("validation", "valid", "val"), "test": ("test",)}
 """Split: names of its folder."""
 
-_DAMAGED = (ValueError, EOFError, LookupError, UnicodeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
-
-class Unusable(Exception):
+class Unusable(Refused):
     """A file cannot be used, for the reason in the message; `again`: the reason may pass (a missing permission)."""
 
     def __init__(self, reason: str, *, again: bool = False) -> None:
@@ -41,21 +38,25 @@ class Unusable(Exception):
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """Turn an OSError inside the block into an `Unusable` that may pass."""
+def decoding(damage: str = "is damaged") -> Iterator[None]:
+    """Make `Unusable` of whatever a file's reader raises inside the block; an OSError of the disk stays one."""
     try:
-        yield
-    except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror or error}", again=True) from error
+        with refusing(damage):
+            yield
+    except Unusable:
+        raise
+    except Refused as reason:
+        raise Unusable(str(reason)) from reason
 
 
 @contextmanager
-def reading_array(damage: str) -> Iterator[None]:
-    """Turn what numpy and zipfile raise for a damaged array inside the block into `Unusable(damage)`."""
+def reading(damage: str = "is damaged") -> Iterator[None]:
+    """The same, and one that may pass of an OSError."""
     try:
-        yield
-    except _DAMAGED as error:
-        raise Unusable(damage) from error
+        with decoding(damage):
+            yield
+    except OSError as error:
+        raise Unusable(f"cannot be read: {error.strerror or error}", again=True) from error
 
 
 @dataclass(frozen=True)

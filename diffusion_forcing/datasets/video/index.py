@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.arrays import read_npz
 from diffusion_forcing.datasets.video.episode import Episode, inspect
 from diffusion_forcing.datasets.video.files import Group, find_groups
 from diffusion_forcing.errors import explaining_os_errors, require
@@ -69,8 +70,8 @@ def save_index(file: Path, episodes: Sequence[Episode]) -> None:
 def _load(file: Path) -> dict[str, Episode]:
     """Episodes of an index file by stem; empty if it is missing, damaged or of another version."""
     try:
-        with np.load(file) as arrays:
-            index, numbers = json.loads(arrays["text"].tobytes()), arrays["numbers"]
+        arrays = read_npz(file, ("text", "numbers"))
+        index, numbers = json.loads(arrays["text"].tobytes()), arrays["numbers"]
         if index["version"] != INDEX_VERSION:
             return {}
         begin, episodes = 0, {}

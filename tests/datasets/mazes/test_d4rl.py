@@ -77,7 +77,7 @@ def nan_at_step_33(path: Path) -> None:
         (nothing_left, "holds no steps"),
         (replace("observations", np.zeros((100, 6))), "observations has shape (100, 6)"),
         (replace("actions", np.zeros((99, 2))), "actions has shape (99, 2)"),
-        (replace("actions", np.full((100, 2), b"x")), "actions has shape (100, 2) and type"),
+        (replace("actions", np.full((100, 2), b"x")), "actions of shape (100, 2) and type"),
         (replace("rewards", 1.0), "has shape"),
         (nan_at_step_33, "observations of step 33 is not finite"),
     ],

@@ -118,7 +118,7 @@ def _file(folder: Path, **changes: Any) -> Path:
         ({"actions": np.zeros((8, 2))}, r"actions has shape \(8, 2\)"),
         ({"actions": np.full((9, 2), np.nan)}, "actions of step 0 is not finite"),
         ({"actions": np.full((9, 2), "a")}, "actions has shape .* and type <U1"),
-        ({"actions": np.full((9, 2), None)}, "is not a readable npz file"),
+        ({"actions": np.full((9, 2), None)}, "holds an array of object"),
         ({"observations": np.full((9, 2), -4.0)}, "100% of the positions lie in walls of maze 'medium'"),
     ],
 )  # fmt: skip

@@ -168,7 +168,7 @@ def test_pickles_are_refused_without_the_flag_and_never_executed_with_it(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda found: found.pop("grasp"), "'grasp' is missing"),
+        (lambda found: found.pop("grasp"), "lacks 'grasp'"),
         (lambda found: found.update(grasp=[0.0] * 3), "differ in length"),
         (lambda found: found.update(ee_quat_target=[np.zeros(4)] * 6), "quaternion"),
         (lambda found: found.update(ee_pos_target=[np.zeros(2)] * 6), r"\(n, 3\) finite numbers"),

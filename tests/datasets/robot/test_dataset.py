@@ -104,11 +104,11 @@ def test_what_is_kept_comes_back_bit_for_bit(tmp_path: Path) -> None:
         (lambda path: video_file(path, "over").unlink(), r"over\.mp4 .* does not exist"),
         (lambda path: video_file(path, "over").write_bytes(b"nonsense"), "cannot be read"),
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "cannot be read"),
-        (lambda path: np.savez(path, actions=np.zeros((3, 8))), "13 frames for 3 actions"),
+        (lambda path: np.savez(path, actions=np.zeros((3, 8))), "or more for 3 actions"),
         (lambda path: np.savez(path, actions=np.zeros((12, 7))), r"\(n, 8\) finite numbers"),
         (lambda path: np.savez(path, actions=np.full((12, 8), np.nan)), "finite numbers"),
-        (lambda path: np.savez(path, action=np.zeros((12, 8))), "'actions.* is missing"),
-        (lambda path: np.savez(path, actions=np.array([object()])), "allow_pickle"),
+        (lambda path: np.savez(path, action=np.zeros((12, 8))), "lacks 'actions'"),
+        (lambda path: np.savez(path, actions=np.array([object()])), "array of object"),
     ],
 )
 def test_what_is_damaged_is_one_line(tmp_path: Path, damage: Any, said: str) -> None:
@@ -213,7 +213,7 @@ def test_pictures_are_decoded_once_and_again_where_a_film_changed(
     decoded: list[str] = []
     read = robot_files.read_video
 
-    def counting(path: Path, size: int | None = None) -> NDArray[np.uint8]:
+    def counting(path: Path, size: int | None = None, *, most: int | None = None) -> NDArray[np.uint8]:
         decoded.append(path.name)
         return read(path, size)
 
