@@ -21,7 +21,7 @@ from diffusion_forcing.datasets.robot import lerobot as layout
 from diffusion_forcing.datasets.robot.files import RATE
 from diffusion_forcing.datasets.robot.source import ACTION, Demonstration
 from diffusion_forcing.datasets.robot.video import CODECS, VideoWriter
-from diffusion_forcing.errors import UserError, check_choice, explaining_os_errors, require
+from diffusion_forcing.errors import check_choice, explaining_os_errors, require
 from diffusion_forcing.files import replacing
 
 DONE = "next.done"
@@ -72,15 +72,14 @@ class _Writer:
     """A set being written in `root`."""
 
     def __init__(self, root: Path, options: LeRobotOptions) -> None:
-        self.root, self.options = root, options
-        self.fps = options.fps or RATE
+        self.root, self.options, self.fps = root, options, options.fps or RATE
         self.features: dict[str, dict[str, Any]] = {}
         self.splits: dict[str, list[int]] = {}
         self.episodes: list[dict[str, Any]] = []
         self.statistics: list[dict[str, Statistics]] = []
         self.frames = 0
-        self.rows = _RowFiles(root, options)
-        self.videos: dict[str, _VideoFiles] = {}
+        self.data = _Files(root, layout.DATA, options.chunks_size, options.data_files_size_in_mb)
+        self.videos: dict[str, _Files] = {}
 
     def write(self, demonstrations: Iterable[tuple[str, Demonstration]]) -> None:
         try:
@@ -89,9 +88,8 @@ class _Writer:
                 self._check_features(columns, images)
                 self._add(split, columns, images)
         finally:
-            self.rows.close()
-            for video in self.videos.values():
-                video.close()
+            for files in (self.data, *self.videos.values()):
+                files.close()
         require(bool(self.episodes), "there are no demonstrations to write")
         self._write_metadata()
 
@@ -102,68 +100,101 @@ class _Writer:
         columns: Columns = {"action": np.concatenate([actions, actions[-1:]])}
         images: Columns = {}
         for name, array in demonstration.items():
-            if name == "actions":
-                continue
             if array.ndim == 4 and array.dtype == np.uint8:
                 images[layout.IMAGES + name] = array
             elif name == "states":
                 columns[layout.STATE] = array.astype(np.float32)
             elif len(array) == count and array.ndim <= 2:
                 columns[f"frame.{name}"] = array
-            elif array.ndim == 1:
+            elif name != "actions":
+                require(array.ndim == 1, f"array {name} of shape {array.shape} has no place in a LeRobot set")
                 columns[f"episode.{name}"] = np.repeat(array[None], count, axis=0)
-            else:
-                raise UserError(f"array {name} of shape {array.shape} has no place in a LeRobot set")
         for key, array in {**columns, **images}.items():
             require(len(array) == count, f"{key} of demonstration {number} has {len(array)} rows for {count} frames")
         frame = np.arange(count)
-        columns[DONE] = frame == count - 1
-        columns["timestamp"] = (frame / self.fps).astype(np.float32)
-        columns["frame_index"], columns["episode_index"] = frame, np.full(count, number)
-        columns["index"], columns["task_index"] = self.frames + frame, np.zeros(count, np.int64)
-        return columns, images
+        columns |= {DONE: frame == count - 1, "timestamp": (frame / self.fps).astype(np.float32), "frame_index": frame}
+        columns |= {"episode_index": np.full(count, number), "index": self.frames + frame}
+        return {**columns, "task_index": np.zeros(count, np.int64)}, images
 
     def _check_features(self, columns: Columns, images: Columns) -> None:
         """Take the features of the first demonstration; UserError where a later one has others."""
-        features = _features(columns, images)
-        if not self.features:
-            self.features = features
-            for key, array in images.items():
-                self.videos[key] = _VideoFiles(self.root, key, array.shape[1:3], self.options, self.fps)
+        features, options = _features(columns, images), self.options
+        self.features = self.features or features
         other = [key for key in {**features, **self.features} if features.get(key) != self.features.get(key)]
         require(not other, f"demonstration {len(self.episodes)} differs from the first in {', '.join(sorted(other))}")
+        for key, array in images.items():
+            height, width = array.shape[1:3]
+            require(
+                CODECS[options.codec].pixel_format != "yuv420p" or height % 2 == width % 2 == 0,
+                f"codec {options.codec} needs even sides, images are {height} x {width}; use codec lossless",
+            )
+            template = layout.VIDEOS.replace("{video_key}", key)
+            files = _Files(self.root, template, options.chunks_size, options.video_files_size_in_mb)
+            self.videos.setdefault(key, files)
 
     def _add(self, split: str, columns: Columns, images: Columns) -> None:
         number, count = len(self.episodes), len(columns["action"])
         span = self.splits.setdefault(_SPLITS.get(split, split), [number, number])
         require(span[1] == number, f"split {split} comes twice; give all demonstrations of a split one after the other")
         span[1] = number + 1
+        episode: dict[str, Any] = {"episode_index": number, "tasks": [self.options.task], "length": count}
+        episode |= {f"data/{name}": value for name, value in self._add_rows(columns).items()}
+        episode |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + count}
+        for key, array in images.items():
+            episode |= {f"videos/{key}/{name}": value for name, value in self._add_video(key, array).items()}
         statistics = {key: row_statistics(array) for key, array in columns.items()}
         statistics |= {key: image_statistics(array) for key, array in images.items()}
-        episode: dict[str, Any] = {
-            "episode_index": number,
-            "tasks": [self.options.task],
-            "length": count,
-            **self.rows.add(columns),
-            "dataset_from_index": self.frames,
-            "dataset_to_index": self.frames + count,
-        }
-        for key, video in self.videos.items():
-            episode |= video.add(images[key])
         for key, values in statistics.items():
             episode |= {f"stats/{key}/{name}": value.tolist() for name, value in values.items()}
         self.episodes.append(episode)
         self.statistics.append(statistics)
         self.frames += count
 
+    def _add_rows(self, columns: Columns) -> dict[str, int]:
+        """Write an episode's rows; returns their chunk and file."""
+        arrow, files = import_pyarrow(), self.data
+        table = arrow.table({key: _arrow_column(array) for key, array in columns.items()})
+        if files.begins(len(table), files.path.stat().st_size if files.rows else 0):
+            files.writer = arrow.parquet.ParquetWriter(files.path, table.schema, compression="snappy")
+        files.writer.write_table(table)
+        return files.place
+
+    def _add_video(self, key: str, images: NDArray[np.uint8]) -> dict[str, Any]:
+        """Write an episode's images (n, h, w, 3) of one camera; returns their chunk, file and times."""
+        files, size = self.videos[key], (images.shape[1], images.shape[2])
+        start = files.rows / self.fps
+        if files.begins(len(images), files.writer.bytes if files.rows else 0):
+            start, files.writer = 0.0, VideoWriter(files.path, size, self.fps, self.options.codec)
+        files.writer.add(images)
+        return {**files.place, "from_timestamp": start, "to_timestamp": files.rows / self.fps}
+
     def _write_metadata(self) -> None:
         import pandas as pd
 
-        options = self.options
-        _write_episodes(self.root, self.episodes, options)
+        arrow, options = import_pyarrow(), self.options
+        # meta/episodes: each row has its own place as well.
+        row_bytes = max(1, arrow.Table.from_pylist(self.episodes).nbytes / len(self.episodes))
+        rows = max(1, int(options.data_files_size_in_mb * _MB / row_bytes))
+        files = _Files(self.root, layout.EPISODES, options.chunks_size, 0)
+        for begin in range(0, len(self.episodes), rows):
+            files.begins(rows, 0)
+            own = {f"meta/episodes/{name}": number for name, number in files.place.items()}
+            table = arrow.Table.from_pylist([{**episode, **own} for episode in self.episodes[begin : begin + rows]])
+            arrow.parquet.write_table(table, files.path, compression="snappy")
         pd.DataFrame({"task_index": [0]}, index=[options.task]).to_parquet(self.root / layout.TASKS)
-        for key, video in self.videos.items():
-            self.features[key]["info"] = video.metadata()
+        codec = CODECS[options.codec]
+        for key in self.videos:
+            height, width, channels = self.features[key]["shape"]
+            self.features[key]["info"] = {
+                "video.height": height,
+                "video.width": width,
+                "video.codec": "av1" if codec.encoder == "libsvtav1" else "h264",
+                "video.pix_fmt": "gbrp" if codec.pixel_format == "rgb24" else codec.pixel_format,
+                "video.is_depth_map": False,
+                "video.fps": round(self.fps),
+                "video.channels": channels,
+                "has_audio": False,
+            }
         info = {
             "codebase_version": layout.VERSION,
             "robot_type": options.robot_type,
@@ -197,109 +228,40 @@ def _features(columns: Columns, images: Columns) -> dict[str, dict[str, Any]]:
     return features
 
 
-class _Names:
-    """Names of files one after the other, `chunks_size` files in a chunk."""
+class _Files:
+    """Files of one kind, one after the other, `chunks_size` in a chunk, of about `size_mb` each."""
 
-    def __init__(self, root: Path, template: str, chunks_size: int) -> None:
-        self._root, self._template, self._chunks_size = root, template, chunks_size
+    def __init__(self, root: Path, template: str, chunks_size: int, size_mb: float) -> None:
+        self._root, self._template, self._chunks_size, self._most = root, template, chunks_size, size_mb * _MB
         self._number = -1
+        self.rows = 0
+        """In the present file."""
+        self.writer: Any = None
+        """What writes it, closed before the next begins."""
 
     @property
     def place(self) -> dict[str, int]:
-        """The numbers in the present name."""
-        chunk, file = divmod(self._number, self._chunks_size)
-        return {"chunk_index": chunk, "file_index": file}
+        """The numbers in its name."""
+        return dict(zip(("chunk_index", "file_index"), divmod(self._number, self._chunks_size), strict=True))
 
-    def next(self) -> Path:
-        """The next file, its folder made."""
-        self._number += 1
-        path = self._root / self._template.format(**self.place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    @property
+    def path(self) -> Path:
+        return self._root / self._template.format(**self.place)
 
-
-class _RowFiles:
-    """The data files. A new one starts where an episode is expected to exceed the size, judging by the rows so far."""
-
-    def __init__(self, root: Path, options: LeRobotOptions) -> None:
-        self._names = _Names(root, layout.DATA, options.chunks_size)
-        self._max_bytes = options.data_files_size_in_mb * _MB
-        self._file = root
-        self._writer: Any = None
-        self._count = 0
-
-    def add(self, columns: Columns) -> dict[str, int]:
-        """Write an episode; returns its chunk and file for meta/episodes."""
-        arrow = import_pyarrow()
-        table = arrow.table({key: _arrow_column(array) for key, array in columns.items()})
-        if self._writer is None or self._file.stat().st_size * (1 + len(table) / self._count) >= self._max_bytes:
+    def begins(self, rows: int, size: int) -> bool:
+        """Whether `rows` more begin a new file: where they would exceed the size, judging by the `size` so far."""
+        new = not self.rows or size * (1 + rows / self.rows) >= self._most
+        if new:
             self.close()
-            self._file, self._count = self._names.next(), 0
-            self._writer = arrow.parquet.ParquetWriter(self._file, table.schema, compression="snappy")
-        self._writer.write_table(table)
-        self._count += len(table)
-        return {f"data/{name}": number for name, number in self._names.place.items()}
+            self._number, self.rows = self._number + 1, 0
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows += rows
+        return new
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-class _VideoFiles:
-    """The videos of one camera, its episodes end to end; a new one starts as a new data file does."""
-
-    def __init__(self, root: Path, key: str, size: tuple[int, int], options: LeRobotOptions, fps: float) -> None:
-        self._names = _Names(root, layout.VIDEOS.replace("{video_key}", key), options.chunks_size)
-        self._key, self._size, self._codec, self._fps = key, size, options.codec, fps
-        self._max_bytes = options.video_files_size_in_mb * _MB
-        self._video: VideoWriter | None = None
-        require(
-            CODECS[self._codec].pixel_format != "yuv420p" or size[0] % 2 == size[1] % 2 == 0,
-            f"codec {self._codec} needs even sides, images are {size[0]} x {size[1]}; use codec lossless",
-        )
-
-    def add(self, images: NDArray[np.uint8]) -> dict[str, Any]:
-        """Write an episode (n, h, w, 3); returns its place for meta/episodes."""
-        video = self._video
-        if video is None or video.bytes * (1 + len(images) / video.frames) >= self._max_bytes:
-            self.close()
-            video = self._video = VideoWriter(self._names.next(), self._size, self._fps, self._codec)
-        start = video.frames / self._fps
-        video.add(images)
-        place = {**self._names.place, "from_timestamp": start, "to_timestamp": video.frames / self._fps}
-        return {f"videos/{self._key}/{name}": value for name, value in place.items()}
-
-    def close(self) -> None:
-        if self._video is not None:
-            self._video.close()
-            self._video = None
-
-    def metadata(self) -> dict[str, Any]:
-        """The `info` of the feature in info.json."""
-        codec = CODECS[self._codec]
-        return {
-            "video.height": self._size[0],
-            "video.width": self._size[1],
-            "video.codec": "av1" if codec.encoder == "libsvtav1" else "h264",
-            "video.pix_fmt": "gbrp" if codec.pixel_format == "rgb24" else codec.pixel_format,
-            "video.is_depth_map": False,
-            "video.fps": round(self._fps),
-            "video.channels": 3,
-            "has_audio": False,
-        }
-
-
-def _write_episodes(root: Path, episodes: Sequence[dict[str, Any]], options: LeRobotOptions) -> None:
-    """meta/episodes, each row with its own place as well."""
-    arrow = import_pyarrow()
-    bytes_per_row = max(1, arrow.Table.from_pylist(list(episodes)).nbytes / len(episodes))
-    rows = max(1, int(options.data_files_size_in_mb * _MB / bytes_per_row))
-    names = _Names(root, layout.EPISODES, options.chunks_size)
-    for begin in range(0, len(episodes), rows):
-        path = names.next()
-        own = {f"meta/episodes/{name}": number for name, number in names.place.items()}
-        table = arrow.Table.from_pylist([{**episode, **own} for episode in episodes[begin : begin + rows]])
-        arrow.parquet.write_table(table, path, compression="snappy")
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
 
 
 def _arrow_column(array: NDArray[Any]) -> Any:
