@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pandas
@@ -31,6 +33,14 @@ _CALENDAR = re.compile(r"(\d*)(?:(?:C?B)?([MQYA])(S|E)?|L?WO(M))(?:-(\w+))?")
 """Months, quarters and years as pandas writes their beginnings, ends, and first, last or n-th business days."""
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without pandas' warnings that it renames its frequencies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def checked_freq(freq: str) -> str:
     """`freq` as pandas writes a period's; UserError for one it does not know."""
     name, found = freq, _CALENDAR.fullmatch(freq)
@@ -41,8 +51,7 @@ def checked_freq(freq: str) -> str:
             anchor = MONTHS[(MONTHS.index(anchor) + _OF_MONTHS[unit] - 1) % 12]
         name = f"{number}{unit}" + (f"-{anchor}" if anchor and unit in "QY" else "")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             name = str(pandas.Period("2000-01-03", freq=name).freqstr)
             for unit, many, larger in (("s", 60, "min"), ("min", 60, "h"), ("h", 24, "D")):  # 60min are an hour
                 count = re.fullmatch(rf"(\d+){unit}", name)
@@ -65,24 +74,24 @@ def count_and_unit(freq: str) -> tuple[int, str]:
 
 
 def freq_of(times: pandas.DatetimeIndex) -> str | None:
-    """The frequency of sorted, different times, as `checked_freq` takes it; None where it cannot be told."""
+    """The frequency of sorted, different times of which up to half are missing, as `checked_freq` takes it; None where
+    it cannot be told.
+
+    Business days, days, weeks, months, quarters, years, or the smallest distance where all are multiples of it.
+    """
     if len(times) < 3:
         return None
-    found = pandas.infer_freq(times) or _freq_between_gaps(times)
-    return None if found is None else str(found)
-
-
-def _freq_between_gaps(times: pandas.DatetimeIndex) -> str | None:
-    """The frequency of sorted times of which up to half are missing: business days, days, weeks, months, quarters,
-    years, or the smallest distance where all are multiples of it."""
-    apart = times.to_series().diff().dropna()
-    smallest, day = apart.min(), pandas.Timedelta("1D")
+    found = pandas.infer_freq(times)
+    if found is not None:
+        return str(found)
+    apart, day = times.to_series().diff().dropna(), pandas.Timedelta("1D")
+    smallest = apart.min()
     if smallest <= pandas.Timedelta(0):
         return None
     same_time = (times - times.normalize()).nunique() == 1
-    if same_time and smallest >= 28 * day and any(on(times) for on in (_same_day, _month_ends, _business_days)):
-        months = (times.year * 12 + times.month).to_series().diff().dropna()
-        freq = {0: "Y-DEC", 3: "Q-DEC", 6: "Q-DEC", 9: "Q-DEC"}.get(int(np.gcd.reduce(months.astype(int))) % 12, "M")
+    if same_time and smallest >= 28 * day and _month_offset(times) is not None:
+        months = int(np.gcd.reduce(np.diff(times.year * 12 + times.month))) % 12
+        freq = "Y-DEC" if months == 0 else "Q-DEC" if months % 3 == 0 else "M"
     elif bool((apart % smallest != pandas.Timedelta(0)).any()):
         return None
     elif same_time and smallest == day:
@@ -91,27 +100,8 @@ def _freq_between_gaps(times: pandas.DatetimeIndex) -> str | None:
         freq = f"W-{times[0].day_name()[:3].upper()}"
     else:
         freq = str(to_offset(smallest).freqstr)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        steps = len(pandas.period_range(times[0], times[-1], freq=freq))
-    return freq if steps <= 2 * len(times) else None
-
-
-def _same_day(times: pandas.DatetimeIndex) -> bool:
-    """Whether whole months lie between the times; of a 31st, the last days of shorter months."""
-    months = (times.year - times[0].year) * 12 + times.month - times[0].month
-    return all(
-        times[0] + pandas.DateOffset(months=int(count)) == time for count, time in zip(months, times, strict=True)
-    )
-
-
-def _month_ends(times: pandas.DatetimeIndex) -> bool:
-    return bool(times.is_month_end.all())
-
-
-def _business_days(times: pandas.DatetimeIndex) -> bool:
-    """Whether all are the first, or all the last business day of their month."""
-    return any(all(map(offset.is_on_offset, times)) for offset in (to_offset("BME"), to_offset("BMS")))
+    with quietly():
+        return freq if len(pandas.period_range(times[0], times[-1], freq=freq)) <= 2 * len(times) else None
 
 
 def usual_distance(times: pandas.DatetimeIndex) -> str | None:
@@ -128,30 +118,34 @@ def offset_of(times: pandas.DatetimeIndex, freq: str) -> pandas.DateOffset | Non
     """What leads from one time to the next: the first plus n of it is time n of the regular steps. None where times
     stand elsewhere in each step."""
     count, unit = count_and_unit(freq)
-    if unit not in (*_OF_MONTHS, "W", "B"):
+    if unit in _OF_MONTHS:
+        offset = _month_offset(times)
+        return None if offset is None else count * _OF_MONTHS[unit] * offset
+    if unit not in ("W", "B"):
         step = pandas.Timedelta(to_offset(freq))
         return to_offset(step) if not ((times - times[0]) % step).any() else None
-    if unit in _OF_MONTHS:
-        months = count * _OF_MONTHS[unit]
-        names = [found] if (found := pandas.infer_freq(times) if len(times) > 2 else None) else []
-        offsets = [to_offset(name) for name in (*names, *(f"{months}{edge}" for edge in ("ME", "MS", "BME", "BMS")))]
-        offsets.append(pandas.DateOffset(months=months))
-    else:
-        offsets = [to_offset(f"{count}B") if unit == "B" else pandas.DateOffset(days=7 * count)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        steps = (times.to_period(freq).astype("int64") - times[:1].to_period(freq).astype("int64")[0]) // count
-        for offset in offsets:
-            if all(times[0] + int(step) * offset == time for step, time in zip(steps, times, strict=True)):
-                return offset
-    return None
+    offset = to_offset(f"{count}B") if unit == "B" else pandas.DateOffset(days=7 * count)
+    with quietly():
+        steps = times.to_period(freq).astype("int64")
+        return offset if _lie_on(times, (steps - steps[0]) // count, offset) else None
+
+
+def _month_offset(times: pandas.DatetimeIndex) -> pandas.DateOffset | None:
+    """What whole months lie between the times: ends, beginnings, last or first business days, or the same day of a
+    month (of a 31st, the last day of shorter ones); None where there is no such."""
+    months = (times.year - times[0].year) * 12 + times.month - times[0].month
+    offsets = (*map(to_offset, ("ME", "MS", "BME", "BMS")), pandas.DateOffset(months=1))
+    return next((offset for offset in offsets if _lie_on(times, months, offset)), None)
+
+
+def _lie_on(times: pandas.DatetimeIndex, counts: pandas.Index, offset: pandas.DateOffset) -> bool:
+    return all(times[0] + int(count) * offset == time for count, time in zip(counts, times, strict=True))
 
 
 def date_features(start: str, freq: str, steps: int) -> NDArray[np.float32]:
     """(steps, D) float32 in −1…1: cosine and sine of GluonTS's time features of the frequency; D is 0 for one that has
     none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas renames its frequencies
+    with quietly():
         from gluonts.time_feature import time_features_from_frequency_str
 
         index = pandas.period_range(start=pandas.Period(start, freq=freq), periods=steps, freq=freq)

@@ -18,7 +18,14 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.series.steps import checked_freq, date_features, freq_of, offset_of, usual_distance
+from diffusion_forcing.datasets.series.steps import (
+    checked_freq,
+    date_features,
+    freq_of,
+    offset_of,
+    quietly,
+    usual_distance,
+)
 from diffusion_forcing.errors import UserError, did_you_mean, first_line
 from diffusion_forcing.limits import VARIABLE, limit
 
@@ -63,8 +70,7 @@ class Table:
     def times(self, first: int, count: int) -> list[str]:
         """The times of steps `first` … `first` + count − 1 as the source would write them, in ISO 8601; behind the last
         one too."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pandas renames its frequencies
+        with quietly():
             if self.labels is None:
                 start = pandas.Period(self.start, freq=self.freq) + first
                 times = list(pandas.period_range(start=start, periods=count, freq=self.freq).to_timestamp(how="start"))
@@ -87,8 +93,7 @@ def regular(
             + (f" (most often it is {often})" if often else "")
         )
     freq = checked_freq(freq)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         periods = frame.index.to_period(freq)
         if periods.has_duplicates:
             twice = periods[periods.duplicated()][0]
