@@ -53,6 +53,7 @@ HOURS = frozenset(["hour", "hours", "hr", "he", "stunde", "uhrzeit", "time", "he
 CALENDAR = ("year", "month", "day", "hour", "minute", "quarter", "dayofweek", "dayofyear")
 CALENDAR_WORDS = TIME_WORDS | {"weekday", "dow", "dayofweek", "doy", "minute", "wochentag", "kw", "season", "星期"}
 """Names of columns that repeat a part of the time, and hold nothing to forecast."""
+_UNNAMED = re.compile(r"column_\d+|Unnamed: \d+(\.\d+)*")
 MINUTES = frozenset(["minute", "minutes", "min", "mn"])
 
 
@@ -91,46 +92,41 @@ def read_file(
     if bool(series_column) != bool(value_column):
         raise UserError("a long table needs both dataset.series_column and dataset.value_column")
     frame, separator, notes = _frame(file)
-    series = _column(frame, series_column, "series_column", file) if series_column else None
-    value = _column(frame, value_column, "value_column", file) if value_column else None
-
-    # times
-    time, times, used, more = _times(frame, time_column, [series] if series else [], value, file, day_first)
-    notes += more
+    table = _Cells(file, frame, notes, day_first)
+    keys = [table.column(series_column, "series_column")] if series_column else []
+    named = [table.column(value_column, "value_column")] if value_column else []
+    time, times = table.times(time_column, keys, named)
+    frame = table.frame
     if times.iloc[0] > times.iloc[-1]:  # the newest first
         frame, times = frame[::-1].reset_index(drop=True), times[::-1].reset_index(drop=True)
-    keys = pandas.DataFrame({"time": times, "series": frame[series] if series else ""})
+    again = pandas.DataFrame({"time": times, "series": frame[keys[0]] if keys else ""}).duplicated()
     dotted = bool(frame[time].astype("string").str.match(r"\d{1,2}\.\d{1,2}\.").fillna(False).any())
-    times, zone, more = to_naive(times, time_zone, keys.duplicated())
+    times, zone, more = to_naive(times, time_zone, again)
     notes += more
-    frame, times = frame[times.notna()].reset_index(drop=True), times[times.notna()].reset_index(drop=True)
+    table.frame = frame = frame[times.notna()].reset_index(drop=True)
+    times = times[times.notna()].reset_index(drop=True)
 
-    # numbers
-    rest = [name for name in frame.columns if name not in used]
-    if series and value:
-        rest = [value]
-    elif columns:
-        rest = [_column(frame[rest], name, "columns", file) for name in columns]
-    else:
+    rest = [name for name in frame.columns if name not in table.used]
+    if columns and not keys:
+        named = [table.column(name, "columns", rest) for name in columns]
+    elif not keys:
         leave_out_checked(leave_out, rest)
-        rest = [name for name in rest if name not in leave_out]
-    others = [frame[name] for name in frame.columns if name not in used and name not in rest]
-    wide, more = _numbers(
-        frame[rest], others, times, separator, dotted, decimal, named=bool(columns or value), file=file
-    )
-    notes += more
-    if series and value:
-        unnamed = frame[series].astype("string").fillna("") == ""
-        if unnamed.any():
-            notes.append(f"left out: {int(unnamed.sum())} rows without a name in '{series}'")
-        wide = wide.assign(series=frame[series].astype("string").to_numpy(), time=times.to_numpy())[~unnamed.to_numpy()]
-        _check_once(wide.duplicated(["time", "series"]), wide["time"], frame, rest, file)
-        wide = wide.pivot(index="time", columns="series", values=value)
+    chosen = named or [name for name in rest if name not in leave_out]
+    others = [frame[name] for name in rest if name not in chosen]
+    numbers = functools.partial(read_numbers, others=others, separator=separator, dotted_dates=dotted, decimal=decimal)
+    wide = table.numbers(chosen, times, numbers, named=bool(named))
+    if keys:
+        names = frame[keys[0]].astype("string").fillna("")
+        if (names == "").any():
+            notes.append(f"left out: {int((names == '').sum())} rows without a name in '{keys[0]}'")
+        wide = wide.assign(series=names.to_numpy(), time=times.to_numpy())[(names != "").to_numpy()]
+        table.check_once(wide.duplicated(["time", "series"]), wide["time"], chosen)
+        wide = wide.pivot(index="time", columns="series", values=named[0])
         leave_out_checked(leave_out, list(wide.columns))
-        chosen = [_column(wide, name, "columns", file) for name in columns] if columns else list(wide.columns)
-        wide = wide[[name for name in chosen if name not in leave_out]]
+        kept = [table.column(name, "columns", list(wide.columns)) for name in columns] or list(wide.columns)
+        wide = wide[[name for name in kept if name not in leave_out]]
     else:
-        _check_once(times.duplicated(), times, frame, rest, file)
+        table.check_once(times.duplicated(), times, chosen)
         wide = wide.set_axis(pandas.DatetimeIndex(times))
     wide = wide.sort_index()
     if freq is None and freq_of(wide.index) is None:
@@ -183,100 +179,190 @@ def _frame(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
     return frame, separator, notes
 
 
-def _times(
-    frame: pandas.DataFrame, named: str | None, keys: list[str], value: str | None, file: Path, day_first: bool | None
-) -> tuple[str, pandas.Series, set[str], list[str]]:
-    """The column of times, the times, all columns that they are made of, and a line where the column is in doubt."""
-    first, *others = frame.columns
-    if _kind(pandas.Series([first])) and all(re.fullmatch(r"[+-]?\d+([.,]\d+)*|column_\d+", name) for name in others):
-        raise UserError(f"{file} has no line of names at its top; add one, such as time,a,b,c")
-    if named:
-        time = _column(frame, named, "time_column", file)
-        kind: Kind = _kind(frame[time]) or "text"
-    else:
-        time, kind = _time_column([name for name in frame.columns if name != value], frame, file)
-    cells, used = _known(frame[time]), {time, *keys}
-    notes = []
-    if not named and kind != "text" and not _words(time) & TIME_WORDS:
-        notes.append(f"the times are the numbers of '{time}', read as {kind}s; dataset.time_column names another")
+class _Cells:
+    """The cells of a file. notes: a line for each thing that was left out or in doubt; used: columns that times and
+    names are made of."""
 
-    def of(words: frozenset[str]) -> str | None:
-        return next((name for name in frame.columns if name not in used and _words(name) & words), None)
+    def __init__(self, file: Path, frame: pandas.DataFrame, notes: list[str], day_first: bool | None) -> None:
+        self.file, self.frame, self.notes, self.day_first = file, frame, notes, day_first
+        self.used: set[str] = set()
 
-    def comes_twice(times: pandas.Series) -> bool:
-        return bool(frame.assign(time=times).duplicated(["time", *keys]).any())
+    def column(self, name: str, option: str, names: list[str] | None = None) -> str:
+        """`name`, if there is such a column; UserError otherwise."""
+        names = list(map(str, self.frame.columns)) if names is None else names
+        if name not in names:
+            raise UserError(
+                f"{self.file} has no column '{name}' (dataset.{option}){did_you_mean(name, names)}; "
+                f"it has {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+            )
+        return name
 
-    def text(name: str) -> pandas.Series:
-        return _known(frame[name]).astype("string").str.replace(r"\.0+$", "", regex=True)
+    def times(self, named: str | None, keys: list[str], values: list[str]) -> tuple[str, pandas.Series]:
+        """The column of times, and the times, perhaps made of several columns."""
+        frame, file = self.frame, self.file
+        first, *others = frame.columns
+        if _kind(pandas.Series([first])) and all(
+            re.fullmatch(r"[+-]?\d+([.,]\d+)*|column_\d+", name) for name in others
+        ):
+            raise UserError(f"{file} has no line of names at its top; add one, such as time,a,b,c")
+        if named:
+            time = self.column(named, "time_column")
+            kind: Kind = _kind(frame[time]) or "text"
+        else:
+            time, kind = self._time_column([name for name in frame.columns if name not in values])
+            if kind != "text" and not _words(time) & TIME_WORDS:
+                self.notes.append(
+                    f"the times are the numbers of '{time}', read as {kind}s; dataset.time_column names another"
+                )
+        self.used = {time, *keys}
 
-    # a year, and what other columns say of it
-    if kind == "year" and comes_twice(cells):
-        for between, words in PARTS.items():
-            part = of(words)
+        def of(words: frozenset[str]) -> str | None:
+            """Uses the first column with one of these words in its name."""
+            name = next((name for name in frame.columns if name not in self.used and _words(name) & words), None)
+            self.used |= {name} if name else set()
+            return name
+
+        def come_twice(times: pandas.Series) -> bool:
+            return bool(frame.assign(time=times).duplicated(["time", *keys]).any())
+
+        def text(name: str) -> pandas.Series:
+            return _known(frame[name]).astype("string").str.replace(r"\.0+$", "", regex=True)
+
+        # a year, and what other columns say of it
+        cells = _known(frame[time])
+        if kind == "year" and come_twice(cells):
+            between, part = next(((mark, name) for mark, words in PARTS.items() if (name := of(words))), ("", None))
             if part:
                 more = text(part).str.replace(r"^(?:Q|W|KW|M)[ .]*(?=\d)", "", regex=True)
                 cells = text(time) + between.rstrip("D") + (more.str.zfill(3) if between == "-D" else more)
-                used |= {part}
-                day = of(DAYS) if between == "-" else None
-                if day:
-                    cells, used = cells + "-" + text(day), used | {day}
-                break
-    try:
-        times = parse_times(cells, day_first=day_first)[0]
-    except NOT_TIMES:
-        raise UserError(
-            f"{file}: column '{time}' is not made of times ({_why_not(cells)}); name another with dataset.time_column"
-        ) from None
-    if times.isna().any():
-        raise UserError(
-            f"{file}: column '{time}' has {int(times.isna().sum())} rows without a time; remove or complete them"
-        )
+            if between == "-" and (day := of(DAYS)):
+                cells = cells + "-" + text(day)
+        try:
+            times = parse_times(cells, day_first=self.day_first)[0]
+        except NOT_TIMES:
+            raise UserError(
+                f"{file}: column '{time}' is not made of times ({_why_not(cells)}); name another with dataset.time_column"
+            ) from None
+        if times.isna().any():
+            missing = int(times.isna().sum())
+            raise UserError(f"{file}: column '{time}' has {missing} rows without a time; remove or complete them")
 
-    # a day, and a time of day in another column
-    if times.dt.tz is None and (times == times.dt.normalize()).all() and comes_twice(times):
-        for name in [name for name in frame.columns if name not in used]:
-            of_day = joined(times, _known(frame[name]), named=bool(_words(name) & HOURS))
-            if of_day is not None:
-                used |= {name}
-                minute = of(MINUTES) if comes_twice(of_day) else None
-                if minute:
-                    of_day += pandas.to_timedelta(pandas.to_numeric(frame[minute]), unit="min")
-                return time, of_day, used | {minute or name}, notes
-    return time, times, used, notes
+        # a day, and a time of day in other columns
+        if times.dt.tz is None and (times == times.dt.normalize()).all() and come_twice(times):
+            for name in [name for name in frame.columns if name not in self.used]:
+                of_day = joined(times, _known(frame[name]), named=bool(_words(name) & HOURS))
+                if of_day is not None:
+                    self.used |= {name}
+                    if come_twice(of_day) and (minute := of(MINUTES)):
+                        of_day += pandas.to_timedelta(pandas.to_numeric(frame[minute]), unit="min")
+                    return time, of_day
+        return time, times
 
-
-def _time_column(names: list[str], frame: pandas.DataFrame, file: Path) -> tuple[str, Kind]:
-    """The column that most surely holds times: dates as text before numbers, names such as `date` before others, many
-    times before few."""
-    kinds: dict[str, Kind] = {}
-    looks = {name: _known(frame[name].head(4 * SAMPLE)).dropna().head(SAMPLE) for name in names}
-    numeric = {
-        name for name, cells in looks.items() if len(cells) and re.fullmatch(r"[+-]?\d*[.,]?\d+", str(cells.iloc[0]))
-    }
-    for part in ([name for name in names if name not in numeric], [name for name in names if name in numeric]):
-        if "text" in kinds.values():
-            break
-        for name in part:
-            if name in numeric and not re.fullmatch(r"\d{4,19}(\.\d+)?|\d\d\.\d{4}", str(looks[name].iloc[0])):
-                continue
-            kind = _kind(looks[name])
-            if kind and (kind != "serial" or _words(name) & TIME_WORDS):
-                kinds[name] = kind
-    if not kinds:
+    def _time_column(self, names: list[str]) -> tuple[str, Kind]:
+        """The column that most surely holds times: dates as text before numbers, names such as `date` before others,
+        many times before few."""
+        looks = {name: _known(self.frame[name].head(4 * SAMPLE)).dropna().head(SAMPLE) for name in names}
+        firsts = {name: str(cells.iloc[0]) if len(cells) else "" for name, cells in looks.items()}
+        numeric = {name for name, cell in firsts.items() if re.fullmatch(r"[+-]?\d*[.,]?\d+", cell)}
+        kinds = {name: kind for name in names if name not in numeric and (kind := _kind(looks[name]))}
+        if "text" not in kinds.values():
+            for name in names:
+                if name in numeric and re.fullmatch(r"\d{4,19}(\.\d+)?|\d\d\.\d{4}", firsts[name]):
+                    kind = _kind(looks[name])
+                    if kind and (kind != "serial" or _words(name) & TIME_WORDS):
+                        kinds[name] = kind
+        if kinds:
+            sure = {
+                name: (kind != "text", not _words(name) & TIME_WORDS, KINDS.index(kind), -self.frame[name].nunique())
+                for name, kind in kinds.items()
+            }
+            best = min(sure, key=sure.__getitem__)
+            return best, kinds[best]
         why = {name: _why_not(looks[name]) for name in names}
         near = [name for name in names if re.search("without a date|no year|in row", why[name])]
         first, rest = (near or names)[0], f", nor is any other of {len(names)}" if len(names) > 1 else ""
         hint = "write whole times, such as 2024-01-31 13:00" if near else "name the right one with dataset.time_column"
         if sum(_kind(pandas.Series([name])) is not None for name in names) > 0.5 * len(names):
             hint = "the times seem to be the names of the columns: write the table with a row a time"
-        raise UserError(f"{file}: column '{first}' is not made of times ({why[first]}){rest}; {hint}")
+        raise UserError(f"{self.file}: column '{first}' is not made of times ({why[first]}){rest}; {hint}")
 
-    def unsure(name: str) -> tuple[bool, bool, int, int]:
-        kind = kinds[name]
-        return kind != "text", not _words(name) & TIME_WORDS, KINDS.index(kind), -frame[name].nunique()
+    def numbers(
+        self, names: list[str], times: pandas.Series, read: Callable[..., Any], *, named: bool
+    ) -> pandas.DataFrame:
+        """The columns among `names` that are series; UserError for one that nearly is, or that was `named` and is
+        none."""
+        found: dict[str, Any] = {}
+        left: dict[str, str] = {}
+        texts = {}
+        for name in names:
+            column = self.frame[name]
+            is_typed = pandas.api.types.is_datetime64_any_dtype(column) or isinstance(column.dtype, pandas.PeriodDtype)
+            if is_typed or (not named and _words(name) & TIME_WORDS and _kind(column) in ("text", "stamp", "epoch")):
+                left[name] = "times"
+            elif pandas.api.types.is_numeric_dtype(column):
+                found[name] = column.astype("float64").to_numpy(na_value=np.nan)
+            else:
+                texts[name] = column.astype("string").astype(object)
+        numbers, wrong, notes = read(texts)
+        found |= numbers
+        self.notes += notes
+        for name, error in wrong.items():
+            if named or not (error.share >= MOSTLY or _words(name) & {"id", "uuid", "guid", "hash"}):
+                raise UserError(
+                    f"{self.file} has a value that is not a number: '{error.cell}' in column '{name}' at "
+                    f"{times.iloc[error.row]}; leave the cell empty where nothing is known, or the column out: "
+                    f"{typed('dataset.leave_out', name)}"
+                )
+            left[name] = str(error)
+        if not named:
+            left |= {name: why for name, values in found.items() if (why := _why_no_series(name, values, times))}
+        found = {name: found[name] for name in names if name in found and name not in left}
+        # Columns that have no name and no value are not worth a word.
+        said = [f"'{name}' ({why})" for name, why in left.items() if why != "no value" or not _UNNAMED.fullmatch(name)]
+        if not any(np.isfinite(values).any() for values in found.values()):
+            among = ", ".join(f"'{name}'" for name in names[:5]) or "its columns"
+            reason = f" ({'; '.join(said[:3])})" if said else ""
+            raise UserError(
+                f"{self.file} has no column of numbers among {among}{reason}; name the series with dataset.columns"
+            )
+        if said:
+            more = f" and {len(said) - 8} more" if len(said) > 8 else ""
+            self.notes.insert(len(self.notes) - len(notes), f"left out: {', '.join(said[:8])}{more}")
+        return pandas.DataFrame(found)
 
-    best = min(kinds, key=unsure)
-    return best, kinds[best]
+    def check_once(self, doubled: pandas.Series, times: pandas.Series, numbers: list[str]) -> None:
+        """UserError where a time comes twice; it says what may be the matter."""
+        if not doubled.any():
+            return
+        frame = self.frame
+        values = [name for name in numbers if pandas.to_numeric(frame[name], errors="coerce").notna().any()]
+        others = [name for name in frame.columns if name not in values]
+        keys = [name for name in others if not frame.assign(time=times).duplicated(["time", name]).any()]
+        advice = "keep one row a time, or name dataset.series_column and dataset.value_column of a long table"
+        if doubled.mean() < 0.05 and (times.dt.normalize() != times).any():
+            advice = "keep one row a time, or give dataset.time_zone=Europe/Berlin or another, where clocks go back"
+        elif keys and values:
+            advice = f"if this is a long table: {typed('dataset.series_column', keys[0], many=False)} "
+            advice += typed("dataset.value_column", values[0], many=False)
+        raise UserError(
+            f"{self.file} has {int(doubled.sum())} duplicate times, first {times[doubled].iloc[0]}; {advice}"
+        )
+
+
+def _why_no_series(name: str, values: NDArray[np.float64], times: pandas.Series) -> str:
+    """Why a column of numbers is not a series to forecast; "" where it is one."""
+    words, unnamed = _words(name), bool(_UNNAMED.fullmatch(name))
+    if not np.isfinite(values).any():
+        return "no value"
+    whole, steps = bool((values == np.floor(values)).all()), np.diff(values)
+    in_order = len(np.unique(values)) == len(values) if unnamed else (steps > 0).all() or (steps < 0).all()
+    if (unnamed or name.lower() in ROW_WORDS) and len(values) > 1 and whole and in_order:
+        return "numbers of rows"
+    if words & CALENDAR_WORDS:
+        parts = [getattr(times.dt, part) for part in CALENDAR] + [times.dt.isocalendar().week]
+        if any(np.array_equal(values, part + shift) for part in parts for shift in (0, 1)):
+            return "part of the date"
+    return "identities" if "id" in words and whole else ""
 
 
 def _kind(cells: pandas.Series) -> Kind | None:
@@ -309,103 +395,3 @@ def _words(name: str) -> frozenset[str]:
     """The words of a column's name, in lower case."""
     lower = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
     return frozenset(re.split(r"[\W_]+", lower.replace("day of year", "doy")))
-
-
-def _numbers(
-    frame: pandas.DataFrame,
-    others: list[pandas.Series],
-    times: pandas.Series,
-    separator: str,
-    dotted_dates: bool,
-    decimal: Decimal | None,
-    *,
-    named: bool,
-    file: Path,
-) -> tuple[pandas.DataFrame, list[str]]:
-    """The columns that are series, and what was left out; UserError for a column that nearly is one, or one that was
-    `named` and is none."""
-    found: dict[str, Any] = {}
-    left: list[str] = []
-    texts = {}
-    for name in frame.columns:
-        column = frame[name]
-        is_typed = pandas.api.types.is_datetime64_any_dtype(column) or isinstance(column.dtype, pandas.PeriodDtype)
-        if is_typed or (not named and _words(name) & TIME_WORDS and _kind(column) in ("text", "stamp", "epoch")):
-            left.append(f"'{name}' (times)")
-        elif pandas.api.types.is_numeric_dtype(column):
-            found[name] = column.astype("float64").to_numpy(na_value=np.nan)
-        else:
-            texts[name] = column.astype("string").astype(object)
-    numbers, wrong, notes = read_numbers(texts, others, separator=separator, dotted_dates=dotted_dates, decimal=decimal)
-    found |= numbers
-    for name, error in wrong.items():
-        if not named and (error.share >= MOSTLY or _words(name) & {"id", "uuid", "guid", "hash"}):
-            left.append(f"'{name}' ({error})")
-            continue
-        raise UserError(
-            f"{file} has a value that is not a number: '{error.cell}' in column '{name}' at {times.iloc[error.row]}; "
-            f"leave the cell empty where nothing is known, or the column out: {typed('dataset.leave_out', name)}"
-        )
-    calendar = [getattr(times.dt, part) for part in CALENDAR] + [times.dt.isocalendar().week]
-    calendar = [part + shift for part in calendar for shift in (0, 1)]
-    for name in [] if named else list(found):
-        values, unnamed = found[name], bool(re.fullmatch(r"column_\d+|Unnamed: \d+(\.\d+)*", name))
-        if not np.isfinite(values).any():
-            if not unnamed:
-                left.append(f"'{name}' (no value)")
-            del found[name]
-        elif (unnamed or name.lower() in ROW_WORDS) and _are_row_numbers(values, ordered=not unnamed):
-            left.append(f"'{name}' (numbers of rows)")
-            del found[name]
-        elif _words(name) & CALENDAR_WORDS and any(np.array_equal(values, part) for part in calendar):
-            left.append(f"'{name}' (part of the date)")
-            del found[name]
-        elif "id" in _words(name) and bool((values == np.floor(values)).all()):
-            left.append(f"'{name}' (identities)")
-            del found[name]
-    reason = f" ({'; '.join(left[:3])})" if left else ""
-    if not found or not any(np.isfinite(values).any() for values in found.values()):
-        names = ", ".join(f"'{name}'" for name in list(frame.columns)[:5])
-        raise UserError(
-            f"{file} has no column of numbers among {names or 'its columns'}{reason}; "
-            "name the series with dataset.columns"
-        )
-    if left:
-        notes.insert(0, f"left out: {', '.join(left[:8])}" + (f" and {len(left) - 8} more" if len(left) > 8 else ""))
-    return pandas.DataFrame({name: found[name] for name in frame.columns if name in found}), notes
-
-
-def _are_row_numbers(values: NDArray[np.float64], *, ordered: bool) -> bool:
-    """Whether all are whole and none comes twice; ordered: and each is larger, or each smaller than the one before."""
-    steps = np.diff(values)
-    in_order = (steps > 0).all() or (steps < 0).all()
-    whole = bool((values == np.floor(values)).all())
-    return len(values) > 1 and whole and bool(in_order if ordered else len(np.unique(values)) == len(values))
-
-
-def _check_once(
-    doubled: pandas.Series, times: pandas.Series, frame: pandas.DataFrame, numbers: list[str], file: Path
-) -> None:
-    """UserError where a time comes twice; it says what may be the matter."""
-    if not doubled.any():
-        return
-    values = [name for name in numbers if pandas.to_numeric(frame[name], errors="coerce").notna().any()]
-    others = [name for name in frame.columns if name not in values]
-    keys = [name for name in others if not frame.assign(time=times).duplicated(["time", name]).any()]
-    advice = "keep one row a time, or name dataset.series_column and dataset.value_column of a long table"
-    if doubled.mean() < 0.05 and (times.dt.normalize() != times).any():
-        advice = "keep one row a time, or give dataset.time_zone=Europe/Berlin or another, where clocks go back"
-    elif keys and values:
-        advice = f"if this is a long table: {typed('dataset.series_column', keys[0], many=False)} "
-        advice += typed("dataset.value_column", values[0], many=False)
-    raise UserError(f"{file} has {int(doubled.sum())} duplicate times, first {times[doubled].iloc[0]}; {advice}")
-
-
-def _column(frame: pandas.DataFrame, name: str, option: str, file: Path) -> str:
-    names = list(map(str, frame.columns))
-    if name not in names:
-        raise UserError(
-            f"{file} has no column '{name}' (dataset.{option}){did_you_mean(name, names)}; "
-            f"it has {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-        )
-    return name
