@@ -15,7 +15,7 @@ physics rebuilt in `point.py`; a test finds no difference.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import gymnasium
 import numpy as np
@@ -111,7 +111,7 @@ class _TheirPoint:
         except ImportError as error:
             raise UserError("simulator=ogbench needs pip install 'diffusion-forcing[ogbench]'") from error
         env = gymnasium.make(f"pointmaze-{maze.name}-v0", terminate_at_goal=False, disable_env_checker=True)
-        self._env: Any = env.unwrapped
+        self._env: Any = cast("Any", env.unwrapped)
         Path(self._env.fullpath).unlink(missing_ok=True)  # the model is read, and OGBench leaves its file behind
 
     @property
