@@ -195,6 +195,8 @@ class World(Video):
     Options = WorldOptions
     line = "world"
     options: WorldOptions
+    trained_window: int | None = None
+    """Frames that attention spanned where the weights that were loaded were trained; None once they are trained here."""
 
     @staticmethod
     def build_network(options: VideoOptions) -> nn.Module:
@@ -310,7 +312,23 @@ class World(Video):
 
     # ------------------------------------------------------------------------------------------------ sampling
 
+    def load_weights(self, checkpoint: Any) -> None:
+        super().load_weights(checkpoint)
+        window = checkpoint.metadata.get("structure", {})
+        for key in ("algorithm", "diffusion", "architecture", "window"):
+            window = window.get(key) if isinstance(window, dict) else None
+        self.trained_window = window if isinstance(window, int) else None
+
+    def on_train_start(self) -> None:
+        self.trained_window = None
+
     def sampler(self, forcing: DiffusionForcing | None = None) -> Sampler:
+        window = self.options.diffusion.architecture.window
+        if self.trained_window is not None and window > self.trained_window:
+            raise UserError(
+                f"algorithm.diffusion.architecture.window is {window}, but these weights were trained with a window of {self.trained_window} "
+                f"frames and have never seen farther; leave it out, or train on with the longer one (experiment.tasks=[training])"
+            )
         sampler = super().sampler(forcing)
         sampler.noisy_context = self.options.diffusion.noisy_context
         if self.options.quantize:

@@ -4,7 +4,10 @@ The teacher's sampling follows a curve from noise to a clean token. The student 
 same answer at neighbouring points of that curve, and the clean token itself at its end:
 
     x_r = the teacher's DDIM step of x_s from level s to the next lower level r of a grid
-    loss = huber(f(x_s, s) − f⁻(x_r, r)) / (σ_s − σ_r),  f⁻ without gradient;  at the end of the curve the target is the clean token
+    loss = huber(f(x_s, s) − f⁻(x_r, r)) / (ln(1 + σ_s) − ln(1 + σ_r)),  f⁻ without gradient;  at the end the target is the clean token
+
+The gap is that of σ where there is little noise, and that of its logarithm where there is much: schedules that end at σ 5 and at σ 150 are
+weighed alike.
 
 `Distillation` is a `DiffusionForcing` with this loss, so an algorithm distils by training with it. Every token has a level of its own, as in
 Algorithm 1, and conditions, memory and past are the same in all three calls.
@@ -90,6 +93,6 @@ class Distillation(DiffusionForcing):
         error = (prediction.x0 - answer).square().flatten(2).mean(dim=-1)
         huber = (error + HUBER**2).sqrt() - HUBER
         sigmas = self.schedule.sigmas
-        ends = [torch.where(level < 0, 0.0, sigmas[level.clamp(min=0)]) for level in (s, r)]
+        ends = [torch.where(level < 0, 0.0, sigmas[level.clamp(min=0)].log1p()) for level in (s, r)]
         weight = torch.where(s < 0, 0.0, 1 / (ends[0] - ends[1]).clamp(min=1e-6))
         return Loss(per_token(weight * huber, x).expand_as(x), prediction.x0, after)

@@ -193,7 +193,7 @@ class BatchLoader:
             sampler=self.position,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            pin_memory=pin_memory,
+            pin_memory=pin_memory and not getattr(dataset, "on_device", False),
             generator=torch.Generator().manual_seed(seed),  # making an iterator must not draw from the global one
         )
 

@@ -190,6 +190,12 @@ def test_its_checkpoint_comes_back_and_is_not_taken_for_another_networks(tmp_pat
     other.load_weights(load(tmp_path / "world"))
     mine, theirs = model.network.state_dict(), other.network.state_dict()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    longer = World(options(architecture={"window": 6}))
+    longer.load_weights(load(tmp_path / "world"))
+    with pytest.raises(UserError, match=r"window is 6.*window of 4"):
+        longer.sampler()
+    longer.on_train_start()
+    longer.sampler()
     config = {"algorithm": {"_target_": "diffusion_forcing.algorithms.video.Video"}, "dataset": {}}
     with pytest.raises(UserError, match=r"world.*df_world"):
         check_task(config, tmp_path / "world")

@@ -119,7 +119,9 @@ def test_a_student_is_distilled_resumed_judged_and_refuses_more_steps_than_it_kn
         (["algorithm.diffusion.sampling_timesteps=10"], "at most 2"),
         (["dataset.resolution=32"], "resolution"),
         (["dataset.external_cond_dim=5"], "external_cond_dim"),
-        (["algorithm.diffusion.architecture.window=6", "experiment.judge.inverse_dynamics=missing"], "missing"),
+        (["algorithm.diffusion.architecture.window=6"], "window of 4"),
+        (["experiment.judge.inverse_dynamics=missing"], "missing"),
+        (["experiment.tasks=[distill]", "dataset.resolution=32"], "resolution"),
     ):
         assert main([*roll, *words]) == 2
         said = capfd.readouterr().err.strip().splitlines()

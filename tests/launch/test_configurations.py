@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.world_ablation import VARIANTS, words_of
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.choices import PACKAGE_FOLDER, choices_of, group_names
 from diffusion_forcing.launch.cli import main
@@ -366,3 +367,12 @@ def test_the_documented_defaults_hold_for_video() -> None:
 def test_every_choice_says_what_it_is() -> None:
     for file in PACKAGE_FOLDER.rglob("*.yaml"):
         assert file.read_text(encoding="utf-8").startswith("# "), file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_the_world_models_ablation_is_a_command_line_that_works(variant: str) -> None:
+    words = words_of(variant, 10, 0, [])
+    ready = plan(words)
+    assert ready.options["experiment"].training.max_steps == 10
+    assert [word for word in words if word.startswith("algorithm.")]
