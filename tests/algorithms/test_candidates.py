@@ -231,7 +231,8 @@ def test_support_is_where_the_data_has_been_and_as_fast() -> None:
     verdict = support.judge(torch.stack([inside, across, jump, outside]))
     assert verdict.supported.tolist() == [True, False, False, False]
     assert verdict.first.tolist() == [2, 0, 0, 0]
-    assert verdict.unsupported.tolist() == [0, 2, 1, 2]
+    assert (verdict.unvisited > 0).tolist() == [False, True, False, True]
+    torch.testing.assert_close(verdict.excess[2], torch.tensor(2.0 - support.longest_step))
 
 
 def test_support_survives_a_checkpoint() -> None:

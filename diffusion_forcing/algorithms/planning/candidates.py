@@ -20,6 +20,9 @@ from diffusion_forcing.diffusion import add_noise
 from diffusion_forcing.diffusion.sampler import OnRow
 from diffusion_forcing.errors import check_minimum, check_range, require
 
+JUMP, WALL = 3.0, 30.0
+"""Among plans without support: what a metre of too long a step counts, and one where the data has never been, in metres of way."""
+
 
 class Drafts(NamedTuple):
     """m plans in the making. start, goal: (m, o), normalised; ends: (m,) tokens between them; x: (m, T, f·c) [start, plan, goal, noise];
@@ -264,10 +267,11 @@ class CandidatePlanner(GoalTokenPlanner):
         return self.support.judge(frames[..., :2] * self.bundle.std[:2] + self.bundle.mean[:2])
 
     def _order(self, drafts: Drafts, verdict: Verdict) -> Tensor:
-        """(m,) less is better: frames without support count most, then the length of the way, as a share of the longest possible."""
+        """(m,) less is better: supported plans by the length of their way, then the others, by what it would take to mend them too."""
         positions = self.frames_of(drafts)[..., :2] * self.bundle.std[:2] + self.bundle.mean[:2]
         way = positions.diff(dim=1).norm(dim=-1).sum(1)
-        return verdict.unsupported + way / (positions.shape[1] * self.support.longest_step + way)
+        wrong = way + JUMP * verdict.excess + WALL * verdict.unvisited
+        return torch.where(verdict.supported, way / (1 + way), 1 + wrong)
 
     def _choose(self, drafts: Drafts, count: int) -> tuple[Drafts, Verdict]:
         """The best of finished candidates for each of `count` problems, and what the support says of it."""

@@ -16,15 +16,17 @@ FINEST = 128  # cells along the longer side of what the data covers, at most
 COARSEST = 16  # and at least
 LEAST_VISITS = 8  # typical number of positions in a visited cell, for a cell without any to mean something
 SLACK = 1.1  # a step may be so much longer than the data's longest (its 99.9 % quantile)
-BETWEEN = 4  # points looked at from one frame to the next
+BETWEEN = 6  # points looked at from one frame to the next
 
 
 class Verdict(NamedTuple):
-    """supported: (m,) bool; first: (m,) the first frame that is not supported, h where all are; unsupported: (m,) how many are not."""
+    """supported: (m,) bool; first: (m,) the first frame that is not supported, h where all are; unvisited: (m,) length of the way where the
+    data has never been; excess: (m,) by how much steps are too long, in all. Lengths in data units."""
 
     supported: Tensor
     first: Tensor
-    unsupported: Tensor
+    unvisited: Tensor
+    excess: Tensor
 
 
 class Support:
@@ -74,11 +76,12 @@ class Support:
         size = torch.tensor(grid.shape, device=paths.device)
         inside = ((index >= 0) & (index < size)).all(-1)
         i, j = torch.where(inside[..., None], index, 0).unbind(-1)
-        visited = (inside & grid[i, j]).all(-1)
-        possible = paths.diff(dim=1).norm(dim=-1) <= self.longest_step
-        good = visited & possible
+        visited, steps = inside & grid[i, j], paths.diff(dim=1).norm(dim=-1)
+        excess = (steps - self.longest_step).clamp(min=0)
+        good = visited.all(-1) & (excess == 0)
         first = torch.where(good.all(1), good.shape[1], (~good).int().argmax(1))
-        return Verdict(good.all(1), first, (~good).sum(1))
+        unvisited = steps * (~visited).to(steps.dtype).mean(-1)
+        return Verdict(good.all(1), first, unvisited.sum(1), excess.sum(1))
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
