@@ -235,7 +235,7 @@ class PlanningExperiment(BaseExperiment):
     def training(self) -> None:
         """As every training; a planner with goal tokens first looks at where the data has been, for `algorithm.search`."""
         if self.algorithm.options.goal_token:
-            self._prepare(weights=False)
+            self._prepare(weights=self._checkpoint_to_resume() is None)
             self.algorithm.support = self._support()
         super().training()
 

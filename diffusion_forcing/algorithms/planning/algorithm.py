@@ -18,6 +18,7 @@ from diffusion_forcing.algorithms.planning.guidance import GuidanceWeights
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
 from diffusion_forcing.algorithms.planning.support import Support
 from diffusion_forcing.algorithms.planning.tokens import Bundle
+from diffusion_forcing.algorithms.planning.tree_search import TreeOptions, TreeSearchPlanner
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.diffusion.noise import integers, normal, uniform
@@ -60,10 +61,11 @@ class PlanningOptions(AlgorithmOptions):
     ease_when_stuck: bool = False
     goal: Literal["dataset", "random"] = "dataset"
     goal_token: bool = False
-    search: Literal["none", "candidates"] = "none"
+    search: Literal["none", "candidates", "mctd", "fast_mctd"] = "none"
     candidates: int = 32
     roots: int = 0
     branch_at: float = 0.5
+    tree: TreeOptions = field(default_factory=TreeOptions)
     plot_start_goal: bool = True
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
 
@@ -89,6 +91,11 @@ class PlanningOptions(AlgorithmOptions):
         if self.search == "candidates" and not self.goal_token:
             raise UserError(
                 "algorithm.search=candidates draws plans that end in a goal token; train with algorithm.goal_token=True"
+            )
+        if self.search in ("mctd", "fast_mctd") and (self.goal_token or not self.guidance_scale):
+            raise UserError(
+                f"algorithm.search={self.search} chooses how strongly the goal guides; set algorithm.guidance_scale above 0 "
+                "and leave algorithm.goal_token at False"
             )
         self.candidate_options  # noqa: B018 (checks them)
         if self.goal_token and self.causal:
@@ -317,6 +324,9 @@ class Planning(ForcingAlgorithm):
                     "train with algorithm.goal_token=True, or use algorithm.search=none"
                 )
             build = partial(CandidatePlanner, search=self.options.candidate_options, support=self.support)
+        elif self.options.search in ("mctd", "fast_mctd"):
+            parallel = self.options.search == "fast_mctd"
+            build = partial(TreeSearchPlanner, tree=self.options.tree, parallel=parallel)
         planner: Planner = build(forcing, self.bundle, sampler, options, causal=self.options.causal)
         return planner
 

@@ -75,6 +75,10 @@ class RecurrentPlanningOptions(PlanningOptions):
             raise UserError(
                 f"algorithm.guidance_weights={self.guidance_weights} is df_planning's; this line's guidance is the summed distance"
             )
+        if self.search != "none":
+            raise UserError(
+                f"algorithm.search={self.search} is df_planning's; this line's plans are drawn without search: none"
+            )
         if self.padding_mode != "same":
             raise UserError(
                 f"algorithm.padding_mode={self.padding_mode} is df_planning's; this line has no token of the present: same"
