@@ -28,7 +28,7 @@ from diffusion_forcing.experiments.checkpointing import load_weights
 from diffusion_forcing.experiments.devices import device
 from diffusion_forcing.experiments.loader import BatchLoader
 from diffusion_forcing.metrics.forecasting import random_walk, seasonal
-from diffusion_forcing.serve.play.messages import Back, Known, Predict, Table, Train
+from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
@@ -64,7 +64,7 @@ class ForecastPlayer:
             self._folder, self._file = Path(folder), ""
             self._show_shipped()
             while True:
-                message: Any = session.receive()
+                message = session.receive()
                 try:
                     self._heed(message)
                 except Superseded:
@@ -76,15 +76,15 @@ class ForecastPlayer:
     def close(self) -> None:
         self._shipped = None
 
-    def _heed(self, message: Any) -> None:
+    def _heed(self, message: Message) -> None:
         match message:
-            case Predict():
-                self._forecast(message)
-            case Table(name=name, content=content):
+            case {"do": "forecast", "window": window, "paths": paths, "way": way, "known": known}:
+                self._forecast(window, paths=paths, way=way, known=known)
+            case {"do": "table", "name": name, "content": content}:
                 self._read(name, content)
-            case Train(seconds=seconds):
+            case {"do": "train", "seconds": seconds}:
                 self._train(seconds)
-            case Back():
+            case {"do": "shipped"}:
                 self._show_shipped()
 
     # ------------------------------------------------------------------------------------------------ data
@@ -114,7 +114,7 @@ class ForecastPlayer:
         for note in data.table.notes:
             self._session.send("note", text=note)
         self._tell_data(self._windows() - 1)
-        self._forecast(Predict(do="forecast", window=self._windows() - 1, way="seasonal"))
+        self._forecast(self._windows() - 1, way="seasonal")
 
     def _windows(self) -> int:
         """Test windows, whose end is known, and one behind the end of the data."""
@@ -143,28 +143,29 @@ class ForecastPlayer:
 
     # ------------------------------------------------------------------------------------------------ forecasts
 
-    def _forecast(self, ask: Predict) -> None:
+    def _forecast(self, window: int, *, paths: int = 50, way: str = "model", known: Sequence[Message] = ()) -> None:
         data = self.data
         if data is None:
             raise UserError("there is no data to forecast; drop a CSV file")
         ends, horizon = self._ends(), data.prediction_length
-        end = ends[min(ask.window, len(ends) - 1)]
+        end = ends[min(window, len(ends) - 1)]
         begin = end - horizon
-        way = ask.way if self.model is not None or ask.way != "model" else "seasonal"
-        self._say_command(ask.paths)
+        way = way if self.model is not None or way != "model" else "seasonal"
+        self._say_command(paths)
         began = time.perf_counter()
         if way == "model":
-            samples = self._sample(end, ask.paths, ask.known)
+            samples = self._sample(end, paths, known)
         else:
             history, random = data.table.values[:begin], np.random.default_rng(0)
-            paths = 4 * ask.paths
             if way == "walk":
-                samples = random_walk(history, horizon, paths=paths, random=random)
+                samples = random_walk(history, horizon, paths=4 * paths, random=random)
             else:
-                samples = seasonal(history, horizon, season=data.spec.season, paths=paths, random=random)
-        self._tell_forecast(ask, way, samples, begin, time.perf_counter() - began)
+                samples = seasonal(history, horizon, season=data.spec.season, paths=4 * paths, random=random)
+        self._tell_forecast(
+            samples, begin, way=way, window=window, known=list(known), seconds=round(time.perf_counter() - began, 2)
+        )
 
-    def _sample(self, end: int, paths: int, known: Sequence[Known]) -> Array:
+    def _sample(self, end: int, paths: int, known: Sequence[Message]) -> Array:
         """Sample paths (paths, h, V); values that are known are kept by all."""
         data, model = self.data, self.model
         assert data is not None and model is not None
@@ -173,12 +174,12 @@ class ForecastPlayer:
         given = torch.zeros(1, horizon, data.table.variates, dtype=torch.bool)
         for one in known:
             require(
-                one.series < given.shape[2] and one.step < horizon,
-                f"there is no step {one.step} of series {one.series}; there are {horizon} steps of {given.shape[2]} series",
+                one["series"] < given.shape[2] and one["step"] < horizon,
+                f"there is no step {one['step']} of series {one['series']}; there are {horizon} steps of {given.shape[2]} series",
             )
-            given[0, one.step, one.series] = True
-            batch.values[0, context + one.step, one.series] = one.value
-            batch.observed[0, context + one.step, one.series] = True
+            given[0, one["step"], one["series"]] = True
+            batch.values[0, context + one["step"], one["series"]] = one["value"]
+            batch.observed[0, context + one["step"], one["series"]] = True
         told = 0.0
 
         def on_step(done: int, total: int) -> None:
@@ -198,7 +199,7 @@ class ForecastPlayer:
         )
         return samples[0].cpu().numpy()
 
-    def _tell_forecast(self, ask: Predict, way: str, samples: Array, begin: int, seconds: float) -> None:
+    def _tell_forecast(self, samples: Array, begin: int, **facts: Any) -> None:
         """Of every series, and of the sum of all: history, quantiles, and what was observed, float32."""
         data = self.data
         assert data is not None
@@ -216,15 +217,12 @@ class ForecastPlayer:
         self._session.send(
             "forecast",
             np.ascontiguousarray(whole.T, np.float32).tobytes(),
-            way=way,
-            window=ask.window,
             history=len(history),
             horizon=horizon,
             series=table.variates + 1,
             times=table.times(first, len(history) + horizon),
-            known=[one.model_dump() for one in ask.known],
             paths=len(samples),
-            seconds=round(seconds, 2),
+            **facts,
         )
 
     def _say_command(self, paths: int) -> None:
@@ -250,7 +248,8 @@ class ForecastPlayer:
         model: Forecasting = parts.classes["algorithm"](parts.options["algorithm"])
         model.adapt(data.spec)
         loader: Any = BatchLoader(data.training(), batch_size=32, shuffle=True)
-        with warnings.catch_warnings(), quiet_lightning():
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its hints are not for this terminal
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = lightning.Trainer(
                 max_epochs=-1,
@@ -266,7 +265,7 @@ class ForecastPlayer:
             trainer.fit(model, loader)
         self.model = model.to(device()).eval()
         self._tell_data(self._windows() - 1)
-        self._forecast(Predict(do="forecast", window=self._windows() - 1))
+        self._forecast(self._windows() - 1)
 
 
 class Told(lightning.Callback):
@@ -284,20 +283,6 @@ class Told(lightning.Callback):
             share = 1.0 if trainer.should_stop else (now - self._began) / self._seconds
             loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
             self._session.send("training", share=round(share, 3), step=trainer.global_step, loss=round(loss, 4))
-
-
-class quiet_lightning:
-    """Inside, Lightning's hints stay away from the terminal."""
-
-    def __enter__(self) -> None:
-        self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for logger, level in zip(self._loggers, self._levels, strict=True):
-            logger.setLevel(level)
 
 
 def planned(file: Path, horizon: int) -> Any:

@@ -1,190 +1,118 @@
-"""What a page may say, view by view: one small model a message. Whatever is anything else is refused before a player sees it."""
+"""What a page may say, view by view: a table of messages and their fields. Whatever else comes is refused before a player sees it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from diffusion_forcing.errors import UserError
 
 LONGEST = 16_384
 """Characters of a message."""
 
-
-class Message(BaseModel):
-    """Fields as declared, no others, finite numbers only."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------- world
-
-
-class Keys(Message):
-    """The keys that are held now; number: counts up, and comes back with the first frame that heeds them."""
-
-    do: Literal["keys"]
-    keys: Annotated[list[Literal["forward", "left", "right"]], Field(max_length=3)]
-    number: Annotated[int, Field(ge=0, le=2**31)] = 0
-
-
-class Switch(Message):
-    """truth: the simulator beside the dream; wander: walk without keys; pause; record: a clip, sent when switched off."""
-
-    do: Literal["truth", "wander", "pause", "record"]
-    on: bool
-
-
-class Press(Message):
-    """step: one frame while paused; forget: the memory becomes noise."""
-
-    do: Literal["step", "forget"]
-
-
-class Pace(Message):
-    """steps: denoising steps a frame; fps: frames a second at most; noise: level that the memory is shown at, a share of the highest."""
-
-    do: Literal["pace"]
-    steps: Annotated[int, Field(ge=1, le=8)]
-    fps: Annotated[int, Field(ge=2, le=30)]
-    noise: Annotated[float, Field(ge=0, le=1)]
-
-
-class New(Message):
-    """Another maze, or layout of fruits."""
-
-    do: Literal["new"]
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-
-
-class Seen(Message):
-    """The page has drawn this frame."""
-
-    do: Literal["seen"]
-    frame: Annotated[int, Field(ge=0, le=2**31)]
-
-
-# ----------------------------------------------------------------------------------------------------------------- plan
-
-Point = Annotated[list[Annotated[float, Field(ge=-10, le=200)]], Field(min_length=2, max_length=2)]
-
-
-class ChooseMaze(Message):
-    """maze: one of the shipped ones; rows: its map with walls drawn or opened, None: as it is."""
-
-    do: Literal["maze"]
-    maze: Annotated[str, Field(max_length=40)]
-    rows: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64)] | None = None
-
-
-class MakePlan(Message):
-    """start, goal: (x, y) in metres; rows: sampling steps; candidates: plans drawn together."""
-
-    do: Literal["plan"]
-    start: Point
-    goal: Point
-    matrix: Literal["full_sequence", "pyramid", "autoregressive", "trapezoid"]
-    rows: Annotated[int, Field(ge=2, le=50)]
-    guidance: Annotated[float, Field(ge=0, le=20)]
-    candidates: Annotated[int, Field(ge=1, le=16)]
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-
-
-class Stop(Message):
-    do: Literal["stop"]
-
-
-# ------------------------------------------------------------------------------------------------------------- forecast
-
-
-class Known(Message):
-    """A value of the future that is given: series and step ahead by their numbers, value in the data's units."""
-
-    series: Annotated[int, Field(ge=0, lt=10_000)]
-    step: Annotated[int, Field(ge=0, lt=10_000)]
-    value: Annotated[float, Field(ge=-1e15, le=1e15)]
-
-
-class Predict(Message):
-    """window: which of the last windows; paths: sample paths; known: what is given of the future."""
-
-    do: Literal["forecast"]
-    window: Annotated[int, Field(ge=0, lt=100)] = 0
-    paths: Annotated[int, Field(ge=5, le=200)] = 50
-    way: Literal["model", "walk", "seasonal"] = "model"
-    known: Annotated[list[Known], Field(max_length=64)] = []
-
-
-class Train(Message):
-    """A small forecaster of the file's series, for this many seconds."""
-
-    do: Literal["train"]
-    seconds: Annotated[int, Field(ge=2, le=600)] = 30
-
-
-class Table(Message):
-    """An uploaded table; it comes by POST, never over the socket."""
-
-    do: Literal["table"]
-    name: str
-    content: bytes
-
-
-class Back(Message):
-    """The shipped data and forecaster again."""
-
-    do: Literal["shipped"]
-
-
-# ---------------------------------------------------------------------------------------------------------------- robot
-
-
-class Cover(Message):
-    do: Literal["cover"]
-    camera: Annotated[int, Field(ge=0, le=1)]
-    on: bool
-
-
-class Act(Message):
-    """play and pause the policy; distractor: drop or take away a box; forget: reset the memory; amnesia: at every decision."""
-
-    do: Literal["play", "distractor", "amnesia"]
-    on: bool
-
-
-class Speed(Message):
-    do: Literal["speed"]
-    speed: Annotated[float, Field(ge=0.5, le=4)]
-
-
-class Forget(Message):
-    do: Literal["forget"]
-
-
-_VIEWS: dict[str, Any] = {
-    "world": Keys | Switch | Press | Pace | New | Seen,
-    "plan": ChooseMaze | MakePlan | Stop,
-    "forecast": Predict | Train | Back | Stop,
-    "robot": Cover | Act | Speed | Forget | New,
-}
-VIEWS = tuple(_VIEWS)
-_READERS: dict[str, TypeAdapter[Any]] = {
-    view: TypeAdapter(Annotated[messages, Field(discriminator="do")])  # type: ignore[arg-type]
-    for view, messages in _VIEWS.items()
-}
-
-
-def read(view: str, text: str) -> Message:
-    """The message in `text`. UserError, one line, for what is none of the view's."""
-    if len(text) > LONGEST:
-        raise UserError(f"a message has {len(text):,} characters; at most {LONGEST:,} are allowed")
+Message = dict[str, Any]
+"""`do`, what is asked for, and its fields."""
+
+
+def whole(low: int, high: int) -> Any:
+    return Annotated[int, Field(ge=low, le=high)]
+
+
+def number(low: float, high: float) -> Any:
+    return Annotated[float, Field(ge=low, le=high, allow_inf_nan=False)]
+
+
+def listed(entry: Any, most: int, least: int = 0) -> Any:
+    return Annotated[list[entry], Field(min_length=least, max_length=most)]
+
+
+def text(most: int) -> Any:
+    return Annotated[str, Field(max_length=most)]
+
+
+def fields(**types: Any) -> dict[str, Any]:
+    """Fields by type, or by type and default."""
+    return {name: kind if isinstance(kind, tuple) else (kind, ...) for name, kind in types.items()}
+
+
+STRICT = ConfigDict(extra="forbid")
+SEED, ON, POINT = whole(0, 2**31 - 1), fields(on=bool), listed(number(-10, 200), 2, 2)
+MATRIX = Literal["full_sequence", "pyramid", "autoregressive", "trapezoid"]
+KNOWN: Any = create_model(
+    "known",
+    __config__=STRICT,
+    series=(whole(0, 9999), ...),
+    step=(whole(0, 9999), ...),
+    value=(number(-1e15, 1e15), ...),
+)
+
+VIEWS: dict[str, dict[str, dict[str, Any]]] = {
+    "world": {
+        # Keys held now; number comes back with the first frame that heeds them.
+        "keys": fields(keys=listed(Literal["forward", "left", "right"], 3), number=(whole(0, 2**31), 0)),
+        # Denoising steps a frame; frames a second at most; level that memory is shown at, a share of the highest.
+        "pace": fields(steps=whole(1, 8), fps=whole(2, 30), noise=number(0, 1)),
+        "truth": ON,  # the simulator beside the dream
+        "wander": ON,  # a walk without keys
+        "pause": ON,
+        "record": ON,  # a clip, sent when switched off
+        "step": {},  # one frame while paused
+        "forget": {},  # the memory becomes noise
+        "new": fields(seed=(SEED | None, None)),  # another maze
+        "seen": fields(frame=whole(0, 2**31)),  # the page has drawn it
+    },
+    "plan": {
+        # The map of a maze with walls drawn or opened, None: as it is.
+        "maze": fields(maze=text(40), rows=(listed(text(64), 64) | None, None)),
+        # (x, y) in metres; rows: sampling steps; candidates: plans drawn together.
+        "plan": fields(
+            start=POINT, goal=POINT, matrix=MATRIX, rows=whole(2, 50), guidance=number(0, 20), candidates=whole(1, 16), seed=(SEED, 0)
+        ),
+        "stop": {},
+    },
+    "forecast": {
+        # Which of the last windows; sample paths; values that are given of the future, in the data's units.
+        "forecast": fields(
+            window=(whole(0, 99), 0), paths=(whole(5, 200), 50), way=(Literal["model", "walk", "seasonal"], "model"), known=(listed(KNOWN, 64), [])
+        ),
+        "train": fields(seconds=(whole(2, 600), 30)),  # a small forecaster of the dropped table
+        "shipped": {},  # its data and forecaster again
+        "stop": {},
+    },
+    "robot": {
+        "cover": fields(camera=whole(0, 1), on=bool),
+        "play": ON,
+        "distractor": ON,  # a box on the table
+        "amnesia": ON,  # nothing is remembered from one decision to the next
+        "forget": {},  # what is remembered now
+        "speed": fields(speed=number(0.5, 4)),
+        "new": fields(seed=(SEED | None, None)),  # another layout
+    },
+}  # fmt: skip
+
+
+def _reader(view: str) -> Any:
+    """Reads any message of a view; `do` says which."""
+    make: Any = create_model
+    models = [make(do, __config__=STRICT, do=(Literal[do], ...), **more) for do, more in VIEWS[view].items()]
+    together: Any = Union[tuple(models)]  # noqa: UP007 (of as many as there are)
+    return TypeAdapter(Annotated[together, Field(discriminator="do")])
+
+
+_READERS = {view: _reader(view) for view in VIEWS}
+
+
+def read(view: str, said: str) -> Message:
+    """The message that was said. UserError, one line, for what is none of the view's."""
+    if len(said) > LONGEST:
+        raise UserError(f"a message has {len(said):,} characters; at most {LONGEST:,} are allowed")
     try:
-        message: Message = _READERS[view].validate_json(text, strict=True)
-    except (ValidationError, RecursionError) as mistake:
-        if not isinstance(mistake, ValidationError):
-            raise UserError("a message is nested too deeply") from None
+        found: Message = _READERS[view].validate_json(said, strict=True).model_dump()
+    except RecursionError:
+        raise UserError("a message is nested too deeply") from None
+    except ValidationError as mistake:
         first = mistake.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"][:6])[:80]
         raise UserError(f"not a message of this view: {where + ': ' if where else ''}{first['msg'][:200]}") from None
-    return message
+    return found

@@ -22,7 +22,7 @@ from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.vector import VectorMaze
 from diffusion_forcing.errors import UserError, check_choice
 from diffusion_forcing.experiments.planning import play
-from diffusion_forcing.serve.play.messages import ChooseMaze, MakePlan
+from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
@@ -46,7 +46,7 @@ class Superseded(Exception):
 class Ask:
     """A plan that was asked for, in the environment of one body whose maze may have other walls than the model's."""
 
-    message: MakePlan
+    message: Message
     env: VectorMaze
 
 
@@ -102,11 +102,12 @@ class PlanPlayer:
         self._show_maze(session)
         while True:
             try:
-                match session.receive():
-                    case ChooseMaze(maze=name, rows=rows):
+                message = session.receive()
+                match message:
+                    case {"do": "maze", "maze": name, "rows": rows}:
                         self._choose(name, rows)
                         self._show_maze(session)
-                    case MakePlan() as message:
+                    case {"do": "plan"}:
                         self._answer(session, Ask(message, self.env))
             except UserError as mistake:
                 session.send("error", text=str(mistake))
@@ -160,15 +161,15 @@ class PlanPlayer:
         model, options = place.model, place.options
         model.options = replace(
             options,
-            scheduling_matrix=message.matrix,
-            guidance_scale=message.guidance,
-            diffusion=replace(options.diffusion, sampling_timesteps=message.rows),
+            scheduling_matrix=message["matrix"],
+            guidance_scale=message["guidance"],
+            diffusion=replace(options.diffusion, sampling_timesteps=message["rows"]),
         )
         session.send("command", text=self._command(ask))
         watched: Any = WatchedMaze(ask, session)
         planner: Any = WatchedPlanner(model.planner(), ask, session)
         try:
-            play(watched, planner, model.options, seed=message.seed, device=model.device)
+            play(watched, planner, model.options, seed=message["seed"], device=model.device)
         except Superseded:
             if watched.arrived is None:
                 return
@@ -181,9 +182,9 @@ class PlanPlayer:
             "experiment.tasks=[validation]",
             "experiment.episodes=4",
             "algorithm.goal=random",
-            f"algorithm.scheduling_matrix={message.matrix}",
-            f"algorithm.diffusion.sampling_timesteps={message.rows}",
-            f"algorithm.guidance_scale={message.guidance:g}",
+            f"algorithm.scheduling_matrix={message['matrix']}",
+            f"algorithm.diffusion.sampling_timesteps={message['rows']}",
+            f"algorithm.guidance_scale={message['guidance']:g}",
             *((f'dataset.maze_map="{ask.env.maze.text}"',) if self.changed else ()),
             "+name=plan",
         )
@@ -203,7 +204,7 @@ class WatchedMaze:
 
     def reset(self, **_: Any) -> Any:
         message = self._ask.message
-        return self._env.reset(seed=0, options={"starts": [message.start], "goals": [message.goal]})
+        return self._env.reset(seed=0, options={"starts": [message["start"]], "goals": [message["goal"]]})
 
     def step(self, actions: NDArray[np.floating]) -> Any:
         done = self._env.step(actions)
@@ -240,7 +241,7 @@ class WatchedPlanner:
         return getattr(self._planner, name)
 
     def plan(self, start: Tensor, goal: Tensor, horizon: int, **options: Any) -> tuple[Steps, Tensor]:
-        count, planner = self._ask.message.candidates, self._planner
+        count, planner = self._ask.message["candidates"], self._planner
         for name in ("noise", "refine_noise"):  # the episode's own, and further draws for the other candidates
             if options.get(name) is not None:
                 shape = (count - 1, *options[name].shape[1:])
@@ -267,7 +268,7 @@ class WatchedPlanner:
 
     def _merit(self, plan: NDArray[np.float64]) -> tuple[float, bool, int]:
         """Of positions (h, 2): the share of the way that is free, whether it reaches the goal, and how early; the most is best."""
-        near = np.linalg.norm(plan - np.array(self._ask.message.goal), axis=1) <= self._ask.env.goal_distance
+        near = np.linalg.norm(plan - np.array(self._ask.message["goal"]), axis=1) <= self._ask.env.goal_distance
         end = int(near.argmax()) if near.any() else len(plan) - 1
         return float(self._ask.env.maze.contains(plan[: end + 1]).mean()), bool(near.any()), -end
 

@@ -6,7 +6,6 @@ A decision is what the policy sees, remembers, and samples: a stack of actions, 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from diffusion_forcing.algorithms.robot.algorithm import Robot
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
 from diffusion_forcing.environments.swap.environment import MAX_ACTIONS, SwapEnv, draw_distractors
 from diffusion_forcing.environments.swap.scene import CAMERAS
-from diffusion_forcing.serve.play.messages import Act, Cover, Forget, New, Speed
+from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
@@ -90,27 +89,27 @@ class RobotPlayer:
         self._say_command()
         self._send_scene()
 
-    def _heed(self, message: Any) -> None:
+    def _heed(self, message: Message) -> None:
         match message:
-            case Cover(camera=camera, on=on) if camera < len(self.covered):
+            case {"do": "cover", "camera": camera, "on": on} if camera < len(self.covered):
                 self.covered[camera] = on
                 self.env.cover(camera, on)
                 self._send_scene()
-            case Act(do="play", on=on):
+            case {"do": "play", "on": on}:
                 self.playing = on
-            case Act(do="distractor", on=on):
+            case {"do": "distractor", "on": on}:
                 self.distractors = int(on)
                 self._place_distractors()
                 self._send_scene()
-            case Act(do="amnesia", on=on):
+            case {"do": "amnesia", "on": on}:
                 self.amnesia = on
-            case Forget():
+            case {"do": "forget"}:
                 self._forget()
-            case Speed(speed=speed):
+            case {"do": "speed", "speed": speed}:
                 self.speed = speed
-            case New(seed=seed):
+            case {"do": "new", "seed": seed}:
                 self._begin(seed)
-        if isinstance(message, (Cover, Act)):
+        if message.get("do") in ("cover", "distractor", "amnesia"):
             self._say_command()
 
     def _forget(self) -> None:

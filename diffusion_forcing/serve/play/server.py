@@ -43,6 +43,12 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self' {sockets}; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
 mimetypes.add_type("text/javascript", ".js")
 
 
@@ -86,11 +92,7 @@ def create_app(builders: dict[str, Callable[[], Player]]) -> FastAPI:
         if not is_own_name(host):
             return Response("this page answers to localhost and to addresses of this machine only\n", status_code=403)
         response: Response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY.format(sockets=f"ws://{host}")
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        response.headers["Cache-Control"] = "no-cache"
+        response.headers.update({**HEADERS, "Content-Security-Policy": POLICY.format(sockets=f"ws://{host}")})
         return response
 
     def file(name: str) -> Response:
@@ -112,21 +114,19 @@ def create_app(builders: dict[str, Callable[[], Player]]) -> FastAPI:
     async def series(request: Request) -> dict[str, Any]:
         stage = stages.get("forecast")
         session = None if stage is None else stage.session
-        token = request.headers.get("x-session", "")
-        if (
-            session is None
-            or not secrets.compare_digest(token.encode(), session.token.encode())
-            or not same_origin(request.headers)
-        ):
+        token, name = (request.headers.get(key, "") for key in ("x-session", "x-name"))
+        mine = session is not None and secrets.compare_digest(token.encode(), session.token.encode())
+        if session is None or not mine or not same_origin(request.headers):
             raise HTTPException(403, "open the forecast view first")
         content = bytearray()
         async for part in request.stream():
             content += part
             if len(content) > MOST_BYTES:
                 raise HTTPException(413, f"a table has at most {MOST_BYTES:,} bytes")
-        session.put(
-            messages.Table(do="table", name=request.headers.get("x-name", "table.csv")[:200], content=bytes(content))
-        )
+        try:
+            session.put({"do": "table", "name": name[:200] or "table.csv", "content": bytes(content)})
+        except UserError as busy:
+            raise HTTPException(503, str(busy)) from busy
         return {"bytes": len(content)}
 
     @app.websocket("/ws/{view}")
@@ -142,7 +142,7 @@ def create_app(builders: dict[str, Callable[[], Player]]) -> FastAPI:
             await websocket.send_text(str(packed("taken")))
             await websocket.close(TAKEN)
             return
-        session = stage.session = Session(_sender(websocket), asyncio.get_running_loop())
+        session = stage.session = Session(websocket, asyncio.get_running_loop())
         performance = asyncio.wrap_future(stage.perform(session))
         try:
             await _listen(websocket, view, session)
@@ -156,16 +156,6 @@ def create_app(builders: dict[str, Callable[[], Player]]) -> FastAPI:
                 stage.session = None
 
     return app
-
-
-def _sender(websocket: WebSocket) -> Callable[[str | bytes], Any]:
-    async def send(data: str | bytes) -> None:
-        if isinstance(data, str):
-            await websocket.send_text(data)
-        else:
-            await websocket.send_bytes(data)
-
-    return send
 
 
 async def _listen(websocket: WebSocket, view: str, session: Session) -> None:
@@ -234,7 +224,7 @@ def serve(app: FastAPI, options: PlayOptions, *, started: Callable[[str], None])
     port = listener.getsockname()[1]
     name = f"[{options.host}]" if family == socket.AF_INET6 else options.host
     config = uvicorn.Config(
-        app, log_level="warning", ws_max_size=2 * messages.LONGEST, timeout_graceful_shutdown=3,
+        app, log_level="warning", ws_max_size=2 * messages.LONGEST, timeout_graceful_shutdown=1,
         lifespan="on", server_header=False, ws_per_message_deflate=False,
     )  # fmt: skip
     server = uvicorn.Server(config)

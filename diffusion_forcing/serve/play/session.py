@@ -16,9 +16,8 @@ import queue
 import secrets
 import struct
 import threading
-import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
@@ -51,9 +50,10 @@ def packed(kind: str, data: bytes | None = None, **fields: Any) -> str | bytes:
 class Session:
     """One page and its player. `send` and `receive` are the player's; `put` and `close` the event loop's."""
 
-    def __init__(self, put_out: Callable[[str | bytes], Coroutine[Any, Any, None]], loop: asyncio.AbstractEventLoop):
-        self._put_out, self._loop = put_out, loop
-        self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    def __init__(self, socket: Any, loop: asyncio.AbstractEventLoop | None) -> None:
+        """socket: with `send_text` and `send_bytes`, coroutines of `loop`."""
+        self._socket, self._loop = socket, loop
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._closed = threading.Event()
         self.token = secrets.token_urlsafe(24)
         """What an upload must carry to belong to this session."""
@@ -72,23 +72,26 @@ class Session:
     def close(self) -> None:
         """The page has gone."""
         self._closed.set()
-        self._inbox.put(None)
+        self._inbox.put({})
 
     def send(self, kind: str, data: bytes | None = None, **fields: Any) -> None:
         """Send a message and wait until the socket has it."""
         self.check()
+        message = packed(kind, data, **fields)
+        send = self._socket.send_text if isinstance(message, str) else self._socket.send_bytes
+        assert self._loop is not None
         try:
-            asyncio.run_coroutine_threadsafe(self._put_out(packed(kind, data, **fields)), self._loop).result(PATIENCE)
+            asyncio.run_coroutine_threadsafe(send(message), self._loop).result(PATIENCE)
         except Exception as failure:  # whatever a socket raises that is no longer open
             self._closed.set()
             raise Left from failure
 
-    def receive(self, timeout: float | None = None) -> Message | None:
-        """The next message; None where none came within `timeout` seconds (None: wait for one)."""
+    def receive(self, timeout: float | None = None) -> Message:
+        """The next message; an empty one where none came within `timeout` seconds (None: wait for one)."""
         try:
             message = self._inbox.get(timeout=timeout) if timeout is None or timeout > 0 else self._inbox.get_nowait()
         except queue.Empty:
-            message = None
+            message = {}
         self.check()
         return message
 
@@ -105,16 +108,14 @@ class Session:
 
 
 class Player(Protocol):
-    """A model that is played with. It is built, played and closed in one thread, that of its stage."""
+    """A model that is played with until the page leaves (`Left`)."""
 
-    def play(self, session: Session) -> None:
-        """Until the page leaves (`Left`)."""
-
+    def play(self, session: Session) -> None: ...
     def close(self) -> None: ...
 
 
 class Stage:
-    """A view's player, built once and kept; one page at a time plays with it."""
+    """A view's player: built once, played with by one page at a time, and closed, all in one thread."""
 
     def __init__(self, name: str, build: Callable[[], Player]) -> None:
         self.name, self._build = name, build
@@ -126,10 +127,8 @@ class Stage:
         """Build the player ahead of its first page; what fails is told to that page."""
 
         def build() -> None:
-            try:
-                self._player = self._player or self._build()
-            except Exception as failure:
-                tell(f"{self.name}: {failure}")
+            with contextlib.suppress(Exception):
+                self._built()
 
         return self._thread.submit(build)
 
@@ -138,26 +137,25 @@ class Stage:
         return self._thread.submit(self._perform, session)
 
     def _perform(self, session: Session) -> None:
-        try:
-            session.check()
-            began = time.perf_counter()
-            self._player = self._player or self._build()
-            session.send("ready", token=session.token, seconds=round(time.perf_counter() - began, 2))
-            self._player.play(session)
-        except Left:
-            pass
-        except UserError as mistake:
-            self._say(session, str(mistake))
-        except Exception as failure:  # our fault: told, printed, and the next page gets a new player
-            tell(traceback.format_exc())
-            self._say(
-                session, f"the player failed ({type(failure).__name__}: {failure}); reload the page to start it again"
-            )
-            self._discard()
-
-    def _say(self, session: Session, text: str) -> None:
         with contextlib.suppress(Left):
-            session.send("failed", text=clean(text, 1000))
+            try:
+                session.check()
+                player = self._built()
+                session.send("ready", token=session.token)
+                player.play(session)
+            except UserError as mistake:
+                session.send("failed", text=clean(mistake, 1000))
+            except Left:
+                raise
+            except Exception as failure:  # our fault: printed, told, and the next page gets a new player
+                tell(traceback.format_exc())
+                self._discard()
+                problem = clean(f"{type(failure).__name__}: {failure}", 500)
+                session.send("failed", text=f"the player failed ({problem}); reload the page to start it again")
+
+    def _built(self) -> Player:
+        self._player = self._player or self._build()
+        return self._player
 
     def _discard(self) -> None:
         player, self._player = self._player, None

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from diffusion_forcing.algorithms.video import Video
 from diffusion_forcing.diffusion.scheduling import sampling_levels
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.serve.play.messages import Keys, New, Pace, Press, Seen, Switch
+from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
@@ -37,16 +37,8 @@ CLIP_SCALE = 6
 """Pixels of a clip for a pixel of the model."""
 
 Frame = NDArray[np.uint8]
-
-
-class Truth(Protocol):
-    """A simulator of what the model was trained on; `environments.labmaze.simulator.LabMaze` is one."""
-
-    pose: Any
-
-    def reset(self) -> Frame: ...
-    def step(self, action: int) -> Frame: ...
-    def close(self) -> None: ...
+Start = tuple[list[Frame], list[int | None]]
+"""Frames, the last being now, and the action that led to each, None where it is unknown."""
 
 
 class Dream:
@@ -59,7 +51,7 @@ class Dream:
         self.sampler = model.sampler()
         self.steps = self.sampler.sampling_timesteps
         self.timesteps = options.diffusion.timesteps
-        self.level = self.shown = self.sampler.forcing.stabilization_level
+        self.level = self.sampler.forcing.stabilization_level
         self.frames: deque[Frame] = deque(maxlen=self.window)
         self.actions: deque[int | None] = deque(maxlen=self.window)
         self.levels: deque[int] = deque(maxlen=self.window)
@@ -138,11 +130,10 @@ class WorldPlayer:
     def __init__(self, model: Video | None = None) -> None:
         self.model = built(plan_of(MODEL)) if model is None else model
         self.size = self.model.options.observation_shape[1]
-        self.truth: Truth | None = None
+        self.truth: Any = None  # a simulator, such as `environments.labmaze.simulator.LabMaze`
         self.why_no_truth = ""
         self.random = np.random.default_rng()
-        self.dream = Dream(self.model)
-        self._prepared = self._new(None)
+        self._prepared: Start | None = self._new(None)
 
     # ------------------------------------------------------------------------------------------------ the session
 
@@ -154,7 +145,6 @@ class WorldPlayer:
         self.show_truth = self.wander = self.paused = False
         self.fps, self.clip = 12, list[Frame]()
         self.recording = False
-        self.times: deque[float] = deque(maxlen=20)
         self.due = 0.0
         self.dream = Dream(self.model)
         session.send(
@@ -167,7 +157,7 @@ class WorldPlayer:
             truth=self.truth is not None,
             why=self.why_no_truth,
         )
-        self._start(None)
+        self._start()
         while True:
             self._heed(session.receive(self._wait()))
             if self._wait() == 0:
@@ -185,41 +175,42 @@ class WorldPlayer:
             return None
         return max(0.0, self.due - time.perf_counter())
 
-    def _heed(self, message: Any) -> None:
+    def _heed(self, message: Message) -> None:
         match message:
-            case Keys(keys=keys, number=number):
+            case {"do": "keys", "keys": keys, "number": number}:
                 self.pending += [key for key in keys if key not in self.held and len(self.pending) < 4]
                 self.held, self.key = list(keys), number
-            case Seen(frame=frame):
+            case {"do": "seen", "frame": frame}:
                 self.seen = max(self.seen, min(frame, self.number))
-            case Pace(steps=steps, fps=fps, noise=noise):
+            case {"do": "pace", "steps": steps, "fps": fps, "noise": noise}:
                 self.fps = fps
                 if steps != self.dream.steps:
                     self.dream.take_steps(steps)
                 self.dream.show_memory_at(max(1, round(noise * self.dream.timesteps)))
                 self._say_command()
-            case New(seed=seed):
+            case {"do": "new", "seed": seed}:
                 self._prepared = self._new(seed)
-                self._start(seed)
-            case Press(do="forget"):
+                self._start()
+            case {"do": "forget"}:
                 self.dream.forget()
-                self._say_memory()
-            case Press(do="step"):
+                self.session.send("memory", levels=self._levels())
+            case {"do": "step"}:
                 self._advance()
-            case Switch(do="truth", on=on):
+            case {"do": "truth", "on": on}:
                 self.show_truth = on and self.truth is not None
                 self._send_frame(self.dream.frames[-1], 0.0, again=True)
-            case Switch(do="wander", on=on):
+            case {"do": "wander", "on": on}:
                 self.wander = on
-            case Switch(do="pause", on=on):
+            case {"do": "pause", "on": on}:
                 self.paused, self.pending = on, []
-            case Switch(do="record", on=on):
+            case {"do": "record", "on": on}:
                 if self.recording and not on:
                     self._send_clip()
                 self.recording, self.clip = on, []
 
-    def _start(self, seed: int | None) -> None:
-        frames, actions = self._prepared
+    def _start(self) -> None:
+        frames, actions = self._prepared or self._new(None)
+        self._prepared = None  # the simulator walks on from there
         self.dream.begin(frames, actions)
         self.true_frame = frames[-1]
         self.pending, self.number, self.seen = [], self.number + 1, self.number + 1
@@ -262,10 +253,6 @@ class WorldPlayer:
         return [round(level / self.dream.timesteps, 3) for level in self.dream.levels]
 
     def _send_frame(self, frame: Frame, seconds: float, *, again: bool = False) -> None:
-        now = time.perf_counter()
-        if not again:
-            self.times.append(now)
-        rate = (len(self.times) - 1) / (self.times[-1] - self.times[0]) if len(self.times) > 1 else 0.0
         pictures = [frame, self.true_frame] if self.show_truth else [frame]
         if self.recording and not again and len(self.clip) < LONGEST_CLIP:
             self.clip.append(np.concatenate(pictures, axis=1))
@@ -274,16 +261,11 @@ class WorldPlayer:
             b"".join(picture.tobytes() for picture in pictures),
             frame=self.number,
             key=self.key,
-            fps=round(rate, 1),
             ms=round(1000 * seconds, 1),
             levels=self._levels(),
             again=again,
             pictures=len(pictures),
-            clip=len(self.clip),
         )
-
-    def _say_memory(self) -> None:
-        self.session.send("memory", levels=self._levels())
 
     def _say_command(self) -> None:
         dream = self.dream
@@ -308,7 +290,7 @@ class WorldPlayer:
 
     # ------------------------------------------------------------------------------------------------ where it begins
 
-    def _new(self, seed: int | None) -> tuple[list[Frame], list[int | None]]:
+    def _new(self, seed: int | None) -> Start:
         """First frames of a maze, and the actions that led to them; `truth` is then its simulator, standing there."""
         seed = int(self.random.integers(2**31)) if seed is None else seed
         count = self.model.options.context_frames
@@ -329,7 +311,7 @@ class WorldPlayer:
             actions.append(action)
         return frames, actions
 
-    def _shipped(self, seed: int, count: int) -> tuple[list[Frame], list[int | None]]:
+    def _shipped(self, seed: int, count: int) -> Start:
         with np.load(STARTS, allow_pickle=False) as starts:
             number = seed % len(starts["frames"])
             frames, actions = starts["frames"][number][-count:], starts["actions"][number][-count:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import queue
@@ -80,7 +79,7 @@ class Talk(Session):
     """A session that a test leads: what its player sends is kept. With `playing`, the player runs in a thread."""
 
     def __init__(self) -> None:
-        super().__init__(lambda data: asyncio.sleep(0), asyncio.new_event_loop())
+        super().__init__(None, None)
         self.heard: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
 
     def send(self, kind: str, data: bytes | None = None, **fields: Any) -> None:

@@ -53,10 +53,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> World:
             external_cond_dim=3,
             ema_decay=0.0,
             diffusion=WorldDiffusionOptions(
-                timesteps=100,
-                stabilization_level=20,
-                sampling_timesteps=2,
-                architecture=WorldNetworkOptions(window=4),
+                timesteps=100, stabilization_level=20, sampling_timesteps=2, architecture=WorldNetworkOptions(window=4)
             ),
         )
     ).eval()
@@ -299,7 +296,6 @@ def table(rows: int = 160) -> bytes:
 def test_a_table_is_forecast_at_once_then_by_a_small_model_which_keeps_what_it_is_given(tmp_path: Path) -> None:
     pytest.importorskip("gluonts")
     from diffusion_forcing.serve.play.forecast import ForecastPlayer
-    from diffusion_forcing.serve.play.messages import Table
 
     class Bare(ForecastPlayer):
         def __init__(self) -> None:
@@ -307,7 +303,7 @@ def test_a_table_is_forecast_at_once_then_by_a_small_model_which_keeps_what_it_i
 
     with playing(Bare()) as talk:
         assert talk.until("nodata")[0]["why"] == "no data"
-        talk.put(Table(do="table", name="../../etc/my sales.csv", content=table()))
+        talk.put({"do": "table", "name": "../../etc/my sales.csv", "content": table()})
         data = talk.until("data")[0]
         assert data["names"] == ["north", "south"] and data["file"] == "mysales.csv" and data["trained"] is False
         command = talk.until("command")[0]["text"]
@@ -328,7 +324,7 @@ def test_a_table_is_forecast_at_once_then_by_a_small_model_which_keeps_what_it_i
         assert south[6, 3] > south[0, 3]  # the next step is still open
 
         for bad in (b"\x1f\x8b" + b"x" * 50, b"PAR1xxxx", b"", b"\xff\x00\x01" * 30, b"a,b\n1,2\n"):
-            talk.put(Table(do="table", name="x.csv", content=bad))
+            talk.put({"do": "table", "name": "x.csv", "content": bad})
             error = talk.until("error")[0]["text"]
             assert "\n" not in error and "/tmp" not in error
         talk.say("forecast", do="forecast", window=1, known=[{"series": 9, "step": 0, "value": 1}])

@@ -7,7 +7,7 @@ const ARROWS = { left: "←", forward: "↑", right: "→" };
 export function mount({ stage, side, say }) {
   let size = 64, window_ = 16, sigmas = [], levels = [], kept = [], steps = 1, held = new Set(), number = 0, frame = 0;
   const sent = new Map(); // keys message: when
-  const delays = [];
+  const delays = [], drawn = []; // ms from key to picture; when the last frames were drawn
   const noise = Float32Array.from({ length: 64 * 64 * 3 }, () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random()));
 
   // ---------------------------------------------------------------- pictures
@@ -139,7 +139,11 @@ export function mount({ stage, side, say }) {
             kept = [...kept, new Uint8Array(data, 0, one)].slice(-window_);
             levels = header.levels;
             frame = header.frame;
-            facts.fps.textContent = header.fps.toFixed(0);
+            const now = performance.now();
+            if (now - (drawn.at(-1) ?? 0) > 1000) drawn.length = 0; // it stood still
+            drawn.push(now);
+            if (drawn.length > 20) drawn.shift();
+            facts.fps.textContent = drawn.length > 1 ? ((1000 * (drawn.length - 1)) / (now - drawn[0])).toFixed(0) : "–";
             facts.ms.textContent = header.ms.toFixed(0);
             schedule();
             strip.redraw();
