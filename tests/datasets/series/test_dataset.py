@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("gluonts")
 
+import pandas
+
 from diffusion_forcing.datasets.series.dataset import ECB, SeriesOptions, SeriesWindows, TimeSeries, spec_of
-from diffusion_forcing.datasets.series.files import read_file
-from diffusion_forcing.datasets.series.steps import checked_freq, date_features, lags_of
+from diffusion_forcing.datasets.series.steps import checked_freq, date_features
 from diffusion_forcing.datasets.series.table import Table
 from diffusion_forcing.errors import UserError
 
@@ -36,98 +37,7 @@ def counting(steps: int = 40, variates: int = 2) -> Table:
     return Table(values.astype(np.float32), "2024-01-01", "D", tuple("ab"[:variates]))
 
 
-# ------------------------------------------------------------------------------------------------------- reading
-
-
-def test_a_wide_table_keeps_its_numbers_and_finds_its_step(tmp_path: Path) -> None:
-    table = read_file(wide(tmp_path / "w.csv"), freq=None)
-    assert (table.freq, table.names, table.start) == ("D", ("a", "b"), "2024-01-01")
-    assert table.values.tolist() == [[10 * day, 10 * day + 1] for day in range(80)]
-
-
-def test_a_long_table_and_parquet_are_the_same_table(tmp_path: Path) -> None:
-    import pandas
-
-    expected = read_file(wide(tmp_path / "w.csv"), freq="D")
-    frame = pandas.read_csv(tmp_path / "w.csv")
-    frame.to_parquet(tmp_path / "w.parquet")
-    long = frame.melt(id_vars="time", var_name="who", value_name="much").sample(frac=1, random_state=0)
-    long.to_csv(tmp_path / "l.csv", index=False)
-    found = [
-        read_file(tmp_path / "w.parquet", freq="D"),
-        read_file(tmp_path / "l.csv", freq="D", time_column="time", series_column="who", value_column="much"),
-    ]
-    for table in found:
-        assert table.names == expected.names
-        assert np.array_equal(table.values, expected.values)
-
-
-def test_gaps_and_nan_are_not_observed_and_nothing_is_filled(tmp_path: Path) -> None:
-    rows = ["time;a;b", "2024-01-01 00:00;1;2", "2024-01-01 02:00;;4", "2024-01-01 01:00;5;inf", "2024-01-01 05:00;7;8"]
-    table = read_file(write(tmp_path / "g.csv", "\n".join(rows)), freq="H")
-    assert table.freq == "h"
-    assert table.observed.tolist() == [[True, True], [True, False], [False, True], [False] * 2, [False] * 2, [True] * 2]
-    assert np.isnan(table.values[3]).all()
-
-
-def test_times_with_a_zone_are_read(tmp_path: Path) -> None:
-    rows = [f"2024-03-0{day}T00:00:00Z,{day}" for day in range(1, 6)]
-    assert len(read_file(write(tmp_path / "z.csv", "t,a\n" + "\n".join(rows)), freq="D")) == 5
-
-
-@pytest.mark.parametrize(
-    ("text", "how", "message"),
-    [
-        ("", {}, "cannot be read as a table|is empty"),
-        ("t,a\n", {}, "is empty"),
-        ("t,a\nyesterday?,1\nno,2\nx,3\n", {}, "column 't' is not made of times"),
-        ("t,a\n2024-01-01,1\n,2\n2024-01-03,3\n", {"freq": "D"}, "has 1 rows without a time"),
-        ("t,a\n2024-01-01,1\n2024-01-01,2\n", {"freq": "D"}, "1 duplicate times, first 2024-01-01"),
-        ("t,a\n2024-01-01,1\n2024-01-02,2\n2024-01-09,2\n", {}, "cannot be told from the times; give dataset.freq"),
-        ("t,a\n2024-01-01,1\n2024-01-02,2\n", {"freq": "fortnight"}, "'fortnight', which pandas does not know"),
-        ("t,a\n2024-01-01,1\n2024-01-02,2\n", {"freq": "M"}, "puts several rows into one step, first 2024-01"),
-        ("t,a\n2024-01-01,x\n2024-01-02,y\n", {"freq": "D"}, "no column of numbers"),
-        ("t,a\n2024-01-01,x\n2024-01-02,y\n", {"freq": "D", "columns": ("a",)}, "a value that is not a number"),
-        ("t,alpha\n2024-01-01,1\n", {"freq": "D", "columns": ("alpah",)}, "no column 'alpah'.*did you mean 'alpha'"),
-        ("t,a,b\n2024-01-01,1,\n2024-01-02,2,\n", {"columns": ("a", "c")}, "no column 'c'"),
-        ("t,s,v\n2024-01-01,x,1\n", {"freq": "D", "series_column": "s"}, "needs both"),
-        (
-            "t,s,v\n2024-01-01,x,1\n2024-01-01,x,2\n",
-            {"freq": "D", "series_column": "s", "value_column": "v"},
-            "1 duplicate times, first 2024-01-01",
-        ),
-        ("t,a\n1900-01-01,1\n2024-01-02,2\n", {"freq": "min"}, "more than 20,000,000 numbers"),
-    ],
-)
-def test_what_cannot_be_read_is_one_line(tmp_path: Path, text: str, how: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        read_file(write(tmp_path / "x.csv", text), **{"freq": None, **how})
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"nothing\.csv does not exist"):
-        read_file("nothing.csv", freq="D")
-
-
 # ---------------------------------------------------------------------------------------------------- dates, lags
-
-
-@pytest.mark.parametrize(
-    ("freq", "lags"),
-    [
-        ("M", (1, 12)),
-        ("D", (1, 7, 14)),
-        ("B", (1, 2)),
-        ("h", (1, 24, 168)),
-        ("H", (1, 24, 168)),
-        ("30min", (1, 4, 12, 24, 48)),
-        ("Q", (1, 4)),
-        ("Y", (1,)),
-    ],
-)
-def test_lags_are_those_of_the_method(freq: str, lags: tuple[int, ...]) -> None:
-    assert lags_of(freq) == lags
 
 
 def test_date_features_lie_on_circles_and_come_round() -> None:
@@ -304,7 +214,6 @@ def test_a_gluonts_data_set_that_lies_on_the_disk_is_read(tmp_path: Path) -> Non
 
     series = [np.arange(60.0) + 100 * n for n in range(3)]
     start = "2024-01-01"
-    import pandas
 
     def entries(length: int) -> list[dict[str, Any]]:
         return [
@@ -326,48 +235,6 @@ def test_a_gluonts_data_set_that_lies_on_the_disk_is_read(tmp_path: Path) -> Non
         TimeSeries(SeriesOptions(source="gluonts", name="solar_nips", path=str(tmp_path))).prepare()
 
 
-@pytest.mark.parametrize(
-    ("freq", "read"),
-    [
-        ("D", "D"),
-        ("B", "B"),
-        ("h", "h"),
-        ("15min", "15min"),
-        ("MS", "M"),
-        ("ME", "M"),
-        ("W-WED", "W-WED"),
-        ("7h", "7h"),
-    ],
-)
-def test_a_frequency_is_found_between_gaps(tmp_path: Path, freq: str, read: str) -> None:
-    pandas = pytest.importorskip("pandas")
-    times = pandas.date_range("2023-01-02", periods=120, freq=freq)
-    frame = pandas.DataFrame({"time": times, "a": np.arange(120.0)}).drop(index=[5, 40, 41, 90])
-    frame.to_csv(tmp_path / "a.csv", index=False)
-    table = read_file(tmp_path / "a.csv", freq=None)
-    assert table.freq == read
-    assert len(table) == 120
-    assert np.flatnonzero(~table.observed[:, 0]).tolist() == [5, 40, 41, 90]
-    assert table.values[[4, 6, 119], 0].tolist() == [4, 6, 119]
-
-
-@pytest.mark.parametrize("days", [(0, 1, 2, 2.4, 9), (0, 1, 10, 20, 30)])
-def test_times_without_a_rhythm_want_a_frequency(tmp_path: Path, days: tuple[float, ...]) -> None:
-    pandas = pytest.importorskip("pandas")
-    times = pandas.Timestamp("2023-01-01") + pandas.to_timedelta(days, unit="D")
-    pandas.DataFrame({"time": times, "a": range(5)}).to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(UserError, match=r"cannot be told from the times; give dataset\.freq"):
-        read_file(tmp_path / "a.csv", freq=None)
-
-
-def test_remarks_before_the_header_are_skipped_and_a_header_that_looks_like_one_is_not(tmp_path: Path) -> None:
-    rows = "\n".join(f"2023-01-{day:02d},{day}" for day in range(1, 9))
-    (tmp_path / "a.csv").write_text(f"# from somewhere\n# two, even, of them\ntime,a\n{rows}")
-    (tmp_path / "b.csv").write_text(f"#time,a\n{rows}")
-    for name in ("a.csv", "b.csv"):
-        assert read_file(tmp_path / name, freq=None).names == ("a",)
-
-
 def test_an_epoch_of_a_short_series_shows_its_windows_again() -> None:
     data = TimeSeries(SeriesOptions(source="ecb", prediction_length=30, epoch_windows=10_000))
     data.prepare(progress=False)
@@ -377,3 +244,39 @@ def test_an_epoch_of_a_short_series_shows_its_windows_again() -> None:
     assert len(data.training()) == 2 * count
     first, again = (data.training()[index] for index in (3, count + 3))
     assert all(bool((a == b).all()) for a, b in zip(first, again, strict=True))
+
+
+def data_of(folder: Path, header: str, **options: Any) -> TimeSeries:
+    names = header.split(",")
+    values = {
+        "t": pandas.date_range("2024-01-01", periods=40).date,
+        "a": [10.0] * 40,
+        "b": [1000.0] * 40,
+        "x": [1.0] * 40,
+    }
+    pandas.DataFrame({name: values[name] for name in names}).to_csv(folder / "a.csv", index=False)
+    known: dict[str, Any] = {"prediction_length": 2, "test_windows": 2, "validation_windows": 2}
+    return TimeSeries(SeriesOptions(source="csv", path=str(folder / "a.csv"), **{**known, **options}))
+
+
+def test_series_are_matched_to_a_trained_forecaster_by_name(tmp_path: Path) -> None:
+    trained = {**data_of(tmp_path, "t,a,b").spec._asdict(), "has_gaps": True, "season": 7}
+    data = data_of(tmp_path, "t,x,b,a")
+    data.match(trained)
+    assert data.table.names == ("a", "b")
+    assert data.table.values[0].tolist() == [10, 1000]
+    assert (data.spec.has_gaps, data.spec.season, data.spec.prediction_length) == (True, 7, 2)
+    assert "'x'" in data.table.notes[-1]
+    older = {name: value for name, value in trained.items() if name not in ("change_std", "season_std", "season")}
+    data = data_of(tmp_path, "t,x,b,a")
+    data.match({**older, "mean": [1.0, 2.0]})
+    assert data.spec.mean.tolist() == [1, 2]
+    assert data.spec.change_std.shape == (2,)
+
+
+def test_another_series_or_step_is_refused_by_name(tmp_path: Path) -> None:
+    trained = data_of(tmp_path, "t,a,b").spec._asdict()
+    with pytest.raises(UserError, match=r"'b'.*'x'"):
+        data_of(tmp_path, "t,a,x").match(trained)
+    with pytest.raises(UserError, match=r"steps of h.*steps of D"):
+        data_of(tmp_path, "t,a,b").match({**trained, "freq": "h"})
