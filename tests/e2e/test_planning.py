@@ -144,13 +144,20 @@ SMALL += ["algorithm.scheduling_matrix=full_sequence", "algorithm.open_loop_hori
     ids=["spiral", "comb", "door"],
 )
 def test_a_maze_never_seen_before_is_learnt_by_one_command(dataset: str, maze: str, size: str) -> None:
-    words = [f"dataset={dataset}", f"dataset.maze_map='{maze}'", "algorithm.goal=random", size]
+    words = [
+        f"dataset={dataset}",
+        f"dataset.maze_map='{maze}'",
+        "algorithm=df_planning_small",
+        "algorithm.goal=random",
+        size,
+    ]
+    words += ["algorithm.candidates=4"]
     assert main([*SMALL, *words, "experiment.tasks=[training,validation]"]) == 0
     assert json.loads(Path("outputs/latest-run/metrics.json").read_text())["planning/oracle_success_rate"] == 1
 
 
 @pytest.mark.slow
-def test_ogbenchs_tasks_are_played_under_both_protocols() -> None:
+def test_ogbenchs_tasks_are_played_under_both_protocols(capfd: pytest.CaptureFixture[str]) -> None:
     words = [*SMALL, "dataset=ogbench_pointmaze_medium", "dataset.num_episodes=3", "algorithm.controller=pursuit"]
     assert main([*words, "experiment.tasks=[generate_dataset,training,validation]", "experiment.episodes=5"]) == 0
     run = Path("outputs/latest-run").resolve()
@@ -161,6 +168,11 @@ def test_ogbenchs_tasks_are_played_under_both_protocols() -> None:
     load = f"load={json.loads((run / 'run.json').read_text())['id']}"
     assert main([*words, load, "experiment.tasks=[test]", "dataset.protocol=mctd"]) == 0
     assert json.loads(Path("outputs/latest-run/metrics.json").read_text())["planning/first_reach"] <= 500
+    assert (
+        main([*words, "dataset=ogbench_pointmaze_large", "dataset.episode_len=80", load, "experiment.tasks=[test]"])
+        == 0
+    )
+    assert "was trained for pointmaze-medium-v0, not for pointmaze-large-v0" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ PLANNING = [
 ]
 """The commands of the released code, verbatim."""
 MAZES = "experiment=exp_planning algorithm=df_planning dataset=maze2d_medium"
-OF_MAZES = {("experiment", "exp_planning"), ("algorithm", "df_planning")}
+OF_MAZES = {("experiment", "exp_planning"), ("algorithm", "df_planning"), ("algorithm", "df_planning_small")}
 DMLAB = (
     "+name=your_experiment_name algorithm=df_video dataset=video_dmlab algorithm.weight_decay=1e-3 "
     "algorithm.diffusion.architecture.network_size=48 algorithm.diffusion.architecture.attn_dim_head=32 "

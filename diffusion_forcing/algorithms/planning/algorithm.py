@@ -24,6 +24,7 @@ from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.diffusion.noise import integers, normal, uniform
 from diffusion_forcing.errors import UserError, check_positive, check_range
 from diffusion_forcing.networks import Transformer
+from diffusion_forcing.terminal import say
 
 PADDING_WEIGHT = 0.05  # what a token past the drawn end still counts in the loss (docs/method.md §10)
 NEARLY_CLEAN_SHARE = 0.5  # share of batches whose token 0 is nearly clean
@@ -362,6 +363,7 @@ class Planning(ForcingAlgorithm):
         trained_for = checkpoint.metadata.get("env_id", self.options.env_id)
         if trained_for != self.options.env_id:
             advice = f"it was trained for {trained_for}, this is {self.options.env_id}: choose that dataset"
+            say(f"note: {checkpoint.path} was trained for {trained_for}, not for {self.options.env_id}")
         self.check_weights(checkpoint, advice)
         for name, buffer in (("data_mean", self.bundle.mean), ("data_std", self.bundle.std)):
             value = checkpoint.statistics.get(name)
