@@ -80,6 +80,27 @@ def test_position_planner_is_trained_played_loaded_and_resumed() -> None:
 
 
 @pytest.mark.slow
+def test_a_planner_with_goal_tokens_is_trained_searched_and_trained_further(capfd: pytest.CaptureFixture[str]) -> None:
+    words = [*POSITION_ONLY, "algorithm.goal_token=True", "algorithm.search=candidates", "algorithm.candidates=4"]
+    run = play(*words, "+name=goal", "experiment.tasks=[training,validation]")
+    assert "planning/success_rate" in json.loads((run / "metrics.json").read_text())
+    identity = json.loads((run / "run.json").read_text())["id"]
+    capfd.readouterr()
+    # Its weights, and where its data has been, come with the checkpoint; training goes on from them.
+    again = play(*words, f"load={identity}", "+name=again", "experiment.tasks=[training,test]")
+    assert "loaded" in capfd.readouterr().err
+    assert "planning/success_rate" in json.loads((again / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["mctd", "fast_mctd"])
+def test_a_planner_with_guidance_is_searched_by_a_tree(search: str) -> None:
+    tree = ["algorithm.tree.expansions=6", "algorithm.tree.parallel=3", "algorithm.tree.rows=2"]
+    run = play(f"algorithm.search={search}", *tree, "+name=tree", "experiment.tasks=[training,validation]")
+    assert "planning/success_rate" in json.loads((run / "metrics.json").read_text())
+
+
+@pytest.mark.slow
 def test_two_processes_train_and_the_main_one_alone_does_the_rest(tmp_path: Path) -> None:
     words = [*TINY, *POSITION_ONLY, "+name=pair", "experiment.training.devices=2", "experiment.training.batch_size=2"]
     tasks = "experiment.tasks=[generate_dataset,training,validation]"

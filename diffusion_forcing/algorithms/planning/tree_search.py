@@ -119,7 +119,7 @@ class TreeSearchPlanner(Planner):
                 # Nodes of different depths have rows of their own, and as many as the longest: the last is repeated.
                 longest = max(map(len, parts))
                 stacked = [torch.cat([part, part[-1:].expand(longest - len(part), -1)]) for part in parts]
-                guidance = self._guidance(*(p.expand(len(x), -1) for p in (start, goal)), horizon, scales)
+                guidance = self._guidance(start.expand(len(x), -1), goal.expand(len(x), -1), horizon, scales)
                 return self.sampler.denoise(
                     x, torch.stack(stacked, 1), guidance=guidance, generator=generator, on_row=on_row
                 )
