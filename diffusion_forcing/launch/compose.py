@@ -89,15 +89,9 @@ def compose_on(saved: str, words: Sequence[str]) -> DictConfig:
             raise ValueError(f"it has no mapping '{CHOICES}'")
         config["cluster"] = None
         return _compose_on(config, words)
-    except (
-        yaml.YAMLError,
-        OmegaConfBaseException,
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        RecursionError,
-    ) as failure:
+    except UserError:
+        raise
+    except Exception as failure:  # the parser asserts too
         raise UserError(f"the run's saved config.yaml cannot be read: {first_line(failure)}") from failure
 
 

@@ -395,12 +395,15 @@ def _download(artifact: Any, folder: Path, files: Collection[str]) -> None:
     """Download what is known of an artifact, and check it. UserError where a file of it lies elsewhere."""
     entries = artifact.manifest.entries
     wanted = set(entries) & set(files) or {name for name in entries if is_plain(name) and name.endswith(".ckpt")}
-    for name in set(entries) - wanted:  # `verify` is about the others
+    for name in set(entries) - wanted:
+        if name.startswith(tuple(wanted)):
+            raise UserError(f"the artifact {artifact.name} has a file {name}, which no checkpoint has")
+    for name in wanted:
+        if entries[name].ref is not None:
+            raise UserError(f"the artifact {artifact.name} refers to {entries[name].ref}, which is not read")
+        artifact.download(root=str(folder), path_prefix=name, skip_cache=True)
+    for name in set(entries) - wanted:  # `verify` is about what is downloaded
         del entries[name]
-    for entry in entries.values():
-        if entry.ref is not None:
-            raise UserError(f"the artifact {artifact.name} refers to files elsewhere ({entry.ref}), which are not read")
-        entry.download(root=str(folder), skip_cache=True)
     artifact.verify(root=str(folder))
 
 

@@ -33,6 +33,7 @@ def trained_elsewhere(project: Path) -> str:
     run_id = str(json.loads((folder / "run.json").read_text())["id"])
     path = folder / "checkpoints" / "step-00000007"
     native.save(path, {"global_step": 7}, metadata={"task": "toy"}, model={"w": torch.arange(3.0)})
+    (path / "evil.py").write_text("what is no file of a checkpoint is not downloaded")
     (folder / "checkpoints" / "latest").symlink_to(path.name)
     assert main(["runs", "sync", run_id, "wandb.project=mazes"]) == 0
     shutil.rmtree(project / "outputs")
@@ -52,6 +53,7 @@ def test_load_and_resume_find_a_run_on_wandb_check_it_and_take_it_whole_or_not_a
     loaded = facts()["load"]
     assert loaded == Path("outputs/downloads") / f"{run_id}-v0"
     assert load_file(loaded / native.MODEL)["w"].tolist() == [0, 1, 2]
+    assert not (loaded / "evil.py").exists()
     asked = len(server.operations)
     assert main([*MINE, f"load={ENTITY}/mazes/{run_id}"]) == 0  # says itself where it is
     assert facts()["load"] == loaded
