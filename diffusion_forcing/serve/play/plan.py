@@ -32,6 +32,7 @@ MOST_ROWS = 80
 """Rows of a plan that are shown; more are thinned."""
 THINNED = 4
 """Every how many-th step of a row is shown."""
+MOST_CANDIDATES = 16
 AT_ONCE = 8
 """Steps of the ball in one message."""
 AT_THE_GOAL = 40
@@ -153,21 +154,27 @@ class PlanPlayer:
             matrix=options.scheduling_matrix,
             sampling_rows=options.diffusion.sampling_timesteps,
             guidance=options.guidance_scale,
+            candidates=1 if options.search == "none" else min(options.candidates, MOST_CANDIDATES),
+            guided=not options.goal_token,
         )
 
     def _answer(self, session: Session, ask: Ask) -> None:
         """Plan, and play the episode, until the page asks for something else."""
         message, place = ask.message, self.place
         model, options = place.model, place.options
+        searches = options.search != "none"  # then the candidates are the planner's own
         model.options = replace(
             options,
             scheduling_matrix=message["matrix"],
             guidance_scale=message["guidance"],
+            candidates=message["candidates"] if searches else options.candidates,
             diffusion=replace(options.diffusion, sampling_timesteps=message["rows"]),
         )
         session.send("command", text=self._command(ask))
         watched: Any = WatchedMaze(ask, session)
-        planner: Any = WatchedPlanner(model.planner(), ask, session)
+        planner: Any = WatchedPlanner(
+            model.planner(), ask, session, candidates=1 if searches else message["candidates"]
+        )
         try:
             play(watched, planner, model.options, seed=message["seed"], device=model.device)
         except Superseded:
@@ -233,15 +240,15 @@ class WatchedMaze:
 class WatchedPlanner:
     """A planner that draws several candidates in one batch and follows the best. The first plan's rows go to the page."""
 
-    def __init__(self, planner: Any, ask: Ask, session: Session) -> None:
-        self._planner, self._ask, self._session = planner, ask, session
+    def __init__(self, planner: Any, ask: Ask, session: Session, *, candidates: int) -> None:
+        self._planner, self._ask, self._session, self._candidates = planner, ask, session, candidates
         self._plans = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._planner, name)
 
     def plan(self, start: Tensor, goal: Tensor, horizon: int, **options: Any) -> tuple[Steps, Tensor]:
-        count, planner = self._ask.message["candidates"], self._planner
+        count, planner = self._candidates, self._planner
         for name in ("noise", "refine_noise"):  # the episode's own, and further draws for the other candidates
             if options.get(name) is not None:
                 shape = (count - 1, *options[name].shape[1:])
@@ -291,10 +298,10 @@ class WatchedPlanner:
             self._heed(row, x, levels)
             if row % every and row < len(matrix) - 2:
                 return
-            frames = planner.bundle.unstack(x[:, first : first + tokens])
+            frames = planner.bundle.unstack(x[:MOST_CANDIDATES, first : first + tokens])
             positions = planner.bundle.decode(frames).observations[:, :horizon:THINNED, :2]
             level = levels[first : first + tokens] if levels.ndim == 1 else levels[0, first : first + tokens]
             data = positions.float().contiguous().cpu().numpy().tobytes()
-            self._session.send("row", data, row=row + 1, candidates=len(x), levels=level.tolist(), top=top)
+            self._session.send("row", data, row=row + 1, candidates=len(positions), levels=level.tolist(), top=top)
 
         return on_row

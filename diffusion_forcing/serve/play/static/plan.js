@@ -202,7 +202,8 @@ export function mount({ stage, side, say }) {
           reset.disabled = !header.changed;
           if (!kept) {
             ({ start, goal } = header);
-            shapes.value = header.matrix; guidance.value = header.guidance; levels.value = header.sampling_rows;
+            shapes.value = header.matrix; guidance.value = header.guidance; levels.value = header.sampling_rows; candidates.value = header.candidates;
+            guidance.input.disabled = !header.guided;
             ask();
           } else if (wished) ask();
           stage.dataset.maze = header.name;
