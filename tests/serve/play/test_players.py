@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("fastapi", reason="the page needs FastAPI: pip install 'diffusion-forcing[play]'")
 
+from diffusion_forcing.algorithms.planning.support import Support
 from diffusion_forcing.algorithms.world import World, WorldDiffusionOptions, WorldNetworkOptions, WorldOptions
 from diffusion_forcing.datasets.mazes.maze2d import Maze2d
 from diffusion_forcing.environments.mazes.layout import MAZES
@@ -254,6 +255,19 @@ def test_a_ball_at_its_goal_has_arrived(planner: PlanPlayer) -> None:
         talk.say("plan", do="maze", maze="umaze")
         talk.say("plan", **(ASK | {"goal": ASK["start"]}))
         assert talk.until("end")[0] == {"type": "end", "arrived": True, "step": 1, "most": UMAZE.max_steps}
+
+
+def test_a_planner_with_a_goal_token_draws_its_own_candidates() -> None:
+    model = small.planning(env_id="maze2d-umaze-v1", goal_token=True, search="candidates", candidates=6)
+    model.support = Support(torch.ones(200, 200, dtype=torch.bool), (-1000.0, -1000.0), 10.0, 1e9)
+    words, options = ("dataset=maze2d_umaze", "load=maze2d_umaze_x"), Maze2d.Options(env_id="maze2d-umaze-v1")
+    with playing(PlanPlayer({"umaze": Place(words, model, model.options, Maze2d, options)})) as talk:
+        shown = talk.until("maze")[0]
+        assert (shown["candidates"], shown["guided"]) == (6, False)
+        talk.say("plan", **(ASK | {"candidates": 5}))
+        assert talk.until("row")[0]["candidates"] == 5
+        assert talk.until("plan")[0]["candidates"] == 1  # the one that it chose
+        assert talk.until("ball")
 
 
 def test_every_shipped_planner_that_sees_ahead_is_found() -> None:
