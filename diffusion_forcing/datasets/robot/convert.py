@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusion_forcing.arrays import write_npz
 from diffusion_forcing.datasets.robot.files import NOTE, RobotFiles, video_file
@@ -71,59 +73,48 @@ def convert_robot(
     )
     counts = {split: count for split, count in opened.counts.items() if count}
     require(bool(counts), f"{source} has no demonstrations")
-    total = sum(counts.values())
-    with Bar(f"converting {source.name}", total=total, unit="demonstrations", show=progress) as bar:
+    tasks = [(split, index) for split, count in counts.items() for index in range(count)]
+    with Bar(f"converting {source.name}", total=len(tasks), unit="demonstrations", show=progress) as bar:
         if options.to == "lerobot":
-            write_lerobot(target, _read_all(opened, counts, options, bar), options)
+            write_lerobot(target, _read_all(opened, tasks, options, bar), options)
         else:
             with locked(target):
-                _write_ours(opened, target, counts, options, bar)
+                _write_ours(opened, target, tasks, options, bar)
     return counts
 
 
 def _read_all(
-    source: RobotSource, counts: Mapping[str, int], options: ConvertOptions, bar: Bar
+    source: RobotSource, tasks: Sequence[tuple[str, int]], options: ConvertOptions, bar: Bar
 ) -> Iterator[tuple[str, Demonstration]]:
-    for split, count in counts.items():
-        for index in range(count):
-            episode = read_demonstration(source, split, index, list(options.cameras), options.resolution)
-            yield split, {name: array for name, array in episode.items() if not name.startswith("frames.")}
-            bar.advance(1)
+    for split, index in tasks:
+        episode = read_demonstration(source, split, index, list(options.cameras), options.resolution)
+        yield split, {name: array for name, array in episode.items() if not name.startswith("frames.")}
+        bar.advance(1)
 
 
 def _write_ours(
-    source: RobotSource, target: Path, counts: Mapping[str, int], options: ConvertOptions, bar: Bar
+    source: RobotSource, target: Path, tasks: Sequence[tuple[str, int]], options: ConvertOptions, bar: Bar
 ) -> None:
-    partial = target.with_name(f".{target.name}.partial")
+    """Write into a folder beside `target`, continuing one that was started with the same settings, and rename it."""
+    partial, counts = target.with_name(f".{target.name}.partial"), Counter(split for split, _ in tasks)
+    note: dict[str, Any] = {"source": str(source.root.resolve()), "fps": options.fps, "counts": dict(counts)}
+    note |= {"cameras": list(options.cameras), "resolution": options.resolution}
     with explaining_os_errors(f"cannot write {target}", "make room and run it again to continue"):
-        _begin(partial, source, counts, options)
-        for split, count in counts.items():
-            folder = partial / split
-            folder.mkdir(exist_ok=True)
-            remove_leftovers(folder)
-            for index in range(count):
-                path = RobotFiles(partial, counts).file(split, index)
-                if not path.exists():
-                    _write_one(source, split, index, path, options)
-                bar.advance(1)
+        if partial.exists() and read_json(partial / NOTE, {}) != note:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        write_json(partial / NOTE, note)
+        for split in counts:
+            (partial / split).mkdir(exist_ok=True)
+            remove_leftovers(partial / split)
+        for split, index in tasks:
+            path = RobotFiles(partial, counts).file(split, index)
+            if not path.exists():
+                _write_one(source, split, index, path, options)
+            bar.advance(1)
         if target.exists():
             target.rmdir()
         os.replace(partial, target)
-
-
-def _begin(partial: Path, source: RobotSource, counts: Mapping[str, int], options: ConvertOptions) -> None:
-    """Make the folder of a conversion, or keep one that was started with the same settings."""
-    note = {
-        "source": str(source.root.resolve()),
-        "fps": options.fps,
-        "counts": dict(counts),
-        "cameras": list(options.cameras),
-        "resolution": options.resolution,
-    }
-    if partial.exists() and read_json(partial / NOTE, {}) != note:
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    write_json(partial / NOTE, note)
 
 
 def _write_one(source: RobotSource, split: str, index: int, path: Path, options: ConvertOptions) -> None:

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 import pandas
@@ -27,7 +27,6 @@ from diffusion_forcing.datasets.series.times import KINDS, NOT_TIMES, Kind, is_t
 from diffusion_forcing.errors import UserError, did_you_mean, first_line
 from diffusion_forcing.limits import reading
 
-Arguments = ParamSpec("Arguments")
 SAMPLE = 50
 """Cells of a column that say whether it may hold times."""
 MOSTLY = 0.5
@@ -57,18 +56,6 @@ _UNNAMED = re.compile(r"column_\d+|Unnamed: \d+(\.\d+)*")
 MINUTES = frozenset(["minute", "minutes", "min", "mn"])
 
 
-def _guarded(read: Callable[Arguments, Table]) -> Callable[Arguments, Table]:
-    """`read`, whose first argument is a path, with a `UserError` for whatever it raises."""
-
-    @functools.wraps(read)
-    def guarded(*arguments: Arguments.args, **options: Arguments.kwargs) -> Table:
-        with reading(Path(str(arguments[0])), "give a CSV or Parquet file"):
-            return read(*arguments, **options)
-
-    return guarded
-
-
-@_guarded
 def read_file(
     path: str | Path,
     *,
@@ -91,47 +78,50 @@ def read_file(
         raise UserError(f"dataset.path {file} does not exist; give a CSV or Parquet file")
     if bool(series_column) != bool(value_column):
         raise UserError("a long table needs both dataset.series_column and dataset.value_column")
-    frame, separator, notes = _frame(file)
-    table = _Cells(file, frame, notes, day_first)
-    keys = [table.column(series_column, "series_column")] if series_column else []
-    named = [table.column(value_column, "value_column")] if value_column else []
-    time, times = table.times(time_column, keys, named)
-    frame = table.frame
-    if times.iloc[0] > times.iloc[-1]:  # the newest first
-        frame, times = frame[::-1].reset_index(drop=True), times[::-1].reset_index(drop=True)
-    again = pandas.DataFrame({"time": times, "series": frame[keys[0]] if keys else ""}).duplicated()
-    dotted = bool(frame[time].astype("string").str.match(r"\d{1,2}\.\d{1,2}\.").fillna(False).any())
-    times, zone, more = to_naive(times, time_zone, again)
-    notes += more
-    table.frame = frame = frame[times.notna()].reset_index(drop=True)
-    times = times[times.notna()].reset_index(drop=True)
+    with reading(file, "give a CSV or Parquet file"):
+        frame, separator, notes = _frame(file)
+        table = _Cells(file, frame, notes, day_first)
+        keys = [table.column(series_column, "series_column")] if series_column else []
+        named = [table.column(value_column, "value_column")] if value_column else []
+        time, times = table.times(time_column, keys, named)
+        frame = table.frame
+        if times.iloc[0] > times.iloc[-1]:  # the newest first
+            frame, times = frame[::-1].reset_index(drop=True), times[::-1].reset_index(drop=True)
+        again = pandas.DataFrame({"time": times, "series": frame[keys[0]] if keys else ""}).duplicated()
+        dotted = bool(frame[time].astype("string").str.match(r"\d{1,2}\.\d{1,2}\.").fillna(False).any())
+        times, zone, more = to_naive(times, time_zone, again)
+        notes += more
+        table.frame = frame = frame[times.notna()].reset_index(drop=True)
+        times = times[times.notna()].reset_index(drop=True)
 
-    rest = [name for name in frame.columns if name not in table.used]
-    if columns and not keys:
-        named = [table.column(name, "columns", rest) for name in columns]
-    elif not keys:
-        leave_out_checked(leave_out, rest)
-    chosen = named or [name for name in rest if name not in leave_out]
-    others = [frame[name] for name in rest if name not in chosen]
-    numbers = functools.partial(read_numbers, others=others, separator=separator, dotted_dates=dotted, decimal=decimal)
-    wide = table.numbers(chosen, times, numbers, named=bool(named))
-    if keys:
-        names = frame[keys[0]].astype("string").fillna("")
-        if (names == "").any():
-            notes.append(f"left out: {int((names == '').sum())} rows without a name in '{keys[0]}'")
-        wide = wide.assign(series=names.to_numpy(), time=times.to_numpy())[(names != "").to_numpy()]
-        table.check_once(wide.duplicated(["time", "series"]), wide["time"], chosen)
-        wide = wide.pivot(index="time", columns="series", values=named[0])
-        leave_out_checked(leave_out, list(wide.columns))
-        kept = [table.column(name, "columns", list(wide.columns)) for name in columns] or list(wide.columns)
-        wide = wide[[name for name in kept if name not in leave_out]]
-    else:
-        table.check_once(times.duplicated(), times, chosen)
-        wide = wide.set_axis(pandas.DatetimeIndex(times))
-    wide = wide.sort_index()
-    if freq is None and freq_of(wide.index) is None:
-        wide = wide[wide.notna().any(axis=1)]  # rows without a value may hide the rhythm
-    return regular(wide, freq, str(file), zone=zone, notes=tuple(notes))
+        rest = [name for name in frame.columns if name not in table.used]
+        if columns and not keys:
+            named = [table.column(name, "columns", rest) for name in columns]
+        elif not keys:
+            leave_out_checked(leave_out, rest)
+        chosen = named or [name for name in rest if name not in leave_out]
+        others = [frame[name] for name in rest if name not in chosen]
+        numbers = functools.partial(
+            read_numbers, others=others, separator=separator, dotted_dates=dotted, decimal=decimal
+        )
+        wide = table.numbers(chosen, times, numbers, named=bool(named))
+        if keys:
+            names = frame[keys[0]].astype("string").fillna("")
+            if (names == "").any():
+                notes.append(f"left out: {int((names == '').sum())} rows without a name in '{keys[0]}'")
+            wide = wide.assign(series=names.to_numpy(), time=times.to_numpy())[(names != "").to_numpy()]
+            table.check_once(wide.duplicated(["time", "series"]), wide["time"], chosen)
+            wide = wide.pivot(index="time", columns="series", values=named[0])
+            leave_out_checked(leave_out, list(wide.columns))
+            kept = [table.column(name, "columns", list(wide.columns)) for name in columns] or list(wide.columns)
+            wide = wide[[name for name in kept if name not in leave_out]]
+        else:
+            table.check_once(times.duplicated(), times, chosen)
+            wide = wide.set_axis(pandas.DatetimeIndex(times))
+        wide = wide.sort_index()
+        if freq is None and freq_of(wide.index) is None:
+            wide = wide[wide.notna().any(axis=1)]  # rows without a value may hide the rhythm
+        return regular(wide, freq, str(file), zone=zone, notes=tuple(notes))
 
 
 def typed(option: str, value: str, *, many: bool = True) -> str:
@@ -156,21 +146,14 @@ def _frame(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
     """The file as text (Parquet: as it was written), what separates its cells, and what was left out."""
     if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
         raise UserError(f"{file} is a spreadsheet; save it as CSV, and give that")
-    try:
-        if file.suffix.lower() in (".parquet", ".pq"):
-            frame, separator, notes = read_table(file).to_pandas(), ",", list[str]()
-            if frame.index.name or not isinstance(frame.index, pandas.RangeIndex):
-                frame = frame.reset_index()
-            frame.columns = [
-                " ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in frame.columns
-            ]
-            frame = frame.reset_index(drop=True)
-        else:
-            frame, separator, notes = read_text(file)
-    except UserError:
-        raise
-    except Exception as error:  # its libraries raise anything for a damaged file
-        raise UserError(f"{file} cannot be read as a table ({first_line(error)}); give a CSV or Parquet file") from None
+    if file.suffix.lower() in (".parquet", ".pq"):
+        frame, separator, notes = read_table(file).to_pandas(), ",", list[str]()
+        if frame.index.name or not isinstance(frame.index, pandas.RangeIndex):
+            frame = frame.reset_index()
+        frame.columns = [" ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in frame.columns]
+        frame = frame.reset_index(drop=True)
+    else:
+        frame, separator, notes = read_text(file)
     if not len(frame) or not len(frame.columns):
         raise UserError(f"{file} is empty; give a table with a column of times and a row a time")
     if not frame.columns.is_unique:

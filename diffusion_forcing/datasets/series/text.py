@@ -16,7 +16,7 @@ from chardet import EncodingEra
 
 from diffusion_forcing.datasets.series.numbers import is_number
 from diffusion_forcing.datasets.series.times import is_time
-from diffusion_forcing.limits import check_limit, gunzip
+from diffusion_forcing.limits import Refused, check_limit, gunzip
 
 SEPARATORS = (",", ";", "\t", "|")
 HEAD = 200
@@ -36,8 +36,8 @@ _ODD = re.compile(
 
 
 def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
-    """The cells of a CSV file, what separates them, and one line for each thing that was left out. ValueError for what
-    is no table."""
+    """The cells of a CSV file, what separates them, and one line for each thing that was left out. `Refused` for
+    what is no table."""
     check_limit("TEXT_BYTES", file.stat().st_size, "text")
     text = _decoded(file.read_bytes())
     separator, text = _separator(text)
@@ -52,9 +52,8 @@ def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
         rows, first, width = [row[: width - 1] for row in rows], first - 1, width - 1  # every row ends in a separator
     elif 1 < len(above) == width - 1 and _is_data(rows[first]):
         if [row[0] for row in rows[first : first + HEAD]] != [str(n + 1) for n in range(min(HEAD, len(rows) - first))]:
-            raise ValueError(
-                f"the line of names has {len(above)} cells and the rows have {width}; "
-                "a decimal comma needs another separator, such as ;"
+            raise Refused(
+                f"has {len(above)} names and rows of {width} cells; a decimal comma needs another separator, such as ;"
             )
         first -= 1
         rows[first] = ["", *above]  # R numbers its rows and gives the numbers no name
@@ -76,7 +75,7 @@ def read_text(file: Path) -> tuple[pandas.DataFrame, str, list[str]]:
         if len(row) == 1 or row == rows[first]:
             remarks.append(row[0])
         elif any(row[width:]):
-            raise ValueError(f"row {' '.join(row)[:60]!r} has {len(row)} cells, the line of names {width}")
+            raise Refused(f"has {width} names and a row of {len(row)} cells, {' '.join(row)[:60]!r}")
         else:
             kept.append(row[:width] + [""] * (width - len(row)))
     if remarks:
@@ -91,7 +90,7 @@ def _decoded(content: bytes) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
         encoding = chardet.detect(content)["encoding"] or ""
         if not encoding.lower().startswith("utf-"):
-            raise ValueError("it is not text")
+            raise Refused("is not text")
         return content.decode(encoding)
     if b"\x1b$" not in content:  # ISO-2022-JP is of ASCII's bytes
         text = content.decode("utf-8-sig", errors="replace")
@@ -135,7 +134,7 @@ def _separator(text: str) -> tuple[str, str]:
         longest = max(len(list(run)) for value, run in groupby(widths) if value == width)
         found[separator] = count, longest, width
     if not found:
-        raise ValueError("no row has two cells, separated by a comma, semicolon, tab or bar" if head else "it is empty")
+        raise Refused("has no row of two cells, separated by a comma, semicolon, tab or bar" if head else "is empty")
     return max(found, key=found.__getitem__), text
 
 
