@@ -11,13 +11,17 @@ import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
+_LONGEST = 4000
+"""Characters of a message."""
+
 
 class UserError(Exception):
     """A mistake in a request. The message is one line: what is wrong, the value given, what is allowed, what to do. A
-    value from a file that has several is put on one."""
+    value from a file that has several lines is put on one; a very long one is shortened."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(" ".join(str(message).splitlines()))
+        text = " ".join(str(message).splitlines())
+        super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}")
 
     everywhere = False
     """Whether all processes of a run find the same mistake: only the main one prints it, the others exit quietly."""

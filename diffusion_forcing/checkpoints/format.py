@@ -45,6 +45,8 @@ HEADER, MODEL, TRAINING, CARD = "checkpoint.json", "model.safetensors", "trainin
 _FORMER_TRAINING = "training.safetensors"
 _LIBRARIES = ("torch", "lightning", "numpy", "safetensors")
 _NUMPY: Any = getattr(np, "_core", None) or np.core  # NumPy 2 and 1
+_EACH = 1000
+"""Numbers that a parameter counts at least: millions of small ones take long to make."""
 _SMALL_NETWORK = 1 << 24
 """Numbers that a network may have whatever its checkpoint holds: tables and masks are not stored."""
 _PLAIN: list[Any] = [
@@ -263,7 +265,7 @@ def sized_by(checkpoint: Path | None) -> Iterator[None]:
 
     def count(module: Any, name: str, value: Tensor | None) -> None:
         nonlocal counted
-        counted += 0 if value is None else value.numel()
+        counted += _EACH + (0 if value is None else value.numel())
         if counted > most:
             raise UserError(
                 f"{checkpoint} does not hold the network that is asked for: its sizes need more than {most:,} numbers; "

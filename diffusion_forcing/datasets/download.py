@@ -151,7 +151,7 @@ def _position(reply: http.client.HTTPResponse, asked: int) -> tuple[int, int | N
     """Where the bytes of `reply` belong in the file, and the size of the whole file if the server states it."""
     if reply.status != http.client.PARTIAL_CONTENT:
         length = reply.headers.get("Content-Length")
-        return 0, int(length) if length else None
+        return 0, int(length) if length and length.isdecimal() else None
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("Content-Range", ""))
     if match is None or int(match[1]) != asked:
         raise _Failed("the server sent another range than asked for", final=True)

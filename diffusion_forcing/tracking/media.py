@@ -75,14 +75,16 @@ class Mp4:
             self._stream.pix_fmt = "yuv420p"
         elif self.last is not None and self.last.shape != frames.shape[1:]:
             raise ValueError(f"frames of a video must have one size, got {frames.shape[1:]} after {self.last.shape}")
+        container, self._container = self._container, None  # after an error, ffmpeg ends the process if called again
         for frame in frames:
             even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+            container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        self._container = container
         self.last = frames[-1].copy()
 
     def close(self) -> None:
         """Finish the file, if there is one."""
-        if self._container is not None:
-            self._container.mux(self._stream.encode())
-            self._container.close()
-            self._container = None
+        container, self._container = self._container, None
+        if container is not None:
+            container.mux(self._stream.encode())
+            container.close()

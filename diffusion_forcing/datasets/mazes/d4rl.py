@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def read(path: Path) -> Steps:
         found = {key: hdf5.numbers(file, key) for key in REQUIRED}
         missing = [key for key, values in found.items() if values is None]
         if missing:
-            there = ", ".join(file) or "nothing"
+            there = ", ".join(itertools.islice(file, 8)) or "nothing"
             raise UserError(
                 f"{path} has no {', '.join(missing)}; D4RL's maze2d files have {', '.join(REQUIRED)}, this one has {there}"
             )

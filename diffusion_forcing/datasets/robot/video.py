@@ -61,8 +61,9 @@ class VideoWriter:
         chosen, rate = CODECS[codec], Fraction(fps).limit_denominator(1001)
         self.frames = self.bytes = 0
         self._time_base = 1 / rate
-        self._container = av.open(str(path), "w", format="mp4")
-        stream: Any = self._container.add_stream(chosen.encoder, rate=rate, options=dict(chosen.options))
+        container = av.open(str(path), "w", format="mp4")
+        self._container: Any = container
+        stream: Any = container.add_stream(chosen.encoder, rate=rate, options=dict(chosen.options))
         stream.height, stream.width = size
         stream.pix_fmt = chosen.pixel_format
         stream.codec_context.gop_size = max(1, round(fps * key_every))
@@ -78,14 +79,17 @@ class VideoWriter:
             self.frames += 1
 
     def close(self) -> None:
-        """Write the frames still in the encoder, and the index."""
-        self._mux(self._stream.encode())
-        self._container.close()
+        """Write the frames still in the encoder, and the index; after an error nothing."""
+        if self._container is not None:
+            self._mux(self._stream.encode())
+            self._container.close()
 
     def _mux(self, packets: Iterable[Any]) -> None:
+        container, self._container = self._container, None  # after an error, ffmpeg ends the process if called again
         for packet in packets:
             self.bytes += packet.size
-            self._container.mux(packet)
+            container.mux(packet)
+        self._container = container
 
 
 def write_video(path: Path, images: Pixels, fps: float, codec: str = "lossless") -> None:

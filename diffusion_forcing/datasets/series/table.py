@@ -164,12 +164,12 @@ def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[
     place = Path(folder).expanduser() if folder else datasets.default_dataset_path
     try:
         found = datasets.get_dataset(name, path=place, regenerate=False)
+        train, test = list(found.train), list(found.test)
     except Exception as error:
         raise UserError(
             f"the data set {name} is not in {place / name} and cannot be downloaded ({first_line(error)}); "
             "place GluonTS's folder there (metadata.json, train/, test/)"
         ) from None
-    train, test = list(found.train), list(found.test)
     count = min(len(train), most)
     dates = max(1, len(test) // len(train))
     rounds = [test[index * len(train) : index * len(train) + count] for index in range(dates)]

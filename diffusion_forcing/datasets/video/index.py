@@ -21,6 +21,7 @@ from diffusion_forcing.datasets.video.episode import Episode, inspect
 from diffusion_forcing.datasets.video.files import Group, find_groups
 from diffusion_forcing.errors import explaining_os_errors, require
 from diffusion_forcing.files import locked, write_atomic
+from diffusion_forcing.limits import bytes_of, check_limit
 from diffusion_forcing.progress import Bar
 
 INDEX_VERSION = 2
@@ -76,6 +77,8 @@ def _load(file: Path) -> dict[str, Episode]:
             return {}
         begin, episodes = 0, {}
         for row in index["episodes"]:
+            bytes_of([row[name] for name in ("frames", "height", "width", "offset")])
+            check_limit("PIXELS", row["height"] * row["width"], "frames")
             for name in _ARRAYS:
                 if row[name] is not None:
                     dtype, *shape = row[name]
@@ -94,7 +97,9 @@ def _is_current(known: dict[str, Episode], groups: Sequence[Group]) -> bool:
 
 def _is_known(known: dict[str, Episode], group: Group) -> bool:
     episode = known.get(group.stem)
-    return episode is not None and episode.stamp == group.stamp and not episode.again
+    if episode is None or episode.stamp != group.stamp or episode.again:
+        return False
+    return episode.file in {f"{group.stem}{ending}" for ending in group.endings.values()}
 
 
 def _inspect_new(
