@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.limits import limit
 
 try:
     import fcntl
@@ -35,7 +36,6 @@ except ImportError:  # Windows has no flock: start one process first there
 TAIL = 2**20  # bytes at the end of a log that are searched for its last complete line
 KEPT = 2**20  # bytes of lines kept in memory while the disk is full
 _IN_PROGRESS: set[Path] = set()  # temporary paths that this process is writing
-JSON_BYTES = 4 * 2**20  # largest JSON file of a run, a cache or a checkpoint
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})-[0-9a-f]{8}\.(?P<kind>tmp|old)", re.ASCII)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MODES = {"rb": os.O_RDONLY, "ab+": os.O_RDWR | os.O_CREAT | os.O_APPEND}
@@ -145,10 +145,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, default: dict[str, Any], *, most: int = JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in the file `path`; `default` where it is missing, damaged, a link, or larger than `most`."""
+def read_json(path: Path, default: dict[str, Any], *, most: int | None = None) -> dict[str, Any]:
+    """The JSON object in the file `path`; `default` where it is missing, damaged, a link, or larger than `most`.
+
+    most: bytes; the limit RUN_JSON_BYTES where it is None.
+    """
     try:
-        found = json.loads(read_bytes(path, most))
+        found = json.loads(read_bytes(path, most or limit("RUN_JSON_BYTES")))
     except (OSError, ValueError, RecursionError):
         return default
     return found if isinstance(found, dict) else default

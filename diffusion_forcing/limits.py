@@ -46,6 +46,9 @@ LIMITS = {
     "TAR_HEADER_BYTES": Limit(1 << 20, "bytes", "a long name or the extended attributes of a member of a tar archive"),
     "FRAMES_BYTES": Limit(8_000_000_000, "bytes", "the decoded images of a set of demonstrations"),
     "TABLE_NUMBERS": Limit(20_000_000, "numbers", "time steps × series of a table"),
+    "RUN_JSON_BYTES": Limit(4 << 20, "bytes", "run.json, metrics.json, media.json and other small JSON files of ours"),
+    "RUN_LOG_BYTES": Limit(1 << 30, "bytes", "what is read at the end of a metrics.jsonl"),
+    "CAMERA_PIXELS": Limit(1 << 23, "pixels", "a picture in a folder of the policy server's cameras"),
     "NOISE_LEVELS": Limit(1_000_000, "levels", "noise levels of a diffusion process"),
 }
 _SMALL = 64 << 20

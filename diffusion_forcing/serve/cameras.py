@@ -24,6 +24,7 @@ from diffusion_forcing.datasets.robot.video import read_image
 from diffusion_forcing.datasets.video.container import resize
 from diffusion_forcing.errors import UserError, check_minimum, check_positive, check_range, require
 from diffusion_forcing.files import read_bytes
+from diffusion_forcing.limits import check_limit
 
 Image = NDArray[np.uint8]
 Actions = NDArray[np.float32]
@@ -34,8 +35,8 @@ _GREY = 40
 _FAILURES = (OSError, ValueError, RuntimeError, StopIteration, av.FFmpegError)
 """What folders, FFmpeg and pyrealsense2 raise where a camera gives no image."""
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-PIXELS, IMAGE_BYTES = 2**23, 2**25
-"""The largest image of a folder: 3840 x 2160 pixels are fewer."""
+IMAGE_BYTES = 2**25
+"""The largest file of an image in a folder."""
 TRIED = 3
 """Images of a folder that are tried, the newest first."""
 AHEAD = 1.0
@@ -230,8 +231,7 @@ def _picture(path: Path) -> Image:
             width, height = image.size
     except (SyntaxError, Pillow.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
-    if width * height > PIXELS:
-        raise ValueError(f"an image of {width} x {height} pixels, more than {PIXELS:,}")
+    check_limit("CAMERA_PIXELS", width * height, "an image")
     return read_image(data)
 
 

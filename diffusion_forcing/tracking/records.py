@@ -33,6 +33,7 @@ from diffusion_forcing.files import (
     read_json,
     run_folders,
 )
+from diffusion_forcing.limits import limit
 from diffusion_forcing.terminal import clean
 from diffusion_forcing.tracking.charts import Curve
 
@@ -40,8 +41,7 @@ NAME, TEXT = 200, 2000  # most characters of a name, and of another text
 ENTRIES = 1000  # most results, curves, images, words of a command, resumes
 CONFIG_BYTES = 2**20
 LINE_BYTES = 2**20  # longest line of metrics.jsonl
-LOG_BYTES = 2**30  # read at the end of metrics.jsonl
-LAST_BYTES = 2**16  # … and for its last step
+LAST_BYTES = 2**16  # of it that are read for its last step
 LARGEST_STEP = 2**53
 KILLED = "killed"
 """The status of a run that is "running" by its file, while its process on this machine has ended."""
@@ -157,17 +157,17 @@ def read_config(folder: Path) -> str:
     return read_bytes(folder / "config.yaml", CONFIG_BYTES).decode("utf-8", "replace")
 
 
-def read_log(path: Path, most: int = LOG_BYTES) -> Iterator[dict[str, float]]:
+def read_log(path: Path, most: int | None = None) -> Iterator[dict[str, float]]:
     """The lines in the last `most` bytes of a metrics.jsonl: its "step" and the finite numbers.
 
-    A damaged line is left out; without the file there is none.
+    most: the limit RUN_LOG_BYTES where it is None. A damaged line is left out; without the file there is none.
     """
     try:
         file = open_file(path)
     except OSError:
         return
     with file:
-        begin = max(0, file.seek(0, os.SEEK_END) - most)
+        begin = max(0, file.seek(0, os.SEEK_END) - (most or limit("RUN_LOG_BYTES")))
         file.seek(begin)
         if begin:
             file.readline(LINE_BYTES)  # probably a part of one
