@@ -46,7 +46,7 @@ play: setup  ## a page in the browser to play with the shipped models: drive a w
 	@$(BIN)/python -m main play $(OVERRIDES)
 
 demo-video: setup  ## roll out 48 frames of unseen mazes with the shipped world model (under 3 minutes on 2 cores)
-	@$(BIN)/python -m main dataset=video_labmaze load=labmaze64 experiment.tasks=[test] +name=demo_video \
+	@$(BIN)/python -m main dataset=video_labmaze algorithm=df_world load=labmaze64_world experiment.tasks=[test] +name=demo_video \
 	  dataset.n_frames=56 algorithm.metrics=[] experiment.shuffled_actions=False experiment.films=4 \
 	  experiment.test.batch_size=4 experiment.test.limit_batch=1 dataset.save_dir=data/labmaze_demo \
 	  dataset.num_episodes=0 dataset.num_validation_episodes=0 dataset.num_test_episodes=4 $(OVERRIDES)

@@ -119,6 +119,23 @@ def test_training_lowers_the_loss(network: str, use_covariates: bool) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("network", ["rnn", "transformer"])
+def test_a_forecaster_is_distilled_by_its_own_loss(network: str) -> None:
+    built, one = build(network=network, ema_decay=0.5), batch(4)
+    built.distill(grid=4, steps=1)
+    assert built.metadata()["sampling"]["algorithm"]["diffusion"]["sampling_timesteps"] == 1
+    optimizer, draws, losses = torch.optim.Adam(built.network.parameters(), lr=3e-3), None, []
+    for _ in range(15):
+        encoded = built.encode(one, built.network)
+        draws = draws or built.draw(encoded.x, generator=generator())
+        loss = built.loss(encoded, *draws)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_covariates_are_really_used() -> None:
     """The released code computed dates and lags and then dropped them, and never trained its embedding."""
     built, one = build(), batch()

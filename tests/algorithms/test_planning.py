@@ -149,6 +149,22 @@ def test_a_causal_loss_knows_no_end() -> None:
     assert x0.shape == tokens.shape
 
 
+def test_a_planner_is_distilled_by_its_own_loss() -> None:
+    built = planning(ema_decay=0.5)
+    tokens, mask = built.encode(batch())
+    drawn = draws(built)
+    built.distill(grid=4, steps=2)
+    assert built.metadata()["sampling"]["algorithm"]["diffusion"]["distilled_steps"] == 2
+    optimizer, losses = torch.optim.Adam(built.network.parameters(), lr=1e-3), []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss, _ = built.loss(tokens, mask, drawn)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
 def test_the_decay_of_fused_snr_counts_every_frame_of_a_token() -> None:
     fused = {"use_fused_snr": True, "cum_snr_decay": 0.9}
     for built in (planning(diffusion=fused), planning(diffusion=fused)):  # building twice changes nothing
