@@ -253,7 +253,7 @@ def train(
         experiment.run_task(task)
         return time.monotonic() - start
 
-    few = 4 if seconds < 60 else 40
+    few = 1 if seconds < 10 else 40
     trial = Run.create(run.folder, "trial")
     go(few, trial)  # compiles and warms up
     pace = go(few, trial) / few

@@ -302,6 +302,12 @@ def judge(
     say: Callable[[str], None],
 ) -> dict[str, float]:
     """All that `options` asks for, of the first clips of `batches`, as numbers for metrics.json; the curves of drift go to `run`."""
+    clips, context = sum(len(batch.frames) for batch in batches), roller.video.options.context_frames
+    if clips < 2 or not context:
+        raise UserError(
+            f"experiment.judge needs at least 2 clips without padding and a context, got {clips} and dataset.context_length {context}; "
+            "give more or longer episodes, or a context"
+        )
     numbers: dict[str, float] = {}
     if options.frames:
         long = Long()

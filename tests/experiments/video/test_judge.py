@@ -126,6 +126,12 @@ def test_padded_clips_are_not_judged() -> None:
     assert [len(part.frames) for part in first_clips(iter([made, made, made]), 3)] == [2, 1]
 
 
+def test_one_clip_cannot_be_judged(tmp_path: Path) -> None:
+    one = VideoBatch(*(part[:1] for part in clips()))
+    with pytest.raises(UserError, match=r"at least 2 clips.*got 1"):
+        judge(Player(one, real=True), [one], JudgeOptions(frames=3), run=None, task="test", say=print)
+
+
 def test_options_and_checkpoints_that_cannot_judge_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rollouts.*1"):
         JudgeOptions(rollouts=1)
