@@ -362,7 +362,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_every_text_of_the_page_has_a_chinese_one() -> None:
-    strings = re.compile(r'\bt\("((?:[^"\\]|\\.)*)"')
+    strings = re.compile(r'\bt\(\s*"((?:[^"\\]|\\.)*)"')
     keys = re.findall(r'^  "((?:[^"\\]|\\.)*)": "', (STATIC / "zh.js").read_text("utf-8"), re.MULTILINE)
     files = [file for file in STATIC.glob("*.js") if file.name != "zh.js"]
     used = {text for file in files for text in strings.findall(file.read_text("utf-8"))}

@@ -1,12 +1,22 @@
-// The frame of the page: tabs, theme, language, and the one view that is open. Leaving a view closes its connection, and so its work.
+// The frame of the page: tabs, theme, language, and the one view that is open.
+// Leaving a view closes its connection, and so its work.
 import { Connection } from "/static/connection.js";
 import { about, commandBar, h, language, t, toast } from "/static/ui.js";
 
 const VIEWS = {
-  world: { name: t("World"), line: t("Hold an arrow key: the model dreams every frame from the ones before and your keys.") },
+  world: {
+    name: t("World"),
+    line: t("Hold an arrow key: the model dreams every frame from the ones before and your keys."),
+  },
   plan: { name: t("Plan"), line: t("Click a goal in the maze: a plan condenses out of noise, and the ball runs it.") },
-  forecast: { name: t("Forecast"), line: t("Drag a point of the future up or down: the others follow. Or drop a CSV of your own.") },
-  robot: { name: t("Robot"), line: t("The arm swaps the fruits. Click a camera to cover it, or wipe its memory, and watch.") },
+  forecast: {
+    name: t("Forecast"),
+    line: t("Drag a point of the future up or down: the others follow. Or drop a CSV of your own."),
+  },
+  robot: {
+    name: t("Robot"),
+    line: t("The arm swaps the fruits. Click a camera to cover it, or wipe its memory, and watch."),
+  },
 };
 const main = document.getElementById("view");
 let open = null;
@@ -16,36 +26,68 @@ async function show(name) {
   const { name: title, line } = VIEWS[name];
   document.title = `${title} · Diffusion Forcing`;
   for (const tab of document.querySelectorAll("#tabs a")) tab.toggleAttribute("aria-current", tab.hash === `#${name}`);
-  const stage = h("div.stage"), side = h("aside.side"), command = commandBar();
+  const stage = h("div.stage"),
+    side = h("aside.side"),
+    command = commandBar();
   const state = h("p.state", { role: "status" }, t("Connecting …"));
-  const root = h(`div.view.${name}`, {}, h("div.heading", {}, h("h1", {}, title), h("p.line", {}, line), state), h("div.body", {}, stage, side), command.element);
+  const root = h(
+    `div.view.${name}`,
+    {},
+    h("div.heading", {}, h("h1", {}, title), h("p.line", {}, line), state),
+    h("div.body", {}, stage, side),
+    command.element,
+  );
   main.replaceChildren(root);
 
-  let view = null, left = false, connection = null;
+  let view = null,
+    left = false,
+    connection = null;
   const queue = [];
-  open = { leave() { left = true; connection?.close(); view?.leave?.(); } };
+  open = {
+    leave() {
+      left = true;
+      connection?.close();
+      view?.leave?.();
+    },
+  };
   const module = await import(`/static/${name}.js`);
   if (left) return;
   const context = {
-    stage, side, about,
+    stage,
+    side,
+    about,
     say: (message) => connection.say(message),
     token: () => connection.token,
     command: (text) => command.set(text),
   };
   view = module.mount(context);
   const TEXTS = {
-    connecting: t("Connecting …"), ready: t("Ready"), lost: t("The connection is lost; trying again …"),
-    taken: t("This model is in use, perhaps in another tab. This page waits and starts when it is free."), failed: "",
+    connecting: t("Connecting …"),
+    ready: t("Ready"),
+    lost: t("The connection is lost; trying again …"),
+    taken: t("This model is in use, perhaps in another tab. This page waits and starts when it is free."),
+    failed: "",
   };
-  connection = new Connection(name, (header, data) => {
-    if (header.type === "error") { toast(header.text, "bad"); view.failed?.(header.text); return; }
-    if (header.type === "command") { context.command(header.text); return; }
-    view.heard(header, data);
-  }, (now, text) => {
-    root.dataset.state = now;
-    state.textContent = text ?? TEXTS[now];
-    view.state?.(now);
-  });
+  connection = new Connection(
+    name,
+    (header, data) => {
+      if (header.type === "error") {
+        toast(header.text, "bad");
+        view.failed?.(header.text);
+        return;
+      }
+      if (header.type === "command") {
+        context.command(header.text);
+        return;
+      }
+      view.heard(header, data);
+    },
+    (now, text) => {
+      root.dataset.state = now;
+      state.textContent = text ?? TEXTS[now];
+      view.state?.(now);
+    },
+  );
 }
 
 // ------------------------------------------------------------------------------------------------ frame
@@ -54,7 +96,10 @@ const tabs = document.getElementById("tabs");
 for (const [name, { name: title }] of Object.entries(VIEWS)) tabs.append(h("a", { href: `#${name}` }, title));
 document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
 document.getElementById("skip").textContent = t("Skip to the view");
-document.getElementById("skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
+document.getElementById("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
 
 const other = language === "zh" ? ["en", "English"] : ["zh", "中文"];
 const languages = document.getElementById("language");
@@ -70,7 +115,11 @@ const theme = document.getElementById("theme");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 function paint() {
   let chosen = null;
-  try { chosen = localStorage.getItem("theme"); } catch { /* a browser without storage follows the system */ }
+  try {
+    chosen = localStorage.getItem("theme");
+  } catch {
+    /* a browser without storage follows the system */
+  }
   const now = chosen ?? (dark.matches ? "dark" : "light");
   document.documentElement.dataset.theme = now;
   theme.textContent = now === "dark" ? "☀" : "☾";
@@ -79,7 +128,11 @@ function paint() {
   dispatchEvent(new Event("themechange"));
 }
 theme.addEventListener("click", () => {
-  try { localStorage.setItem("theme", document.documentElement.dataset.theme === "dark" ? "light" : "dark"); } catch { /* as above */ }
+  try {
+    localStorage.setItem("theme", document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+  } catch {
+    /* as above */
+  }
   paint();
 });
 dark.addEventListener("change", paint);

@@ -1,4 +1,5 @@
-// A view's WebSocket: JSON, or a header and data behind it (serve/play/session.py). It comes back by itself where it was lost or taken.
+// A view's WebSocket: JSON, or a header and data behind it (serve/play/session.py).
+// It comes back by itself where it was lost or taken.
 const AGAIN = 1500; // ms
 
 export class Connection {
@@ -17,9 +18,20 @@ export class Connection {
     let state = "lost";
     socket.onmessage = ({ data }) => {
       const [header, rest] = typeof data === "string" ? [JSON.parse(data), null] : unpacked(data);
-      if (header.type === "taken") { state = "taken"; this.changed(state); return; }
-      if (header.type === "failed") { state = "failed"; this.changed(state, header.text); return; }
-      if (header.type === "ready") { this.token = header.token; this.changed("ready"); }
+      if (header.type === "taken") {
+        state = "taken";
+        this.changed(state);
+        return;
+      }
+      if (header.type === "failed") {
+        state = "failed";
+        this.changed(state, header.text);
+        return;
+      }
+      if (header.type === "ready") {
+        this.token = header.token;
+        this.changed("ready");
+      }
       this.heard(header, rest);
     };
     socket.onclose = () => {

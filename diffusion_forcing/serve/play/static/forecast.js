@@ -1,40 +1,135 @@
 // The forecast view: a fan chart whose future can be dragged, the series that follow, and a table to drop.
 import { about, button, drawing, h, ink, matrix, panel, select, slider, t, toast, toggle } from "/static/ui.js";
 
-const BANDS = [[0, 6, 0.18], [1, 5, 0.2], [2, 4, 0.3]]; // quantiles 5–95, 10–90, 25–75 %, and how dark
+const BANDS = [
+  [0, 6, 0.18],
+  [1, 5, 0.2],
+  [2, 4, 0.3],
+]; // quantiles 5–95, 10–90, 25–75 %, and how dark
 
 export function mount({ stage, side, say, token }) {
-  let names = [], data = null, found = null, before = null, series = 0, known = [], window_ = 0, trained = false, asked = false, drag = null, cursor = null, busy = false, fresh = true;
+  let names = [],
+    data = null,
+    found = null,
+    before = null,
+    series = 0,
+    known = [],
+    window_ = 0,
+    trained = false,
+    asked = false,
+    drag = null,
+    cursor = null,
+    busy = false,
+    fresh = true;
 
   // ---------------------------------------------------------------- charts
-  const chart = drawing("chart", { tabIndex: 0, role: "application", "aria-label": t("Fan chart: left and right choose a future step, up and down move its value, Enter gives it, Delete releases it") }, (c, w, height) => paint(c, w, height, series, true));
-  const small = [0, 1, 2].map((i) => ({ name: h("h3", {}, " "), ...drawing("chart.small-chart", { role: "img", "aria-label": t("Another series") }, (c, w, height) => others()[i] !== undefined && paint(c, w, height, others()[i], false)) }));
-  const picked = select(t("Series"), [["0", "–"]], "0", (value) => { series = +value; cursor = null; redraw(); });
-  const windows = select(t("Forecast from"), [["0", "–"]], "0", (value) => { window_ = +value; known = []; before = null; ask(); });
+  const chart = drawing(
+    "chart",
+    {
+      tabIndex: 0,
+      role: "application",
+      "aria-label": t(
+        "Fan chart: left and right choose a future step, up and down move its value, Enter gives it, Delete releases it",
+      ),
+    },
+    (c, w, height) => paint(c, w, height, series, true),
+  );
+  const small = [0, 1, 2].map((i) => ({
+    name: h("h3", {}, " "),
+    ...drawing(
+      "chart.small-chart",
+      { role: "img", "aria-label": t("Another series") },
+      (c, w, height) => others()[i] !== undefined && paint(c, w, height, others()[i], false),
+    ),
+  }));
+  const picked = select(t("Series"), [["0", "–"]], "0", (value) => {
+    series = +value;
+    cursor = null;
+    redraw();
+  });
+  const windows = select(t("Forecast from"), [["0", "–"]], "0", (value) => {
+    window_ = +value;
+    known = [];
+    before = null;
+    ask();
+  });
   const note = h("p.result", { role: "status" }, t("Reading the data …"));
-  const bands = h("div.bands", {}, h("span.b50", {}, "50 %"), h("span.b80", {}, "80 %"), h("span.b90", {}, "90 %"), h("span.given", {}, t("given by you")), h("span.seen", {}, t("observed")));
-  stage.append(h("div.chart-tools", {}, picked.element, windows.element), chart.element, bands, note,
-    h("h3", {}, t("The other series follow: those that moved most, and the sum")), h("div.eyes.three", {}, ...small.map((one) => h("div", {}, one.name, one.element))));
+  const bands = h(
+    "div.bands",
+    {},
+    h("span.b50", {}, "50 %"),
+    h("span.b80", {}, "80 %"),
+    h("span.b90", {}, "90 %"),
+    h("span.given", {}, t("given by you")),
+    h("span.seen", {}, t("observed")),
+  );
+  stage.append(
+    h("div.chart-tools", {}, picked.element, windows.element),
+    chart.element,
+    bands,
+    note,
+    h("h3", {}, t("The other series follow: those that moved most, and the sum")),
+    h("div.eyes.three", {}, ...small.map((one) => h("div", {}, one.name, one.element))),
+  );
 
   // ---------------------------------------------------------------- controls
   const truth = toggle(t("What happened"), () => redraw());
   const paths = slider(t("Sample paths"), { min: 10, max: 200, step: 10, value: 50, change: () => ask() });
-  const release = button(t("Remove points"), () => { known = []; ask(); });
-  const naive = select(t("Forecast by"), [["model", t("the model")], ["seasonal", t("the last season again")], ["walk", t("a random walk")]], "model", () => ask());
-  const input = h("input", { type: "file", accept: ".csv,.tsv,.txt,text/csv", "aria-label": t("A CSV file of series"), onchange: () => input.files[0] && upload(input.files[0]) });
+  const release = button(t("Remove points"), () => {
+    known = [];
+    ask();
+  });
+  const naive = select(
+    t("Forecast by"),
+    [
+      ["model", t("the model")],
+      ["seasonal", t("the last season again")],
+      ["walk", t("a random walk")],
+    ],
+    "model",
+    () => ask(),
+  );
+  const input = h("input", {
+    type: "file",
+    accept: ".csv,.tsv,.txt,text/csv",
+    "aria-label": t("A CSV file of series"),
+    onchange: () => input.files[0] && upload(input.files[0]),
+  });
   const drop = h("label.drop", {}, t("Drop a CSV here, or choose one"), input);
   const seconds = slider(t("Seconds of training"), { min: 5, max: 120, step: 5, value: 30 });
   const bar = h("progress", { max: 1, value: 0, "aria-label": t("Training") });
-  const train = button(t("Train a small model"), () => { if (busy) { say({ do: "stop" }); return; } bar.value = 0; busy = true; train.firstChild.textContent = t("Stop here"); say({ do: "train", seconds: seconds.value }); }, { kind: "main" });
+  const train = button(
+    t("Train a small model"),
+    () => {
+      if (busy) {
+        say({ do: "stop" });
+        return;
+      }
+      bar.value = 0;
+      busy = true;
+      train.firstChild.textContent = t("Stop here");
+      say({ do: "train", seconds: seconds.value });
+    },
+    { kind: "main" },
+  );
   const back = button(t("The shipped data"), () => say({ do: "shipped" }));
   const trainBox = h("div.training", { hidden: true }, seconds.element, train, bar, back);
   const steps = matrix(t("Noise levels of the future"), [t("first step"), t("last")]);
   side.append(
     panel(t("What if"), naive.element, paths.element, h("div.buttons", {}, truth.element, release)),
     panel(t("Your own data"), drop, trainBox),
-    panel("", steps.element, about(
-      t("Each step of time is a token. What is known has no noise; the step that is sampled next falls from pure noise to clean, and those behind it still wait as noise."),
-      t("A point that you give is a token, or a part of one, without noise: the sampler keeps it and denoises the rest of the step until both agree, and every later step sees it."))),
+    panel(
+      "",
+      steps.element,
+      about(
+        t(
+          "Each step of time is a token. What is known has no noise; the step that is sampled next falls from pure noise to clean, and those behind it still wait as noise.",
+        ),
+        t(
+          "A point that you give is a token, or a part of one, without noise: the sampler keeps it and denoises the rest of the step until both agree, and every later step sees it.",
+        ),
+      ),
+    ),
   );
   for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, dropped);
   function dropped(event) {
@@ -45,7 +140,11 @@ export function mount({ stage, side, say, token }) {
   async function upload(file) {
     note.textContent = t("Reading {name} …", { name: file.name });
     const name = file.name.replace(/[^\w.-]+/g, "_");
-    const answer = await fetch("/series", { method: "POST", body: file, headers: { "X-Session": token(), "X-Name": name } });
+    const answer = await fetch("/series", {
+      method: "POST",
+      body: file,
+      headers: { "X-Session": token(), "X-Name": name },
+    });
     if (!answer.ok) toast((await answer.json()).detail ?? answer.statusText, "bad");
     input.value = "";
   }
@@ -53,36 +152,61 @@ export function mount({ stage, side, say, token }) {
   function ask() {
     if (!data) return;
     asked = true;
-    say({ do: "forecast", window: window_, paths: paths.value, way: trained ? naive.input.value : naive.input.value === "model" ? "seasonal" : naive.input.value, known: canGive() ? known : [] });
+    say({
+      do: "forecast",
+      window: window_,
+      paths: paths.value,
+      way: trained ? naive.input.value : naive.input.value === "model" ? "seasonal" : naive.input.value,
+      known: canGive() ? known : [],
+    });
   }
   const canGive = () => trained && naive.input.value === "model";
-  function redraw() { chart.redraw(); small.forEach((one, i) => { const n = others()[i]; one.name.textContent = n === undefined ? " " : names[n]; one.redraw(); }); }
+  function redraw() {
+    chart.redraw();
+    small.forEach((one, i) => {
+      const n = others()[i];
+      one.name.textContent = n === undefined ? " " : names[n];
+      one.redraw();
+    });
+  }
 
   // ---------------------------------------------------------------- numbers
   // Of series s: history, seven quantiles and what was observed, as the server laid them out.
   function of(s, forecast = found) {
-    const { history, horizon } = forecast, whole = history + 8 * horizon, row = forecast.values.subarray(s * whole, (s + 1) * whole);
-    return { history: row.subarray(0, history), quantiles: Array.from({ length: 7 }, (_, q) => row.subarray(history + q * horizon, history + (q + 1) * horizon)), truth: row.subarray(history + 7 * horizon) };
+    const { history, horizon } = forecast,
+      whole = history + 8 * horizon,
+      row = forecast.values.subarray(s * whole, (s + 1) * whole);
+    return {
+      history: row.subarray(0, history),
+      quantiles: Array.from({ length: 7 }, (_, q) => row.subarray(history + q * horizon, history + (q + 1) * horizon)),
+      truth: row.subarray(history + 7 * horizon),
+    };
   }
   // The series whose future is narrowest for what its past moves: the one to begin with.
   function clearest() {
-    let best = 0, least = Infinity;
+    let best = 0,
+      least = Infinity;
     for (let s = 0; s < found.series - 1; s++) {
-      const { history, quantiles } = of(s), past = history.filter(Number.isFinite);
-      const spread = Math.max(...past) - Math.min(...past), width = quantiles[5].reduce((sum, v, k) => sum + v - quantiles[1][k], 0) / found.horizon;
+      const { history, quantiles } = of(s),
+        past = history.filter(Number.isFinite);
+      const spread = Math.max(...past) - Math.min(...past),
+        width = quantiles[5].reduce((sum, v, k) => sum + v - quantiles[1][k], 0) / found.horizon;
       if (width / spread < least) [best, least] = [s, width / spread];
     }
     return best;
   }
   function others() {
     if (!found) return [];
-    const sum = found.series - 1, moved = [];
+    const sum = found.series - 1,
+      moved = [];
     for (let s = 0; s < sum; s++) {
       if (s === series) continue;
       let change = 0;
       if (before && known.length && before.window === found.window) {
-        const now = of(s).quantiles, then = of(s, before).quantiles;
-        for (let k = 0; k < found.horizon; k++) change += Math.abs(now[3][k] - then[3][k]) / (Math.abs(then[5][k] - then[1][k]) + 1e-9);
+        const now = of(s).quantiles,
+          then = of(s, before).quantiles;
+        for (let k = 0; k < found.horizon; k++)
+          change += Math.abs(now[3][k] - then[3][k]) / (Math.abs(then[5][k] - then[1][k]) + 1e-9);
       }
       moved.push([change, s]);
     }
@@ -93,29 +217,70 @@ export function mount({ stage, side, say, token }) {
   let frame_ = null; // of the large chart: what a place on it means
   function paint(c, width, height, s, large) {
     if (!found) return;
-    const { history, quantiles, truth: seen } = of(s), { horizon } = found, count = history.length + horizon;
-    const left = large ? 58 : 8, right = 10, top = 10, bottom = large ? 26 : 8;
-    const all = [...history, ...quantiles[0], ...quantiles[6], ...(truth.on ? seen : []), ...(large ? known.filter((one) => one.series === s).map((one) => one.value) : [])].filter(Number.isFinite);
+    const { history, quantiles, truth: seen } = of(s),
+      { horizon } = found,
+      count = history.length + horizon;
+    const left = large ? 58 : 8,
+      right = 10,
+      top = 10,
+      bottom = large ? 26 : 8;
+    const all = [
+      ...history,
+      ...quantiles[0],
+      ...quantiles[6],
+      ...(truth.on ? seen : []),
+      ...(large ? known.filter((one) => one.series === s).map((one) => one.value) : []),
+    ].filter(Number.isFinite);
     if (drag && large) all.push(drag.value);
-    let low = Math.min(...all), high = Math.max(...all);
+    let low = Math.min(...all),
+      high = Math.max(...all);
     if (large && frame_?.held) ({ low, high } = frame_);
-    else { const room = (high - low || Math.abs(high) || 1) * 0.12; low -= room; high += room; }
-    const x = (k) => left + ((k + 0.5) / count) * (width - left - right), y = (v) => top + (1 - (v - low) / (high - low)) * (height - top - bottom);
-    if (large) frame_ = { ...frame_, low, high, x, y, left, right, top, bottom, width, height, count, history: history.length };
+    else {
+      const room = (high - low || Math.abs(high) || 1) * 0.12;
+      low -= room;
+      high += room;
+    }
+    const x = (k) => left + ((k + 0.5) / count) * (width - left - right),
+      y = (v) => top + (1 - (v - low) / (high - low)) * (height - top - bottom);
+    if (large)
+      frame_ = { ...frame_, low, high, x, y, left, right, top, bottom, width, height, count, history: history.length };
     c.font = "12px system-ui, sans-serif";
     if (large) {
-      c.fillStyle = ink("soft"); c.strokeStyle = ink("line"); c.lineWidth = 1;
-      for (const v of ticks(low, high)) { c.beginPath(); c.moveTo(left, y(v)); c.lineTo(width - right, y(v)); c.stroke(); c.textAlign = "right"; c.textBaseline = "middle"; c.fillText(short(v), left - 8, y(v)); }
+      c.fillStyle = ink("soft");
+      c.strokeStyle = ink("line");
+      c.lineWidth = 1;
+      for (const v of ticks(low, high)) {
+        c.beginPath();
+        c.moveTo(left, y(v));
+        c.lineTo(width - right, y(v));
+        c.stroke();
+        c.textAlign = "right";
+        c.textBaseline = "middle";
+        c.fillText(short(v), left - 8, y(v));
+      }
       const every = Math.ceil(count / Math.max(2, Math.floor(width / 130)));
-      c.textAlign = "center"; c.textBaseline = "top";
-      for (let k = 0; k < count; k += every) if (x(k) > left + 30 && x(k) < width - 44) c.fillText(when(found.times[k]), x(k), height - bottom + 8);
+      c.textAlign = "center";
+      c.textBaseline = "top";
+      for (let k = 0; k < count; k += every)
+        if (x(k) > left + 30 && x(k) < width - 44) c.fillText(when(found.times[k]), x(k), height - bottom + 8);
     }
     const border = x(history.length - 0.5);
-    c.fillStyle = ink("raised"); c.globalAlpha = 0.6; c.fillRect(border, top, width - right - border, height - top - bottom); c.globalAlpha = 1;
+    c.fillStyle = ink("raised");
+    c.globalAlpha = 0.6;
+    c.fillRect(border, top, width - right - border, height - top - bottom);
+    c.globalAlpha = 1;
     const line = (values, from, paint_) => {
       c.beginPath();
       let drawn = false;
-      values.forEach((v, k) => { if (!Number.isFinite(v)) { drawn = false; return; } if (drawn) c.lineTo(x(from + k), y(v)); else c.moveTo(x(from + k), y(v)); drawn = true; });
+      values.forEach((v, k) => {
+        if (!Number.isFinite(v)) {
+          drawn = false;
+          return;
+        }
+        if (drawn) c.lineTo(x(from + k), y(v));
+        else c.moveTo(x(from + k), y(v));
+        drawn = true;
+      });
       Object.assign(c, paint_);
       c.stroke();
     };
@@ -124,7 +289,10 @@ export function mount({ stage, side, say, token }) {
       c.beginPath();
       quantiles[a].forEach((v, k) => (k ? c.lineTo(x(history.length + k), y(v)) : c.moveTo(x(history.length), y(v))));
       for (let k = horizon - 1; k >= 0; k--) c.lineTo(x(history.length + k), y(quantiles[b][k]));
-      c.globalAlpha = alpha; c.fillStyle = ink("accent"); c.fill(); c.globalAlpha = 1;
+      c.globalAlpha = alpha;
+      c.fillStyle = ink("accent");
+      c.fill();
+      c.globalAlpha = 1;
     }
     if (before && known.length && before.window === found.window && before.series === found.series) {
       c.setLineDash([3, 4]);
@@ -133,22 +301,47 @@ export function mount({ stage, side, say, token }) {
     }
     line(quantiles[3], history.length, { strokeStyle: ink("accent"), lineWidth: 2 });
     line(history, 0, { strokeStyle: ink("ink"), lineWidth: large ? 1.8 : 1.3 });
-    if (truth.on) { c.setLineDash([5, 4]); line(seen, history.length, { strokeStyle: ink("ink"), lineWidth: 1.6 }); c.setLineDash([]); }
+    if (truth.on) {
+      c.setLineDash([5, 4]);
+      line(seen, history.length, { strokeStyle: ink("ink"), lineWidth: 1.6 });
+      c.setLineDash([]);
+    }
     if (!large) return;
-    for (const one of [...known.filter((k) => k.series === s), ...(drag ? [drag] : [])]) dot(c, x(history.length + one.step), y(one.value), "#e39a3b");
-    if (cursor) { const at = cursor.value; c.strokeStyle = ink("accent"); c.lineWidth = 3; c.beginPath(); c.arc(x(history.length + cursor.step), y(at), 9, 0, 7); c.stroke(); dot(c, x(history.length + cursor.step), y(at), "#e39a3b"); }
+    for (const one of [...known.filter((k) => k.series === s), ...(drag ? [drag] : [])])
+      dot(c, x(history.length + one.step), y(one.value), "#e39a3b");
+    if (cursor) {
+      const at = cursor.value;
+      c.strokeStyle = ink("accent");
+      c.lineWidth = 3;
+      c.beginPath();
+      c.arc(x(history.length + cursor.step), y(at), 9, 0, 7);
+      c.stroke();
+      dot(c, x(history.length + cursor.step), y(at), "#e39a3b");
+    }
   }
-  function dot(c, x, y, fill) { c.fillStyle = fill; c.strokeStyle = ink("surface"); c.lineWidth = 2; c.beginPath(); c.arc(x, y, 6.5, 0, 7); c.fill(); c.stroke(); }
+  function dot(c, x, y, fill) {
+    c.fillStyle = fill;
+    c.strokeStyle = ink("surface");
+    c.lineWidth = 2;
+    c.beginPath();
+    c.arc(x, y, 6.5, 0, 7);
+    c.fill();
+    c.stroke();
+  }
 
   // ---------------------------------------------------------------- giving points
   function placeOf(event) {
-    const box = chart.element.getBoundingClientRect(), f = frame_;
+    const box = chart.element.getBoundingClientRect(),
+      f = frame_;
     const k = Math.floor(((event.clientX - box.left - f.left) / (f.width - f.left - f.right)) * f.count) - f.history;
     const share = 1 - (event.clientY - box.top - f.top) / (f.height - f.top - f.bottom);
     return { series, step: k, value: f.low + share * (f.high - f.low) };
   }
   function give(point) {
-    if (series === found.series - 1) { toast(t("Choose a single series: the sum follows from them.")); return; }
+    if (series === found.series - 1) {
+      toast(t("Choose a single series: the sum follows from them."));
+      return;
+    }
     known = [...known.filter((one) => one.series !== point.series || one.step !== point.step), point].slice(-64);
     ask();
   }
@@ -156,31 +349,76 @@ export function mount({ stage, side, say, token }) {
     if (!found) return;
     const point = placeOf(event);
     if (point.step < 0 || point.step >= found.horizon) return;
-    if (!canGive()) { toast(trained ? t("Naive forecasts ignore given points; choose the model.") : t("Train a small model first: naive forecasts ignore given points.")); return; }
+    if (!canGive()) {
+      toast(
+        trained
+          ? t("Naive forecasts ignore given points; choose the model.")
+          : t("Train a small model first: naive forecasts ignore given points."),
+      );
+      return;
+    }
     chart.element.setPointerCapture(event.pointerId);
-    cursor = null; drag = point; frame_.held = true;
+    cursor = null;
+    drag = point;
+    frame_.held = true;
     chart.redraw();
   });
-  chart.element.addEventListener("pointermove", (event) => { if (drag) { drag = { ...placeOf(event), step: drag.step }; chart.redraw(); } });
-  const drop_ = () => { if (!drag) return; const point = drag; drag = null; frame_.held = false; give(point); };
+  chart.element.addEventListener("pointermove", (event) => {
+    if (drag) {
+      drag = { ...placeOf(event), step: drag.step };
+      chart.redraw();
+    }
+  });
+  const drop_ = () => {
+    if (!drag) return;
+    const point = drag;
+    drag = null;
+    frame_.held = false;
+    give(point);
+  };
   chart.element.addEventListener("pointerup", drop_);
-  chart.element.addEventListener("pointercancel", () => { drag = null; frame_.held = false; chart.redraw(); });
-  chart.element.addEventListener("keydown", (event) => {
-    if (!found || !["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Enter", "Delete", "Backspace"].includes(event.code)) return;
-    event.preventDefault();
-    const value = (step) => known.find((one) => one.series === series && one.step === step)?.value ?? of(series).quantiles[3][step];
-    if (!cursor) { cursor = { step: 0, value: value(0) }; }
-    else if (event.code === "ArrowLeft" || event.code === "ArrowRight") { const step = Math.min(found.horizon - 1, Math.max(0, cursor.step + (event.code === "ArrowLeft" ? -1 : 1))); cursor = { step, value: value(step) }; }
-    else if (event.code === "ArrowUp" || event.code === "ArrowDown") cursor.value += (event.code === "ArrowUp" ? 1 : -1) * (frame_.high - frame_.low) * 0.03;
-    else if (event.code === "Enter") { if (canGive()) give({ series, ...cursor }); else toast(t("Train a small model first: naive forecasts ignore given points.")); }
-    else { known = known.filter((one) => one.series !== series || one.step !== cursor.step); ask(); }
+  chart.element.addEventListener("pointercancel", () => {
+    drag = null;
+    frame_.held = false;
     chart.redraw();
   });
-  chart.element.addEventListener("blur", () => { cursor = null; chart.redraw(); });
+  chart.element.addEventListener("keydown", (event) => {
+    if (
+      !found ||
+      !["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Enter", "Delete", "Backspace"].includes(event.code)
+    )
+      return;
+    event.preventDefault();
+    const value = (step) =>
+      known.find((one) => one.series === series && one.step === step)?.value ?? of(series).quantiles[3][step];
+    if (!cursor) {
+      cursor = { step: 0, value: value(0) };
+    } else if (event.code === "ArrowLeft" || event.code === "ArrowRight") {
+      const step = Math.min(found.horizon - 1, Math.max(0, cursor.step + (event.code === "ArrowLeft" ? -1 : 1)));
+      cursor = { step, value: value(step) };
+    } else if (event.code === "ArrowUp" || event.code === "ArrowDown")
+      cursor.value += (event.code === "ArrowUp" ? 1 : -1) * (frame_.high - frame_.low) * 0.03;
+    else if (event.code === "Enter") {
+      if (canGive()) give({ series, ...cursor });
+      else toast(t("Train a small model first: naive forecasts ignore given points."));
+    } else {
+      known = known.filter((one) => one.series !== series || one.step !== cursor.step);
+      ask();
+    }
+    chart.redraw();
+  });
+  chart.element.addEventListener("blur", () => {
+    cursor = null;
+    chart.redraw();
+  });
 
   function levels(done, horizon, rows) {
     const columns = Array.from({ length: horizon }, (_, k) => k);
-    steps.set(Array.from({ length: horizon + 1 }, (_, row) => columns.map((k) => (k < row ? 0 : 1))), done, t("step {n} of {all}, {rows} rows each", { n: done, all: horizon, rows }));
+    steps.set(
+      Array.from({ length: horizon + 1 }, (_, row) => columns.map((k) => (k < row ? 0 : 1))),
+      done,
+      t("step {n} of {all}, {rows} rows each", { n: done, all: horizon, rows }),
+    );
   }
 
   return {
@@ -190,11 +428,30 @@ export function mount({ stage, side, say, token }) {
           note.textContent = t("The shipped data is not installed: {why} You can drop a CSV.", { why: header.why });
           break;
         case "data":
-          data = header; known = []; before = null; found = null; series = 0; fresh = true; window_ = header.window; trained = header.trained; busy = false;
+          data = header;
+          known = [];
+          before = null;
+          found = null;
+          series = 0;
+          fresh = true;
+          window_ = header.window;
+          trained = header.trained;
+          busy = false;
           train.firstChild.textContent = t("Train a small model");
           names = [...header.names, t("sum of all")];
-          picked.fill([[String(names.length - 1), names.at(-1)], ...header.names.map((name, i) => [String(i), name])], "0");
-          windows.fill(header.begins.map((time, i) => [String(i), i === header.begins.length - 1 ? t("{time} (behind the data)", { time: when(time, true) }) : when(time, true)]), String(window_));
+          picked.fill(
+            [[String(names.length - 1), names.at(-1)], ...header.names.map((name, i) => [String(i), name])],
+            "0",
+          );
+          windows.fill(
+            header.begins.map((time, i) => [
+              String(i),
+              i === header.begins.length - 1
+                ? t("{time} (behind the data)", { time: when(time, true) })
+                : when(time, true),
+            ]),
+            String(window_),
+          );
           naive.input.value = trained ? "model" : "seasonal";
           naive.input.options[0].disabled = !trained;
           trainBox.hidden = !header.file;
@@ -214,8 +471,14 @@ export function mount({ stage, side, say, token }) {
           const values = new Float32Array(bytes);
           if (!header.known.length) before = { ...header, values };
           found = { ...header, values };
-          if (fresh) { fresh = false; series = clearest(); picked.input.value = String(series); }
-          note.textContent = header.known.length ? t("Given points: {n}. The dashed line is the forecast without them.", { n: header.known.length }) : t("{paths} paths in {seconds} s", header);
+          if (fresh) {
+            fresh = false;
+            series = clearest();
+            picked.input.value = String(series);
+          }
+          note.textContent = header.known.length
+            ? t("Given points: {n}. The dashed line is the forecast without them.", { n: header.known.length })
+            : t("{paths} paths in {seconds} s", header);
           levels(data.horizon, data.horizon, data.rows);
           release.disabled = !known.length;
           stage.dataset.forecast = header.way;
@@ -223,26 +486,46 @@ export function mount({ stage, side, say, token }) {
           redraw();
           break;
         }
-        case "note": toast(header.text); break;
-        case "idle": busy = false; train.firstChild.textContent = t("Train a small model"); break;
+        case "note":
+          toast(header.text);
+          break;
+        case "idle":
+          busy = false;
+          train.firstChild.textContent = t("Train a small model");
+          break;
       }
     },
-    failed(text) { note.textContent = text; },
-    leave() { for (const kind of ["dragover", "dragleave", "drop"]) removeEventListener(kind, dropped); },
+    failed(text) {
+      note.textContent = text;
+    },
+    leave() {
+      for (const kind of ["dragover", "dragleave", "drop"]) removeEventListener(kind, dropped);
+    },
   };
 }
 
 function ticks(low, high) {
-  const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= rough);
+  const rough = (high - low) / 4,
+    power = 10 ** Math.floor(Math.log10(rough)),
+    step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= rough);
   const found = [];
   for (let v = Math.ceil(low / step) * step; v <= high; v += step) found.push(Math.abs(v) < step / 1e6 ? 0 : v);
   return found;
 }
 function short(v) {
   const size = Math.abs(v);
-  return size >= 1e6 ? `${+(v / 1e6).toPrecision(3)}M` : size >= 1e4 ? `${+(v / 1e3).toPrecision(3)}k` : String(+v.toPrecision(3));
+  return size >= 1e6
+    ? `${+(v / 1e6).toPrecision(3)}M`
+    : size >= 1e4
+      ? `${+(v / 1e3).toPrecision(3)}k`
+      : String(+v.toPrecision(3));
 }
 function when(time, whole = false) {
-  const [day, hour = ""] = time.split("T"), clock = hour.slice(0, 5);
-  return whole ? `${day}${clock && clock !== "00:00" ? ` ${clock}` : ""}` : clock && clock !== "00:00" ? `${day.slice(5)} ${clock}` : day;
+  const [day, hour = ""] = time.split("T"),
+    clock = hour.slice(0, 5);
+  return whole
+    ? `${day}${clock && clock !== "00:00" ? ` ${clock}` : ""}`
+    : clock && clock !== "00:00"
+      ? `${day.slice(5)} ${clock}`
+      : day;
 }
