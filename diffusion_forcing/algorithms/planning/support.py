@@ -15,7 +15,7 @@ from diffusion_forcing.errors import UserError
 FINEST = 128  # cells along the longer side of what the data covers, at most
 COARSEST = 16  # and at least
 LEAST_VISITS = 8  # typical number of positions in a visited cell, for a cell without any to mean something
-SLACK = 1.1  # a step may be so much longer than the data's longest (its 99.9 % quantile)
+SLACK = 1.5  # a step may be so much longer than the data's longest (its 99.9 % quantile): tokens are joined by the sampler, not by a ball
 BETWEEN = 6  # points looked at from one frame to the next
 
 
