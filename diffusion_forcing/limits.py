@@ -49,6 +49,7 @@ LIMITS = {
     "RUN_JSON_BYTES": Limit(4 << 20, "bytes", "run.json, metrics.json, media.json and other small JSON files of ours"),
     "RUN_LOG_BYTES": Limit(1 << 30, "bytes", "what is read at the end of a metrics.jsonl"),
     "CAMERA_PIXELS": Limit(1 << 23, "pixels", "a picture in a folder of the policy server's cameras"),
+    "SIZE": Limit(1_000_000, "steps, frames or layers", "a whole number among the sizes in a checkpoint.json"),
     "NOISE_LEVELS": Limit(1_000_000, "levels", "noise levels of a diffusion process"),
 }
 _SMALL = 64 << 20

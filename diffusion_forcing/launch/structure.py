@@ -20,6 +20,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.compose import resolved
 from diffusion_forcing.launch.options import import_class, leaves
 from diffusion_forcing.launch.overrides import TARGET
+from diffusion_forcing.limits import check_limit, reading
 
 DATASET_KEYS = frozenset(
     f"dataset.{key}"
@@ -88,6 +89,8 @@ def adopt_(config: DictConfig, checkpoint: Path, overridden: Iterable[str]) -> l
         allowed = key.startswith("algorithm.") or (key in DATASET_KEYS and same_environment)
         if not allowed or "._" in key or not _is_plain(value):
             continue
+        with reading(checkpoint, "take another checkpoint"):
+            check_limit("SIZE", max(_whole_numbers(value), default=0), key)
         source = _source(config, key)
         follows = source in overridden and (trains or source != _ROLLOUT_LENGTH)
         if follows or any(_overlap(key, other) for other in overridden):
@@ -145,6 +148,12 @@ def _source(config: DictConfig, key: str) -> str | None:
 def _overlap(key: str, other: str) -> bool:
     """Whether one of two dotted keys is the other or its parent."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    if isinstance(value, list):
+        return [number for entry in value for number in _whole_numbers(entry)]
+    return [abs(value)] if isinstance(value, int) else []
 
 
 def _is_plain(value: Any) -> bool:

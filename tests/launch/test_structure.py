@@ -168,3 +168,11 @@ def test_a_checkpoint_of_another_task_is_named_with_what_to_choose(trained: Path
         plan([f"load={planner}", "dataset=video_folder"])
     with pytest.raises(UserError, match=r"is a checkpoint for video.*choose experiment=exp_video"):
         plan([*MAZES, f"load={video}"])
+
+
+@pytest.mark.parametrize("size", [10**9, 2**70, -(10**9)])
+def test_a_size_that_no_network_has_is_refused(tmp_path: Path, size: int) -> None:
+    structure = {"dataset": {"episode_len": size}, "algorithm": {"frame_stack": 20}}
+    path = checkpoint(tmp_path / "trained", {"env_id": "maze2d-medium-v1", "structure": structure})
+    with pytest.raises(UserError, match=r"episode_len.*above the limit DIFFUSION_FORCING_MAX_SIZE"):
+        plan([*MAZES, f"load={path}"])
