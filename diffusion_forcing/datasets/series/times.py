@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pandas
 from dateutil import parser as dateutil
@@ -184,11 +184,13 @@ def _from_text(written: pandas.Series, day_first: bool | None) -> pandas.Series:
     for cell in {known.iloc[0], known.iloc[len(known) // 2], known.iloc[-1]}:
         if _is_incomplete(cell):
             raise ValueError(f"'{cell}' has no year")
-    readings = []
     year_first = known.iloc[0][:4].isdigit()
-    for first in [False] if year_first else [False, True] if day_first is None else [day_first]:
-        with contextlib.suppress(*NOT_TIMES):
-            readings.append(_with_24_hours(text, _MIDNIGHT, partial(_read, dayfirst=first)))
+    orders = [False] if year_first else [False, True] if day_first is None else [day_first]
+    readings: list[pandas.Series] = []
+    for options in ({}, {"format": "ISO8601"}, {"format": "mixed"}):  # one form, several of ISO 8601, each its own
+        for first in orders if not readings else ():
+            with contextlib.suppress(*NOT_TIMES):
+                readings.append(_with_24_hours(text, _MIDNIGHT, partial(_read, dayfirst=first, **options)))
     if not readings:
         raise ValueError(f"'{written.dropna().iloc[0]}' is not a date")
     if len(readings) == 2 and known.str.match(r"\d+\.").all():
@@ -223,21 +225,16 @@ def _is_incomplete(cell: str) -> bool:
     return found[0].year != found[1].year or found[0].month != found[1].month
 
 
-def _read(text: pandas.Series, *, dayfirst: bool) -> pandas.Series:
-    """`text` as pandas reads it: in one form, in ISO 8601's several, or each in its own."""
-    for options in ({}, {"format": "ISO8601"}, {"format": "mixed"}):
-        for utc in (False, True):
-            try:
-                found = pandas.to_datetime(text, dayfirst=dayfirst, utc=utc, **options)
-            except NOT_TIMES:
-                continue
-            if not pandas.api.types.is_datetime64_any_dtype(found.dtype):
-                continue
-            if utc:  # of several offsets: days and longer steps are those of the clocks on the wall
-                wall = pandas.to_datetime(text.str.replace(_OFFSET, "", regex=True), dayfirst=dayfirst, **options)
-                return wall if _is_daily(wall) else found
+def _read(text: pandas.Series, **options: Any) -> pandas.Series:
+    """`text` as pandas reads it with these options; `NOT_TIMES` where it does not."""
+    with contextlib.suppress(*NOT_TIMES):
+        found = pandas.to_datetime(text, **options)
+        if pandas.api.types.is_datetime64_any_dtype(found.dtype):
             return found
-    raise ValueError
+    # Of several offsets: days and longer steps are those of the clocks on the wall.
+    found = pandas.to_datetime(text, utc=True, **options)
+    wall = pandas.to_datetime(text.str.replace(_OFFSET, "", regex=True), **options)
+    return wall if _is_daily(wall) else found
 
 
 def _regularity(times: pandas.Series) -> tuple[bool, float]:

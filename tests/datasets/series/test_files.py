@@ -383,6 +383,11 @@ def test_times_are_read_as_they_are_written(tmp_path: Path, write: str, times: s
         (HOURS.astype("int64") // 10**9, "h", "2024-01-01 00:00"),
         (HOURS.astype("int64") // 10**6, "h", "2024-01-01 00:00"),
         ([t.isoformat() for t in BERLIN], "h", "2024-10-25 22:00"),  # clocks go back: UTC
+        (
+            pandas.date_range("2024-01-01", periods=40, freq="30s").strftime("%Y%m%d %H%M%S"),
+            "30s",
+            "2024-01-01 00:00:00",
+        ),
         (range(1950, 2000), "Y-DEC", "1950"),
         *((MONTHS.strftime(form), "M", "2020-01") for form in ("%Y%m", "%YM%m", "%b %Y", "%b-%y", "%B %Y", "%-m/%Y")),
         *((HOURS.strftime(f"%Y%m%d{form}"), "h", "2024-01-01 00:00") for form in ("%H", "%H%M", "%H%M%S", " %H%M")),
