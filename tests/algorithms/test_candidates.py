@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_forcing.algorithms.planning.algorithm import Planning
 from diffusion_forcing.algorithms.planning.candidates import CandidatePlanner, Drafts
-from diffusion_forcing.algorithms.planning.support import Support
+from diffusion_forcing.algorithms.planning.support import SLACK, Support
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import batch, options, planning, randn
 
@@ -187,12 +187,12 @@ def choosing(paths: list[list[float]], support: Support) -> Tensor:
 
 def test_the_shortest_supported_plan_wins() -> None:
     long, short, too_fast = [1.0, -1.0, 1.5], [1.0, 2.0, 3.0], [3.0]
-    chosen = choosing([long, short, too_fast], everywhere(longest_step=2.6))
+    chosen = choosing([long, short, too_fast], everywhere(longest_step=2.6 / SLACK))
     torch.testing.assert_close(chosen, torch.tensor([1.0, 2.0, 3.0, 3.0]), atol=1e-5, rtol=0)
 
 
 def test_where_none_is_supported_the_least_wrong_wins() -> None:
-    chosen = choosing([[9.0, -9.0, 9.0], [1.0, 9.0, 3.0]], everywhere(longest_step=2.6))
+    chosen = choosing([[9.0, -9.0, 9.0], [1.0, 9.0, 3.0]], everywhere(longest_step=2.6 / SLACK))
     torch.testing.assert_close(chosen, torch.tensor([1.0, 9.0, 3.0, 3.0]), atol=1e-5, rtol=0)
 
 
@@ -232,7 +232,7 @@ def test_support_is_where_the_data_has_been_and_as_fast() -> None:
     assert verdict.supported.tolist() == [True, False, False, False]
     assert verdict.first.tolist() == [2, 0, 0, 0]
     assert (verdict.unvisited > 0).tolist() == [False, True, False, True]
-    torch.testing.assert_close(verdict.excess[2], torch.tensor(2.0 - support.longest_step))
+    torch.testing.assert_close(verdict.excess[2], torch.tensor(2.0 - SLACK * support.longest_step))
 
 
 def test_support_survives_a_checkpoint() -> None:

@@ -15,13 +15,13 @@ from diffusion_forcing.errors import UserError
 FINEST = 128  # cells along the longer side of what the data covers, at most
 COARSEST = 16  # and at least
 LEAST_VISITS = 8  # typical number of positions in a visited cell, for a cell without any to mean something
-SLACK = 1.5  # a step may be so much longer than the data's longest (its 99.9 % quantile): tokens are joined by the sampler, not by a ball
+SLACK = 1.5  # a plan's step may be so much longer than the data's longest: joints between tokens are wider
 BETWEEN = 6  # points looked at from one frame to the next
 
 
 class Verdict(NamedTuple):
     """supported: (m,) bool; first: (m,) the first frame that is not supported, h where all are; unvisited: (m,) length of the way where the
-    data has never been; excess: (m,) by how much steps are too long, in all. Lengths in data units."""
+    data has never been; excess: (m,) by how much steps are too long (by over SLACK), in all. Lengths in data units."""
 
     supported: Tensor
     first: Tensor
@@ -32,7 +32,8 @@ class Verdict(NamedTuple):
 class Support:
     """A grid of the places that the data has visited, each grown by one cell, and the longest step the data takes.
 
-    grid: (H, W) bool over positions origin + cell·(i, j); longest_step: between two frames of a plan. Positions in data units.
+    grid: (H, W) bool over positions origin + cell·(i, j); longest_step: the 99.9 % quantile, from one frame of a plan to the next. Positions
+    in data units.
     """
 
     def __init__(self, grid: Tensor, origin: tuple[float, float], cell: float, longest_step: float) -> None:
@@ -59,7 +60,7 @@ class Support:
             if np.median(visits[visits > 0]) >= LEAST_VISITS:
                 grown = F.max_pool2d(torch.from_numpy(visits > 0).float()[None], 3, stride=1, padding=1)[0] > 0
                 x, y = (low - cell).tolist()
-                return cls(grown, (x, y), cell, SLACK * float(np.quantile(steps, 0.999)))
+                return cls(grown, (x, y), cell, float(np.quantile(steps, 0.999)))
             cells //= 2
         raise UserError(
             f"{len(points):,} positions are too few to tell where a plan may go: on a grid of {COARSEST} cells a visited "
@@ -77,7 +78,7 @@ class Support:
         inside = ((index >= 0) & (index < size)).all(-1)
         i, j = torch.where(inside[..., None], index, 0).unbind(-1)
         visited, steps = inside & grid[i, j], paths.diff(dim=1).norm(dim=-1)
-        excess = (steps - self.longest_step).clamp(min=0)
+        excess = (steps - SLACK * self.longest_step).clamp(min=0)
         good = visited.all(-1) & (excess == 0)
         first = torch.where(good.all(1), good.shape[1], (~good).int().argmax(1))
         unvisited = steps * (~visited).to(steps.dtype).mean(-1)
