@@ -122,6 +122,7 @@ def main() -> int:
     parser.add_argument("--sampling", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--scores", nargs="*", default=[], metavar="NAME=RUN")
     parser.add_argument("--note", action="append", default=[])
+    parser.add_argument("--dtype", default="float32", help="float32 or float16, half the size")
     arguments = parser.parse_args()
     scores = {name: Path(path) for name, _, path in (word.partition("=") for word in arguments.scores)}
     try:
@@ -131,7 +132,13 @@ def main() -> int:
         step = json.loads((checkpoint / "checkpoint.json").read_text())["step"]
         text = card(arguments.out.name, arguments.run, step, arguments.sampling, scores, arguments.note)
         with tempfile.TemporaryDirectory(dir=arguments.out.parent, prefix=".ship-") as folder:
-            made = export(checkpoint, Path(folder) / "new", card=text, sampling=nested(arguments.sampling))
+            made = export(
+                checkpoint,
+                Path(folder) / "new",
+                card=text,
+                sampling=nested(arguments.sampling),
+                dtype=arguments.dtype,
+            )
             if arguments.out.exists():
                 shutil.rmtree(arguments.out)
             made.rename(arguments.out)
