@@ -10,6 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ class ForecastPlayer:
     # ------------------------------------------------------------------------------------------------ data
 
     def _show_shipped(self) -> None:
-        self.model: Forecasting | None = None
-        self.data: TimeSeries | None = None
+        self.data: Any = None
+        self.model: Any = None
         self._file = ""
         if self._shipped is None:
             self._session.send("nodata", why=self._why)
@@ -113,21 +114,15 @@ class ForecastPlayer:
         self.data, self.model, self._file = data, None, file.name
         for note in data.table.notes:
             self._session.send("note", text=note)
-        self._tell_data(self._windows() - 1)
-        self._forecast(self._windows() - 1, way="seasonal")
-
-    def _windows(self) -> int:
-        """Test windows, whose end is known, and one behind the end of the data."""
-        assert self.data is not None
-        return len(self.data.test_ends) + 1
+        self._tell_data(len(data.test_ends))
+        self._forecast(len(data.test_ends), way="seasonal")
 
     def _ends(self) -> list[int]:
-        assert self.data is not None
+        """Where windows end: the test's, of which the end is known, and one behind the data."""
         return [*self.data.test_ends, self.data.end + self.data.prediction_length]
 
     def _tell_data(self, window: int) -> None:
         data = self.data
-        assert data is not None
         horizon = data.prediction_length
         self._session.send(
             "data",
@@ -156,11 +151,8 @@ class ForecastPlayer:
         if way == "model":
             samples = self._sample(end, paths, known)
         else:
-            history, random = data.table.values[:begin], np.random.default_rng(0)
-            if way == "walk":
-                samples = random_walk(history, horizon, paths=4 * paths, random=random)
-            else:
-                samples = seasonal(history, horizon, season=data.spec.season, paths=4 * paths, random=random)
+            naive = random_walk if way == "walk" else partial(seasonal, season=data.spec.season)
+            samples = naive(data.table.values[:begin], horizon, paths=4 * paths, random=np.random.default_rng(0))
         self._tell_forecast(
             samples, begin, way=way, window=window, known=list(known), seconds=round(time.perf_counter() - began, 2)
         )
@@ -168,7 +160,6 @@ class ForecastPlayer:
     def _sample(self, end: int, paths: int, known: Sequence[Message]) -> Array:
         """Sample paths (paths, h, V); values that are known are kept by all."""
         data, model = self.data, self.model
-        assert data is not None and model is not None
         horizon, context = data.prediction_length, data.context_length
         batch = data.windows([end])[0]
         given = torch.zeros(1, horizon, data.table.variates, dtype=torch.bool)
@@ -202,7 +193,6 @@ class ForecastPlayer:
     def _tell_forecast(self, samples: Array, begin: int, **facts: Any) -> None:
         """Of every series, and of the sum of all: history, quantiles, and what was observed, float32."""
         data = self.data
-        assert data is not None
         horizon, table = data.prediction_length, data.table
         first = max(0, begin - HISTORY * horizon)
         history = table.values[first:begin]
@@ -227,7 +217,6 @@ class ForecastPlayer:
 
     def _say_command(self, paths: int) -> None:
         data = self.data
-        assert data is not None
         if self._file:
             length = data.prediction_length
             words = ["dataset=ts_csv", f"dataset.path={self._file}", f"dataset.prediction_length={length}"]
@@ -264,8 +253,8 @@ class ForecastPlayer:
             )
             trainer.fit(model, loader)
         self.model = model.to(device()).eval()
-        self._tell_data(self._windows() - 1)
-        self._forecast(self._windows() - 1)
+        self._tell_data(len(data.test_ends))
+        self._forecast(len(data.test_ends))
 
 
 class Told(lightning.Callback):

@@ -51,26 +51,25 @@ class Ask:
     env: VectorMaze
 
 
-@dataclass
+@dataclass(frozen=True)
 class Place:
-    """A maze, its planner, and the words that load both. data: the data set's class; options: the planner's, as it is shipped."""
+    """A maze and its planner: the words that load both, what they say (a `launch.run.Plan`), and the planner."""
 
     words: tuple[str, ...]
+    planned: Any
     model: Planning
-    options: PlanningOptions
-    data: Any
-    data_options: Any
 
-    @classmethod
-    def load(cls, words: tuple[str, ...]) -> Place:
-        planned = plan_of(words)
-        model = built(planned)
-        return cls(words, model, model.options, planned.classes["dataset"], planned.options["dataset"])
+    @property
+    def options(self) -> PlanningOptions:
+        """The planner's, as it is shipped."""
+        options: PlanningOptions = self.planned.options["algorithm"]
+        return options
 
     def environment(self, text: str | None) -> VectorMaze:
         """One body in the maze, or in the one whose map is `text`."""
-        changed = {} if text is None else {"maze_map": text}
-        env: VectorMaze = self.data(replace(self.data_options, **changed)).environment(1, "random")
+        options = self.planned.options["dataset"]
+        options = options if text is None else replace(options, maze_map=text)
+        env: VectorMaze = self.planned.classes["dataset"](options).environment(1, "random")
         return env
 
 
@@ -120,7 +119,8 @@ class PlanPlayer:
     def place(self) -> Place:
         """The chosen maze and its planner."""
         if self.name not in self._places:
-            self._places[self.name] = Place.load(self._words[self.name])
+            planned = plan_of(self._words[self.name])
+            self._places[self.name] = Place(self._words[self.name], planned, built(planned))
         return self._places[self.name]
 
     def _choose(self, name: str, rows: list[str] | None) -> None:

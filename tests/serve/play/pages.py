@@ -45,7 +45,7 @@ def serving(builders: dict[str, Callable[[], Player]]) -> Iterator[str]:
     thread = threading.Thread(target=serve, args=(app, PlayOptions(port=0)), kwargs={"started": found.put})
     thread.start()
     try:
-        address = found.get(timeout=20).removeprefix("http://")
+        address = found.get(timeout=60).removeprefix("http://")
         host, port = address.split(":")
         for _ in range(400):
             with socket.socket() as probe:
@@ -57,7 +57,7 @@ def serving(builders: dict[str, Callable[[], Player]]) -> Iterator[str]:
         uvicorn.Server.run = run  # type: ignore[method-assign]
         for server in servers:
             server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -89,7 +89,7 @@ class Talk(Session):
     def say(self, view: str, **message: Any) -> None:
         self.put(read(view, json.dumps(message)))
 
-    def until(self, kind: str, *, timeout: float = 60, **fields: Any) -> tuple[dict[str, Any], bytes]:
+    def until(self, kind: str, *, timeout: float = 180, **fields: Any) -> tuple[dict[str, Any], bytes]:
         """The next message of a kind, with these values; what came before it is dropped."""
         end = time.monotonic() + timeout
         while True:
@@ -121,5 +121,5 @@ def playing(player: Player) -> Iterator[Talk]:
         yield talk
     finally:
         talk.close()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive() and not failures, failures

@@ -7,6 +7,7 @@ import io
 import queue
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 pytest.importorskip("fastapi", reason="the page needs FastAPI: pip install 'diffusion-forcing[play]'")
 
+from diffusion_forcing.algorithms.planning.algorithm import Planning
 from diffusion_forcing.algorithms.planning.support import Support
 from diffusion_forcing.algorithms.world import World, WorldDiffusionOptions, WorldNetworkOptions, WorldOptions
 from diffusion_forcing.datasets.mazes.maze2d import Maze2d
@@ -202,18 +204,18 @@ def test_without_a_simulator_the_shipped_starts_are_used(model: World) -> None:
 UMAZE = MAZES["umaze"]
 
 
+def place(name: str, model: Planning) -> Place:
+    """A maze of D4RL with `model` as its planner."""
+    options = {"algorithm": model.options, "dataset": Maze2d.Options(env_id=f"maze2d-{name}-v1")}
+    planned = SimpleNamespace(options=options, classes={"dataset": Maze2d})
+    return Place((f"dataset=maze2d_{name}", f"load=maze2d_{name}_x"), planned, model)
+
+
 @pytest.fixture
 def planner(monkeypatch: pytest.MonkeyPatch) -> PlanPlayer:
     monkeypatch.setattr(plan_view, "AT_THE_GOAL", 3)
-    places = {}
-    for name in ("umaze", "medium"):
-        model = small.planning(env_id=f"maze2d-{name}-v1")
-        words, options = (
-            (f"dataset=maze2d_{name}", f"load=maze2d_{name}_x"),
-            Maze2d.Options(env_id=model.options.env_id),
-        )
-        places[name] = Place(words, model, model.options, Maze2d, options)
-    return PlanPlayer(places)
+    mazes = ("umaze", "medium")
+    return PlanPlayer({name: place(name, small.planning(env_id=f"maze2d-{name}-v1")) for name in mazes})
 
 
 ASK = {"do": "plan", "start": [1, 3], "goal": [1, 1], "matrix": "pyramid", "rows": 4, "guidance": 1, "candidates": 3}
@@ -245,7 +247,7 @@ def test_a_new_plan_ends_the_one_at_hand(planner: PlanPlayer) -> None:
         talk.until("plan")
         talk.say("plan", **ASK, seed=5)
         talk.until("schedule")
-        while (heard := talk.heard.get(timeout=60)[0])["type"] != "end":
+        while (heard := talk.heard.get(timeout=180)[0])["type"] != "end":
             pass
         assert heard["step"] == UMAZE.max_steps and talk.heard.empty()  # the first one's end was not told
 
@@ -260,8 +262,7 @@ def test_a_ball_at_its_goal_has_arrived(planner: PlanPlayer) -> None:
 def test_a_planner_with_a_goal_token_draws_its_own_candidates() -> None:
     model = small.planning(env_id="maze2d-umaze-v1", goal_token=True, search="candidates", candidates=6)
     model.support = Support(torch.ones(200, 200, dtype=torch.bool), (-1000.0, -1000.0), 10.0, 1e9)
-    words, options = ("dataset=maze2d_umaze", "load=maze2d_umaze_x"), Maze2d.Options(env_id="maze2d-umaze-v1")
-    with playing(PlanPlayer({"umaze": Place(words, model, model.options, Maze2d, options)})) as talk:
+    with playing(PlanPlayer({"umaze": place("umaze", model)})) as talk:
         shown = talk.until("maze")[0]
         assert (shown["candidates"], shown["guided"]) == (6, False)
         talk.say("plan", **(ASK | {"candidates": 5}))

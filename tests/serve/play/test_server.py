@@ -93,7 +93,7 @@ def address(listener: Listener) -> Any:
 
 def next_of(connection: Any, kind: str) -> dict[str, Any]:
     while True:
-        header, _ = unpacked(connection.recv(timeout=20))
+        header, _ = unpacked(connection.recv(timeout=60))
         if header["type"] == kind:
             return header
 
@@ -102,7 +102,7 @@ def ends(connection: Any) -> bool:
     """Whether the server closes the connection, whatever it says before."""
     try:
         while True:
-            connection.recv(timeout=10)
+            connection.recv(timeout=60)
     except ConnectionClosed:
         return True
     except TimeoutError:
@@ -170,7 +170,7 @@ def test_a_second_page_is_told_that_the_model_is_taken_and_comes_next(address: s
     with page(address, "world") as first:
         next_of(first, "ready")
         with page(address, "world") as second:
-            assert unpacked(second.recv(timeout=20))[0]["type"] == "taken"
+            assert unpacked(second.recv(timeout=60))[0]["type"] == "taken"
             assert ends(second)
         first.send(json.dumps({"do": "forget"}))
         assert next_of(first, "heard")
@@ -181,7 +181,7 @@ def test_a_second_page_is_told_that_the_model_is_taken_and_comes_next(address: s
 def test_leaving_a_page_ends_its_work(address: str, listener: Listener) -> None:
     with page(address, "world") as connection:
         next_of(connection, "ready")
-    assert listener.left.wait(10)
+    assert listener.left.wait(60)
 
 
 def test_a_view_that_cannot_be_built_says_why_and_the_others_go_on(address: str, capfd: Any) -> None:
