@@ -188,11 +188,12 @@ def perform(plan: Plan, run: Any) -> None:
     seed_all(settings.seed)
     torch.autograd.set_detect_anomaly(settings.debug)
     resumes = plan.resumed is not None and not plan.new_job
+    dataset = classes["dataset"](options["dataset"])
     with sized_by(plan.checkpoint):
         algorithm = classes["algorithm"](options["algorithm"])
     experiment = classes["experiment"](
         options["experiment"],
-        dataset=classes["dataset"](options["dataset"]),
+        dataset=dataset,
         algorithm=algorithm,
         run=run,
         seed=settings.seed,
