@@ -19,6 +19,19 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfil
 PLAN := $(BIN)/python -m main experiment=exp_planning algorithm=df_planning experiment.tasks=[validation] \
   experiment.episodes=4 algorithm.goal=random
 
+# What a target installs: one extra of pyproject.toml, or everything where `make setup` has installed everything before
+EVERYTHING := planning,ogbench,video,forecasting,robot,play,wandb,tensorboard,dev
+needs = $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.has-$(1))
+
+define install
+@tools/make_venv "$(PYTHON)" "$(VENV)"
+@echo "installing diffusion-forcing[$(1)] into $(VENV); most of it is PyTorch"
+@$(BIN)/python -m pip install --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[$(1)]' \
+  | sed -u -n 's/^Collecting \([^ <>=!~;]*\).*/  \1/p; s/^Installing collected.*/  installing what was collected/p'
+endef
+# of this package one file is read, and none of what it needs
+SIMBENCH = @$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench
+
 .PHONY: help setup play demo demo-video demo-forecast demo-robot test test-fast check bench docs clean
 
 help:  ## this list
@@ -27,34 +40,37 @@ help:  ## this list
 setup: $(STAMP)  ## virtual environment in .venv with everything the package, its tests and its checks need
 
 $(STAMP): pyproject.toml constraints.txt
-	@tools/make_venv "$(PYTHON)" "$(VENV)"
 	@tools/need_gl
 	@tools/need_slurm
-	@echo "installing the package and its tools into $(VENV): some minutes, 2.6 GB (more where PyTorch comes with CUDA)"
-	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[planning,ogbench,video,forecasting,robot,play,wandb,tensorboard,dev]' \
-	  | sed -u -n 's/^Collecting \([^ <>=!~;]*\).*/  \1/p; s/^Installing collected.*/  installing what was collected/p'
-	@$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench  # its file is read, none of what it needs
+	$(call install,$(EVERYTHING))
+	$(SIMBENCH)
 	@touch $@
 	@echo "installed into $(VENV) (source $(VENV)/bin/activate); try: make demo, make play, make demo-video, make demo-forecast, make demo-robot"
 
-demo: setup  ## plan and play mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
+$(VENV)/.has-%: pyproject.toml constraints.txt
+	@$(if $(filter robot play,$*),tools/need_gl,:)
+	$(call install,$*)
+	$(if $(filter forecasting play,$*),$(SIMBENCH))
+	@touch $@
+
+demo: $(call needs,planning)  ## plan and play mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
 	@$(PLAN) dataset=maze2d_umaze load=maze2d_umaze_x +name=demo_umaze $(OVERRIDES)
 	@$(PLAN) dataset=maze2d_medium load=maze2d_medium_x +name=demo_medium $(OVERRIDES)
 	@$(PLAN) dataset=maze2d_large load=maze2d_large_goal +name=demo_large $(OVERRIDES)
 
-play: setup  ## a page in the browser to play with the shipped models: drive a world, click a goal, bend a forecast, cover a camera
+play: $(call needs,play)  ## a page in the browser to play with the shipped models: drive a world, click a goal, bend a forecast, cover a camera
 	@$(BIN)/python -m main play $(OVERRIDES)
 
-demo-video: setup  ## roll out 48 frames of unseen mazes with the shipped world model (under 3 minutes on 2 cores)
+demo-video: $(call needs,video)  ## roll out 48 frames of unseen mazes with the shipped world model (under 3 minutes on 2 cores)
 	@$(BIN)/python -m main dataset=video_labmaze algorithm=df_world load=labmaze64_world experiment.tasks=[test] +name=demo_video \
 	  dataset.n_frames=56 algorithm.metrics=[] experiment.shuffled_actions=False experiment.films=4 \
 	  experiment.test.batch_size=4 experiment.test.limit_batch=1 dataset.save_dir=data/labmaze_demo \
 	  dataset.num_episodes=0 dataset.num_validation_episodes=0 dataset.num_test_episodes=4 $(OVERRIDES)
 
-demo-forecast: setup  ## forecast 96 real load profiles with the shipped forecaster (under 2 minutes on 2 cores)
+demo-forecast: $(call needs,forecasting)  ## forecast 96 real load profiles with the shipped forecaster (under 2 minutes on 2 cores)
 	@$(BIN)/python -m main dataset=ts_load load=ts_load_small experiment.tasks=[test,forecast] +name=demo_forecast $(OVERRIDES)
 
-demo-robot: setup  ## the shipped policy swaps two fruits in the simulator, four times (under 4 minutes on 2 cores)
+demo-robot: $(call needs,robot)  ## the shipped policy swaps two fruits in the simulator, four times (under 4 minutes on 2 cores)
 	@$(BIN)/python -m main dataset=robot_swap load=robot_swap_small experiment.tasks=[test] experiment.episodes=4 \
 	  experiment.blocking=0.02 +name=demo_robot $(OVERRIDES)
 

@@ -124,3 +124,32 @@ def test_the_command_lines_of_a_demo_fit_the_shipped_checkpoints(
 ) -> None:
     for words in command_lines(target):
         assert plan(words).checkpoint is not None
+
+
+@pytest.mark.parametrize(
+    ("target", "extras"),
+    [
+        ("demo", {"planning"}),
+        ("play", {"play"}),
+        ("demo-video", {"video"}),
+        ("demo-forecast", {"forecasting"}),
+        ("demo-robot", {"robot"}),
+        ("test", {"planning", "ogbench", "video", "forecasting", "robot", "play", "wandb", "tensorboard", "dev"}),
+    ],
+)
+def test_a_target_installs_the_extras_that_it_needs_and_no_others(
+    target: str, extras: set[str], tmp_path: Path
+) -> None:
+    def steps() -> str:
+        return subprocess.run(
+            ["make", "-n", target, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+
+    first = steps()
+    (installed,) = re.findall(r"-e '\.\[(.+)\]'", first)
+    assert set(installed.split(",")) == extras
+    assert ("tools/need_slurm" in first) == (target == "test")
+    assert ("tools/need_gl" in first) == (target in ("test", "play", "demo-robot"))
+    assert ("simbench" in first) == (target in ("test", "play", "demo-forecast"))
+    (tmp_path / ".installed").touch()  # what `make setup` leaves
+    assert "-m pip" not in steps()
