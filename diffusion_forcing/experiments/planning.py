@@ -334,11 +334,17 @@ class PlanningExperiment(BaseExperiment):
         )
         longest = int(np.linalg.norm(group.goals - starts, axis=1)[: len(shown)].argmax())
         goal = group.goals[longest] if marked else None
-        rows, levels = self._rows_of_plan(planner, played, longest, device)
+        rows, levels, others = self._rows_of_plan(planner, played, longest, device)
         self.run.video(
             f"{task}_plan_from_noise",
             video_of_plan(
-                walls, maze.on_map(rows), starts[longest] if marked else None, goal, levels=levels, radius=radius
+                walls,
+                maze.on_map(rows),
+                starts[longest] if marked else None,
+                goal,
+                levels=levels,
+                others=maze.on_map(others),
+                radius=radius,
             ),
             fps=max(4, len(rows) // 6),
             caption=f"A plan coming out of noise, row by row of its scheduling matrix ({len(rows)} rows)",
@@ -364,29 +370,38 @@ class PlanningExperiment(BaseExperiment):
 
     def _rows_of_plan(
         self, planner: Planner, group: Episodes, episode: int, device: torch.device
-    ) -> tuple[Array, NDArray[np.int64]]:
-        """Positions (m, h, 2) after each row of one plan, and the sampling levels (m, tokens)."""
+    ) -> tuple[Array, NDArray[np.int64], Array]:
+        """Positions (m, h, 2) after each row of one plan, the sampling levels (m, tokens), and the other candidates' (m, n, h, 2)."""
         options, steps = self.algorithm.options, group.rewards.shape[1]
         horizon = min(options.episode_len, -(-steps // options.frame_skip))
-        first = planner.present_tokens
-        future = slice(first, first - (-horizon // planner.bundle.frame_stack))
+        first, length = planner.present_tokens, planner.bundle.frame_stack
+        future = slice(first, first - (-horizon // length))
         rows: list[Array] = []
         levels: list[NDArray[np.int64]] = []
 
         def keep(row: int, x: torch.Tensor, s: torch.Tensor) -> None:
             frames = planner.bundle.decode(planner.bundle.unstack(x[:, future])).observations
-            rows.append(frames[0, :horizon, :2].cpu().numpy())
-            levels.append((s if s.ndim == 1 else s[0])[future].numpy())
+            rows.append(frames[:, :horizon, :2].cpu().numpy())
+            levels.append(s.expand(len(x), -1)[:, future].numpy())
 
         with torch.no_grad():
-            planner.plan(
+            plan, _ = planner.plan(
                 _float(group.trajectories[episode : episode + 1, 0], device),
                 _float(group.goals[episode : episode + 1], device),
                 horizon,
                 generator=torch.Generator(device).manual_seed(episode),
                 on_row=keep,
             )
-        return np.stack(rows), np.stack(levels)
+        # Of a tree, whose batches differ in size, the first node of each; what comes after a candidate's goal is not drawn.
+        count = len(rows[0]) if len({len(row) for row in rows}) == 1 else 1
+        paths, sampled = (np.stack([part[:count] for part in parts]) for parts in (rows, levels))
+        present = (sampled[-1] == 0).sum(-1) * length
+        index = np.minimum(np.arange(horizon), present[:, None] - 1)
+        paths = np.take_along_axis(paths, index[None, :, :, None], axis=2)
+        final = plan.observations[0, :, :2].cpu().numpy()
+        chosen = int(np.abs(paths[-1] - final).mean((1, 2)).argmin())
+        own = np.where(sampled[-1, chosen] > 0, 0, sampled[:, chosen])
+        return paths[:, chosen].astype(np.float64), own, np.delete(paths, chosen, axis=1).astype(np.float64)
 
 
 def _end(rewards: Array) -> int:

@@ -103,6 +103,7 @@ def video_of_plan(
     goal: ArrayLike | None = None,
     *,
     levels: ArrayLike | None = None,
+    others: ArrayLike | None = None,
     pixels: int = VIDEO_PIXELS,
     radius: float = GOAL_RADIUS,
 ) -> Pixels:
@@ -110,15 +111,19 @@ def video_of_plan(
 
     `levels: (m, tokens)`, the noise level of each token in each row (any scale from 0), colours its h / tokens
     positions from orange (the greatest level) to blue (0) and fades their line in as the noise goes. Without levels
-    the colour is the plan's own time. Long videos are thinned to 150 frames; the last frame is held for 15 more.
+    the colour is the plan's own time. `others: (m, n, h, 2)`, candidates that were not chosen, are thin lines. Long videos
+    are thinned to 150 frames; the last frame is held for 15 more.
     """
     walls, path = _checked_walls(walls), _checked_path(rows, "rows", axes=3)
+    beside = np.zeros((len(path), 0, 1, 2)) if others is None else np.asarray(others, dtype=np.float64)[..., :2]
     noise = _noise_of_positions(levels, path.shape[0], path.shape[1])
     maze = MazeFigure(walls, pixels, radius=radius)
     (axes,) = maze.axes
     maze.mark(axes, start, goal)
     maze.legend(plan=noise is None, noise=noise is not None, goal=goal is not None)
     line = LineCollection([], lw=1.4, capstyle="round", zorder=5)
+    faint = LineCollection([], lw=0.9, zorder=4)
+    axes.add_collection(faint)
     axes.add_collection(line)
     dots = axes.scatter([], [], s=max(2.6, maze.cell / 14) ** 2, linewidths=0, zorder=6)
     counter = maze.counter()
@@ -133,11 +138,15 @@ def video_of_plan(
             clean = (1 - np.maximum(noise[row, 1:], noise[row, :-1])) ** 3
         line.set_segments(_segments(points))
         line.set_color(list(map(tuple, np.column_stack([colours[1:, :3], 0.05 + 0.75 * clean]))))
+        pairs = np.stack([beside[row][:, :-1], beside[row][:, 1:]], axis=2).reshape(-1, 2, 2)
+        near = np.exp(-np.linalg.norm(pairs[:, 1] - pairs[:, 0], axis=1) / FAR)
+        faint.set_segments(list(pairs[..., ::-1]))
+        faint.set_color([(*to_rgb(NOISE(0.9)), 0.4 * share) for share in near])
         dots.set_offsets(points[:, ::-1])
         dots.set_facecolor(list(map(tuple, colours)))
         counter.set_text(f"row {row + 1} of {len(path)}")
 
-    return _animate(maze, [line, dots, counter], len(path), show)
+    return _animate(maze, [faint, line, dots, counter], len(path), show)
 
 
 def video_of_execution(

@@ -40,7 +40,9 @@ def test_a_users_own_task_runs_from_the_runs_seed_whatever_ran_before(tmp_path: 
 
 @pytest.mark.parametrize("name", ["helper", "_private", "run_task", "options"])
 def test_what_is_not_a_task_is_refused_with_the_list(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"experiment.tasks '{name}'.*count_samples, distill, test, training, validation"):
+    with pytest.raises(
+        UserError, match=f"experiment.tasks '{name}'.*count_samples, distill, test, training, validation"
+    ):
         toy.experiment(tmp_path, kind=Mine).run_task(name)
 
 
