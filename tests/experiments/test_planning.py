@@ -73,6 +73,9 @@ class Script:
         self.starts: list[np.ndarray] = []
         self.pulls: list[list[float] | None] = []
 
+    def noise_shape(self, horizon: int) -> tuple[int, ...]:
+        return -(-horizon // 10), self.bundle.token_width
+
     def plan(self, start: torch.Tensor, goal: torch.Tensor, horizon: int, **asked: Any) -> tuple[Steps, torch.Tensor]:
         self.starts.append(start.numpy().copy())
         self.pulls.append(None if asked["pull"] is None else asked["pull"].tolist())
