@@ -90,12 +90,15 @@ def summary(scores: Scores) -> dict[str, float | int]:
         for metric in scores.metrics:
             if (who, metric) not in scores.curves:
                 continue
-            curve = mean_of(scores.curve(who, metric))
+            interval = mean_interval(scores.curve(who, metric))
+            curve = interval.value
             if np.isfinite(curve).any():
                 numbers[_key(metric, who)] = float(np.nanmean(curve))
             for frame in CHECKED:
                 if frame <= len(curve) and np.isfinite(curve[frame - 1]):
-                    numbers[f"{_key(metric, who)}_frame_{frame}"] = float(curve[frame - 1])
+                    name = f"{_key(metric, who)}_frame_{frame}"
+                    found = interval.numbers(name, frame - 1)
+                    numbers |= found if who == MODEL else {name: found[name]}
     for who, suffix in ((MODEL, ""), (TRUTH, "_truth")):
         for name, values in zip(("mean", "variance"), scores.pixels(who), strict=True):
             finite = values[np.isfinite(values)].tolist()
