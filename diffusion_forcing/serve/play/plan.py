@@ -28,6 +28,7 @@ from diffusion_forcing.serve.play.session import Session
 
 DATASETS = {"maze2d": "maze2d_", "pointmaze": "ogbench_pointmaze_"}
 """Kind of an environment: what the name of its data sets begins with."""
+MAZES = ("umaze", "medium", "large", "giant")
 MOST_ROWS = 80
 """Rows of a plan that are shown; more are thinned."""
 THINNED = 4
@@ -74,16 +75,19 @@ class Place:
 
 
 def shipped_planners() -> dict[str, tuple[str, ...]]:
-    """The words that load each shipped planner that sees ahead, by its maze: those of D4RL first."""
+    """The words that load each shipped planner that sees ahead, by the name of its maze: those of D4RL first."""
     found = {}
     for name in shipped():
         facts = native.read_header(resolve(name)).get("facts", {})
         kind, _, maze = str(facts.get("env_id", "")).rpartition("-v")[0].partition("-")
-        if facts.get("task") == "planning" and facts.get("line") == "v1.5" and kind in DATASETS:
-            label = maze if kind == "maze2d" or maze not in ("medium", "large") else f"{maze}, OGBench"
-            found[label] = (f"dataset={DATASETS[kind]}{maze}", f"load={name}")
-    order = {"umaze": 0, "medium": 1, "large": 2}
-    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], 9), item[0])))
+        if facts.get("task") == "planning" and facts.get("line") == "v1.5" and kind in DATASETS and maze in MAZES:
+            has_goal = facts.get("structure", {}).get("algorithm", {}).get("goal_token", False)
+            parts = (maze, "OGBench" if kind == "pointmaze" else "", "goal token" if has_goal else "")
+            found[kind, MAZES.index(maze), ", ".join(filter(None, parts))] = (
+                f"dataset={DATASETS[kind]}{maze}",
+                f"load={name}",
+            )
+    return {label: words for (_, _, label), words in sorted(found.items())}
 
 
 class PlanPlayer:

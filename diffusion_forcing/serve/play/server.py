@@ -12,6 +12,7 @@ A request must name this machine by its address or as localhost, so that no othe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import mimetypes
 import secrets
@@ -144,16 +145,15 @@ def create_app(builders: dict[str, Callable[[], Player]]) -> FastAPI:
             return
         session = stage.session = Session(websocket, asyncio.get_running_loop())
         performance = asyncio.wrap_future(stage.perform(session))
-        try:
-            await _listen(websocket, view, session)
-        except (WebSocketDisconnect, RuntimeError):
-            pass
-        finally:
-            session.close()
+        # A shutdown cancels what waits here; the player leaves by itself.
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, asyncio.CancelledError):
             try:
-                await performance
+                await _listen(websocket, view, session)
             finally:
-                stage.session = None
+                session.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(performance)
+        stage.session = None
 
     return app
 
@@ -224,7 +224,7 @@ def serve(app: FastAPI, options: PlayOptions, *, started: Callable[[str], None])
     port = listener.getsockname()[1]
     name = f"[{options.host}]" if family == socket.AF_INET6 else options.host
     config = uvicorn.Config(
-        app, log_level="warning", ws_max_size=2 * messages.LONGEST, timeout_graceful_shutdown=1,
+        app, log_level="critical", ws_max_size=2 * messages.LONGEST, timeout_graceful_shutdown=1,
         lifespan="on", server_header=False, ws_per_message_deflate=False,
     )  # fmt: skip
     server = uvicorn.Server(config)

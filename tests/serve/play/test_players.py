@@ -273,8 +273,9 @@ def test_a_planner_with_a_goal_token_draws_its_own_candidates() -> None:
 
 def test_every_shipped_planner_that_sees_ahead_is_found() -> None:
     found = shipped_planners()
-    assert list(found)[:3] == ["umaze", "medium", "large"]
+    assert list(found)[:4] == ["umaze", "medium", "large", "large, goal token"]
     assert found["medium"] == ("dataset=maze2d_medium", "load=maze2d_medium_x")
+    assert found["large, goal token"] == ("dataset=maze2d_large", "load=maze2d_large_goal")
 
 
 def test_walls_are_drawn_and_a_maze_that_falls_apart_is_refused(planner: PlanPlayer) -> None:

@@ -195,6 +195,22 @@ def test_a_view_that_cannot_be_built_says_why_and_the_others_go_on(address: str,
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
+def test_a_shutdown_waits_for_a_player_that_is_slow_to_leave_and_prints_nothing(capfd: Any) -> None:
+    class Slow(Listener):
+        def play(self, session: Session) -> None:
+            while not session.closed:
+                time.sleep(0.01)
+            time.sleep(2)  # longer than the server waits for its connections
+            self.left.set()
+
+    slow = Slow()
+    with serving({"world": lambda: slow}) as found:
+        connection = page(found, "world").__enter__()
+        next_of(connection, "ready")
+    assert slow.left.is_set()
+    assert capfd.readouterr().err == ""
+
+
 # ------------------------------------------------------------------------------------------------ malformed messages
 
 
