@@ -180,7 +180,9 @@ def recover(folder: Path) -> None:
     """Restore every folder in `folder` whose replacement was interrupted between its two renames: its process runs no longer."""
     for path, found in _leftovers(folder):
         process = int(found["process"])
-        interrupted = path not in _IN_PROGRESS if process == os.getpid() else not is_alive(process)
+        # The `.old` of a replacement in progress goes with its `.tmp`.
+        own = path.with_suffix(".tmp") in _IN_PROGRESS
+        interrupted = not own if process == os.getpid() else not is_alive(process)
         if interrupted and found["kind"] == "old" and not path.with_name(found["name"]).exists():
             with contextlib.suppress(OSError):
                 os.replace(path, path.with_name(found["name"]))
@@ -191,7 +193,7 @@ def remove_leftovers(folder: Path) -> None:
     recover(folder)
     for path, found in _leftovers(folder):
         process = int(found["process"])
-        if path not in _IN_PROGRESS if process == os.getpid() else not is_alive(process):
+        if path.with_suffix(".tmp") not in _IN_PROGRESS if process == os.getpid() else not is_alive(process):
             _delete(path)
 
 

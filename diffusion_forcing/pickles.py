@@ -61,12 +61,14 @@ def check_torch_file(path: Path) -> None:
             return
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+            if zipfile._EndRecData(file)[6] != archive.start_dir:  # type: ignore[attr-defined]
+                raise Refused("has bytes before its archive, which PyTorch and Python take for different members")
             if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 raise Refused("has compressed members, which PyTorch never writes")
             if sum(member.file_size for member in members) > path.stat().st_size:
                 raise Refused("is cut off: its members are longer than the file")
             for member in members:
-                if member.filename.endswith(".pkl"):
+                if member.filename.lower().endswith(".pkl"):  # PyTorch's names have no case
                     check_limit("PICKLE_BYTES", member.file_size, "a pickle")
                     check_pickle(io.BytesIO(archive.read(member)))
 

@@ -147,6 +147,25 @@ def test_a_folder_whose_replacement_was_interrupted_is_restored(tmp_path: Path) 
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_replacement_in_progress_is_not_undone_by_who_tidies_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        rename(source, target)
+        if source == path:
+            remove_leftovers(tmp_path)  # as another thread may, while neither version stands in its place
+
+    path = tmp_path / "folder"
+    path.mkdir()
+    monkeypatch.setattr(os, "replace", watched)
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")] == ["folder", "folder/new"]
+
+
 def test_a_link_is_replaced_and_a_real_folder_of_its_name_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

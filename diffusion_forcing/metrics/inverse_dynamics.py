@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, first_line
 from diffusion_forcing.metrics.video import check_frames, full_precision
 
 TASK = "inverse_dynamics"
@@ -54,8 +54,13 @@ class InverseDynamics(nn.Module):
             raise UserError(
                 f"it is a checkpoint for {metadata.get('task') or 'an unknown task'}, not for {TASK}; train one with tools/train_inverse_dynamics.py"
             )
-        network = cls(**{name: int(value) for name, value in metadata["sizes"].items()})
-        network.load_state_dict({key: value.float() for key, value in weights.items()})
+        try:
+            network = cls(**{name: int(value) for name, value in metadata["sizes"].items()})
+            network.load_state_dict({key: value.float() for key, value in weights.items()})
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"its sizes and weights do not fit ({first_line(error)}); take another checkpoint"
+            ) from error
         return network.eval().requires_grad_(False)
 
 

@@ -52,6 +52,10 @@ def test_its_checkpoint_comes_back_and_another_kind_is_refused(trained: InverseD
     assert torch.equal(actions_recognised(frames, actions, again), actions_recognised(frames, actions, trained))
     with pytest.raises(UserError, match=r"video.*inverse dynamics|checkpoint for video"):
         InverseDynamics.of({"task": "video"}, {})
+    for sizes in ({"width": 6}, {"resolution": "x"}, {"channels": 4}, {"depth": 3}, {"actions": None}):
+        metadata = trained.describe()
+        with pytest.raises(UserError, match="sizes and weights do not fit"):
+            InverseDynamics.of(metadata | {"sizes": metadata["sizes"] | sizes}, weights)
 
 
 def test_frames_and_actions_that_it_does_not_know_are_refused(trained: InverseDynamics) -> None:

@@ -414,6 +414,22 @@ def repacked(path: Path, edit: Callable[[str, bytes], bytes], kind: int = zipfil
     return path
 
 
+def in_capitals(path: Path, data: bytes) -> Path:
+    """A checkpoint whose pickle is `data`, under a name that PyTorch finds all the same."""
+    with zipfile.ZipFile(saved(path)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(*((name.upper(), data) if name.endswith("data.pkl") else (name, content)))
+    return path
+
+
+def shifted(path: Path) -> Path:
+    """A checkpoint behind other bytes: Python moves the places of its members by them, PyTorch does not."""
+    path.write_bytes(b"PK\x03\x04" + bytes(60) + saved(path).read_bytes())
+    return path
+
+
 BOMB = (
     b"\x80\x02}" + b")q\x00" + b"".join(b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(45)) + b"K\x01s."
 )
@@ -429,8 +445,10 @@ BOMB = (
         lambda path: saved(path, {"state_dict": {"a": torch.empty(10**9, device="meta")}}),
         lambda path: saved(path, {"state_dict": {"a": torch.sparse_coo_tensor(torch.zeros(1, 0), [], (10**12,))}}),
         lambda path: path.write_bytes(BOMB) and path,
+        lambda path: in_capitals(path, BOMB),
+        shifted,
     ],
-    ids=["compressed", "hash", "expanded", "shared", "meta", "sparse", "legacy"],
+    ids=["compressed", "hash", "expanded", "shared", "meta", "sparse", "legacy", "capitals", "shifted"],
 )
 def test_a_ckpt_that_asks_for_more_than_it_holds_is_refused(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     with pytest.raises(UserError) as caught:

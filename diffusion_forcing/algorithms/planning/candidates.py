@@ -140,8 +140,8 @@ class GoalTokenPlanner(Planner):
 class CandidateOptions:
     """candidates: plans drawn for each problem, their horizons spread evenly over the window.
 
-    roots: 0 takes all of them down every row. Otherwise so many are, to the share `branch_at` of the rows; the half of them that the
-    support likes best goes on, and each branches: its prediction is noised again, until there are `candidates`.
+    roots: 0 takes all of them down every row. Otherwise so many are, until the share `branch_at` of the rows is left; the better half of
+    them by the support goes on, and each branches: its prediction is noised again, until there are `candidates`.
     """
 
     candidates: int = 32
