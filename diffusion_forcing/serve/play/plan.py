@@ -196,6 +196,7 @@ class PlanPlayer:
             f"algorithm.scheduling_matrix={message['matrix']}",
             f"algorithm.diffusion.sampling_timesteps={message['rows']}",
             f"algorithm.guidance_scale={message['guidance']:g}",
+            *(() if self.place.options.search == "none" else (f"algorithm.candidates={message['candidates']}",)),
             *((f'dataset.maze_map="{ask.env.maze.text}"',) if self.changed else ()),
             "+name=plan",
         )

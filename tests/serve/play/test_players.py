@@ -266,6 +266,7 @@ def test_a_planner_with_a_goal_token_draws_its_own_candidates() -> None:
         shown = talk.until("maze")[0]
         assert (shown["candidates"], shown["guided"]) == (6, False)
         talk.say("plan", **(ASK | {"candidates": 5}))
+        assert "algorithm.candidates=5" in talk.until("command")[0]["text"]
         assert talk.until("row")[0]["candidates"] == 5
         assert talk.until("plan")[0]["candidates"] == 1  # the one that it chose
         assert talk.until("ball")
