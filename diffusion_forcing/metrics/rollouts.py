@@ -19,9 +19,9 @@ RESAMPLES = 1000
 SEED = 0
 THUMBNAIL = 8
 """Side of the thumbnails by which frames are compared with all real ones: colours and layout, no texture."""
-STILL, FAR = 0.5, 1.5
-"""A rollout is alive if it moves at least STILL times as much as the stillest real clip, and lies at most FAR times as far from the nearest frame
-of any real clip as real clips do from one another (99 % of them)."""
+LEAST, FAR = 0.5, 1.5
+"""A rollout is alive if it moves, and has contrast, at least LEAST times as much as the real clip with the least, and lies at most FAR times as far
+from the nearest frame of any real clip as real clips do from one another (99 % of them)."""
 
 
 def laplacian_energy(frames: Tensor) -> Tensor:
@@ -56,9 +56,23 @@ def nearest(frames: Tensor, real: Tensor, *, same: bool = False) -> Tensor:
     return torch.stack(found)
 
 
-def alive(moved: Tensor, distance: Tensor, *, real_moved: Tensor, real_distance: Tensor) -> Tensor:
-    """(b,) bool: which rollouts still show what real video could. moved: mean motion of each, distance: from `nearest`; real_…: of real clips."""
-    return (moved >= STILL * real_moved.min()) & (distance <= FAR * real_distance.quantile(0.99))
+class Life(NamedTuple):
+    """Signs of life of clips, (b,) each. motion: mean of `motion`; contrast: deviation within their thumbnails; distance: from `nearest`."""
+
+    motion: Tensor
+    contrast: Tensor
+    distance: Tensor
+
+
+def contrast(frames: Tensor) -> Tensor:
+    """(b,): deviation within each of the thumbnails (b, t, d), mean over t: a grey fog has little."""
+    return frames.std(dim=-1).mean(dim=1)
+
+
+def alive(rollouts: Life, real: Life) -> Tensor:
+    """(b,) bool: which rollouts still show what real video could."""
+    lively = (rollouts.motion >= LEAST * real.motion.min()) & (rollouts.contrast >= LEAST * real.contrast.min())
+    return lively & (rollouts.distance <= FAR * real.distance.quantile(0.99))
 
 
 class Interval(NamedTuple):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from diffusion_forcing.metrics.rollouts import (
+    Life,
     alive,
     bootstrap,
+    contrast,
     laplacian_energy,
     mean_interval,
     motion,
@@ -46,19 +48,18 @@ def test_motion_is_the_mean_change_and_a_thumbnail_the_mean_of_a_cell() -> None:
     assert small[0, 0, 1:].abs().max() == 0
 
 
-def test_frozen_rollouts_and_those_far_from_all_real_frames_are_dead() -> None:
+def test_rollouts_that_stand_still_are_grey_or_are_far_from_all_real_frames_are_dead() -> None:
     generator = torch.Generator().manual_seed(0)
     real = torch.rand(16, 20, 12, generator=generator)
-    real_moved = 0.1 + 0.05 * torch.rand(16, generator=generator)
-    real_distance = nearest(real, real, same=True)
-    copies = real[:3] + 0.01
+    living = Life(0.1 + 0.05 * torch.rand(16, generator=generator), contrast(real), nearest(real, real, same=True))
     lost = torch.rand(1, 20, 12, generator=generator) + 3
-    rollouts = torch.cat([copies, lost])
+    grey = 0.5 + 0.1 * (real[:1] - 0.5)
+    rollouts = torch.cat([real[:3] + 0.01, lost, grey])
     distance = nearest(rollouts, real)
     assert distance[0].item() == pytest.approx(0.01, rel=1e-3)
-    moved = torch.tensor([0.12, 0.12, 0.001, 0.12])
-    living = alive(moved, distance, real_moved=real_moved, real_distance=real_distance)
-    assert living.tolist() == [True, True, False, False]
+    moved = torch.tensor([0.12, 0.12, 0.001, 0.12, 0.12])
+    signs = Life(moved, contrast(rollouts), distance)
+    assert alive(signs, living).tolist() == [True, True, False, False, False]
 
 
 def test_a_real_clip_is_compared_with_other_clips() -> None:

@@ -26,8 +26,10 @@ from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics, actions_
 from diffusion_forcing.metrics.rollouts import (
     Curve,
     Interval,
+    Life,
     alive,
     bootstrap,
+    contrast,
     laplacian_energy,
     mean_interval,
     mean_of,
@@ -152,11 +154,12 @@ def long_numbers(long: Long) -> dict[str, float]:
             for key, interval in _at(model, real, span).items():
                 numbers |= interval.numbers(f"long_{key}_{name}")
     late, clips = (torch.from_numpy(part[THUMBNAIL]) for part in (model, real))
+    moved, real_moved = (
+        torch.from_numpy(motion) for motion in (model[MOTION][:, -LATE:].mean(1), real[MOTION].mean(1))
+    )
     living = alive(
-        torch.from_numpy(model[MOTION][:, -LATE:].mean(1)),
-        nearest(late, clips),
-        real_moved=torch.from_numpy(real[MOTION].mean(1)),
-        real_distance=nearest(clips, clips, same=True),
+        Life(moved, contrast(late), nearest(late, clips)),
+        Life(real_moved, contrast(clips), nearest(clips, clips, same=True)),
     )
     numbers |= mean_interval(living.double().numpy()[:, None]).numbers("long_alive")
     return numbers
