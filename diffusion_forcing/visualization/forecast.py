@@ -46,14 +46,15 @@ def draw_fans(
             axes.fill_between(ahead, low, high, color=COLOURS[0], alpha=alpha, lw=0, label=f"{interval:.0%} of paths")
         axes.plot(ahead, np.median(samples[:, :, number], axis=0), color=COLOURS[0], lw=1.5, label="median")
         axes.plot(past, history[:, number], color=INK, lw=1.2, label="history")
-        axes.plot(ahead, target[:, number], color=COLOURS[1], lw=1.5, label="observed")
+        if np.isfinite(target[:, number]).any():
+            axes.plot(ahead, target[:, number], color=COLOURS[1], lw=1.5, label="observed")
         axes.set_title(name, fontsize=10, color=INK)
         axes.grid(color=LINE, lw=0.6)
         axes.tick_params(labelsize=8)
         if times is not None:
             axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         if number == 0:
-            axes.legend(fontsize=7, frameon=False, loc="upper left")
+            axes.legend(fontsize=7, framealpha=0.8, edgecolor="none", loc="best")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -160,7 +160,7 @@ export function mount({ stage, side, say }) {
             h("span", {}, `${t("apple")} `, h("b", {}, slot(header.fruits[0])), ` → ${slot(header.slots[1])}`),
             h("span", {}, `${t("orange")} `, h("b", {}, slot(header.fruits[1])), ` → ${slot(header.slots[0])}`),
             h("span", {}, `${t("actions")} `, h("b", {}, `${header.actions}/${facts.most}`)),
-            h("span", {}, `${t("swapped")} `, h("b", {}, `${swapped}/${played}`)),
+            h("span", {}, `${t("episodes swapped")} `, h("b", {}, `${swapped}/${played}`)),
             header.over
               ? h(
                   `b.${header.success ? "good" : "bad"}`,

@@ -119,7 +119,7 @@ export const zh = {
   "apple": "苹果",
   "orange": "橙子",
   "actions": "动作",
-  "swapped": "交换成功",
+  "episodes swapped": "成功的回合",
   "Done: both fruits have changed places.": "完成：两个水果已交换位置。",
   "Not done in time.": "没有按时完成。",
   "Copy": "复制",
