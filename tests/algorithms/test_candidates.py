@@ -245,7 +245,13 @@ def test_support_survives_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"support": [1.0]}, {"support_frame": [0.0]}, {"support_frame": [0, 0, -1, 1, 8, 8]}]
+    "change",
+    [
+        {"support": [1.0]},
+        {"support_frame": [0.0]},
+        {"support_frame": [0, 0, -1, 1, 8, 8]},
+        {"support_frame": [0, 0, 1, 1, -2, -4], "support": [1.0]},
+    ],
 )
 def test_a_damaged_support_grid_is_refused(change: dict[str, list[float]]) -> None:
     statistics = Support.of(*corridor(), frame_skip=10).statistics() | change

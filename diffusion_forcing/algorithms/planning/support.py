@@ -102,7 +102,7 @@ class Support:
         frame = statistics.get("support_frame", torch.zeros(0)).tolist()
         packed = statistics["support"].numpy()
         size = int(frame[4]) * int(frame[5]) if len(frame) == 6 else 0
-        if not 0 < size <= 8 * len(packed) < size + 8 or not (frame[2] > 0 and frame[3] > 0):
+        if not 0 < size <= 8 * len(packed) < size + 8 or not min(frame[2:]) > 0:
             raise UserError("the checkpoint's support grid is damaged; train again, or use algorithm.search=none")
         bits = np.unpackbits(packed.astype(np.uint8))[:size].astype(bool)
         grid = torch.from_numpy(bits).reshape(int(frame[4]), int(frame[5]))

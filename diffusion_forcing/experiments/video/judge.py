@@ -265,7 +265,10 @@ def turning(roller: Roller, batch: VideoBatch, number: int, count: int, turn: Se
     frames = torch.cat([chunk.float() for chunk in chunks], dim=1)
     start = batch.frames[:, context - 1 : context].float() / 255
     shown = {"back": frames[:, -1:], "away": frames[:, count - 1 : count], "stranger": start.roll(1, dims=0)}
-    return {name: frame_curves(frame, start, ["psnr"])["psnr"][:, 0] for name, frame in shown.items()}
+    scores = {name: frame_curves(frame, start, ["psnr"])["psnr"][:, 0] for name, frame in shown.items()}
+    if len(start) == 1:  # the only clip of its batch has no other beside it
+        scores["stranger"] = torch.full_like(scores["stranger"], torch.nan)
+    return scores
 
 
 def turn_numbers(count: int, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:

@@ -132,16 +132,16 @@ class PlanPlayer:
         check_choice("maze", name, list(self._words))
         before, self.name = getattr(self, "name", name), name
         try:
-            own = self.place.environment(None)
-            self.env, self.changed = own, False
+            env = own = self.place.environment(None)
             if rows is not None and tuple(rows) != own.maze.rows:
                 drawn = Maze.from_ascii("\\".join(rows), name=name)
                 if drawn.shape != own.maze.shape:
                     raise UserError(f"the drawn maze has {drawn.shape} cells, '{name}' {own.maze.shape}; keep its size")
-                self.env, self.changed = self.place.environment(drawn.text), True
+                env = self.place.environment(drawn.text)
         except UserError:
             self.name = before
             raise
+        self.env, self.changed = env, env is not own
 
     def _show_maze(self, session: Session) -> None:
         options, maze = self.place.options, self.env.maze

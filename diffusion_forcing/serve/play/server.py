@@ -145,12 +145,17 @@ def create_app(builders: dict[str, Callable[[], Player]]) -> FastAPI:
             return
         session = stage.session = Session(websocket, asyncio.get_running_loop())
         performance = asyncio.wrap_future(stage.perform(session))
-        # A shutdown cancels what waits here; the player leaves by itself.
+        listening = asyncio.ensure_future(_listen(websocket, view, session))
+        # Until the page leaves or the player fails. A shutdown cancels what waits here; the player leaves by itself.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({performance, listening}, return_when=asyncio.FIRST_COMPLETED)
+        session.close()
+        listening.cancel()
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, asyncio.CancelledError):
-            try:
-                await _listen(websocket, view, session)
-            finally:
-                session.close()
+            await listening
+        if performance.done():  # it has failed: the connection ends, so that the next page may come
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+                await websocket.close()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(performance)
         stage.session = None
@@ -191,7 +196,7 @@ async def _listen(websocket: WebSocket, view: str, session: Session) -> None:
 def is_own_name(host: str) -> bool:
     """Whether a Host header names this machine: localhost, its own name, or any address (which no other site can claim)."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return name in ("localhost", socket.gethostname()) or _is_address(name.strip("[]"))
+    return name.lower() in ("localhost", socket.gethostname().lower()) or _is_address(name.strip("[]"))
 
 
 def same_origin(headers: Any) -> bool:

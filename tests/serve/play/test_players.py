@@ -292,6 +292,10 @@ def test_walls_are_drawn_and_a_maze_that_falls_apart_is_refused(planner: PlanPla
         for bad in (rows, ["###", "#O#", "###"], ["#####"] * 5):
             talk.say("plan", do="maze", maze="umaze", rows=bad)
             assert talk.until("error")
+        talk.say("plan", do="maze", maze="medium", rows=["#####"] * 5)
+        assert talk.until("error")
+        talk.say("plan", **(ASK | {"goal": [3, 1]}))  # the maze drawn before is still played
+        assert talk.until("command")[0]["text"] == text
         talk.say("plan", **(ASK | {"goal": [2, 1]}))
         assert "free cell" in talk.until("error")[0]["text"]
         talk.say("plan", do="maze", maze="nowhere")

@@ -187,6 +187,9 @@ def test_leaving_a_page_ends_its_work(address: str, listener: Listener) -> None:
 def test_a_view_that_cannot_be_built_says_why_and_the_others_go_on(address: str, capfd: Any) -> None:
     with page(address, "robot") as connection:
         assert "Fetch arm" in next_of(connection, "failed")["text"]
+        assert ends(connection)
+        with page(address, "robot") as second:  # it need not wait for the first to leave
+            assert "Fetch arm" in next_of(second, "failed")["text"]
     for _ in range(2):
         with page(address, "plan") as connection:
             assert "ZeroDivisionError" in next_of(connection, "failed")["text"]
