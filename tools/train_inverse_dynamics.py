@@ -88,16 +88,16 @@ def main() -> None:
         frames, actions = pairs_of(test.__getitems__(range(start, min(len(test), start + 8))))
         right.append(actions_recognised(frames, actions, network).flatten())
         chosen.append(actions.argmax(dim=-1).flatten())
-    told, action = torch.cat(right), torch.cat(chosen)
+    recognised, action = torch.cat(right), torch.cat(chosen)
     rows = [
-        f"| {number} | {(action == number).float().mean():.2f} | {told[action == number].mean():.2%} |"
+        f"| {number} | {(action == number).float().mean():.2f} | {recognised[action == number].mean():.2%} |"
         for number in range(network.actions)
     ]
     card = CARD.format(
         name=arguments.folder.name,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        accuracy=told.mean().item(),
-        pairs=len(told),
+        accuracy=recognised.mean().item(),
+        pairs=len(recognised),
         clips=len(test),
         rows="\n".join(rows),
         steps=arguments.steps,
@@ -107,7 +107,7 @@ def main() -> None:
         command=f"python tools/train_inverse_dynamics.py {arguments.folder} --dataset {' '.join(arguments.dataset)}",
     )
     weights = {key: value.half() for key, value in network.state_dict().items()}
-    metadata = network.describe() | {"accuracy_on_real_pairs": round(told.mean().item(), 5)}
+    metadata = network.describe() | {"accuracy_on_real_pairs": round(recognised.mean().item(), 5)}
     save(arguments.folder, None, metadata=metadata, model=weights, step=arguments.steps, card=card)
     print(card)
 

@@ -367,7 +367,7 @@ class Video(ForcingAlgorithm):
         if actions is None or width != options.action_width:
             what = "none" if width == 0 else f"{width} numbers a frame"
             raise UserError(
-                f"the model is told actions of {options.action_width} numbers a frame (dataset.external_cond_dim {options.external_cond_dim}, "
+                f"the model takes actions of {options.action_width} numbers a frame (dataset.external_cond_dim {options.external_cond_dim}, "
                 f"frame_skip {options.frame_skip}, {options.action_kind}), got {what}; use data with such actions"
             )
         flags = actions.new_ones(actions.shape[:2]) if known is None else known.to(actions.dtype)

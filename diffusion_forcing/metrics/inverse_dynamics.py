@@ -1,4 +1,4 @@
-"""Inverse dynamics: which action led from one frame to the next, told by a small network that was trained on real video.
+"""Inverse dynamics: which action led from one frame to the next, recognised by a small network that was trained on real video.
 
 Its accuracy on generated pairs of frames over that on real ones says whether a world model obeys its actions, whatever its frames look like
 pixel by pixel. Actions are discrete; a pair is two neighbouring frames in [0, 1].
@@ -65,7 +65,7 @@ class InverseDynamics(nn.Module):
 
 
 def actions_recognised(frames: Tensor, actions: Tensor, network: InverseDynamics) -> Tensor:
-    """(b, t): 1 where the action between frames t and t + 1 of `frames`: (b, t + 1, c, h, w) in [0, 1] is told right, 0 where not, on the CPU.
+    """(b, t): 1 where the action between frames t and t + 1 of `frames`: (b, t + 1, c, h, w) in [0, 1] is recognised, 0 where not, on the CPU.
 
     actions: (b, t, a) one-hot. UserError for frames or actions that the network was not trained for.
     """
@@ -82,8 +82,8 @@ def actions_recognised(frames: Tensor, actions: Tensor, network: InverseDynamics
         )
     pairs = torch.stack([frames[:, :-1], frames[:, 1:]], dim=2).flatten(0, 1)
     with torch.no_grad(), full_precision(frames.device):
-        told = torch.cat([network(part).argmax(dim=-1) for part in pairs.split(256)])
-    right = told == actions.flatten(0, 1).argmax(dim=-1)
+        recognised = torch.cat([network(part).argmax(dim=-1) for part in pairs.split(256)])
+    right = recognised == actions.flatten(0, 1).argmax(dim=-1)
     return right.unflatten(0, actions.shape[:2]).float().cpu()
 
 

@@ -1,4 +1,4 @@
-"""The policy server's door: it passes bytes between clients and the ZeroMQ socket behind it, and hangs up on a client whose
+"""The policy server's gate: it passes bytes between clients and the ZeroMQ socket behind it, and hangs up on a client whose
 message is longer than any request.
 
 ZeroMQ bounds the size of a frame (`MAXMSGSIZE`) and the number of messages that wait, but not the frames of a message:

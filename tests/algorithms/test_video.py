@@ -106,7 +106,7 @@ def test_a_token_s_condition_is_its_frames_actions_and_what_is_known_of_them() -
 def test_a_model_without_actions_is_told_none_and_one_with_them_wants_theirs() -> None:
     assert video().encode(batch()).conditions is None
     told = video(external_cond_dim=ACTIONS)
-    with pytest.raises(UserError, match=r"told actions of 3 numbers a frame .*got none; use data with such actions"):
+    with pytest.raises(UserError, match=r"takes actions of 3 numbers a frame .*got none; use data with such actions"):
         told.conditions(None)
     with pytest.raises(UserError, match="got 2 numbers a frame"):
         told.conditions(torch.zeros(2, 6, 2))

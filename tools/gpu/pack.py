@@ -21,7 +21,7 @@ WHEELS = ("vizdoom==1.3.2", "labmaze==1.0.6", "hydra-core==1.3.2", "omegaconf==2
 BUILT = ("antlr4-python3-runtime==4.9.3",)
 """Published as a source only: a wheel is built here, which fits everywhere."""
 MOST = 64 << 20
-"""Bytes that fit such a machine's door."""
+"""Upload limit of such a machine, in bytes."""
 
 
 def main() -> None:

@@ -186,9 +186,9 @@ def _at(model: dict[str, Curve], real: dict[str, Curve], span: slice) -> dict[st
         "motion_ratio": mean_interval(averaged(MOTION) / real[MOTION].mean()),
     }
     if ACTION in model:
-        told = averaged(ACTION)
-        found["actions"] = mean_interval(told)
-        found["actions_relative"] = ratio_interval(told, np.full_like(told, real[ACTION].mean()))
+        recognised = averaged(ACTION)
+        found["actions"] = mean_interval(recognised)
+        found["actions_relative"] = ratio_interval(recognised, np.full_like(recognised, real[ACTION].mean()))
     return found
 
 
@@ -214,7 +214,11 @@ def draw_long(run: Any, task: str, long: Long) -> None:
         ("pixel mean", mean_of(mean), real_mean, mean_interval(mean)),
         ("pixel deviation", deviation, real_deviation, None),
     ]
-    for title, name in (("texture (energy of the Laplacian)", LAPLACIAN), ("motion", MOTION), ("actions told", ACTION)):
+    for title, name in (
+        ("texture (energy of the Laplacian)", LAPLACIAN),
+        ("motion", MOTION),
+        ("actions recognised", ACTION),
+    ):
         if name in model:
             smooth = _smoothed(model[name])
             curves.append((title, mean_of(smooth), float(real[name].mean()), mean_interval(smooth)))

@@ -120,7 +120,7 @@ def sharpness(scores: Scores, who: str) -> Interval | None:
 def judged(scores: Scores) -> dict[str, float]:
     """Sharpness at `CHECKED` frames, and how well inverse dynamics tells the actions up to each and in real video; with intervals.
 
-    `actions_relative`: the model's share of actions told right over that of the truth.
+    `actions_relative`: the model's share of actions recognised over that of the truth.
     """
     numbers: dict[str, float] = {}
     for who in (MODEL, COPY, MEAN, BLEND):
@@ -133,11 +133,13 @@ def judged(scores: Scores) -> dict[str, float]:
     real = scores.curve(TRUTH, ACTION)
     for first, last in ((1, 1), (1, 16), (16, 16), (49, 64)):
         if last <= real.shape[1]:
-            told, truth = (scores.curve(who, ACTION)[:, first - 1 : last].mean(1)[:, None] for who in (MODEL, TRUTH))
+            recognised, truth = (
+                scores.curve(who, ACTION)[:, first - 1 : last].mean(1)[:, None] for who in (MODEL, TRUTH)
+            )
             name = f"frame_{first}" if first == last else f"frames_{first}_{last}"
-            numbers |= mean_interval(told).numbers(f"actions_{name}")
+            numbers |= mean_interval(recognised).numbers(f"actions_{name}")
             numbers |= mean_interval(truth).numbers(f"actions_truth_{name}")
-            numbers |= ratio_interval(told, truth).numbers(f"actions_relative_{name}")
+            numbers |= ratio_interval(recognised, truth).numbers(f"actions_relative_{name}")
     return numbers
 
 
@@ -203,9 +205,9 @@ def draw_curves(run: Any, task: str, scores: Scores) -> None:
             )
         )
     if (MODEL, ACTION) in scores.curves:
-        told = {"model": MODEL, "real video": TRUTH}
-        lines = {name: mean_of(scores.curve(who, ACTION)) for name, who in told.items()}
-        panels.append(Panel(title="actions told by inverse dynamics", lines=lines))
+        recognised = {"model": MODEL, "real video": TRUTH}
+        lines = {name: mean_of(scores.curve(who, ACTION)) for name, who in recognised.items()}
+        panels.append(Panel(title="actions recognised by inverse dynamics", lines=lines))
     run.image(
         f"{task}_curves",
         draw_horizon(panels),

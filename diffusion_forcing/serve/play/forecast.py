@@ -98,7 +98,7 @@ class ForecastPlayer:
             self._session.send("nodata", why=self._why)
             return
         self.data, self.model = self._shipped
-        self._tell_data(0)
+        self._send_data(0)
 
     def _read(self, name: str, content: bytes) -> None:
         """A dropped table; it is read as a file of `dataset=ts_csv` is."""
@@ -114,14 +114,14 @@ class ForecastPlayer:
         self.data, self.model, self._file = data, None, file.name
         for note in data.table.notes:
             self._session.send("note", text=note)
-        self._tell_data(len(data.test_ends))
+        self._send_data(len(data.test_ends))
         self._forecast(len(data.test_ends), way="seasonal")
 
     def _ends(self) -> list[int]:
         """Where windows end: the test's, of which the end is known, and one behind the data."""
         return [*self.data.test_ends, self.data.end + self.data.prediction_length]
 
-    def _tell_data(self, window: int) -> None:
+    def _send_data(self, window: int) -> None:
         data = self.data
         horizon = data.prediction_length
         self._session.send(
@@ -153,7 +153,7 @@ class ForecastPlayer:
         else:
             naive = random_walk if way == "walk" else partial(seasonal, season=data.spec.season)
             samples = naive(data.table.values[:begin], horizon, paths=4 * paths, random=np.random.default_rng(0))
-        self._tell_forecast(
+        self._send_forecast(
             samples, begin, way=way, window=window, known=list(known), seconds=round(time.perf_counter() - began, 2)
         )
 
@@ -171,14 +171,14 @@ class ForecastPlayer:
             given[0, one["step"], one["series"]] = True
             batch.values[0, context + one["step"], one["series"]] = one["value"]
             batch.observed[0, context + one["step"], one["series"]] = True
-        told = 0.0
+        sent = 0.0
 
         def on_step(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal sent
             if self._session.waiting:
                 raise Superseded
-            if time.perf_counter() - told > 0.04 or done == total:
-                told = time.perf_counter()
+            if time.perf_counter() - sent > 0.04 or done == total:
+                sent = time.perf_counter()
                 self._session.send("step", done=done, total=total)
 
         samples = model.forecast(
@@ -190,7 +190,7 @@ class ForecastPlayer:
         )
         return samples[0].cpu().numpy()
 
-    def _tell_forecast(self, samples: Array, begin: int, **facts: Any) -> None:
+    def _send_forecast(self, samples: Array, begin: int, **fields: Any) -> None:
         """Of every series, and of the sum of all: history, quantiles, and what was observed, float32."""
         data = self.data
         horizon, table = data.prediction_length, data.table
@@ -212,7 +212,7 @@ class ForecastPlayer:
             series=table.variates + 1,
             times=table.times(first, len(history) + horizon),
             paths=len(samples),
-            **facts,
+            **fields,
         )
 
     def _say_command(self, paths: int) -> None:
@@ -249,15 +249,15 @@ class ForecastPlayer:
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
-                callbacks=[Told(self._session, seconds)],
+                callbacks=[TrainingProgress(self._session, seconds)],
             )
             trainer.fit(model, loader)
         self.model = model.to(device()).eval()
-        self._tell_data(len(data.test_ends))
+        self._send_data(len(data.test_ends))
         self._forecast(len(data.test_ends))
 
 
-class Told(lightning.Callback):
+class TrainingProgress(lightning.Callback):
     """Tells how far a training of so many seconds is, and ends it."""
 
     def __init__(self, session: Session, seconds: float) -> None:

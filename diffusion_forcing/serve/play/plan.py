@@ -78,10 +78,10 @@ def shipped_planners() -> dict[str, tuple[str, ...]]:
     """The words that load each shipped planner that sees ahead, by the name of its maze: those of D4RL first."""
     found = {}
     for name in shipped():
-        facts = native.read_header(resolve(name)).get("facts", {})
-        kind, _, maze = str(facts.get("env_id", "")).rpartition("-v")[0].partition("-")
-        if facts.get("task") == "planning" and facts.get("line") == "v1.5" and kind in DATASETS and maze in MAZES:
-            has_goal = facts.get("structure", {}).get("algorithm", {}).get("goal_token", False)
+        metadata = native.read_header(resolve(name)).get("facts", {})
+        kind, _, maze = str(metadata.get("env_id", "")).rpartition("-v")[0].partition("-")
+        if metadata.get("task") == "planning" and metadata.get("line") == "v1.5" and kind in DATASETS and maze in MAZES:
+            has_goal = metadata.get("structure", {}).get("algorithm", {}).get("goal_token", False)
             parts = (maze, "OGBench" if kind == "pointmaze" else "", "goal token" if has_goal else "")
             found[kind, MAZES.index(maze), ", ".join(filter(None, parts))] = (
                 f"dataset={DATASETS[kind]}{maze}",
@@ -203,7 +203,7 @@ class PlanPlayer:
 
 
 class WatchedMaze:
-    """The environment of one body, from the start to the goal that were asked for; the page is told where it is."""
+    """The environment of one body, from the start to the goal that were asked for; the page hears where it is."""
 
     def __init__(self, ask: Ask, session: Session) -> None:
         self._env, self._ask, self._session = ask.env, ask, session

@@ -165,7 +165,7 @@ def create_app(builders: dict[str, Callable[[], Player]]) -> FastAPI:
 
 async def _listen(websocket: WebSocket, view: str, session: Session) -> None:
     """Read messages until the page leaves. One that is malformed or too many is answered with an error, and changes nothing."""
-    allowance, then, ignored, told = BURST, time.monotonic(), 0, 0.0
+    allowance, then, ignored, warned = BURST, time.monotonic(), 0, 0.0
     while True:
         received = await websocket.receive()
         if received["type"] == "websocket.disconnect":
@@ -177,8 +177,8 @@ async def _listen(websocket: WebSocket, view: str, session: Session) -> None:
             if ignored > PATIENT:
                 await websocket.close(1008)
                 return
-            if now - told > 1:
-                told = now
+            if now - warned > 1:
+                warned = now
                 await websocket.send_text(
                     str(packed("error", text=f"more than {RATE:.0f} messages a second; some are ignored"))
                 )
