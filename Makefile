@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
 # More options for pip; on a machine without a GPU: PIP_WORDS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_WORDS ?=
 # More options for pytest, e.g. make test PYTEST_WORDS="-k launch -x"
@@ -32,7 +33,7 @@ endef
 # of this package one file is read, and none of what it needs
 SIMBENCH = @$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench
 
-.PHONY: help setup play demo demo-video demo-forecast demo-robot test test-fast check bench docs clean
+.PHONY: help setup play demo demo-video demo-forecast demo-robot test test-fast test-lowest check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +81,12 @@ test: setup  ## all tests, on all cores (about 12 minutes on two); prints what w
 test-fast: setup  ## the tests that are not marked slow (about 2 minutes on two cores)
 	$(PYTEST) -m "not slow" $(PYTEST_WORDS)
 
+test-lowest:  ## the fast tests of the method, the planner and the command line with the lowest versions that pyproject.toml allows
+	@tools/make_venv "$(PYTHON)" $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --progress-bar off -c constraints-lowest.txt $(PIP_WORDS) -e '.[planning]' pytest hypothesis scipy einops
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -m "not slow" tests/diffusion tests/networks tests/algorithms tests/environments/mazes \
+	  tests/checkpoints tests/launch/test_entry.py $(PYTEST_WORDS)
+
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -94,5 +101,5 @@ docs: setup  ## pages of the public classes and functions, from their docstrings
 	@echo "open build/docs/index.html; the guides are in docs/"
 
 clean:  ## caches and build folders (not .venv, outputs, data)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -57,6 +57,7 @@ _PUBLIC = {
     # robot imitation
     "Robot": "algorithms.robot.algorithm",
     "RobotPolicy": "algorithms.robot.policy",
+    "LeRobotPolicy": "algorithms.robot.policy",
     "RobotDataset": "datasets.robot.dataset",
     "SwapEnv": "environments.swap.environment",
     "RobotExperiment": "experiments.robot",

@@ -236,6 +236,20 @@ def test_the_example_needs_torch_alone_and_is_short() -> None:
 
 
 @pytest.mark.slow
+def test_lightnings_own_trainer_trains_our_module(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "lightning_trainer.py"), "200"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.rpartition("mean:")[2]) < 0.15  # untrained: 0.5 and more
+
+
+@pytest.mark.slow
 def test_the_method_and_the_networks_need_torch_alone() -> None:
     shown = subprocess.run(
         [

@@ -6,6 +6,8 @@ noisy or blocked camera is shown as noise of the level that the network is condi
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,3 +118,41 @@ class RobotPolicy:
         return self.sampler.denoise(
             tokens.x, matrix, conditions=tokens.conditions, memory=memory, generator=self.generator, on_row=on_row
         )
+
+
+class LeRobotPolicy:
+    """A `RobotPolicy` with the methods of LeRobot's policies: `reset` before an episode, `select_action` in every step.
+
+    cameras: the names of the images, in the order of the training data. The network is asked once for `action_stack`
+    actions; what the cameras see in between is not read, as in training.
+    """
+
+    def __init__(
+        self, robot: Robot, *, cameras: Sequence[str] = ("front", "over"), generator: torch.Generator | None = None
+    ) -> None:
+        expected = robot.options.n_cameras
+        if len(cameras) != expected:
+            raise UserError(f"cameras names {len(cameras)} of them, the policy was trained with {expected}; name each")
+        self.policy = RobotPolicy(robot, generator=generator)
+        self._images = [f"observation.images.{camera}" for camera in cameras]
+        self._actions: deque[Tensor] = deque()
+
+    def reset(self) -> None:
+        """Forget the last episode."""
+        self.policy.reset()
+        self._actions.clear()
+
+    def select_action(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The next actions (b, 8) of b robots, [x, y, z, qx, qy, qz, qw, grasp].
+
+        batch: "observation.images.<camera>" (b, 3, h, w), uint8 or in [0, 1], and "observation.state" (b, 8).
+        UserError where one is missing.
+        """
+        if not self._actions:
+            for key in (*self._images, "observation.state"):
+                if key not in batch:
+                    raise UserError(f"the batch has no {key!r}, only {sorted(batch)}; rename its keys or pass cameras=")
+            frames = torch.stack([batch[key] for key in self._images], dim=1)
+            self.policy.observe(frames, state=batch["observation.state"])
+            self._actions.extend(self.policy.act()[0].unbind(dim=1))
+        return self._actions.popleft()

@@ -18,7 +18,7 @@ from diffusion_forcing.algorithms.robot.algorithm import (
     RobotPolicyOptions,
 )
 from diffusion_forcing.algorithms.robot.augmentation import is_blocked, jitter, paste_patches, random_shift
-from diffusion_forcing.algorithms.robot.policy import RobotPolicy
+from diffusion_forcing.algorithms.robot.policy import LeRobotPolicy, RobotPolicy
 from diffusion_forcing.algorithms.robot.tokens import Flat, Tiled
 from diffusion_forcing.algorithms.video import UNetOptions
 from diffusion_forcing.datasets.batch import RobotBatch
@@ -361,3 +361,27 @@ def test_pictures_of_another_size_and_a_policy_that_saw_nothing_are_one_line() -
         RobotPolicy(policy).act()
     with pytest.raises(UserError, match="pass state"):
         RobotPolicy(policy).observe(torch.zeros(1, 2, 3, SIZE, SIZE))
+
+
+def test_the_policy_with_lerobots_methods_gives_the_same_actions_one_at_a_time() -> None:
+    model, data = robot(), batch(time=2)
+    state = data.actions[:, 0, 0]
+
+    def seen(token: int) -> dict[str, Tensor]:
+        left, right = data.frames[:, token].unbind(dim=1)
+        return {"observation.images.left": left, "observation.images.right": right, "observation.state": state}
+
+    ours = RobotPolicy(model, generator=torch.Generator().manual_seed(0))
+    theirs = LeRobotPolicy(model, cameras=("left", "right"), generator=torch.Generator().manual_seed(0))
+    for token in range(2):
+        ours.observe(data.frames[:, token], state=state)
+        expected, _ = ours.act()
+        # between two questions to the network nothing is looked at
+        actions = [theirs.select_action(seen(token) if n == 0 else {}) for n in range(STACK)]
+        torch.testing.assert_close(torch.stack(actions, dim=1), expected, rtol=0, atol=0)
+    theirs.select_action(seen(0))
+    theirs.reset()
+    with pytest.raises(UserError, match=re.escape("observation.images.left")):
+        theirs.select_action({"observation.state": state})
+    with pytest.raises(UserError, match="cameras"):
+        LeRobotPolicy(model, cameras=("front",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -126,3 +128,18 @@ def test_the_image_shows_walls_goal_and_ball_in_their_places() -> None:
         for name, (i, j) in {"wall": (0, 0), "free": (3, 2), "ball": (1, 1), "goal": (1, 4)}.items()
     }
     assert len(set(centre.values())) == 4
+
+
+def test_an_id_with_its_module_needs_no_import() -> None:
+    code = (
+        "import gymnasium; env = gymnasium.make('diffusion_forcing.environments:diffusion_forcing/maze2d-medium-v1'); "
+        "print(env.spec.max_episode_steps, env.unwrapped.maze.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("600 medium\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("name", ["maze2d-umaze-v1", "maze2d-large-v1", "maze2d-custom-v1", "robot_swap"])
+def test_an_id_means_the_same_in_our_namespace(name: str) -> None:
+    specs = [gymnasium.spec(f"{space}{name}") for space in ("diffusion_forcing/", "")]
+    assert len({(spec.entry_point, spec.max_episode_steps, str(spec.kwargs)) for spec in specs}) == 1

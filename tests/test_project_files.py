@@ -1,0 +1,98 @@
+"""The files around the package: what services read is valid, and says the same as the files that it repeats."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import diffusion_forcing
+
+ROOT = Path(__file__).resolve().parents[1]
+YAML = sorted([*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"])
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("file", YAML, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_yaml_file_is_a_mapping(file: Path) -> None:
+    assert isinstance(yaml.safe_load(file.read_text()), dict)
+
+
+def steps(jobs: dict[str, Any]) -> list[str]:
+    return [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+
+
+def test_the_workflow_runs_targets_that_exist() -> None:
+    jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
+    named = {match for step in steps(jobs) for match in re.findall(r"^make ([a-z-]+)$", step)}
+    named |= {row["target"] for row in jobs["test"]["strategy"]["matrix"]["include"]}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named == {"check", "test", "test-fast", "test-lowest", "docs"}
+    assert named <= targets
+
+
+def test_the_workflow_tests_every_python_from_the_oldest_that_is_allowed() -> None:
+    rows = yaml.safe_load(WORKFLOW.read_text())["jobs"]["test"]["strategy"]["matrix"]["include"]
+    oldest = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert oldest is not None
+    minors = [int(row["python"].split(".")[1]) for row in rows]
+    assert minors == list(range(int(oldest[1]), int(oldest[1]) + len(minors)))
+
+
+def test_versions_are_repeated_as_they_are() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert hooks[0]["rev"] == "v" + pins("constraints.txt")["ruff"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == diffusion_forcing.__version__
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is part of Python from 3.11 on")
+def test_the_lowest_versions_are_those_of_the_requirements() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest: dict[str, set[str]] = {}
+    for line in itertools.chain(project["dependencies"], *project["optional-dependencies"].values()):
+        found = re.fullmatch(r"([\w.-]+)(?:\[[^]]*\])?([^;]*)", line)
+        assert found is not None
+        bound = re.search(r"[>=]=([\d.]+)", found[2])
+        if bound is not None:
+            lowest.setdefault(found[1], set()).add(bound[1] + ".0" * (2 - bound[1].count(".")))
+    assert {name: {version} for name, version in pins("constraints-lowest.txt").items()} == lowest
+
+
+INSTRUCTIONS = {"FROM", "RUN", "USER", "WORKDIR", "COPY", "EXPOSE", "CMD", "ENV", "ARG", "ENTRYPOINT"}
+
+
+def test_the_dockerfile_is_well_formed_and_uses_what_the_context_has() -> None:
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    assert lines[0][0] == "FROM"
+    assert {instruction for instruction, _ in lines} <= INSTRUCTIONS
+    for instruction, rest in lines:
+        if instruction in ("CMD", "ENTRYPOINT"):
+            assert all(isinstance(word, str) for word in yaml.safe_load(rest))
+        elif instruction == "RUN":
+            assert shlex.split(rest)  # quotes are closed
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert ignored[0] == "*"
+    kept = {line[1:] for line in ignored if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in kept)
+    needed = {"Makefile", "pyproject.toml", "constraints.txt", "main.py", "tools", "diffusion_forcing", "pretrained"}
+    needed |= {"template", "README.md", "LICENSE"}  # the wheel's own files
+    assert {name for name in needed if any(fnmatch.fnmatch(name, pattern) for pattern in kept)} == needed
+    stamps = [word for _, rest in lines for word in rest.split() if word.startswith(".venv/.has-")]
+    extras = set(re.findall(r"\$\(call needs,(\w+)\)", (ROOT / "Makefile").read_text()))
+    assert {stamp.removeprefix(".venv/.has-") for stamp in stamps} == {"planning", "play"} <= extras
