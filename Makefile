@@ -21,7 +21,7 @@ PLAN := $(BIN)/python -m main experiment=exp_planning algorithm=df_planning expe
   experiment.episodes=4 algorithm.goal=random
 
 # What a target installs: one extra of pyproject.toml, or everything where `make setup` has installed everything before
-EVERYTHING := planning,ogbench,video,forecasting,robot,play,wandb,tensorboard,dev
+EVERYTHING := planning,ogbench,video,forecasting,robot,play,wandb,tensorboard,docs,dev
 needs = $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.has-$(1))
 
 define install
@@ -95,10 +95,9 @@ check: setup  ## lint, format and types
 bench: setup  ## every benchmark: a table, and one line of JSON
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
-docs: setup  ## pages of the public classes and functions, from their docstrings, in build/docs
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[docs]'
-	PDOC_ALLOW_EXEC=1 $(BIN)/python -m pdoc --output-directory build/docs $(patsubst %/__init__.py,%,$(wildcard diffusion_forcing/*/__init__.py))
-	@echo "open build/docs/index.html; the guides are in docs/"
+docs: $(call needs,docs)  ## the documentation site, in site/: the guides, the API of every public name; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 clean:  ## caches and build folders (not .venv, outputs, data)
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

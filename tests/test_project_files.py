@@ -6,6 +6,7 @@ import fnmatch
 import itertools
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import yaml
 import diffusion_forcing
 
 ROOT = Path(__file__).resolve().parents[1]
-YAML = sorted([*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"])
+YAML = sorted(
+    [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff", ROOT / "mkdocs.yml"]
+)
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 
 
@@ -96,3 +99,14 @@ def test_the_dockerfile_is_well_formed_and_uses_what_the_context_has() -> None:
     stamps = [word for _, rest in lines for word in rest.split() if word.startswith(".venv/.has-")]
     extras = set(re.findall(r"\$\(call needs,(\w+)\)", (ROOT / "Makefile").read_text()))
     assert {stamp.removeprefix(".venv/.has-") for stamp in stamps} == {"planning", "play"} <= extras
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_has_every_public_name(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings")
+    words = ["-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = "".join(page.read_text("utf-8") for page in (tmp_path / "api").glob("*.html"))
+    named = set(re.findall(r'id="diffusion_forcing\.[\w.]*?(\w+)"', pages))
+    assert set(diffusion_forcing.__all__) - {"__version__"} <= named

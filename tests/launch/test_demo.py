@@ -134,7 +134,10 @@ def test_the_command_lines_of_a_demo_fit_the_shipped_checkpoints(
         ("demo-video", {"video"}),
         ("demo-forecast", {"forecasting"}),
         ("demo-robot", {"robot"}),
-        ("test", {"planning", "ogbench", "video", "forecasting", "robot", "play", "wandb", "tensorboard", "dev"}),
+        (
+            "test",
+            {"planning", "ogbench", "video", "forecasting", "robot", "play", "wandb", "tensorboard", "docs", "dev"},
+        ),
     ],
 )
 def test_a_target_installs_the_extras_that_it_needs_and_no_others(
