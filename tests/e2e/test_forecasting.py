@@ -191,7 +191,10 @@ def test_a_data_set_of_gluonts_that_was_placed_by_hand_is_found() -> None:
         ([*CSV, "dataset.freq=fortnight"], "dataset.freq is 'fortnight', which pandas does not know"),
         ([*CSV, "dataset.path=twice.csv"], "1 duplicate times, first 2023-01-01"),
         ([*CSV, "dataset.path=twice.csv", "dataset.day_frist=true"], "did you mean 'dataset.day_first'"),
-        ([*CSV, "dataset.known_future=[c]"], "dataset.known_future names 'c', which is not a series; there are: a, b"),
+        (
+            [*CSV, "dataset.known_future=[c]"],
+            "dataset.known_future names 'c', which is not a series; there are: 'a', 'b'",
+        ),
         ([*CSV, "dataset.known_future=[a,b]"], "names every series"),
         ([*CSV, "dataset.leave_out=[c]"], "dataset.leave_out names 'c', which is not a series"),
         ([*CSV, "dataset.leave_out=[a,b]"], "dataset.leave_out names every series"),

@@ -344,7 +344,6 @@ def run_cases(run: Path) -> Iterator[tuple[str, Make]]:
         "run.json is empty": {"run.json": b""},
         "run.json has no id": {"run.json": b'{"name": "x"}'},
         "run.json has an id that is a list": {"run.json": b'{"id": [1], "name": "x", "started": "x"}'},
-        "run.json was resumed by a number": {"run.json": b'{"id": "a", "name": "x", "resumed": 5}'},
         "run.json is deep": {"run.json": b"[" * DEEP + b"]" * DEEP},
         "config.yaml is missing": {"config.yaml": None},
         "config.yaml is empty": {"config.yaml": b""},

@@ -112,7 +112,7 @@ def of_another_type(hint: Any) -> Sequence[str]:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         refused = [set(of_another_type(option)) for option in inner if option is not type(None)]
-        return sorted(set.intersection(*refused))
+        return sorted(set.intersection(*refused) - ({"null"} if type(None) in inner else set()))
     if origin is Literal:
         return ["nonsense", "3.25", "[1]", "{a:1}"]
     if dataclasses.is_dataclass(hint):

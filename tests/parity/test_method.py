@@ -111,7 +111,7 @@ def test_the_training_loss_and_its_gradients_are_the_recorded_ones(name: str) ->
     planning = recorded.planning()
     # cum_snr_decay is raised to the power frame_stack·frame_skip, here and only once
     assert math.isclose(planning.forcing.cum_snr_decay, recorded.meta["cum_snr_decay_effective"])
-    loss, x0 = planning.forcing.loss(
+    loss, x0, _ = planning.forcing.loss(
         flip(recorded["x"]), flip(recorded["noise_levels"]), noise=flip(recorded["noise_raw"])
     )
     recorded.agrees(flip(x0), "x_pred")
