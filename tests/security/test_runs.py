@@ -401,7 +401,7 @@ def test_a_damaged_run_spoils_only_itself(outputs: Path, file: str) -> None:
         assert good.id in comparison_page(outputs, found, found)
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [25, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_damaged_configuration_is_read_or_refused_in_one_line(count: int) -> None:
     words = ["dataset=ts_load", "algorithm=df_prediction_small", "experiment=exp_prediction"]
     text = as_yaml(compose(words))
