@@ -263,6 +263,9 @@ def test_too_little_data_is_refused() -> None:
     positions, _ = corridor()
     with pytest.raises(UserError, match=r"30 positions are too few.*algorithm\.search=none"):
         Support.of(positions[:3000:100], np.array([[0, 30]]))
+    for nowhere in (np.zeros((0, 2)), np.ones((50, 2))):
+        with pytest.raises(UserError, match="too few"):
+            Support.of(nowhere, np.array([[0, len(nowhere)]]))
 
 
 # ---------------------------------------------------------------------------------------------------- options

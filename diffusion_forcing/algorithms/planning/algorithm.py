@@ -98,7 +98,7 @@ class PlanningOptions(AlgorithmOptions):
                 f"algorithm.search={self.search} chooses how strongly the goal guides; set algorithm.guidance_scale above 0 "
                 "and leave algorithm.goal_token at False"
             )
-        self.candidate_options  # noqa: B018 (checks them)
+        self.candidate_options()
         if self.goal_token and self.causal:
             raise UserError(
                 "algorithm.goal_token=True needs a network that sees ahead to the goal; set algorithm.causal=False"
@@ -144,7 +144,6 @@ class PlanningOptions(AlgorithmOptions):
                 f"algorithm.chunk_size is {self.chunk_size}; a plan is drawn whole: dataset.episode_len ({self.episode_len}) or -1"
             )
 
-    @property
     def candidate_options(self) -> CandidateOptions:
         """The options of `search=candidates`, checked."""
         return CandidateOptions(candidates=self.candidates, roots=self.roots, branch_at=self.branch_at)
@@ -324,7 +323,7 @@ class Planning(ForcingAlgorithm):
                     "algorithm.search=candidates judges plans by where the data has been, and these weights come without; "
                     "train with algorithm.goal_token=True, or use algorithm.search=none"
                 )
-            build = partial(CandidatePlanner, search=self.options.candidate_options, support=self.support)
+            build = partial(CandidatePlanner, search=self.options.candidate_options(), support=self.support)
         elif self.options.search in ("mctd", "fast_mctd"):
             parallel = self.options.search == "fast_mctd"
             build = partial(TreeSearchPlanner, tree=self.options.tree, parallel=parallel)

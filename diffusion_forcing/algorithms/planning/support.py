@@ -46,13 +46,13 @@ class Support:
     def of(cls, positions: ArrayLike, episodes: NDArray[np.int64], *, frame_skip: int = 1) -> Support:
         """From positions (N, 2) of whole episodes, (E, 2) their first and one past their last step. UserError for too little data."""
         points = np.asarray(positions)[:, :2].astype(np.float64)
-        low, high = points.min(0), points.max(0)
+        low, high = (points.min(0), points.max(0)) if len(points) else (np.zeros(2), np.zeros(2))
         steps = np.concatenate(
             [np.linalg.norm(points[begin + frame_skip : end] - points[begin : end - frame_skip], axis=1)
              for begin, end in episodes if end - begin > frame_skip] or [np.zeros(0)]
         )  # fmt: skip
         cells = FINEST
-        while cells >= COARSEST and len(steps):
+        while cells >= COARSEST and len(steps) and (high > low).any():
             cell = float((high - low).max()) / cells
             index = ((points - low) / cell).astype(int) + 1
             visits = np.zeros(index.max(0) + 2, dtype=np.int64)

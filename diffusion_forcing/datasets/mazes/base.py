@@ -26,7 +26,7 @@ _ODD_RATIO = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class MazeOptions:
+class MazeOptions(ABC):
     """Keys of `dataset.*` of every maze. Lengths of the means: observations 2 (x) or 4 (x and v), actions 0 or 2."""
 
     maze_map: str | None = None
@@ -73,13 +73,14 @@ class MazeOptions:
     _observed: ClassVar[tuple[int, ...]] = (2, 4)
     """Numbers of an observation that may be modelled."""
 
+    @abstractmethod
     def _check_sources(self) -> None:
         """Check where the data comes from, and the maze."""
 
     @property
+    @abstractmethod
     def maze(self) -> Maze:
         """The maze of `env_id` or `maze_map`."""
-        raise NotImplementedError
 
     @property
     def window(self) -> int:

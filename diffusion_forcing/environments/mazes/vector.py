@@ -7,6 +7,7 @@ k})`). No episode terminates; all are truncated together after `max_steps`, and 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, get_args
 
 import gymnasium
@@ -33,7 +34,7 @@ from diffusion_forcing.errors import UserError, check_choice, check_minimum
 _MAX_SEED = 2**31
 
 
-class VectorMaze(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]):
+class VectorMaze(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any]], ABC):
     """`num_envs` independent bodies in one maze; a subclass has the physics.
 
     `reset(seed=s, options=...)` takes `first_episode` (int, the episode of the first body), `starts` (n, 2) and `goals`
@@ -67,17 +68,17 @@ class VectorMaze(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any
         self._seed = 0
         self._next_episode = 0
 
+    @abstractmethod
     def _start(self, index: int, episode: int, start: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """Put body `index` where `episode` of the seed starts, or at `start`, and return the episode's goal (2,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _move(self, actions: list[list[float]]) -> None:
         """One step of all bodies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _observations(self) -> NDArray[np.float64]:
         """(n, o) of all bodies."""
-        raise NotImplementedError
 
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -54,7 +54,7 @@ class Session:
         """socket: with `send_text` and `send_bytes`, coroutines of `loop`."""
         self._socket, self._loop = socket, loop
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._closed = threading.Event()
+        self._closed, self._table_waits = threading.Event(), threading.Event()
         self.token = secrets.token_urlsafe(24)
         """What an upload must carry to belong to this session."""
 
@@ -67,6 +67,10 @@ class Session:
         """A message for the player. UserError where it reads none any more."""
         if self._inbox.qsize() >= MOST_WAITING:
             raise UserError("the player is busy and does not answer; reload the page to start it again")
+        if "content" in message:  # a table of some megabytes: one waits at most
+            if self._table_waits.is_set():
+                raise UserError("the table before this one has not been read yet; try again in a moment")
+            self._table_waits.set()
         self._inbox.put(message)
 
     def close(self) -> None:
@@ -92,6 +96,8 @@ class Session:
             message = self._inbox.get(timeout=timeout) if timeout is None or timeout > 0 else self._inbox.get_nowait()
         except queue.Empty:
             message = {}
+        if "content" in message:
+            self._table_waits.clear()
         self.check()
         return message
 

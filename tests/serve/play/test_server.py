@@ -338,6 +338,18 @@ def test_a_table_reaches_the_session_that_its_token_names_and_no_other(address: 
     assert [(table["name"], table["content"]) for table in listener.heard] == [("a.csv", b"t,a\n1,2\n")]
 
 
+def test_one_table_waits_at_most_and_the_next_is_taken_once_it_is_read() -> None:
+    session = Session(None, None)
+    table = {"do": "table", "name": "a.csv", "content": b"t,a"}
+    session.put(table)
+    with pytest.raises(UserError, match="not been read yet"):
+        session.put(table)
+    session.put({"do": "other"})  # what is not a table may wait beside it
+    assert session.receive(0) == table
+    session.put(table)
+    assert [session.receive(0)["do"] for _ in range(2)] == ["other", "table"]
+
+
 # ------------------------------------------------------------------------------------------------ the command
 
 
