@@ -31,7 +31,10 @@ GUIDED = ["algorithm.goal_token=False", "algorithm.guidance_scale=2", "algorithm
 ROWS: dict[str, list[str]] = {
     "gradient": ["algorithm.search=none", "algorithm.guidance_stop=0.5", *GUIDED],
     "goal_token": ["algorithm.search=none"],
-    **{f"candidates_{n}": ["algorithm.search=candidates", f"algorithm.candidates={n}"] for n in (1, 4, 16, 64)},
+    "candidates_1": ["algorithm.search=candidates", "algorithm.candidates=1"],
+    "candidates_4": ["algorithm.search=candidates", "algorithm.candidates=4"],
+    "candidates_16": ["algorithm.search=candidates", "algorithm.candidates=16"],
+    "candidates_64": ["algorithm.search=candidates", "algorithm.candidates=64"],
     "branched_16_to_64": ["algorithm.search=candidates", "algorithm.candidates=64", "algorithm.roots=16"],
     "mctd": ["algorithm.search=mctd", "algorithm.tree.expansions=100", *GUIDED],
     "fast_mctd": ["algorithm.search=fast_mctd", "algorithm.tree.expansions=200", *GUIDED],
