@@ -39,6 +39,7 @@ _IN_PROGRESS: set[Path] = set()  # temporary paths that this process is writing
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})-[0-9a-f]{8}\.(?P<kind>tmp|old)", re.ASCII)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MODES = {"rb": os.O_RDONLY, "ab+": os.O_RDWR | os.O_CREAT | os.O_APPEND}
+_WINDOWS = os.name == "nt"
 _UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -318,7 +319,9 @@ def _delete(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if _WINDOWS and path.is_dir():
+        return  # it opens no folders, and flushes what may be written
+    descriptor = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_forcing import files
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import (
     Log,
@@ -259,3 +261,31 @@ def test_a_name_that_is_no_entry_of_a_folder_is_refused(name: object) -> None:
 
 def test_names_of_files_and_ids_are_told_apart() -> None:
     assert is_plain("é 1.mp4") and is_plain("a") and not is_run_id("é 1.mp4") and is_run_id("abcd1234")
+
+
+def test_a_durable_write_works_where_folders_cannot_be_opened_and_reading_is_no_reason_to_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, flushed, plain_open = dict[int, int](), list[int](), os.open
+
+    def windows_open(path: Path, flags: int, *more: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        descriptor = plain_open(path, flags, *more)
+        opened[descriptor] = flags
+        return descriptor
+
+    def windows_fsync(descriptor: int) -> None:
+        if opened[descriptor] & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed.append(descriptor)
+
+    monkeypatch.setattr(files, "_WINDOWS", True)
+    monkeypatch.setattr(os, "open", windows_open)
+    monkeypatch.setattr(os, "fsync", windows_fsync)
+    write_atomic(tmp_path / "a.txt", "new")
+    with replacing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "b.txt").write_text("b")
+    assert (tmp_path / "a.txt").read_text() == "new" and (tmp_path / "folder" / "b.txt").read_text() == "b"
+    assert len(flushed) == 2

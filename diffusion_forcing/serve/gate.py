@@ -25,7 +25,7 @@ FRAME_COST = 8
 GREETING_SECONDS = 10.0
 """How long a client may take to send its first bytes."""
 CONNECTIONS = 256
-"""At the same time; one that has not greeted makes room for a new one."""
+"""At the same time; one that has not greeted, or else the one that was silent longest, makes room for a new one."""
 _CHUNK = 2**14
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _SPARE_FILES = 64
@@ -75,7 +75,12 @@ class Frames:
 class _Client:
     writer: asyncio.StreamWriter
     frames: Frames
-    since: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)
+
+    def fits(self, data: bytes) -> bool:
+        """Whether the client's next bytes are within the limits."""
+        self.heard = time.monotonic()
+        return self.frames.fits(data)
 
 
 class Gate:
@@ -143,14 +148,14 @@ class Gate:
         client = _Client(writer, Frames(self._most))
         self._clients.add(client)
         if len(self._clients) > self._most_clients:
-            silent = [other for other in self._clients if not other.frames.greeted]
-            oldest = min(silent, key=lambda other: other.since)
-            self._clients.discard(oldest)
-            oldest.writer.transport.abort()
+            others = self._clients - {client}
+            silent = min(others, key=lambda other: (other.frames.greeted, other.heard))
+            self._clients.discard(silent)
+            silent.writer.transport.abort()
         inner = None
         try:
             first = await asyncio.wait_for(reader.read(_CHUNK), GREETING_SECONDS)
-            if not first or not client.frames.fits(first):
+            if not first or not client.fits(first):
                 return
             if self._inner.startswith("ipc://"):
                 replies, inner = await asyncio.open_unix_connection(self._inner[6:], limit=_CHUNK)
@@ -159,7 +164,7 @@ class Gate:
                 replies, inner = await asyncio.open_connection(host, int(port), limit=_CHUNK)
             inner.write(first)
             ways = [
-                asyncio.ensure_future(_pass(reader, inner, client.frames.fits)),
+                asyncio.ensure_future(_pass(reader, inner, client.fits)),
                 asyncio.ensure_future(_pass(replies, writer, lambda data: True)),
             ]
             try:
@@ -191,7 +196,7 @@ def most_connections() -> int:
     except ImportError:  # Windows
         return CONNECTIONS
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return CONNECTIONS if files < 0 else max(1, min(CONNECTIONS, (files - _SPARE_FILES) // 3))
+    return CONNECTIONS if files < 0 else max(2, min(CONNECTIONS, (files - _SPARE_FILES) // 3))
 
 
 def inner_address(folder: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import random
@@ -238,6 +239,22 @@ def test_of_a_run_from_wandb_only_the_known_files_are_taken(outputs: Path, monke
     assert {path.name for path in folder.iterdir()} == {"checkpoints", "pictures", "run.json", "config.yaml"}
     (checkpoint,) = (path for path in (folder / "checkpoints").iterdir() if not path.is_symlink())
     assert {path.name for path in checkpoint.iterdir()} <= {"checkpoint.json", "model.safetensors", "README.md"}
+
+
+def test_a_run_from_wandb_that_cannot_be_written_leaves_no_folder(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*words: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = downloaded(outputs, {"id": "abcd1234", "name": "n", "started": "2026-11-26T10:00:00"})
+    outputs.mkdir()
+    before = everything(outputs.parent)
+    monkeypatch.setattr(fetch, "fetch_checkpoint", lambda *words: source)
+    monkeypatch.setattr(fetch.shutil, "copyfile", full)
+    with pytest.raises(UserError, match="No space left"):
+        fetch.fetch_run("abcd1234", outputs, WandbOptions())
+    assert everything(outputs.parent) == before
 
 
 def downloaded(outputs: Path, facts: dict[str, Any]) -> Path:

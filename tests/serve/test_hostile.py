@@ -19,13 +19,15 @@ import pytest
 zmq = pytest.importorskip("zmq", reason="the policy server needs pyzmq: pip install 'diffusion-forcing[robot]'")
 Image = pytest.importorskip("PIL.Image", reason="cameras=folder reads pictures with pillow")
 
-from diffusion_forcing.serve.gate import Frames  # noqa: E402
+from diffusion_forcing.serve import gate  # noqa: E402
+from diffusion_forcing.serve.gate import Frames, Gate  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMERAS = ("front", "over")
 GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00NULL" + b"\0" * 48
 READY = b"\x04\x29\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\0"
 REQUESTS, EACH = 1000, 30
+MEMORY = 500e6  # bytes, with the files of the libraries
 GROWTH = 64e6  # bytes; the pictures that are refused are up to 32 MB in the file
 
 
@@ -137,7 +139,7 @@ def test_a_thousand_requests_are_answered_among_thirty_hostile_ones_of_each_kind
             f"resident before {before / 1e6:.0f} MB, at most {peak / 1e6:.0f} MB; without libraries {own / 1e6:.0f} MB"
         )
         assert not kinds
-        assert peak - before < GROWTH
+        assert peak < MEMORY and peak - before < GROWTH
     finally:
         server.terminate()
         assert server.wait(20) == 0
@@ -197,3 +199,31 @@ def test_a_client_that_speaks_something_else_does_not_fit() -> None:
         assert not Frames(1000).fits(data)
     partial: Any = Frames(1000)
     assert partial.fits(GREETING[:10]) and not partial.greeted
+
+
+def test_clients_that_greet_and_say_no_more_lock_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "CONNECTIONS", 4)
+    inner = f"ipc://{tmp_path}/inner"
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        router, early, late = (stack.enter_context(context.socket(kind)) for kind in (zmq.ROUTER, zmq.REQ, zmq.REQ))
+        router.bind(inner)
+        door = Gate("tcp://127.0.0.1:0", inner, most=1000)
+        stack.callback(door.close)
+
+        def answered(client: Any) -> bool:
+            client.setsockopt(zmq.LINGER, 0)
+            client.send(b"request")
+            if router.poll(5000):
+                router.send_multipart(router.recv_multipart())
+            return bool(client.poll(5000)) and client.recv() == b"request"
+
+        for client in (early, late):
+            client.connect(door.address)
+            for _ in range(6):
+                silent = stack.enter_context(raw(door.address))
+                silent.sendall(GREETING + READY)
+                assert silent.recv(64)  # the router's greeting
+                assert client is late or answered(early)  # who speaks stays
+            assert answered(client)
+        assert answered(early)  # was silent the longest, and is connected again
