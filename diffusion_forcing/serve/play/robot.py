@@ -58,15 +58,15 @@ class RobotPlayer:
         )
         self._begin(None)
         while True:
-            if not self.playing or self.over:
-                self._heed(session.receive(REST if self.playing else None))
-                if self.over and self.playing and not session.waiting:
-                    self._begin(None)
-                continue
-            for action in self._decide():
-                self._carry_out(action)
-                if self.restarted or self.over:
-                    break
+            if not self.playing:
+                self._heed(session.receive())
+            elif self.over:
+                self._rest()
+            else:
+                for action in self._decide():
+                    self._carry_out(action)
+                    if self.restarted or self.over:
+                        break
 
     def close(self) -> None:
         self.env.close()
@@ -75,6 +75,16 @@ class RobotPlayer:
     def over(self) -> bool:
         """Whether the episode has ended."""
         return self.success or self.actions >= MAX_ACTIONS
+
+    def _rest(self) -> None:
+        """Heed messages for a moment, then begin the next episode."""
+        due = time.perf_counter() + REST
+        while self.over and self.playing:
+            left = due - time.perf_counter()
+            if left > 0:
+                self._heed(self.session.receive(left))
+            else:
+                self._begin(None)
 
     def _begin(self, seed: int | None) -> None:
         seed = int(self.random.integers(2**31)) if seed is None else seed

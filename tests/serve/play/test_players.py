@@ -383,7 +383,7 @@ def test_the_shipped_forecaster_answers_and_a_new_question_interrupts_it() -> No
 
 
 @pytest.mark.slow
-def test_the_robot_is_disturbed_and_told_so() -> None:
+def test_the_robot_is_disturbed_and_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gymnasium_robotics")
     from diffusion_forcing.algorithms.base import TransformerOptions
     from diffusion_forcing.algorithms.robot.algorithm import (
@@ -392,8 +392,10 @@ def test_the_robot_is_disturbed_and_told_so() -> None:
         RobotDiffusionOptions,
         RobotPolicyOptions,
     )
+    from diffusion_forcing.serve.play import robot as robot_view
     from diffusion_forcing.serve.play.robot import RobotPlayer
 
+    monkeypatch.setattr(robot_view, "REST", 60.0)
     torch.manual_seed(0)
     robot = Robot(
         RobotPolicyOptions(
@@ -434,5 +436,11 @@ def test_the_robot_is_disturbed_and_told_so() -> None:
             talk.say("robot", do="new", seed=4)
             assert talk.until("episode")[0]["seed"] == 4
             assert talk.until("scene")[0]["actions"] == 0
+            monkeypatch.setattr(robot_view, "MAX_ACTIONS", 3)
+            talk.say("robot", do="play", on=True)
+            talk.until("scene", over=True)
+            for on in (True, False, True):  # what is changed between two episodes starts none
+                talk.say("robot", do="cover", camera=0, on=on)
+                assert talk.until("scene")[0]["over"]
     finally:
         player.close()
