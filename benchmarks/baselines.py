@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.forecasting import SMALL, _entry
+from benchmarks.forecasters import entry
+from benchmarks.forecasting import SMALL
 from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.datasets.series.dataset import SeriesOptions, SeriesWindows, TimeSeries
 from diffusion_forcing.metrics.forecasting import crps, crps_sum
@@ -80,7 +81,8 @@ def train(data: TimeSeries, network: str, kind: str, seed: int) -> Forecasting:
             **OWN.get(kind, {}),
         },
     )
-    return estimator.train([_entry(data, data.test_ends[0] - HORIZON)]).algorithm
+    known = data.table.values[: data.test_ends[0] - HORIZON]
+    return estimator.train([entry(known, data.table.start, data.table.freq)]).algorithm
 
 
 def measure(data: TimeSeries, algorithm: Forecasting) -> dict[str, float]:

@@ -1,7 +1,9 @@
-"""CRPS_sum on real series: ours with both networks beside GluonTS's own models and the naive ones, over several seeds.
+"""Forecasters on real series that ship inside packages: ours beside naive, statistical and boosted ones and GluonTS's networks.
 
-    python -m benchmarks.forecasting                          # ts_ecb and ts_load, 5 seeds: some hours on 2 cores
-    python -m benchmarks.forecasting --data ecb --models rnn walk --seeds 2
+    python -m benchmarks.forecasting                          # 18 data sets, 12 rows, 5 seeds: a day on 2 cores
+    python -m benchmarks.forecasting --quick                  # 4 data sets, one seed, short trainings: 5 minutes
+    python -m benchmarks.forecasting --data ecb load --models ours "last value" --seeds 2
+    python -m benchmarks.forecasting --table                  # of the results there are, computing nothing
     python -m benchmarks.forecasting --speed                  # 100 paths of 30 steps of 8 series, 5 windows, on 2 cores
 
 Every model sees the same training part (all but the test windows), is asked for 100 sample paths of the same five test windows, and is scored by
@@ -12,26 +14,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks import forecasters
+from benchmarks.forecasters import LEARNED, MODELS, PATHS, Predict, entry
+from benchmarks.series import SETS, Series, load
 from diffusion_forcing.datasets.series.dataset import SeriesOptions, TimeSeries
-from diffusion_forcing.metrics.forecasting import forecast_report
+from diffusion_forcing.metrics.forecasting import INTERVALS, forecast_report, quantile
 
-PATHS = 100
-DATA = {
-    "ecb": SeriesOptions(source="ecb", prediction_length=30),
-    "load": SeriesOptions(source="load", variates=96, prediction_length=24, context_length=48),
-}
-SEASON = {"ecb": 5, "load": 168}
+BASE = "last season"
+"""What scores are relative to."""
+QUICK = ("equipment", "walmart", "bikes", "taylor")
 SMALL = {
     "lr": 1e-3,
     "warmup_steps": 50,
@@ -45,146 +45,134 @@ SMALL = {
     },
 }
 """algorithm=df_prediction_small."""
-CHOSEN: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
-    ("ecb", "rnn"): (800, {"scaling": "last", "use_covariates": False, "ema_decay": 0.99}),
-    ("ecb", "transformer"): (1500, {"scaling": "last", "use_covariates": False, "ema_decay": 0.998}),
-    ("load", "rnn"): (400, {"scaling": "global", "ema_decay": 0.99}),
-    ("load", "transformer"): (1500, {"scaling": "global", "ema_decay": 0.99}),
+
+STEPS = {"ecb": 800, "load": 400}
+"""Training steps of 32 windows, chosen by windows before the test's."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ecb": {"scaling": "last", "use_covariates": False},
+    "load": {"scaling": "global"},
 }
-"""Training steps of 32 windows, and settings, chosen by windows before the test's."""
-THEIR_EPOCHS = 20
-"""Epochs of 50 batches of GluonTS's models, their own default number of batches."""
-
-Forecast = Callable[[TimeSeries, str, int], np.ndarray]
 
 
-def walk(data: TimeSeries, which: str, seed: int) -> np.ndarray:
-    """Random walks of steps drawn from the training part's, all variates of a moment together."""
-    random, values, ahead = np.random.default_rng(seed), data.table.values, data.prediction_length
-    steps = np.diff(values[: data.test_ends[0] - ahead], axis=0)
-    steps = steps[np.isfinite(steps).all(axis=1)]
-    return np.stack(
-        [
-            np.stack([last + np.cumsum(steps[random.integers(len(steps), size=ahead)], axis=0) for _ in range(PATHS)])
-            for last in (values[end - ahead - 1] for end in data.test_ends)
-        ]
+def ours(data: Series, seed: int) -> Predict:
+    """Ours, trained through the GluonTS Estimator."""
+    from diffusion_forcing.gluonts import DiffusionForcingEstimator
+
+    first = data.frame.index[0]
+    estimator = DiffusionForcingEstimator(
+        data.freq,
+        data.ahead,
+        context_length=min(2 * data.ahead, data.starts[0] // 3),
+        max_steps=STEPS.get(data.name, 400) // (4 if forecasters.EPOCHS < 20 else 1),
+        seed=seed,
+        gradient_clip_val=1.0,
+        options={**SMALL, "ema_decay": 0.99, **SETTINGS.get(data.name, {})},
     )
+    predictor = estimator.train([entry(data.values[: data.starts[0]], first, data.freq)])
+
+    def predict() -> np.ndarray:
+        entries = [entry(data.values[:start], first, data.freq) for start in data.starts]
+        found = [one.samples for one in predictor.predict(entries, num_samples=PATHS)]
+        return np.stack(found).reshape(len(found), PATHS, data.ahead, -1).astype(np.float64)
+
+    return predict
 
 
-def seasonal(data: TimeSeries, which: str, seed: int) -> np.ndarray:
-    """The last season again, with errors drawn from those it had in the training part, whole stretches at a time."""
-    random, values, ahead, season = (
-        np.random.default_rng(seed),
-        data.table.values,
-        data.prediction_length,
-        SEASON[which],
-    )
-    back = season * -(-ahead // season)
-    known = values[: data.test_ends[0] - ahead]
-    errors = known[back:] - known[:-back]
-    starts = np.flatnonzero([np.isfinite(errors[start : start + ahead]).all() for start in range(len(errors) - ahead)])
-    return np.stack(
-        [
-            np.stack(
-                [values[end - ahead - back : end - back] + errors[s : s + ahead] for s in random.choice(starts, PATHS)]
-            )
-            for end in data.test_ends
-        ]
-    )
+ALL = {**MODELS, "ours": ours}
+SEEDED = (*LEARNED, "ours")
+Row = dict[str, Any]
 
 
-def _entry(data: TimeSeries, end: int, variate: int | None = None) -> dict[str, Any]:
-    import pandas
-
-    values = data.table.values[:end].T if variate is None else data.table.values[:end, variate]
-    return {"target": values, "start": pandas.Period(data.table.start, freq=data.table.freq), "item_id": str(variate)}
-
-
-def ours(network: str) -> Forecast:
-    """Ours, through the GluonTS Estimator."""
-
-    def forecast(data: TimeSeries, which: str, seed: int) -> np.ndarray:
-        from diffusion_forcing.gluonts import DiffusionForcingEstimator
-
-        ahead = data.prediction_length
-        steps, settings = CHOSEN[which, network]
-        estimator = DiffusionForcingEstimator(
-            data.table.freq,
-            ahead,
-            context_length=data.context_length,
-            max_steps=steps,
-            seed=seed,
-            gradient_clip_val=1.0,
-            options={**SMALL, "network": network, **settings},
-        )
-        predictor = estimator.train([_entry(data, data.test_ends[0] - ahead)])
-        entries = [_entry(data, end - ahead) for end in data.test_ends]
-        return np.stack([one.samples for one in predictor.predict(entries, num_samples=PATHS)])
-
-    return forecast
+def mase(data: Series, samples: np.ndarray) -> float:
+    """Mean over series of the median's absolute error, relative to that of the last season in the training part."""
+    known = data.values[: data.starts[0]]
+    scale = np.nanmean(np.abs(known[data.season :] - known[: -data.season]), axis=0)
+    errors = np.nanmean(np.abs(quantile(samples, 0.5) - data.target), axis=(0, 1))
+    return float(np.nanmean(np.where(scale > 0, errors / np.where(scale > 0, scale, 1), np.nan)))
 
 
-def theirs(name: str) -> Forecast:
-    """A GluonTS model of single series, trained on all of them; the paths of the series are put side by side."""
-
-    def forecast(data: TimeSeries, which: str, seed: int) -> np.ndarray:
-        import lightning
-        from gluonts.dataset.common import ListDataset
-        from gluonts.torch import DeepAREstimator, PatchTSTEstimator, SimpleFeedForwardEstimator
-
-        lightning.seed_everything(seed, verbose=False)
-        ahead, freq, series = data.prediction_length, data.table.freq, range(data.table.variates)
-        common = {"prediction_length": ahead, "context_length": max(data.context_length, SEASON[which])}
-        quiet: dict[str, Any] = {"max_epochs": THEIR_EPOCHS, "enable_progress_bar": False, "logger": False}
-        quiet |= {
-            "enable_model_summary": False,
-            "default_root_dir": tempfile.mkdtemp(),
-        }  # where they keep their checkpoints
-        match name:
-            case "deepar":
-                estimator: Any = DeepAREstimator(freq=freq, **common, trainer_kwargs=quiet)
-            case "patchtst":
-                estimator = PatchTSTEstimator(patch_len=8, **common, trainer_kwargs=quiet)
-            case _:
-                estimator = SimpleFeedForwardEstimator(**common, trainer_kwargs=quiet)
-        first = data.test_ends[0] - ahead
-        predictor = estimator.train(ListDataset([_entry(data, first, variate) for variate in series], freq=freq))
-        entries = [_entry(data, end - ahead, variate) for end in data.test_ends for variate in series]
-        paths = []
-        for one in predictor.predict(ListDataset(entries, freq=freq), num_samples=PATHS):
-            paths.append(one.samples if hasattr(one, "samples") else one.to_sample_forecast(PATHS).samples)
-        return np.stack(paths).reshape(len(data.test_ends), len(series), PATHS, ahead).transpose(0, 2, 3, 1)
-
-    return forecast
+def run(data: Series, model: str, seed: int) -> Row:
+    """Train, forecast and score."""
+    torch.manual_seed(seed)
+    clock = [time.perf_counter()]
+    predict = ALL[model](data, seed)
+    clock.append(time.perf_counter())
+    samples = predict()
+    clock.append(time.perf_counter())
+    scores = {name.removeprefix("forecast/"): value for name, value in forecast_report(samples, data.target).items()}
+    seconds = {"train_seconds": clock[1] - clock[0], "sample_seconds": clock[2] - clock[1]}
+    return {"data": data.name, "model": model, "seed": seed, **scores, "mase": mase(data, samples), **seconds}
 
 
-MODELS: dict[str, Forecast] = {
-    "rnn": ours("rnn"),
-    "transformer": ours("transformer"),
-    "deepar": theirs("deepar"),
-    "patchtst": theirs("patchtst"),
-    "feedforward": theirs("feedforward"),
-    "walk": walk,
-    "seasonal": seasonal,
-}
-SHOWN = ("crps_sum", "crps", "nd", "nrmse", "coverage_80")
+def means(rows: Sequence[Row], score: str) -> dict[str, dict[str, float]]:
+    """model → data set → the score's mean over seeds; both in their orders, without those that have none."""
+    found: dict[str, dict[str, float]] = {}
+    for model in ALL:
+        for data in SETS:
+            values = [row[score] for row in rows if (row["data"], row["model"]) == (data, model)]
+            if values:
+                found.setdefault(model, {})[data] = float(np.mean(values))
+    return found
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The results as a Markdown table: mean ± standard deviation over seeds."""
-    lines = ["| data | model | seeds | " + " | ".join(SHOWN) + " | minutes |", "|" + "---|" * (len(SHOWN) + 4)]
-    for data in DATA:
-        for model in MODELS:
-            mine = [row for row in rows if (row["data"], row["model"]) == (data, model)]
-            if not mine:
-                continue
-            cells = []
-            for name in SHOWN:
-                values = np.array([row[f"forecast/{name}"] for row in mine])
-                cells.append(f"{values.mean():.4f} ± {values.std():.4f}")
-            minutes = np.mean([row["seconds"] for row in mine]) / 60
-            lines.append(f"| {data} | {model} | {len(mine)} | " + " | ".join(cells) + f" | {minutes:.1f} |")
+def relative(scores: dict[str, dict[str, float]], model: str) -> float:
+    """Geometric mean over data sets of a model's score relative to the last season's."""
+    both = [scores[model][data] / value for data, value in scores[BASE].items() if data in scores[model]]
+    return float(np.exp(np.mean(np.log(both)))) if both else float("nan")
+
+
+def ranks(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """model → its mean rank, from 1 for the lowest score, over the data sets that every model has."""
+    common = [data for data in SETS if all(data in one for one in scores.values())]
+    table = np.array([[one[data] for data in common] for one in scores.values()])
+    order = table.argsort(axis=0).argsort(axis=0) + 1
+    return dict(zip(scores, order.mean(axis=1) if common else [float("nan")] * len(scores), strict=True))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A line a model: scores relative to the last season, mean rank, coverage, seconds, as Markdown."""
+    shown = ("crps", "crps_sum", "mase")
+    scores = {name: means(rows, name) for name in shown}
+    mean_rank = ranks(scores["crps"])
+    heads = [*("relative " + name.replace("_", "-").upper().replace("-SUM", "_sum") for name in shown), "rank"]
+    heads += [f"inside {round(100 * one)} %" for one in INTERVALS] + ["seconds to train", "to sample"]
+    lines = ["| model | data sets | seeds | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 3)]
+    others = {name: means(rows, name) for name in _OTHERS}
+    for model in sorted(scores["crps"], key=lambda name: relative(scores["crps"], name)):
+        seeds = len({row["seed"] for row in rows if row["model"] == model})
+        cells = [f"{relative(scores[name], model):.3f}" for name in shown] + [f"{mean_rank[model]:.1f}"]
+        for name, one in others.items():
+            value = float(np.mean(list(one[model].values())))
+            cells.append(f"{value:.2f}" if name.startswith("coverage") else f"{value:.1f}")
+        lines.append(f"| {model} | {len(scores['crps'][model])} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+_OTHERS = (*(f"coverage_{round(100 * one)}" for one in INTERVALS), "train_seconds", "sample_seconds")
+
+
+def details(rows: Sequence[Row], score: str = "crps") -> str:
+    """A line a data set, a column a model, as Markdown; the lowest score of a line in bold."""
+    scores = means(rows, score)
+    lines = ["| data | " + " | ".join(scores) + " |", "|" + "---|" * (len(scores) + 1)]
+    for data in SETS:
+        cells = [one.get(data) for one in scores.values()]
+        lowest = min((cell for cell in cells if cell is not None), default=None)
+        texts = ["" if cell is None else f"**{cell:.4f}**" if cell == lowest else f"{cell:.4f}" for cell in cells]
+        if lowest is not None:
+            lines.append(f"| {data} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def read(path: Path) -> list[Row]:
+    """The results there are; a last line that was cut off is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
 
 
 def speed() -> None:
@@ -193,7 +181,7 @@ def speed() -> None:
     from diffusion_forcing.launch.run import plan
 
     torch.set_num_threads(2)
-    data = TimeSeries(DATA["ecb"])
+    data = TimeSeries(SeriesOptions(source="ecb", prediction_length=30))
     windows = data.test().__getitems__(range(5))
     print("| algorithm | network | levels | parameters | seconds | processor seconds |\n|---|---|---|---|---|---|")
     for algorithm in ("df_prediction", "df_prediction_small"):
@@ -214,44 +202,37 @@ def speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=Path("outputs/benchmark_forecasting.jsonl"))
+    parser.add_argument("--data", nargs="+", choices=SETS)
+    parser.add_argument("--models", nargs="+", choices=ALL, default=list(ALL))
+    parser.add_argument("--seeds", type=int, default=5, help="of the models that one changes")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}; one seed, a tenth of the training")
+    parser.add_argument("--table", action="store_true", help="show the results there are, and nothing else")
     parser.add_argument("--speed", action="store_true", help="how long sampling takes, and nothing else")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     if asked.speed:
         speed()
         return
-    for name in ("lightning.pytorch", "lightning", "gluonts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    if asked.quick:
+        asked.seeds, forecasters.EPOCHS = 1, 2
+    kind = "_quick" if asked.quick else ""
+    results = asked.results or Path(f"outputs/benchmark_forecasting{kind}.jsonl")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    rows = read(results)
     done = {(row["data"], row["model"], row["seed"]) for row in rows}
-    for seed in range(asked.seeds):
-        for which in asked.data:
-            data = TimeSeries(DATA[which])
-            data.prepare()
-            ahead = data.prediction_length
-            target = np.stack([data.table.values[end - ahead : end] for end in data.test_ends]).astype(np.float64)
+    for seed in range(0 if asked.table else asked.seeds):
+        for name in asked.data or (QUICK if asked.quick else SETS):
             for model in asked.models:
-                if (which, model, seed) in done:
+                if (name, model, seed) in done or (seed and model not in SEEDED):
                     continue
-                began = time.perf_counter()
-                torch.manual_seed(seed)
-                samples = MODELS[model](data, which, seed).astype(np.float64)
-                row = {"data": which, "model": model, "seed": seed, **forecast_report(samples, target)}
-                row["seconds"] = time.perf_counter() - began
+                row = run(load(name), model, seed)
                 rows.append(row)
-                with asked.results.open("a") as file:
+                with results.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-                print(
-                    f"{which} {model} seed {seed}: CRPS_sum {row['forecast/crps_sum']:.4f} in {row['seconds']:.0f} s",
-                    flush=True,
-                )
-    print(table(rows))
-    print(f"every result: {asked.results}")
+                seconds = row["train_seconds"] + row["sample_seconds"]
+                print(f"{name}, {model}, seed {seed}: CRPS {row['crps']:.4f} in {seconds:.0f} s", flush=True)
+    print(summary(rows), details(rows), f"every result: {results}", sep="\n\n")
 
 
 if __name__ == "__main__":
