@@ -36,8 +36,10 @@ ERRORS = 1000
 """Earlier forecasts whose errors a naive forecast draws from."""
 TREES, ROWS = 150, 30_000
 QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-EPOCHS, BATCHES = 20, 50
+EPOCHS, BATCHES = {"DeepAR": 10, "TFT": 10, "PatchTST": 20}, 50
 """Of GluonTS's networks, 32 windows a batch."""
+EFFORT = 1.0
+"""The share of their epochs that networks are trained for."""
 
 
 def filled(values: Array, season: int) -> Array:
@@ -253,7 +255,12 @@ def gluonts(name: str) -> Model:
         ahead, values, first = data.ahead, data.values, data.frame.index[0]
         context = max(2 * ahead, min(data.season, 6 * ahead))
         common = {"prediction_length": ahead, "context_length": context, "num_batches_per_epoch": BATCHES}
-        trainer = {"max_epochs": EPOCHS, "enable_progress_bar": False, "logger": False, "enable_model_summary": False}
+        trainer = {
+            "max_epochs": max(1, round(EFFORT * EPOCHS[name])),
+            "enable_progress_bar": False,
+            "logger": False,
+            "enable_model_summary": False,
+        }
         common["trainer_kwargs"] = {**trainer, "default_root_dir": tempfile.mkdtemp()}  # where checkpoints go
         match name:
             case "DeepAR":
