@@ -32,6 +32,7 @@ from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.checkpoints.format import sized_by
 from diffusion_forcing.datasets.batch import SeriesBatch
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_from, spec_of
+from diffusion_forcing.datasets.series.smoothing import Base
 from diffusion_forcing.datasets.series.steps import checked_freq, count_and_unit, lags_of
 from diffusion_forcing.datasets.series.table import Table
 from diffusion_forcing.errors import UserError, first_line
@@ -105,8 +106,8 @@ class DiffusionForcingEstimator(Estimator):
                 f"the series has {len(table)} steps; a window has {self.context_length} + {self.prediction_length}"
             )
         spec = spec_of(table, len(table), self.lags, self.context_length, self.prediction_length)
-        ends = range(shortest, len(table) + 1)
-        windows = SeriesWindows(table, ends, self.lags, self.context_length, self.prediction_length, spec.season)
+        ends, base = range(shortest, len(table) + 1), Base(table.values, spec.methods)
+        windows = SeriesWindows(table, ends, self.lags, self.context_length, self.prediction_length, base)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             algorithm = Forecasting(self.options)
@@ -153,7 +154,8 @@ class DiffusionForcingPredictor(Predictor):
                     f"entry {number} has {count} series and {table.variates - count} features, the predictor was "
                     f"trained on {trained} and {spec.variates - trained}; give the same ones"
                 )
-            windows = SeriesWindows(table, [len(table)], spec.lags, spec.context_length, ahead, spec.season)
+            base = Base(table.values, spec.methods, len(table) - ahead)
+            windows = SeriesWindows(table, [len(table)], spec.lags, spec.context_length, ahead, base)
             samples = self.algorithm.forecast(
                 windows[0],
                 paths=num_samples,

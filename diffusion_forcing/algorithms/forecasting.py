@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import (
@@ -27,7 +28,7 @@ from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler
 from diffusion_forcing.diffusion.history import Cache
 from diffusion_forcing.diffusion.noise import normal, uniform
-from diffusion_forcing.errors import UserError, check_positive, check_range
+from diffusion_forcing.errors import UserError, check_choice, check_positive, check_range
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
 
@@ -50,11 +51,12 @@ class ForecastingOptions(AlgorithmOptions):
     """A token is a time step of all variates.
 
     - network: `rnn`, the paper's, or `transformer`, causal. z_shape: of the RNN's latent, [width].
-    - scaling: how a window is normalised. `global`: each variate's mean and deviation in the training part, as
-      released; `context`: those of the window's history; `last`: the change since a variate's last known value, in
-      deviations of such changes, more where the history is livelier than usual; `season`: the difference from the last
-      season; `auto`, for each variate: `season` where it returns with one, `last` where it wanders more than it
-      returns, else `global`.
+    - scaling: what a token holds. `base`: how far each series is from its base forecast, which averages simple methods
+      (`datasets/series/smoothing.py`), in units of its usual error; `global`: its value by the mean and deviation of the
+      training part, as released.
+    - together: a token holds all series; False: one network forecasts each series by itself.
+    - pool: forecasts hold paths of the base forecast too, in the share that is best on the validation windows.
+    - keep_range: sample paths stay above 0, below 1 or 100, or whole, where the training part does.
     - use_covariates: condition the network on dates, lagged values and which variate is which.
     - calc_crps_sum: sample paths of a forecast; paths_at_once: how many are sampled together, over all windows.
     - resample: how often a row is denoised where future values of some series are known.
@@ -68,7 +70,10 @@ class ForecastingOptions(AlgorithmOptions):
     gt_first_frame: float = 0.0
     gt_cond_prob: float = 0.0
     use_covariates: bool = True
-    scaling: Literal["global", "context", "last", "season", "auto"] = "auto"
+    scaling: Literal["base", "global"] = "base"
+    together: bool = True
+    keep_range: bool = True
+    pool: bool = True
     calc_crps_sum: int = 100
     paths_at_once: int = 1000
     resample: int = 4
@@ -88,6 +93,13 @@ class ForecastingOptions(AlgorithmOptions):
             )
         if not self.causal:
             raise UserError("algorithm.causal=False: a forecast depends on the past alone; leave it True")
+        check_choice("algorithm.network", self.network, ("rnn", "transformer"))
+        check_choice("algorithm.scaling", self.scaling, ("base", "global"))
+        if not self.together and self.scaling == "global":
+            raise UserError(
+                "algorithm.together=False algorithm.scaling=global: one network for all series needs them in the same units; "
+                "use algorithm.scaling=base"
+            )
         if self.guidance_scale:
             raise UserError(f"algorithm.guidance_scale is {self.guidance_scale}; a forecast has no goal: leave it 0")
         if len(self.z_shape) != 1:
@@ -100,24 +112,46 @@ class ForecastingOptions(AlgorithmOptions):
             )
 
 
-STATISTICS = ("mean", "std", "step_std", "change_std", "season_std")
+STATISTICS = ("mean", "std")
 """Of the training part, a number a series: what `SeriesSpec` calls them."""
-WANDERING = 0.5
-"""Of a series' deviation: one that changes less in half a prediction wanders."""
-USUAL_STEPS = 5
-"""Of usual change, that a history's own changes are weighed against."""
-LEAST_OF_STD = 0.1  # of the whole training part's deviation, for a history that hardly moves
+LARGEST_LOGARITHM = 700.0
+FARTHEST = 4.0
+"""The logarithm of how far ahead a step is, to be about 1: of 54."""
 
 
 class Encoded(NamedTuple):
-    """Windows as tokens. x: (b, t, V), scaled, 0 where not observed; observed: (b, t, V); conditions: (b, t, d) or
-    None, all as the network takes them. loc: (b, t or 1, V), scale: (b, 1, V) float64, x = (values − loc)/scale."""
+    """Windows as tokens, with `together=False` one of a series each: then b counts windows × series, and V is 1.
+
+    x: (b, t, V), scaled, 0 where not observed; observed: (b, t, V); conditions: (b, t, d) or None, all as the network
+    takes them. loc, scale: (b, t, V) float64, x = (values − loc)/scale, of the values' logarithms for some series.
+    """
 
     x: Tensor
     observed: Tensor
     conditions: Tensor | None
     loc: Tensor
     scale: Tensor
+
+
+def each(values: Tensor) -> Tensor:
+    """(b, t, V) → (b·V, t, 1)."""
+    return values.transpose(1, 2).flatten(0, 1)[..., None]
+
+
+def each_series(batch: SeriesBatch) -> SeriesBatch:
+    """Every series of the windows as a window of its own."""
+    many = batch.values.shape[2]
+    lagged, lag_known = (part.permute(0, 3, 1, 2).flatten(0, 1)[..., None] for part in (batch.lagged, batch.lag_known))
+    return SeriesBatch(
+        each(batch.values),
+        each(batch.observed),
+        batch.dates.repeat_interleave(many, dim=0),
+        lagged,
+        lag_known,
+        each(batch.base),
+        each(batch.spread),
+        batch.logarithm.flatten()[:, None],
+    )
 
 
 class Forecasting(ForcingAlgorithm):
@@ -144,6 +178,11 @@ class Forecasting(ForcingAlgorithm):
             self.put_network(self.build_network(spec))
 
     @property
+    def width(self) -> int:
+        """V: series in a token."""
+        return self.spec.variates if self.options.together else 1
+
+    @property
     def spec(self) -> SeriesSpec:
         """The specification of the data, once there is one."""
         if self._spec is None:
@@ -162,12 +201,12 @@ class Forecasting(ForcingAlgorithm):
         options, width = self.options, self.condition_width(spec)
         if options.network == "transformer":
             network: nn.Module = Transformer(
-                spec.variates, causal=True, external_cond_dim=width, **asdict(options.diffusion.architecture)
+                self.width, causal=True, external_cond_dim=width, **asdict(options.diffusion.architecture)
             )
         else:
             diffusion = options.diffusion
             network = recurrent_mlp(
-                spec.variates,
+                self.width,
                 options.z_shape[0],
                 network_size=diffusion.network_size,
                 num_gru_layers=diffusion.num_gru_layers,
@@ -177,15 +216,16 @@ class Forecasting(ForcingAlgorithm):
                 self_condition=diffusion.self_condition,
             )
         if options.use_covariates:
-            network.add_module("embed", nn.Embedding(spec.variates, 1))
+            network.add_module("embed", nn.Embedding(self.width, 1))
         return network
 
     def condition_width(self, spec: SeriesSpec) -> int:
         """d: numbers that condition the network at each step."""
-        gaps = spec.variates if spec.has_gaps else 0
+        width, ahead = self.width, self.options.scaling == "base"
+        gaps = width if spec.has_gaps or not self.options.together else 0
         if not self.options.use_covariates:
-            return gaps
-        return gaps + spec.date_features + len(spec.lags) * (spec.variates + 1) + spec.variates
+            return gaps + ahead
+        return gaps + ahead + spec.date_features + len(spec.lags) * (width + 1) + width
 
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         encoded = self.encode(batch, self.forcing.network)
@@ -198,82 +238,47 @@ class Forecasting(ForcingAlgorithm):
 
         Differences are taken in float64, so that a small change of a large value keeps its digits.
         """
-        history, device, values = self.spec.context_length, batch.values.device, batch.values.double()
-        level, scale = self.scaling(values[:, :history], batch.observed[:, :history])
-        loc, lag_scale = level, scale
+        if not self.options.together:
+            batch = each_series(batch)
+        values, lagged, observed = batch.values.double(), batch.lagged.double(), batch.observed
+        if self.options.scaling == "global":
+            device = values.device
+            loc, scale = (self.statistic(name, device).expand_as(values) for name in STATISTICS)
+        else:
+            loc, scale = batch.base.double(), batch.spread.double()
+            logarithm = batch.logarithm[:, None]
+            values = torch.where(logarithm, values.log(), values)
+            lagged = torch.where(logarithm[:, None], lagged.log(), lagged)
+            observed = observed & values.isfinite()  # a series that was always positive is no more
+        x = torch.where(observed, (values - loc) / scale, 0.0)
 
-        # Series that return with their season: the difference from the last one.
-        # (The specification is asked: a GPU would have to be waited for.)
-        some_return = self.options.scaling == "season" or (
-            self.options.scaling == "auto" and bool((np.asarray(self.spec.season_std) > 0).any())
-        )
-        if some_return and batch.seasonal is not None and batch.season_known is not None:
-            returns = self.returns(device)
-            last_season = torch.where(batch.season_known, batch.seasonal.double(), self.statistic("mean", device))
-            season_std, std = self.statistic("season_std", device), self.statistic("std", device)
-            loc = torch.where(returns, last_season, level)
-            scale = torch.where(returns, torch.where(season_std > 0, season_std, std), scale)
-        x = torch.where(batch.observed, (values - loc) / scale, 0.0)
-
-        # Conditions: dates, lags (b, t, n·V), how many of each are known, a number a variate, what was observed.
         own = next(network.parameters(), torch.empty(0, device=self.device))
+        history, length = self.spec.context_length, x.shape[1]
         conditions = []
-        if self.options.use_covariates:
-            lagged = torch.where(
-                batch.lag_known, (batch.lagged.double() - level[:, :, None]) / lag_scale[:, :, None], 0.0
-            )
+        if self.options.use_covariates:  # dates, lags (b, t, n·V), how many of each are known, a number a variate
+            lags = (lagged - loc[:, :, None]) / scale[:, :, None]
+            lag_known = batch.lag_known & lags.isfinite()
             embedding: Any = network.embed
-            conditions = [batch.dates, lagged.flatten(2), batch.lag_known.to(x.dtype).mean(dim=-1)]
+            conditions = [batch.dates, torch.where(lag_known, lags, 0.0).flatten(2), lag_known.to(x.dtype).mean(dim=-1)]
             conditions.append(embedding.weight[:, 0].expand(*x.shape[:2], -1))
-        if self.spec.has_gaps:
-            shown = batch.observed.to(x.dtype)
+        if self.options.scaling == "base":  # how far ahead
+            steps = torch.arange(1 - history, length - history + 1, device=x.device).clamp(min=0)
+            conditions.append(steps.to(x).log1p().expand(len(x), -1)[..., None] / FARTHEST)
+        if self.spec.has_gaps or not self.options.together:
+            shown = observed.to(x.dtype)
             shown[:, history:] = 1.0  # whether a value will be observed is not known when a forecast is made
             conditions.append(shown)
         joined = torch.cat([part.to(own) for part in conditions], dim=-1) if conditions else None
-        return Encoded(x.to(own), batch.observed.to(own.device), joined, loc, scale)
+        return Encoded(x.to(own), observed.to(own.device), joined, loc, scale)
 
-    def returns(self, device: torch.device) -> Tensor:
-        """(V,) bool: variates that are forecast as their difference from the last season."""
-        season_std = self.statistic("season_std", device)
-        if self.options.scaling == "season":
-            return torch.ones_like(season_std, dtype=torch.bool)
-        return (season_std > 0) & (self.options.scaling == "auto")
-
-    def scaling(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """loc and scale, both (b, 1, V) float64, of windows with the history `values`, `observed`: (b, c, V). A variate
-        of which the history shows nothing has those of the training part."""
-        values, device = values.double(), values.device
-        mean, std, step_std = (
-            self.statistic(name, device).expand(len(values), 1, -1) for name in ("mean", "std", "step_std")
-        )
-        match self.options.scaling:
-            case "global":
-                return mean, std
-            case "context":
-                count = observed.sum(dim=1, keepdim=True)
-                loc = torch.where(observed, values, 0.0).sum(dim=1, keepdim=True) / count.clamp(min=1)
-                variance = torch.where(observed, (values - loc) ** 2, 0.0).sum(dim=1, keepdim=True) / count.clamp(min=1)
-                scale = torch.maximum(variance.sqrt(), LEAST_OF_STD * std)
-                return torch.where(count > 0, loc, mean), torch.where(count > 0, scale, std)
-            case "last":
-                return self._from_last(values, observed)
-            case _:  # of the series that return with their season, what lags are scaled by
-                wanders = (step_std < WANDERING * std) & ~self.returns(device)
-                loc, scale = self._from_last(values, observed)
-                return torch.where(wanders, loc, mean), torch.where(wanders, scale, std)
-
-    def _from_last(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """`scaling=last`: the last known value; the usual change in half a prediction, times how lively the history is:
-        prices that have grown tenfold move as much more."""
-        device = values.device
-        steps = torch.arange(1, values.shape[1] + 1, device=device)[None, :, None]
-        last = values.gather(1, (observed * steps).argmax(dim=1, keepdim=True))
-        loc = torch.where(observed.any(dim=1, keepdim=True), last, self.statistic("mean", device))
-        known = observed[:, 1:] & observed[:, :-1]
-        changes = (values[:, 1:] - values[:, :-1]) / self.statistic("change_std", device)
-        squares = torch.where(known, changes, 0.0).square().sum(dim=1, keepdim=True)
-        liveliness = ((squares + USUAL_STEPS) / (known.sum(dim=1, keepdim=True) + USUAL_STEPS)).sqrt()
-        return loc, self.statistic("step_std", device) * liveliness
+    def in_range(self, samples: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sample paths (…, V) that keep to what the training part shows of their series: that they are never negative,
+        not above 1 or 100, or whole numbers."""
+        spec = self.spec
+        if not (self.options.keep_range and spec.whole):
+            return samples
+        low, high = (np.array(limits, np.float64) for limits in (spec.lowest, spec.highest))  # NaN: no limit
+        return np.fmin(np.fmax(np.where(spec.whole, np.round(samples), samples), low), high)
 
     def draw(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Levels (b, t) and noise like x: (b, t, V) of a training batch."""
@@ -348,14 +353,23 @@ class Forecasting(ForcingAlgorithm):
         chunks = len(found) // len(parts)
         joined = [torch.cat(found[start : start + chunks], dim=1) for start in range(0, len(found), chunks)]
         samples = torch.cat(joined).to(encoded.loc.device, torch.float64).unflatten(0, (len(encoded.x), paths))
-        return samples * encoded.scale[:, None] + encoded.loc[:, None, -horizon:]
+        samples = samples * encoded.scale[:, None, -horizon:] + encoded.loc[:, None, -horizon:]
+        if not self.options.together:
+            samples = samples[..., 0].unflatten(0, (len(batch.values), -1)).permute(0, 2, 3, 1)
+        if self.options.scaling == "base":
+            logarithm = batch.logarithm[:, None, None].to(samples.device)
+            samples = torch.where(logarithm, samples.clamp(max=LARGEST_LOGARITHM).exp(), samples)
+        return torch.from_numpy(self.in_range(samples.cpu().numpy())).to(samples.device)
 
     def _known_future(self, encoded: Encoded, known: Tensor) -> Tensor:
         """Scaled values like x, NaN where `known`, (V,) or (b, h, V), leaves them open."""
-        if known.shape[-1] != encoded.x.shape[-1]:
-            raise UserError(f"`known` has {known.shape[-1]} series but the forecast has {encoded.x.shape[-1]}")
+        if known.shape[-1] != self.spec.variates:
+            raise UserError(f"`known` has {known.shape[-1]} series but the forecast has {self.spec.variates}")
         mask = torch.zeros_like(encoded.observed)
-        mask[:, self.spec.context_length :] = known.to(mask.device, torch.bool)
+        horizon = mask.shape[1] - self.spec.context_length
+        windows = mask.numel() // (self.spec.variates * mask.shape[1])
+        whole = known.to(mask.device, torch.bool).expand(windows, horizon, -1)
+        mask[:, self.spec.context_length :] = whole if self.options.together else each(whole)
         return torch.where(mask & encoded.observed, encoded.x, torch.nan)
 
     def _continue(
@@ -404,13 +418,16 @@ class Forecasting(ForcingAlgorithm):
         options, spec = self.options, self.spec
         schedule = ("objective", "beta_schedule", "schedule_fn_kwargs", "timesteps")
         sizes = ("network_size", "num_gru_layers", "num_mlp_layers", "self_condition", "architecture")
-        inputs = ("noise_level", "network", "z_shape", "learnable_init_z", "use_covariates", "scaling")
+        inputs = ("noise_level", "network", "z_shape", "learnable_init_z", "use_covariates", "scaling", "together")
         diffusion = chosen(options.diffusion, *schedule, *sizes)
         structure = {"algorithm": {**chosen(options, *inputs), "diffusion": diffusion}}
-        cpu = torch.device("cpu")
+        cpu, line = torch.device("cpu"), "rnn" if options.network == "rnn" else "v1.5"
+        if not options.together:  # any series of these steps will do, or any at all
+            data = {"freq": spec.freq, "lags": list(spec.lags)} if options.use_covariates else {}
+            return {"task": self.task, "line": line, "data": data, "structure": structure}
         data = spec._asdict() | {name: self.statistic(name, cpu).tolist() for name in STATISTICS}
-        data |= {"lags": list(spec.lags), "names": list(spec.names)}
-        line = "rnn" if options.network == "rnn" else "v1.5"
+        data |= {name: list(getattr(spec, name)) for name in ("lags", "names", "lowest", "highest", "whole")}
+        data["methods"] = [[list(one) for one in found] for found in spec.methods]
         return {"task": self.task, "line": line, "data": data, "structure": structure}
 
     def load_weights(self, checkpoint: Any) -> None:

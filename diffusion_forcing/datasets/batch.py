@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusion_forcing.datasets.series.smoothing import Method
+
 
 class SequenceBatch(NamedTuple):
     """Planning: b windows of L = episode_len + 1 maze steps, each `frame_skip` steps of the environment (0.01 s in
@@ -66,16 +68,19 @@ class SeriesBatch(NamedTuple):
     """(b, L, n, V) float64: the values n lags before each step; 0 if unknown."""
     lag_known: Tensor
     """(b, L, n, V) bool: that step was observed and lies before the forecast."""
-    seasonal: Tensor | None = None
-    """(b, L, V) float64: the last value before the forecast at the same time of the season; 0 if unknown."""
-    season_known: Tensor | None = None
-    """(b, L, V) bool."""
+    base: Tensor
+    """(b, L, V) float64: what simple methods forecast when the future begins, of the logarithm of some series; for the
+    history, the level and season of that moment."""
+    spread: Tensor
+    """(b, L, V) float64, above 0: how far the values usually are from `base`."""
+    logarithm: Tensor
+    """(b, V) bool: `base` and `spread` are of the logarithm."""
 
     def to(self, device: torch.device, **kwargs: Any) -> SeriesBatch:
         """The same windows on `device`; not moved to one without float64 (MPS): the forecaster moves the scaled ones."""
         if torch.device(device).type == "mps":
             return self
-        return SeriesBatch(*(None if part is None else part.to(device, **kwargs) for part in self))  # type: ignore[arg-type]
+        return SeriesBatch(*(part.to(device, **kwargs) for part in self))
 
 
 class SeriesSpec(NamedTuple):
@@ -89,13 +94,14 @@ class SeriesSpec(NamedTuple):
     prediction_length: int
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
-    step_std: NDArray[np.float64]
-    """Of the change over half a prediction length."""
-    change_std: NDArray[np.float64]
-    """Of the change from one step to the next."""
     has_gaps: bool
     names: tuple[str, ...]
     season: int = 1
     """Steps of a season."""
-    season_std: NDArray[np.float64] = np.zeros(1)
-    """Of the change over a season; 0 for a series without that season."""
+    methods: tuple[tuple[Method, ...], ...] = ()
+    """The simple methods of each series' base forecast."""
+    lowest: tuple[float | None, ...] = ()
+    """Of each series: what no value is below; None: there is no such limit."""
+    highest: tuple[float | None, ...] = ()
+    whole: tuple[bool, ...] = ()
+    """Whether all values of a series are whole numbers."""

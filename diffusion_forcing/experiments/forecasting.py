@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 
 from diffusion_forcing.algorithms.forecasting import Forecasting
+from diffusion_forcing.algorithms.pooling import Pool, choose_pool, ordered_as
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
 from diffusion_forcing.errors import UserError, check_minimum
@@ -97,10 +98,13 @@ class ForecastingExperiment(BaseExperiment):
         """Write the statistics that scale the series, and how they are split, to tables/series.csv and metrics.json."""
         self._read()
         spec = self.dataset.spec
-        columns = zip(spec.names, spec.mean.tolist(), spec.std.tolist(), spec.step_std.tolist(), strict=True)
-        rows = [{"series": name, "mean": mean, "std": std, "step_std": step} for name, mean, std, step in columns]
+        columns = zip(spec.names, spec.mean.tolist(), spec.std.tolist(), spec.methods, strict=True)
+        rows = [
+            {"series": name, "mean": mean, "std": std, "season": found[0].season, "logarithm": found[0].logarithm}
+            for name, mean, std, found in columns
+        ]
         self.run.table(
-            "series", rows, caption="Each series in the training part; step_std: its usual change in half a prediction"
+            "series", rows, caption="Each series in the training part; season and logarithm: of its best simple method"
         )
         self.run.summary(
             {
@@ -180,7 +184,7 @@ class ForecastingExperiment(BaseExperiment):
         """Sample paths behind the end of the data: tables/forecast.csv, forecast.npz, a fan chart."""
         self._prepare()
         windows: SeriesWindows = self.dataset.future()
-        samples, target = self._sample("forecast", windows)
+        samples, target = self._pooled("forecast", windows)
         names, table, begin = self.algorithm.spec.names, self.dataset.table, self.dataset.end
         times = table.times(begin, samples.shape[2])
         quantiles = np.quantile(samples[0], SHOWN_QUANTILES, axis=0)
@@ -203,7 +207,7 @@ class ForecastingExperiment(BaseExperiment):
     def _forecast(self, task: str) -> None:
         self._prepare()
         windows: SeriesWindows = self.dataset.test() if task == "test" else self.dataset.validation()
-        samples, target = self._sample(task, windows)
+        samples, target = self._pooled(task, windows)
         free = ~self.dataset.known_future
         samples, target = samples[..., free], target[..., free]
         report = forecast_report(samples, target)
@@ -233,7 +237,37 @@ class ForecastingExperiment(BaseExperiment):
         return {
             "walk": forecast_report(np.stack(walks), target),
             "seasonal": forecast_report(np.stack(again), target),
+            "base": forecast_report(self._base(windows, paths)[..., free], target),
         }
+
+    def _pooled(self, task: str, windows: SeriesWindows) -> tuple[np.ndarray, np.ndarray]:
+        """Sample paths of windows (n, paths, h, V) of the network and of its base forecast, in the shares that are best
+        on the validation windows; and what was observed (n, h, V)."""
+        samples, target = self._sample(task, windows)
+        if self.algorithm.options.scaling != "base" or not self.algorithm.options.pool:
+            return samples, target
+        if task != "validation":
+            tuned, observed = self._sample("validation", self.dataset.validation())
+            base = self._base(self.dataset.validation(), tuned.shape[1])
+            free = ~self.dataset.known_future
+            pool = choose_pool(self._together(tuned, base)[..., free], base[..., free], observed[..., free])
+            self._say(f"by the validation windows, {pool}")
+        else:
+            pool = Pool(1.0, 1.0)
+        base = self._base(windows, samples.shape[1])
+        mixed = pool.mix(self._together(samples, base), base)
+        known = np.isfinite(target) & self.dataset.known_future
+        return self.algorithm.in_range(np.where(known[:, None], target[:, None], mixed)), target
+
+    def _together(self, samples: np.ndarray, base: np.ndarray) -> np.ndarray:
+        return samples if self.algorithm.options.together else ordered_as(samples, base)
+
+    def _base(self, windows: SeriesWindows, paths: int) -> np.ndarray:
+        """Sample paths of the windows' base forecast."""
+        random, ahead = np.random.default_rng(self.seed), windows.prediction_length
+        origins = np.clip(windows.ends - ahead, 1, None)
+        found = [windows.base.paths(origin, ahead, paths=paths, random=random) for origin in origins]
+        return self.algorithm.in_range(np.stack(found))
 
     def _sample(self, task: str, windows: SeriesWindows) -> tuple[np.ndarray, np.ndarray]:
         """Sample paths of windows (n, paths, h, V), and what was observed (n, h, V), NaN where nothing was."""

@@ -22,12 +22,7 @@ VARIATES, CONTEXT, AHEAD, LAGS, DATES = 3, 6, 4, (1, 4), 4
 
 
 def spec(**changes: Any) -> SeriesSpec:
-    numbers = {
-        "mean": [1.0, 2.0, 3.0],
-        "std": [1.0, 2.0, 4.0],
-        "step_std": [0.5, 1.0, 2.0],
-        "change_std": [0.2, 0.4, 0.8],
-    }
+    numbers = {"mean": [1.0, 2.0, 3.0], "std": [1.0, 2.0, 4.0]}
     known: dict[str, Any] = {name: np.array(value, np.float32) for name, value in numbers.items()}
     known |= {"variates": VARIATES, "freq": "D", "date_features": DATES, "lags": LAGS, "has_gaps": False}
     known |= {"context_length": CONTEXT, "prediction_length": AHEAD, "names": ("a", "b", "c")}
@@ -59,6 +54,9 @@ def batch(size: int = 2, length: int = CONTEXT + AHEAD, *, seed: int = 0) -> Ser
         dates=torch.rand(size, length, DATES, generator=drawn),
         lagged=3 + torch.randn(size, length, len(LAGS), VARIATES, generator=drawn),
         lag_known=torch.ones(size, length, len(LAGS), VARIATES, dtype=torch.bool),
+        base=torch.tensor([1.0, 2.0, 3.0]) + 0.1 * torch.arange(length)[None, :, None].expand(size, -1, -1),
+        spread=torch.tensor([1.0, 2.0, 4.0]).expand(size, length, -1),
+        logarithm=torch.zeros(size, VARIATES, dtype=torch.bool),
     )
 
 
@@ -69,30 +67,58 @@ def generator(seed: int = 0) -> torch.Generator:
 # -------------------------------------------------------------------------------------------------------- scaling
 
 
-def test_scaling_is_what_it_says() -> None:
-    history = batch().values[:, :CONTEXT]
-    seen = torch.ones_like(history, dtype=torch.bool)
-    seen[0, -2:, 1] = False
-    seen[1, :, 2] = False
-    loc, scale = build(scaling="global").scaling(history, seen)
-    assert loc[1, 0].tolist() == [1, 2, 3]
-    assert scale[1, 0].tolist() == [1, 2, 4]
-    loc, scale = build(scaling="context").scaling(history, seen)
-    assert loc[0, 0, 1].item() == pytest.approx(history[0, :-2, 1].mean().item())
-    assert scale[0, 0, 1].item() == pytest.approx(max(0.2, history[0, :-2, 1].std(unbiased=False).item()), rel=1e-5)
-    assert (loc[1, 0, 2].item(), scale[1, 0, 2].item()) == (3, 4)  # nothing was seen: the training part's
-    loc, scale = build(scaling="last").scaling(history, seen)
-    assert loc[0, 0].tolist() == [history[0, -1, 0].item(), history[0, -3, 1].item(), history[0, -1, 2].item()]
-    usual = 5  # steps of usual change that the history's are weighed against
-    for variate, (step, change) in enumerate(((0.5, 0.2), (1.0, 0.4), (2.0, 0.8))):
-        pairs = [t for t in range(1, history.shape[1]) if seen[0, t, variate] and seen[0, t - 1, variate]]
-        squares = [((history[0, t, variate] - history[0, t - 1, variate]).item() / change) ** 2 for t in pairs]
-        lively = ((sum(squares) + usual) / (len(pairs) + usual)) ** 0.5
-        assert scale[0, 0, variate].item() == pytest.approx(step * lively, rel=1e-5)
-    assert loc[1, 0, 2].item() == 3
+def test_tokens_hold_what_the_base_forecast_leaves_over_or_scaled_values() -> None:
+    one = batch()
+    built = build(scaling="base")
+    encoded = built.encode(one, built.network)
+    torch.testing.assert_close(encoded.x, (one.values - one.base) / one.spread)
+    built = build(scaling="global")
+    encoded = built.encode(one, built.network)
+    torch.testing.assert_close(encoded.x[..., 1], (one.values[..., 1] - 2) / 2)
 
 
-@pytest.mark.parametrize("scaling", ["global", "context", "last"])
+def test_a_logarithm_is_taken_and_given_back() -> None:
+    one = batch()
+    one = one._replace(values=one.values.abs() + 0.1, logarithm=torch.tensor([[True, False, False]] * 2))
+    one.values[0, 0, 0] = -1.0  # a series that was always positive is no more
+    built = build(use_covariates=False, diffusion={"objective": "pred_x0"})
+    encoded = built.encode(one, built.network)
+    torch.testing.assert_close(encoded.x[1, :, 0], (one.values[1, :, 0].log() - one.base[1, :, 0]) / 1.0)
+    assert encoded.observed[:, :, 0].sum() == encoded.observed[:, :, 1].sum() - 1
+    built.forcing.network = Known(built.forcing.schedule, 0.0, 0.0)  # certain of the base forecast
+    expected = one.base[:, None, CONTEXT:].clone()
+    expected[..., 0] = expected[..., 0].exp()
+    torch.testing.assert_close(built.forecast(one), expected.expand(-1, 5, -1, -1).double(), atol=1e-3, rtol=1e-3)
+
+
+def test_paths_keep_to_the_range_that_the_training_part_shows() -> None:
+    built = build(spec(lowest=(0.0, None, 0.0), highest=(None, None, 1.0), whole=(True, False, False)))
+    found = built.in_range(np.array([[-0.7, -0.7, -0.7], [2.6, 2.6, 2.6]]))
+    assert found.tolist() == [[0, -0.7, 0], [3, 2.6, 1]]
+    free = build(spec(lowest=(0.0,) * 3, highest=(None,) * 3, whole=(True,) * 3), keep_range=False)
+    assert free.in_range(np.array([-0.7, 0.2, 0.5])).tolist() == [-0.7, 0.2, 0.5]
+
+
+@pytest.mark.parametrize("network", ["rnn", "transformer"])
+def test_each_series_by_itself_is_forecast_as_alone(network: str) -> None:
+    """One network for all series: what others do changes nothing, and any number of them will do."""
+    built, one = build(network=network, together=False), batch()
+    with torch.no_grad():
+        encoded = built.encode(one, built.network)
+    assert encoded.x.shape == (2 * VARIATES, CONTEXT + AHEAD, 1)
+    torch.testing.assert_close(encoded.x[4, :, 0], (one.values[1, :, 1] - one.base[1, :, 1]) / one.spread[1, :, 1])
+    changed = one._replace(values=one.values.clone(), lagged=one.lagged.clone())
+    changed.values[..., 0] += 5
+    changed.lagged[..., 0] += 5
+    first, other = (built.forecast(each, generator=generator()) for each in (one, changed))
+    assert first.shape == (2, 5, AHEAD, VARIATES)
+    torch.testing.assert_close(first[..., 1:], other[..., 1:])
+    assert not torch.allclose(first[..., 0], other[..., 0])
+    with pytest.raises(UserError, match=r"algorithm\.together=False algorithm\.scaling=global"):
+        options(together=False, scaling="global")
+
+
+@pytest.mark.parametrize("scaling", ["global", "base"])
 def test_no_scaling_looks_ahead(scaling: str) -> None:
     built, one = build(scaling=scaling), batch()
     other = one._replace(values=torch.cat([one.values[:, :CONTEXT], 100 + one.values[:, CONTEXT:]], dim=1))
@@ -180,7 +206,7 @@ def test_exactly_so_many_paths_however_many_at_once(network: str, how: dict[str,
 
 @pytest.mark.parametrize("network", ["rnn", "transformer"])
 def test_a_forecast_knows_nothing_of_what_came(network: str) -> None:
-    built, one = build(network=network, scaling="last"), batch()
+    built, one = build(network=network, scaling="base"), batch()
     later = one.values.clone()
     later[:, CONTEXT:] = 99
     hidden = one.observed.clone()
@@ -209,7 +235,7 @@ class Known(ExactGaussian):
         return super().forward(x, k)[0], 0
 
 
-@pytest.mark.parametrize("scaling", ["global", "last"])
+@pytest.mark.parametrize("scaling", ["global", "base"])
 def test_paths_of_a_known_distribution_come_back_in_data_units(scaling: str) -> None:
     built = build(
         scaling=scaling,
@@ -220,9 +246,10 @@ def test_paths_of_a_known_distribution_come_back_in_data_units(scaling: str) -> 
     built.forcing.network = Known(built.forcing.schedule, 0.5, 0.8)
     one = batch(1)
     found = built.forecast(one, generator=generator())[0]
-    loc, scale = built.scaling(one.values[:, :CONTEXT], one.observed[:, :CONTEXT])
-    assert torch.allclose(found.mean(dim=(0, 1)), loc[0, 0] + 0.5 * scale[0, 0], atol=0.15)
-    assert torch.allclose(found.std(dim=(0, 1)), 0.8 * scale[0, 0], rtol=0.1)
+    encoded = built.encode(one, built.network)
+    loc, scale = encoded.loc[0, CONTEXT:], encoded.scale[0, 0]
+    assert torch.allclose(found.mean(dim=0), loc + 0.5 * scale, atol=0.3)
+    assert torch.allclose((found - loc).std(dim=(0, 1)), 0.8 * scale, rtol=0.1)
 
 
 # --------------------------------------------------------------------------------------------- options, checkpoints
@@ -283,68 +310,11 @@ def test_what_is_known_of_the_future_comes_back_and_moves_the_rest() -> None:
         forecaster.forecast(windows, known=known[:2])
 
 
-@pytest.mark.parametrize(("step", "means"), [(0.2, "last"), (0.9, "global")])
-def test_scaling_auto_is_last_where_series_wander(step: float, means: str) -> None:
-    data = spec(step_std=np.array([step, 2 * step, 4 * step], np.float32))
-    chosen, plain = build(data, scaling="auto"), build(data, scaling=means)
-    for ours, theirs in zip(chosen.scaling(*batch()[:2]), plain.scaling(*batch()[:2]), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_scaling_auto_is_each_series_own() -> None:
-    data = spec(
-        step_std=np.array([0.2, 1.9, 0.8], np.float32)
-    )  # of deviations 1, 2 and 4: the first and the last wander
-    chosen, last, mean = (build(data, scaling=how).scaling(*batch()[:2]) for how in ("auto", "last", "global"))
-    for ours, wandering, returning in zip(chosen, last, mean, strict=True):
-        assert torch.equal(ours[..., [0, 2]], wandering[..., [0, 2]])
-        assert torch.equal(ours[..., 1], returning[..., 1])
-
-
-def seasonal(windows: SeriesBatch, *, known: bool = True) -> SeriesBatch:
-    """The same windows, told the last season: every value as it was, plus 0.5."""
-    return windows._replace(seasonal=windows.values + 0.5, season_known=torch.full_like(windows.observed, known))
-
-
-def test_a_series_that_returns_is_told_from_its_last_season() -> None:
-    data = spec(season_std=np.array([0.25, 0.0, 0.0], np.float32))
-    forecaster, plain = build(data, scaling="auto"), build(scaling="auto")
-    encoded = forecaster.encode(seasonal(batch()), forecaster.network)
-    other = plain.encode(batch(), plain.network)
-    torch.testing.assert_close(
-        encoded.x[..., 0], torch.full_like(encoded.x[..., 0], -2.0)
-    )  # -0.5 in deviations of 0.25
-    assert torch.equal(encoded.x[..., 1:], other.x[..., 1:])
-    unknown = forecaster.encode(seasonal(batch(), known=False), forecaster.network)
-    torch.testing.assert_close(unknown.x[..., 0], (batch().values[..., 0] - 1.0) / 0.25)
-
-
-def test_paths_of_a_series_that_returns_come_back_in_data_units() -> None:
-    """With a denoiser that is certain of no change, the forecast is the last season."""
-    data = spec(season_std=np.ones(3, np.float32))
-    forecaster = build(data, scaling="auto", use_covariates=False, diffusion={"objective": "pred_x0"})
-    forecaster.forcing.network = Known(forecaster.forcing.schedule, 0.0, 0.0)
-    windows = seasonal(batch())
-    sampled = forecaster.forecast(windows)
-    assert windows.seasonal is not None
-    expected = windows.seasonal[:, None, CONTEXT:].expand_as(sampled).double()
-    torch.testing.assert_close(sampled, expected, atol=1e-3, rtol=1e-3)
-
-
-def test_a_history_that_moves_ten_times_as_much_is_scaled_so() -> None:
-    steps = torch.tensor([0.2, -0.2] * 50)[:, None] * torch.tensor([1.0, 2.0, 4.0])
-    values = steps.cumsum(0)[None]
-    seen = torch.ones_like(values, dtype=torch.bool)
-    usual, lively = (build(scaling="last").scaling(factor * values, seen)[1][0, 0] for factor in (1, 10))
-    torch.testing.assert_close(usual.float(), torch.tensor([0.5, 1.0, 2.0]))
-    torch.testing.assert_close((lively / usual).float(), torch.full((3,), 10.0), rtol=0.05, atol=0)
-
-
 @pytest.mark.parametrize("network", ["rnn", "transformer"])
 def test_two_thousand_series_are_learnt_and_forecast(network: str) -> None:
     many, steps = 2000, CONTEXT + AHEAD
     drawn = torch.Generator().manual_seed(0)
-    numbers = {name: np.ones(many, np.float32) for name in ("mean", "std", "step_std", "change_std")}
+    numbers = {name: np.ones(many, np.float32) for name in ("mean", "std")}
     forecaster = build(spec(variates=many, names=tuple(map(str, range(many))), **numbers), network=network)
     windows = SeriesBatch(
         values=torch.randn(2, steps, many, generator=drawn),
@@ -352,6 +322,9 @@ def test_two_thousand_series_are_learnt_and_forecast(network: str) -> None:
         dates=torch.rand(2, steps, DATES, generator=drawn),
         lagged=torch.randn(2, steps, len(LAGS), many, generator=drawn),
         lag_known=torch.ones(2, steps, len(LAGS), many, dtype=torch.bool),
+        base=torch.zeros(2, steps, many),
+        spread=torch.ones(2, steps, many),
+        logarithm=torch.zeros(2, many, dtype=torch.bool),
     )
     encoded = forecaster.encode(windows, forecaster.forcing.network)
     loss = forecaster.loss(encoded, *forecaster.draw(encoded.x, generator=drawn))

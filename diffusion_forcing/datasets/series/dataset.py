@@ -20,24 +20,27 @@ from torch.utils.data import Dataset
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.datasets.series import table as tables
 from diffusion_forcing.datasets.series.files import leave_out_checked, read_file, typed
+from diffusion_forcing.datasets.series.smoothing import Base, Method, choose, seasons_of
 from diffusion_forcing.datasets.series.steps import count_and_unit, lags_of, season_of
+from diffusion_forcing.datasets.series.synthetic import SyntheticWindows, synthetic_table
 from diffusion_forcing.datasets.series.table import Table
 from diffusion_forcing.errors import UserError, check_minimum, did_you_mean, require
 
-Source = Literal["ecb", "load", "csv", "gluonts"]
+Source = Literal["ecb", "load", "csv", "gluonts", "synthetic"]
 ECB = ("AUD", "GBP", "CAD", "CHF", "JPY", "NZD", "SGD", "SEK")
 OF_FILES = (
     *("freq", "time_column", "series_column", "value_column", "columns", "leave_out", "day_first", "time_zone"),
     "decimal",
 )
 """Options that say how a file is read."""
-RETURNS, RETURNS_OF_STD = 0.9, 0.75
-"""A series returns with its season where it changes less in one than this share of what it does in half of one, and of
-its deviation."""
 SMALLEST_STD = 1e-12
 """Of the mean: a variate that moves less is constant, and is scaled by 1."""
-STATISTICS = ("mean", "std", "step_std", "change_std", "season_std")
+STATISTICS = ("mean", "std")
 """Of `SeriesSpec`: a number a series."""
+SHOWN, SHOWN_STEPS = 2**32, 700
+"""Seed and length of the synthetic table that validates and is drawn; no table of the training part has this seed."""
+NATURAL_TOPS = (1.0, 100.0)
+"""A share or a percentage that reaches one of these goes no higher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +161,9 @@ class TimeSeries:
                 table = tables.read_ecb(options.currencies)
             case "load":
                 table = tables.read_simbench(options.variates)
+            case "synthetic":
+                values = synthetic_table(np.random.default_rng(SHOWN), SHOWN_STEPS, season=7)
+                table = Table(values, "2000-01-01", "D", tuple(f"{number}" for number in range(values.shape[1])))
             case "gluonts":
                 table, ends, own = tables.read_gluonts(options.name, options.path, options.variates)
                 length = options.prediction_length or own
@@ -170,18 +176,20 @@ class TimeSeries:
         """Take the series of a forecaster that was trained before, by their names and in its order, with its
         statistics, lags and season.
 
-        trained: `SeriesSpec` as its checkpoint holds it. UserError where a series is missing or the time between steps
-        is another. Series that it does not know are left out. Gaps are no obstacle: one that was trained without is not
-        told of them.
+        trained: `SeriesSpec` as its checkpoint holds it; without names, the forecaster takes any series. UserError where
+        a series is missing or the time between steps is another. Series that it does not know are left out. Gaps are no
+        obstacle: one that was trained without is not told of them.
         """
         table = self.table
+        if "freq" not in trained:
+            return
         theirs, ours = trained["freq"], table.freq
         if count_and_unit(theirs) != count_and_unit(ours):
             raise UserError(
                 f"the forecaster was trained on steps of {theirs}, the data has steps of {ours}; "
                 f"give such data, or dataset.freq={theirs}"
             )
-        names = list(trained["names"])
+        names = list(trained.get("names", table.names))
         missing = [name for name in names if name not in table.names]
         new = [name for name in table.names if name not in names]
         if missing:
@@ -194,7 +202,7 @@ class TimeSeries:
         table = replace(table.only(names), notes=(*table.notes, note) if new else table.notes)
         self.split = self.split._replace(table=table)
         lags = tuple(trained["lags"]) if self.options.lags is None else self.options.lags
-        own = self._spec(lags)._asdict() if not set(STATISTICS) <= set(trained) else {}  # an older checkpoint
+        own = {} if "methods" in trained else self._spec(lags)._asdict()  # released, or an older one
         lengths = {"context_length": self.context_length, "prediction_length": self.prediction_length}
         self.spec = spec_from({**own, **trained, **lengths, "lags": lags})
 
@@ -205,6 +213,11 @@ class TimeSeries:
 
     def _spec(self, lags: tuple[int, ...]) -> SeriesSpec:
         return spec_of(self.table, self.training_end, lags, self.context_length, self.prediction_length)
+
+    @cached_property
+    def base(self) -> Base:
+        """The base forecasts of the table, by the methods of `spec`."""
+        return Base(self.table.values, self.spec.methods, self.training_end)
 
     table = property(lambda self: self.split.table)
     context_length = property(lambda self: self.split.context_length, doc="Steps of history in a window.")
@@ -227,8 +240,11 @@ class TimeSeries:
         """The one window that begins to forecast at `end`."""
         return self.windows([self.end + self.prediction_length])
 
-    def training(self) -> SeriesWindows:
-        """Every window of the training part; several times where there are fewer than `epoch_windows`."""
+    def training(self) -> SeriesWindows | SyntheticWindows:
+        """Every window of the training part; several times where there are fewer than `epoch_windows`. Of synthetic
+        series, `epoch_windows` of other tables."""
+        if self.options.source == "synthetic":
+            return SyntheticWindows(self.options.epoch_windows, self.context_length, self.prediction_length)
         ends = list(range(self.context_length + self.prediction_length, self.training_end + 1))
         return self.windows(ends * -(-self.options.epoch_windows // len(ends)))
 
@@ -243,7 +259,7 @@ class TimeSeries:
     def windows(self, ends: list[int]) -> SeriesWindows:
         """The windows that end before steps `ends`, behind the data too."""
         spec = self.spec
-        return SeriesWindows(self.table, ends, spec.lags, self.context_length, self.prediction_length, spec.season)
+        return SeriesWindows(self.table, ends, spec.lags, self.context_length, self.prediction_length, self.base)
 
 
 def _end(table: Table, known: NDArray[np.bool_]) -> int:
@@ -262,9 +278,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def spec_from(data: Mapping[str, Any]) -> SeriesSpec:
-    """The specification that a checkpoint holds as plain values."""
-    arrays = {name: np.array(data[name], np.float64) for name in STATISTICS if name in data}
-    return SeriesSpec(**{**data, **arrays, "lags": tuple(data["lags"]), "names": tuple(data["names"])})
+    """The specification that a checkpoint holds as plain values; what only older ones hold is left out."""
+    known = {name: value for name, value in data.items() if name in SeriesSpec._fields}
+    arrays: dict[str, Any] = {name: np.array(data[name], np.float64) for name in STATISTICS}
+    plain: dict[str, Any] = {
+        name: tuple(known[name]) for name in ("lags", "names", "lowest", "highest", "whole") if name in known
+    }
+    methods = tuple(tuple(Method(*one) for one in found) for found in known.get("methods", ()))
+    return SeriesSpec(**{**known, **arrays, **plain, "methods": methods})
 
 
 def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int, prediction: int) -> SeriesSpec:
@@ -278,11 +299,8 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
             f"leave it out: {typed('dataset.leave_out', name)}"
         )
     mean, std = np.nanmean(part, axis=0), np.nanstd(part, axis=0)
-    step, change = (_change(part, apart, std) for apart in (max(1, prediction // 2), 1))
-    season = season_of(lags_of(table.freq), table.freq, training_end)
-    season_std = _season_change(part, season, std)
     least = SMALLEST_STD * np.maximum(np.abs(mean), SMALLEST_STD)
-    std, step, change = (np.where(value > least, value, 1.0) for value in (std, step, change))
+    lowest, highest = np.nanmin(part, axis=0), np.nanmax(part, axis=0)
     return SeriesSpec(
         variates=table.variates,
         freq=table.freq,
@@ -291,32 +309,18 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
         context_length=context,
         prediction_length=prediction,
         mean=mean,
-        std=std,
-        step_std=step,
-        change_std=change,
+        std=np.where(std > least, std, 1.0),
         has_gaps=bool(~table.observed.all()),
         names=table.names,
-        season=season,
-        season_std=season_std,
+        season=season_of(lags_of(table.freq), table.freq, training_end),
+        methods=choose(part, prediction, seasons_of(table.freq, training_end)),
+        lowest=tuple(0.0 if low >= 0 else None for low in lowest),
+        highest=tuple(
+            float(high) if low >= 0 and high in NATURAL_TOPS else None
+            for low, high in zip(lowest, highest, strict=True)
+        ),
+        whole=tuple(bool(whole) for whole in ((part == np.round(part)) | ~np.isfinite(part)).all(axis=0)),
     )
-
-
-def _season_change(part: NDArray[np.float64], season: int, std: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(V,): root mean square of what the series (T, V) change in a season; 0 for those that change as much in half of
-    one, or nearly as much as they deviate from their mean."""
-    if season < 2:
-        return np.zeros_like(std)
-    whole, half = (_change(part, apart, np.full_like(std, np.inf)) for apart in (season, season // 2))
-    return np.where((whole < RETURNS * half) & (whole < RETURNS_OF_STD * std), whole, 0.0)
-
-
-def _change(part: NDArray[np.float64], apart: int, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(V,): root mean square of what the series (T, V) change in `apart` steps; where that was never seen,
-    `otherwise`."""
-    changes = part[apart:] - part[:-apart]
-    known = np.isfinite(changes)
-    squares = np.where(known, changes, 0.0) ** 2
-    return np.where(known.sum(axis=0) > 1, np.sqrt(squares.sum(axis=0) / known.sum(axis=0).clip(min=1)), otherwise)
 
 
 class SeriesWindows(Dataset[SeriesBatch]):
@@ -333,12 +337,13 @@ class SeriesWindows(Dataset[SeriesBatch]):
         lags: tuple[int, ...],
         context_length: int,
         prediction_length: int,
-        season: int = 1,
+        base: Base,
     ) -> None:
         self.table = table
         self.ends = np.asarray(ends, dtype=np.int64)
         self.lags = np.asarray(lags, dtype=np.int64)
-        self.context_length, self.prediction_length, self.season = context_length, prediction_length, season
+        self.context_length, self.prediction_length, self.base = context_length, prediction_length, base
+        self._spread = base.spread(-context_length, prediction_length)
         self._dates = table.dates(more=max(0, int(self.ends.max(initial=0)) - len(table)))
 
     def __len__(self) -> int:
@@ -358,10 +363,11 @@ class SeriesWindows(Dataset[SeriesBatch]):
         before = steps[:, :, None] - self.lags
         lagged, known = self._at(before)
         known &= (before < (ends - self.prediction_length)[:, None, None])[..., None]
-        begin = (ends - self.prediction_length)[:, None]
-        seasons = np.where(steps < begin, 1, (steps - begin) // self.season + 1)
-        last_season = self._at(steps - seasons * self.season)
-        parts = (values, observed, dates, np.where(known, lagged, 0.0), known, *last_season)
+        origins = np.clip(ends - self.prediction_length, 1, None)
+        base = self.base.forecast(origins, -self.context_length, self.prediction_length)
+        spread = self._spread * self.base.liveliness[origins][:, None]
+        logarithm = np.broadcast_to(self.base.logarithm, (len(ends), len(self.base.logarithm)))
+        parts = (values, observed, dates, np.where(known, lagged, 0.0), known, base, spread, logarithm)
         return SeriesBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
     def _at(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

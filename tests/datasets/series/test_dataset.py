@@ -14,6 +14,7 @@ pytest.importorskip("gluonts")
 import pandas
 
 from diffusion_forcing.datasets.series.dataset import ECB, SeriesOptions, SeriesWindows, TimeSeries, spec_of
+from diffusion_forcing.datasets.series.smoothing import Base, Method
 from diffusion_forcing.datasets.series.steps import checked_freq, date_features
 from diffusion_forcing.datasets.series.table import Table
 from diffusion_forcing.errors import UserError
@@ -52,8 +53,13 @@ def test_date_features_lie_on_circles_and_come_round() -> None:
 # -------------------------------------------------------------------------------------------------------- windows
 
 
+def base(table: Table) -> Base:
+    """The last values again."""
+    return Base(table.values, [[Method(1.0, 0.0, 0.0, 0.0)]] * table.variates)
+
+
 def test_a_window_holds_its_steps_its_lags_and_none_of_its_future() -> None:
-    windows = SeriesWindows(counting(), [20, 40], (1, 7), 6, 4)
+    windows = SeriesWindows(counting(), [20, 40], (1, 7), 6, 4, base(counting()))
     batch = windows.__getitems__([0, 1])
     assert batch.values[0, :, 0].tolist() == [10.0 * t for t in range(10, 20)]
     assert batch.observed.all()
@@ -63,39 +69,13 @@ def test_a_window_holds_its_steps_its_lags_and_none_of_its_future() -> None:
     assert batch.lag_known[0, :, 1, 0].tolist() == [True] * 10
     changed = counting()
     changed.values[16:] = -1
-    after = SeriesWindows(changed, [20], (1, 7), 6, 4)[0]
+    after = SeriesWindows(changed, [20], (1, 7), 6, 4, base(changed))[0]
     assert np.array_equal(after.lagged[0], batch.lagged[0])
     assert np.array_equal(after.values[0, :6], batch.values[0, :6])
 
 
-def test_the_last_season_is_known_before_the_forecast_and_never_in_it() -> None:
-    batch = SeriesWindows(counting(), [30], (1,), 6, 9, season=4)[0]
-    assert batch.seasonal is not None
-    assert batch.season_known is not None
-    assert batch.season_known.all()
-    history = [t - 4 for t in range(15, 21)]
-    ahead = [17, 18, 19, 20, 17, 18, 19, 20, 17]  # the forecast begins at step 21
-    assert batch.seasonal[0, :, 0].tolist() == [10.0 * t for t in [*history, *ahead]]
-
-
-def test_a_series_that_returns_with_its_season_is_known_by_its_changes() -> None:
-    days, drawn = np.arange(400), np.random.default_rng(0)
-    values = np.stack(
-        [
-            np.sin(days * 2 * np.pi / 14) + 0.1 * drawn.normal(size=400),
-            drawn.normal(size=400).cumsum(),
-            drawn.normal(size=400),
-        ],
-        axis=1,
-    )
-    spec = spec_of(Table(values.astype(np.float32), "2024-01-01", "D", ("a", "b", "c")), 400, (1, 7, 14), 14, 7)
-    assert spec.season == 14
-    assert spec.season_std[0] == pytest.approx(0.1 * 2**0.5, rel=0.1)
-    assert spec.season_std[1:].tolist() == [0, 0]
-
-
 def test_before_the_beginning_and_behind_the_end_nothing_was_observed() -> None:
-    batch = SeriesWindows(counting(8), [8, 11], (1,), 6, 4).__getitems__([0, 1])
+    batch = SeriesWindows(counting(8), [8, 11], (1,), 6, 4, base(counting(8))).__getitems__([0, 1])
     assert batch.observed[0, :, 0].tolist() == [False, False] + [True] * 8
     assert batch.observed[1, :, 0].tolist() == [True] * 7 + [False] * 3
     assert batch.values[1, -3:].abs().sum() == 0
@@ -122,7 +102,6 @@ def test_the_specification_is_of_the_training_part_alone() -> None:
     spec = spec_of(table, 30, (1,), 6, 4)
     assert spec.mean[0] == pytest.approx(np.arange(30).mean() * 10)
     assert spec.std[0] == pytest.approx((10 * np.arange(30)).std(), rel=1e-5)
-    assert spec.step_std[0] == pytest.approx(20.0)  # two steps of 10
     assert not spec.has_gaps
 
 
@@ -130,7 +109,7 @@ def test_a_constant_variate_is_scaled_by_one() -> None:
     table = counting()
     table.values[:, 1] = 5
     spec = spec_of(table, 40, (1,), 6, 4)
-    assert (spec.mean[1], spec.std[1], spec.step_std[1]) == (5, 1, 1)
+    assert (spec.mean[1], spec.std[1]) == (5, 1)
 
 
 def test_a_series_that_begins_after_the_training_part_is_one_line() -> None:
@@ -267,11 +246,13 @@ def test_series_are_matched_to_a_trained_forecaster_by_name(tmp_path: Path) -> N
     assert data.table.values[0].tolist() == [10, 1000]
     assert (data.spec.has_gaps, data.spec.season, data.spec.prediction_length) == (True, 7, 2)
     assert "'x'" in data.table.notes[-1]
-    older = {name: value for name, value in trained.items() if name not in ("change_std", "season_std", "season")}
+    older = {name: value for name, value in trained.items() if name not in ("methods", "lowest", "highest", "whole")}
     data = data_of(tmp_path, "t,x,b,a")
-    data.match({**older, "mean": [1.0, 2.0]})
+    data.match({**older, "mean": [1.0, 2.0], "step_std": [1.0, 2.0]})
     assert data.spec.mean.tolist() == [1, 2]
-    assert data.spec.change_std.shape == (2,)
+    assert (len(data.spec.methods), data.spec.lowest) == (2, (0.0, 0.0))
+    data.match({})  # of a forecaster that takes any series
+    assert data.table.names == ("a", "b")
 
 
 def test_another_series_or_step_is_refused_by_name(tmp_path: Path) -> None:
