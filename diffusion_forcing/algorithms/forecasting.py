@@ -423,9 +423,11 @@ class Forecasting(ForcingAlgorithm):
         structure = {"algorithm": {**chosen(options, *inputs), "diffusion": diffusion}}
         cpu, line = torch.device("cpu"), "rnn" if options.network == "rnn" else "v1.5"
         if not options.together:  # any series of these steps will do, or any at all
-            data = {"freq": spec.freq, "lags": list(spec.lags)} if options.use_covariates else {}
+            data: dict[str, Any] = {"context_length": spec.context_length}
+            data |= {"freq": spec.freq, "lags": list(spec.lags)} if options.use_covariates else {}
             return {"task": self.task, "line": line, "data": data, "structure": structure}
-        data = spec._asdict() | {name: self.statistic(name, cpu).tolist() for name in STATISTICS}
+        data = spec._asdict()
+        data |= {name: self.statistic(name, cpu).tolist() for name in STATISTICS}
         data |= {name: list(getattr(spec, name)) for name in ("lags", "names", "lowest", "highest", "whole")}
         data["methods"] = [[list(one) for one in found] for found in spec.methods]
         return {"task": self.task, "line": line, "data": data, "structure": structure}

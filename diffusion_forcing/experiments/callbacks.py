@@ -10,12 +10,13 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 from torch import Tensor
@@ -34,7 +35,8 @@ _SHOWN_INDICES = 8
 
 
 class TrainingProgress(Callback):
-    """Shows step, loss, rate and time left on stderr, in the main process."""
+    """Shows step, loss, rate and time left on stderr, in the main process; with early stopping also the score, the best
+    one, and when training will stop."""
 
     def __init__(self, loss: Callable[[], float], *, console: Console | None = None) -> None:
         """`loss()`: the newest training loss."""
@@ -53,7 +55,7 @@ class TrainingProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if time.monotonic() >= self._next:
-            self._show(trainer.global_step)
+            self._show(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:
@@ -64,21 +66,37 @@ class TrainingProgress(Callback):
             self._bar.update(description="training")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._show(trainer.global_step)
+        self._show(trainer)
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
 
-    def _show(self, step: int) -> None:
+    def _show(self, trainer: Trainer) -> None:
+        step = trainer.global_step
         if self._bar is not None and step > self._shown:
-            self._bar.update(step, note=f"loss {self._loss():.4g}")
+            self._bar.update(step, note=", ".join((f"loss {self._loss():.4g}", *stopping(trainer))))
             self._shown, self._next = step, time.monotonic() + _UPDATE_SECONDS
 
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None
+
+
+def stopping(trainer: Trainer) -> Iterator[str]:
+    """When training will stop, and why, where it is not a number of steps."""
+    for early in trainer.early_stopping_callbacks:
+        score = trainer.callback_metrics.get(early.monitor) if early.monitor else None
+        if score is not None and bool(torch.isfinite(early.best_score)):
+            yield (
+                f"{early.monitor} {float(score):.4g}, best {float(early.best_score):.4g}, "
+                f"stops after {early.patience - early.wait_count} more without a better one"
+            )
+    for timer in trainer.callbacks:  # type: ignore[attr-defined]
+        left = timer.time_remaining() if isinstance(timer, Timer) else None
+        if left is not None:
+            yield f"at most {max(0, round(left))} s more"
 
 
 def total_steps(trainer: Trainer) -> int | None:

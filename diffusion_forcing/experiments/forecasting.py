@@ -21,7 +21,7 @@ from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.algorithms.pooling import Pool, choose_pool, ordered_as
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
-from diffusion_forcing.errors import UserError, check_minimum
+from diffusion_forcing.errors import UserError, check_minimum, require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import best_of, load_weights
@@ -142,6 +142,8 @@ class ForecastingExperiment(BaseExperiment):
 
     def test(self) -> None:
         """Forecast and score the test windows."""
+        self._read()
+        require(bool(self.dataset.test_ends), "dataset.test_windows=0 leaves nothing to test; keep at least one window")
         self._forecast("test")
 
     def _read(self) -> None:
@@ -246,13 +248,14 @@ class ForecastingExperiment(BaseExperiment):
         samples, target = self._sample(task, windows)
         if self.algorithm.options.scaling != "base" or not self.algorithm.options.pool:
             return samples, target
-        if task != "validation":
-            tuned, observed = self._sample("validation", self.dataset.validation())
-            base = self._base(self.dataset.validation(), tuned.shape[1])
-            free = ~self.dataset.known_future
+        pool = Pool(0.5, 1.0)
+        validation, free = self.dataset.validation(), ~self.dataset.known_future
+        if task != "validation" and len(validation):
+            tuned, observed = self._sample("validation", validation)
+            base = self._base(validation, tuned.shape[1])
             pool = choose_pool(self._together(tuned, base)[..., free], base[..., free], observed[..., free])
             self._say(f"by the validation windows, {pool}")
-        else:
+        elif task == "validation":  # of the network itself
             pool = Pool(1.0, 1.0)
         base = self._base(windows, samples.shape[1])
         mixed = pool.mix(self._together(samples, base), base)

@@ -27,11 +27,12 @@ COMMANDS = {
     "convert": "commands.convert",
     "convert-robot": "commands.convert_robot",
     "runs": "runs_command.runs",
+    "forecast": "forecast_command.overrides",
     "play": "play_command.play",
     "serve-policy": "serve_command.serve_policy",
     "new": "new_project.new",
 }
-"""Sub-commands and the function in this folder that each calls."""
+"""Sub-commands and the function in this folder that each calls; what it returns is the command line to run."""
 _HELP = ("--help", "-h")
 _CFG = ("--cfg", "-c")
 _FLAGS = (*_HELP, "--version", *_CFG, "--resolve")
@@ -40,6 +41,7 @@ _USAGE = """diffusion-forcing {version}: sequence models in which every token ha
 
 usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing …                              the same, from any folder
+       diffusion-forcing forecast FILE --horizon STEPS [--minutes N]   what comes after a CSV file, as a fan chart and a table
        diffusion-forcing play [--port N] [--host ADDRESS] [--no-browser]   a page to play with the shipped models
        diffusion-forcing new my_project                 write a project of your own: dataset, algorithm, experiment, tests
        diffusion-forcing inspect PATH                   describe a checkpoint: task, sizes, step, statistics
@@ -113,8 +115,8 @@ def usage() -> str:
 def _dispatch(words: list[str]) -> int:
     if words and words[0] in COMMANDS and not set(_HELP) & set(words):
         module, _, function = COMMANDS[words[0]].partition(".")
-        getattr(import_module(f"diffusion_forcing.launch.{module}"), function)(words[1:])
-        return 0
+        overrides = getattr(import_module(f"diffusion_forcing.launch.{module}"), function)(words[1:])
+        return 0 if overrides is None else _run(overrides)
     flags, overrides = _split(words)
     if set(_HELP) & set(flags):
         say(usage())

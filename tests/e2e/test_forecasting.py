@@ -78,8 +78,8 @@ def test_a_file_of_ones_own_is_learnt_forecast_loaded_and_resumed(
 @pytest.mark.parametrize(
     "words",
     [
-        ["algorithm.scaling=last", "algorithm.use_covariates=False"],
-        ["algorithm.scaling=context", "algorithm.scheduling_matrix=pyramid", "algorithm.chunk_size=-1"],
+        ["algorithm.scaling=global", "algorithm.use_covariates=False"],
+        ["algorithm.together=False", "algorithm.scheduling_matrix=pyramid", "algorithm.chunk_size=-1"],
         ["dataset.leave_out=[GBP,SEK,AUD]", "dataset.currencies=[GBP,SEK,AUD,JPY,CAD,NZD,CHF,SGD,DKK,NOK,HKD]"],
         ["dataset.context_length=60", "algorithm.chunk_size=5", "algorithm.diffusion.ddim_sampling_eta=1.0"],
     ],
@@ -108,7 +108,7 @@ def test_seeds_are_runs_of_their_own_and_a_table(capfd: pytest.CaptureFixture[st
 
 def test_the_future_is_forecast_around_what_is_known_of_it() -> None:
     days = (np.datetime64("2023-01-01") + np.arange(156)).astype(str)
-    rows = [f"{day},{10 + n % 7 if n < 150 else ''},{20 + n % 5}" for n, day in enumerate(days)]
+    rows = [f"{day},{10 + n**3 % 11 if n < 150 else ''},{20 + n % 5}" for n, day in enumerate(days)]
     Path("mine.csv").write_text("day,a,b\n" + "\n".join(rows))
     words = ["algorithm=df_prediction_small", "experiment.tasks=[training,test,forecast]", "dataset.known_future=[b]"]
     folder, metrics = run(*CSV, *words)
@@ -200,7 +200,7 @@ def test_a_data_set_of_gluonts_that_was_placed_by_hand_is_found() -> None:
         ([*CSV, "dataset.leave_out=[a,b]"], "dataset.leave_out names every series"),
         (["dataset=ts_csv", "dataset.prediction_length=6"], "needs dataset.path"),
         ([*CSV, "dataset.path=nothing.csv"], "nothing.csv does not exist"),
-        ([*CSV, "dataset.prediction_length=14"], "150 steps are too few"),
+        ([*CSV, "dataset.prediction_length=50"], "150 steps are too few"),
         ([*CSV, "dataset.freq=M"], "puts several rows into one step"),
         ([*CSV, "dataset.columns=[c]"], "has no column 'c'"),
         (["dataset=ts_exchange", "dataset.path=nowhere"], "exchange_rate_nips is not in nowhere"),

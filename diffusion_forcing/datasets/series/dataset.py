@@ -39,6 +39,9 @@ STATISTICS = ("mean", "std")
 """Of `SeriesSpec`: a number a series."""
 SHOWN, SHOWN_STEPS = 2**32, 700
 """Seed and length of the synthetic table that validates and is drawn; no table of the training part has this seed."""
+MOST_WINDOWS = 5
+FEWEST_STEPS = 3
+"""Before the first window that is kept from training."""
 NATURAL_TOPS = (1.0, 100.0)
 """A share or a percentage that reaches one of these goes no higher."""
 
@@ -46,7 +49,8 @@ NATURAL_TOPS = (1.0, 100.0)
 @dataclass(frozen=True, kw_only=True)
 class SeriesOptions:
     """`dataset=ts_*`. prediction_length, context_length: in steps; null: the data set's own, and as long as the
-    prediction. decimal: the mark in the file's numbers; null: what they prove. known_future: series whose values to
+    prediction. test_windows, validation_windows: null: 5, or as many as leave half of the
+    data to train on. decimal: the mark in the file's numbers; null: what they prove. known_future: series whose values to
     come are known when a forecast is made. epoch_windows: the fewest windows of an epoch; where there are fewer, all
     are shown several times."""
 
@@ -66,8 +70,8 @@ class SeriesOptions:
     variates: int = 2000
     prediction_length: int | None = None
     context_length: int | None = None
-    test_windows: int = 5
-    validation_windows: int = 5
+    test_windows: int | None = None
+    validation_windows: int | None = None
     lags: tuple[int, ...] | None = None
     known_future: tuple[str, ...] = ()
     epoch_windows: int = 3200
@@ -79,13 +83,13 @@ class SeriesOptions:
         counts = (
             "prediction_length",
             "context_length",
-            "test_windows",
-            "validation_windows",
             "variates",
             "epoch_windows",
         )
         for name in counts:
             check_minimum(f"dataset.{name}", getattr(self, name), 1)
+        for name in ("test_windows", "validation_windows"):
+            check_minimum(f"dataset.{name}", getattr(self, name), 0)
         for lag in self.lags or ():
             check_minimum("dataset.lags", lag, 1)
         require(bool(self.currencies), "dataset.currencies is empty; name at least one, such as GBP")
@@ -134,17 +138,25 @@ class TimeSeries:
             "raise it, or name some with dataset.columns",
         )
         context = options.context_length or length
-        ends = ends or _windows_before(_end(table, known), options.test_windows, length)
-        validation = _windows_before(ends[0] - length, options.validation_windows, length)
-        first = validation[0] - length
-        require(
-            first > context + length,
-            f"{options.path or options.name or options.source}: {len(table)} steps are too few: {len(ends)} test windows "
-            f"and {len(validation)} validation windows of {length} steps leave {max(0, first)} to train on, and a window "
-            f"has {context} + {length}. Pass dataset.test_windows=1 dataset.validation_windows=1 "
-            f"(enough for {3 * length + context + 1} steps or more), or a shorter dataset.prediction_length",
-        )
+        end = ends[0] if ends else _end(table, known)
+        asked = options.test_windows, options.validation_windows
+        left = end - length * sum(count or 0 for count in asked) - max(context + length + 1, end // 2)
+        few = int(np.clip(left // (length * (asked.count(None) or 1)), 1, MOST_WINDOWS))
+        test, validating = (few if count is None else count for count in asked)
+        ends = ends or _windows_before(end, test, length)
+        validation = _windows_before(ends[0] - length if ends else end, validating, length)
+        first = min([*ends[:1], *validation[:1], end + length]) - length
+        if first < FEWEST_STEPS:
+            raise self._too_short(table, context, length, first)
         return _Split(table, context, length, ends, validation, first)
+
+    def _too_short(self, table: Table, context: int, length: int, first: int) -> UserError:
+        options = self.options
+        return UserError(
+            f"{options.path or options.name or options.source}: {len(table)} steps are too few: the windows to test and to "
+            f"validate, {length} steps each, leave {max(0, first)} to train on, and a window has {context} + {length}. Give "
+            f"at least {3 * length + context + 1} steps, or a shorter dataset.prediction_length"
+        )
 
     def _read(self) -> tuple[Table, list[int], int]:
         """The table, where test windows end if its source says so, and the steps to forecast."""
@@ -181,6 +193,8 @@ class TimeSeries:
         obstacle: one that was trained without is not told of them.
         """
         table = self.table
+        if self.options.context_length is None and "context_length" in trained and "names" not in trained:
+            self.split = self.split._replace(context_length=int(trained["context_length"]))
         if "freq" not in trained:
             return
         theirs, ours = trained["freq"], table.freq
@@ -212,12 +226,14 @@ class TimeSeries:
         return self._spec(lags_of(self.table.freq) if self.options.lags is None else self.options.lags)
 
     def _spec(self, lags: tuple[int, ...]) -> SeriesSpec:
-        return spec_of(self.table, self.training_end, lags, self.context_length, self.prediction_length)
+        return spec_of(
+            self.table, self.training_end, lags, self.context_length, self.prediction_length, self.known_until
+        )
 
     @cached_property
     def base(self) -> Base:
         """The base forecasts of the table, by the methods of `spec`."""
-        return Base(self.table.values, self.spec.methods, self.training_end)
+        return Base(self.table.values, self.spec.methods, self.known_until)
 
     table = property(lambda self: self.split.table)
     context_length = property(lambda self: self.split.context_length, doc="Steps of history in a window.")
@@ -225,6 +241,11 @@ class TimeSeries:
     test_ends = property(lambda self: self.split.test_ends, doc="Where each test window ends.")
     validation_ends = property(lambda self: self.split.validation_ends, doc="Where each validation window ends.")
     training_end = property(lambda self: self.split.training_end, doc="One past the last step that is trained on.")
+
+    @property
+    def known_until(self) -> int:
+        """One past the last step before the test windows' forecasts: simple methods are chosen on what lies before."""
+        return self.test_ends[0] - self.prediction_length if self.test_ends else self.end
 
     @property
     def known_future(self) -> NDArray[np.bool_]:
@@ -246,6 +267,8 @@ class TimeSeries:
         if self.options.source == "synthetic":
             return SyntheticWindows(self.options.epoch_windows, self.context_length, self.prediction_length)
         ends = list(range(self.context_length + self.prediction_length, self.training_end + 1))
+        if len(ends) < 2:
+            raise self._too_short(self.table, self.context_length, self.prediction_length, self.training_end)
         return self.windows(ends * -(-self.options.epoch_windows // len(ends)))
 
     def validation(self) -> SeriesWindows:
@@ -288,8 +311,17 @@ def spec_from(data: Mapping[str, Any]) -> SeriesSpec:
     return SeriesSpec(**{**known, **arrays, **plain, "methods": methods})
 
 
-def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int, prediction: int) -> SeriesSpec:
-    """The specification of a table whose first `training_end` steps are trained on."""
+def spec_of(
+    table: Table,
+    training_end: int,
+    lags: tuple[int, ...],
+    context: int,
+    prediction: int,
+    known_until: int | None = None,
+) -> SeriesSpec:
+    """The specification of a table whose first `training_end` steps are trained on, and whose first `known_until` (None:
+    as many) the simple methods are chosen on."""
+    known = table.values[: training_end if known_until is None else known_until]
     part = table.values[:training_end]
     empty = ~np.isfinite(part).any(axis=0)
     if empty.any():
@@ -312,8 +344,8 @@ def spec_of(table: Table, training_end: int, lags: tuple[int, ...], context: int
         std=np.where(std > least, std, 1.0),
         has_gaps=bool(~table.observed.all()),
         names=table.names,
-        season=season_of(lags_of(table.freq), table.freq, training_end),
-        methods=choose(part, prediction, seasons_of(table.freq, training_end)),
+        season=season_of(lags_of(table.freq), table.freq, len(known)),
+        methods=choose(known, prediction, seasons_of(table.freq, len(known))),
         lowest=tuple(0.0 if low >= 0 else None for low in lowest),
         highest=tuple(
             float(high) if low >= 0 and high in NATURAL_TOPS else None

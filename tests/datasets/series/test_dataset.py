@@ -126,7 +126,7 @@ def test_a_series_that_begins_after_the_training_part_is_one_line() -> None:
         ({"source": "csv", "path": "x"}, "needs dataset.prediction_length"),
         ({"source": "ecb", "prediction_length": 0}, "dataset.prediction_length.*0"),
         ({"source": "ecb", "prediction_length": 3, "lags": (0,)}, "dataset.lags.*0"),
-        ({"source": "ecb", "prediction_length": 3, "test_windows": 0}, "dataset.test_windows.*0"),
+        ({"source": "ecb", "prediction_length": 3, "test_windows": -1}, "dataset.test_windows.*-1"),
         ({"source": "ecb", "prediction_length": 3, "currencies": ()}, "dataset.currencies is empty"),
     ],
 )
@@ -136,11 +136,23 @@ def test_options_that_cannot_be_are_one_line(how: dict[str, Any], message: str) 
 
 
 def test_a_series_that_is_too_short_says_what_it_would_take(tmp_path: Path) -> None:
-    data = TimeSeries(SeriesOptions(source="csv", path=str(wide(tmp_path / "w.csv", 30)), prediction_length=5))
-    with pytest.raises(
-        UserError, match="30 steps are too few: 5 test windows and 5 validation windows of 5 steps leave 0"
-    ):
-        data.prepare()
+    short = TimeSeries(SeriesOptions(source="csv", path=str(wide(tmp_path / "w.csv", 12)), prediction_length=5))
+    with pytest.raises(UserError, match="12 steps are too few: .* leave 2 to train on.* at least 21 steps"):
+        short.prepare()
+    enough = TimeSeries(SeriesOptions(source="csv", path=str(wide(tmp_path / "w.csv", 18)), prediction_length=5))
+    enough.prepare()  # for a forecaster that is trained already
+    with pytest.raises(UserError, match="18 steps are too few: .* leave 8 to train on"):
+        enough.training()
+
+
+@pytest.mark.parametrize(("steps", "windows"), [(21, 1), (60, 3), (80, 4), (200, 5)])
+def test_windows_that_are_kept_from_training_leave_half_of_the_data(tmp_path: Path, steps: int, windows: int) -> None:
+    path = str(wide(tmp_path / "w.csv", steps))
+    data = TimeSeries(SeriesOptions(source="csv", path=path, prediction_length=5))
+    assert len(data.test_ends) == len(data.validation_ends) == windows
+    assert len(data.training()) > 1
+    fixed = TimeSeries(SeriesOptions(source="csv", path=path, prediction_length=5, test_windows=0))
+    assert (fixed.test_ends, fixed.known_until) == ([], steps)
 
 
 @pytest.mark.slow
