@@ -23,14 +23,29 @@ import numpy as np
 import torch
 
 from benchmarks.forecasters import entry
-from benchmarks.forecasting import SMALL
 from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.datasets.series.dataset import SeriesOptions, SeriesWindows, TimeSeries
+from diffusion_forcing.datasets.series.smoothing import Base
 from diffusion_forcing.metrics.forecasting import crps, crps_sum
 
 HORIZON, CONTEXT, LONG, STARTS, APART = 24, 48, 240, 6, 48
 PATHS = 50
 STEPS = {"rnn": 600, "transformer": 1000}
+SMALL = {
+    "lr": 1e-3,
+    "warmup_steps": 50,
+    "ema_decay": 0.99,
+    "z_shape": [128],
+    "scaling": "global",
+    "keep_range": False,
+    "diffusion": {
+        "network_size": 8,
+        "num_gru_layers": 1,
+        "sampling_timesteps": 20,
+        "architecture": {"network_size": 64, "num_layers": 3, "attn_heads": 4, "dim_feedforward": 128},
+    },
+}
+"""algorithm=df_prediction_small, of scaled values."""
 DATA = SeriesOptions(
     source="load",
     variates=96,
@@ -72,14 +87,7 @@ def train(data: TimeSeries, network: str, kind: str, seed: int) -> Forecasting:
         max_steps=STEPS[network],
         seed=seed,
         gradient_clip_val=1.0,
-        options={
-            **SMALL,
-            "network": network,
-            "scaling": "global",
-            "ema_decay": 0.99,
-            "noise_level": kind,
-            **OWN.get(kind, {}),
-        },
+        options={**SMALL, "network": network, "noise_level": kind, **OWN.get(kind, {})},
     )
     known = data.table.values[: data.test_ends[0] - HORIZON]
     return estimator.train([entry(known, data.table.start, data.table.freq)]).algorithm
@@ -89,7 +97,8 @@ def measure(data: TimeSeries, algorithm: Forecasting) -> dict[str, float]:
     """Scores of rollouts of LONG hours from STARTS moments."""
     begin = data.test_ends[0] - HORIZON
     ends = [begin + APART * number + LONG for number in range(STARTS)]
-    batch = SeriesWindows(data.table, ends, (), CONTEXT, LONG).__getitems__(range(STARTS))
+    base = Base(data.table.values, algorithm.spec.methods, begin)
+    batch = SeriesWindows(data.table, ends, (), CONTEXT, LONG, base).__getitems__(range(STARTS))
     began = time.perf_counter()
     samples = algorithm.forecast(batch, paths=PATHS, generator=torch.Generator().manual_seed(0)).double().numpy()
     seconds = time.perf_counter() - began

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -24,70 +25,53 @@ import numpy as np
 import torch
 
 from benchmarks import forecasters
-from benchmarks.forecasters import LEARNED, MODELS, PATHS, Array, Model, Predict, entry
-from benchmarks.series import SETS, Series, load
+from benchmarks.forecasters import LEARNED, MODELS, PATHS, Array, Model, Predict
+from benchmarks.series import SETS, Series, load, write_csv
 from diffusion_forcing.datasets.series.dataset import SeriesOptions, TimeSeries
 from diffusion_forcing.metrics.forecasting import INTERVALS, forecast_report, quantile
 
 BASE = "last season"
 """What scores are relative to."""
 QUICK = ("equipment", "walmart", "bikes", "taylor")
-SMALL = {
-    "lr": 1e-3,
-    "warmup_steps": 50,
-    "scaling": "auto",
-    "z_shape": [128],
-    "diffusion": {
-        "network_size": 8,
-        "num_gru_layers": 1,
-        "sampling_timesteps": 20,
-        "architecture": {"network_size": 64, "num_layers": 3, "attn_heads": 4, "dim_feedforward": 128},
-    },
-}
-"""algorithm=df_prediction_small."""
+QUICK_STEPS = 600
+"""Of 32 windows, times the share of the full effort; otherwise training stops by itself."""
 
-CHOSEN: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
-    ("ecb", "rnn"): (800, {"scaling": "last", "use_covariates": False}),
-    ("ecb", "transformer"): (1500, {"scaling": "last", "use_covariates": False, "ema_decay": 0.998}),
-    ("load", "rnn"): (400, {"scaling": "global"}),
-    ("load", "transformer"): (1500, {"scaling": "global"}),
-}
-"""Training steps of 32 windows, and settings, chosen by windows before the test's; STEPS and none elsewhere."""
-STEPS = 600
+
+def _through_the_command_line(data: Series, seed: int, *words: str) -> Any:
+    """An experiment on `data` as a CSV file, with the defaults of dataset=ts_csv; its files lie in a folder that the
+    process leaves behind."""
+    from diffusion_forcing.launch.run import build, plan
+    from diffusion_forcing.tracking.run import Run
+
+    folder = Path(tempfile.mkdtemp(prefix="forecasting-"))
+    write_csv(data.name, folder / "data.csv")
+    windows = [f"dataset.prediction_length={data.ahead}", f"dataset.test_windows={len(data.starts)}"]
+    chosen = plan(["dataset=ts_csv", f"dataset.path='{folder / 'data.csv'}'", *windows, f"seed={seed}", *words])
+    return build(chosen, Run.create(folder, data.name))
 
 
 def ours(network: str) -> Model:
-    """Ours, through the GluonTS Estimator."""
+    """Ours, trained on the data: dataset=ts_csv as it comes."""
 
     def fit(data: Series, seed: int) -> Predict:
-        from diffusion_forcing.gluonts import DiffusionForcingEstimator
-
-        first = data.frame.index[0]
-        steps, settings = CHOSEN.get((data.name, network), (STEPS, {}))
-        estimator = DiffusionForcingEstimator(
-            data.freq,
-            data.ahead,
-            context_length=data.ahead if data.name == "ecb" else min(2 * data.ahead, data.starts[0] // 3),
-            max_steps=max(1, round(forecasters.EFFORT * steps)),
-            seed=seed,
-            gradient_clip_val=1.0,
-            options={**SMALL, "network": network, "ema_decay": 0.99, **settings},
-        )
-        predictor = estimator.train([entry(data.values[: data.starts[0]], first, data.freq)])
-
-        def predict() -> Array:
-            entries = [entry(data.values[:start], first, data.freq) for start in data.starts]
-            found = [one.samples for one in predictor.predict(entries, num_samples=PATHS)]
-            return np.stack(found).reshape(len(found), PATHS, data.ahead, -1).astype(np.float64)
-
-        return predict
+        limit = [f"experiment.training.max_steps={round(QUICK_STEPS * forecasters.EFFORT)}"] * (forecasters.EFFORT < 1)
+        words = (f"algorithm.network={network}", "experiment.tasks=[training,test]", *limit)
+        experiment = _through_the_command_line(data, seed, *words)
+        experiment.training()
+        return lambda: experiment.paths("test")[0]
 
     return fit
 
 
-OURS = {f"ours, {network}": ours(network) for network in ("rnn", "transformer")}
-ALL = {**MODELS, **OURS}
-SEEDED = (*LEARNED, *OURS)
+def universal(data: Series, seed: int) -> Predict:
+    """The shipped forecaster for any series, which never saw the data."""
+    experiment = _through_the_command_line(data, seed, "load=universal", "experiment.tasks=[test]")
+    return lambda: experiment.paths("test")[0]
+
+
+OURS: dict[str, Model] = {f"ours, {network}": ours(network) for network in ("rnn", "transformer")}
+ALL = {**MODELS, **OURS, "universal": universal}
+SEEDED = (*LEARNED, *OURS, "universal")
 Row = dict[str, Any]
 
 

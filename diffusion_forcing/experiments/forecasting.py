@@ -18,7 +18,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 
 from diffusion_forcing.algorithms.forecasting import Forecasting
-from diffusion_forcing.algorithms.pooling import Pool, choose_pool, ordered_as
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
 from diffusion_forcing.errors import UserError, check_minimum, require
@@ -26,6 +25,7 @@ from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import best_of, load_weights
 from diffusion_forcing.experiments.options import ExperimentOptions
+from diffusion_forcing.experiments.pooling import Pool, choose_pool, ordered_as
 from diffusion_forcing.files import write_atomic
 from diffusion_forcing.metrics.forecasting import (
     QUANTILES,
@@ -184,9 +184,8 @@ class ForecastingExperiment(BaseExperiment):
 
     def forecast(self) -> None:
         """Sample paths behind the end of the data: tables/forecast.csv, forecast.npz, a fan chart."""
-        self._prepare()
-        windows: SeriesWindows = self.dataset.future()
-        samples, target = self._pooled("forecast", windows)
+        samples, target = self.paths("forecast")
+        windows = self.windows("forecast")
         names, table, begin = self.algorithm.spec.names, self.dataset.table, self.dataset.end
         times = table.times(begin, samples.shape[2])
         quantiles = np.quantile(samples[0], SHOWN_QUANTILES, axis=0)
@@ -207,9 +206,8 @@ class ForecastingExperiment(BaseExperiment):
         )
 
     def _forecast(self, task: str) -> None:
-        self._prepare()
-        windows: SeriesWindows = self.dataset.test() if task == "test" else self.dataset.validation()
-        samples, target = self._pooled(task, windows)
+        samples, target = self.paths(task)
+        windows = self.windows(task)
         free = ~self.dataset.known_future
         samples, target = samples[..., free], target[..., free]
         report = forecast_report(samples, target)
@@ -242,9 +240,19 @@ class ForecastingExperiment(BaseExperiment):
             "base": forecast_report(self._base(windows, paths)[..., free], target),
         }
 
-    def _pooled(self, task: str, windows: SeriesWindows) -> tuple[np.ndarray, np.ndarray]:
-        """Sample paths of windows (n, paths, h, V) of the network and of its base forecast, in the shares that are best
-        on the validation windows; and what was observed (n, h, V)."""
+    def windows(self, task: str) -> SeriesWindows:
+        """The windows of `test`, `validation`, or the one of `forecast`, behind the data."""
+        found: SeriesWindows = {"test": self.dataset.test, "validation": self.dataset.validation}.get(
+            task, self.dataset.future
+        )()
+        return found
+
+    def paths(self, task: str) -> tuple[np.ndarray, np.ndarray]:
+        """Sample paths (n, paths, h, V) of the windows of `test`, `validation` or `forecast`, and what was observed (n, h,
+        V), NaN where nothing was. With `algorithm.pool`, paths of the network and of its base forecast, in the shares
+        that are best on the validation windows; those themselves are forecast by the network alone."""
+        self._prepare()
+        windows = self.windows(task)
         samples, target = self._sample(task, windows)
         if self.algorithm.options.scaling != "base" or not self.algorithm.options.pool:
             return samples, target

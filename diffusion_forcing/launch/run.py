@@ -172,6 +172,13 @@ def start(plan: Plan) -> Run | NullRun:
 
 def perform(plan: Plan, run: Any) -> None:
     """Build the three parts and run the tasks in order, with results written to `run`."""
+    experiment = build(plan, run)
+    for task in plan.options["experiment"].tasks:
+        experiment.run_task(task)
+
+
+def build(plan: Plan, run: Any) -> Any:
+    """The experiment of `plan`, with its dataset and algorithm, which writes to `run`; every generator is seeded."""
     import torch
 
     from diffusion_forcing.checkpoints.format import sized_by
@@ -191,7 +198,7 @@ def perform(plan: Plan, run: Any) -> None:
     dataset = classes["dataset"](options["dataset"])
     with sized_by(plan.checkpoint):
         algorithm = classes["algorithm"](options["algorithm"])
-    experiment = classes["experiment"](
+    return classes["experiment"](
         options["experiment"],
         dataset=dataset,
         algorithm=algorithm,
@@ -201,8 +208,6 @@ def perform(plan: Plan, run: Any) -> None:
         load=None if resumes else plan.checkpoint,
         resume=plan.checkpoint if resumes else None,
     )
-    for task in options["experiment"].tasks:
-        experiment.run_task(task)
 
 
 def _open_run(plan: Plan) -> Run | NullRun:

@@ -398,7 +398,7 @@ class SeriesWindows(Dataset[SeriesBatch]):
         origins = np.clip(ends - self.prediction_length, 1, None)
         base = self.base.forecast(origins, -self.context_length, self.prediction_length)
         spread = self._spread * self.base.liveliness[origins][:, None]
-        logarithm = np.broadcast_to(self.base.logarithm, (len(ends), len(self.base.logarithm)))
+        logarithm = np.tile(self.base.logarithm, (len(ends), 1))
         parts = (values, observed, dates, np.where(known, lagged, 0.0), known, base, spread, logarithm)
         return SeriesBatch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 

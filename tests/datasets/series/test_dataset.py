@@ -137,11 +137,11 @@ def test_options_that_cannot_be_are_one_line(how: dict[str, Any], message: str) 
 
 def test_a_series_that_is_too_short_says_what_it_would_take(tmp_path: Path) -> None:
     short = TimeSeries(SeriesOptions(source="csv", path=str(wide(tmp_path / "w.csv", 12)), prediction_length=5))
-    with pytest.raises(UserError, match="12 steps are too few: .* leave 2 to train on.* at least 21 steps"):
+    with pytest.raises(UserError, match=r"12 steps are too few: .* leave 2 to train on.* at least 21 steps"):
         short.prepare()
     enough = TimeSeries(SeriesOptions(source="csv", path=str(wide(tmp_path / "w.csv", 18)), prediction_length=5))
     enough.prepare()  # for a forecaster that is trained already
-    with pytest.raises(UserError, match="18 steps are too few: .* leave 8 to train on"):
+    with pytest.raises(UserError, match=r"18 steps are too few: .* leave 8 to train on"):
         enough.training()
 
 

@@ -1,0 +1,41 @@
+"""`diffusion-forcing forecast FILE`: the command line it stands for, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffusion_forcing.errors import UserError
+from diffusion_forcing.launch.compose import compose
+from diffusion_forcing.launch.forecast_command import overrides
+
+
+def test_it_stands_for_a_command_line() -> None:
+    words = overrides(["my sales' 2024.csv", "--horizon", "14", "outputs=elsewhere"])
+    config = compose([word for word in words if not word.startswith("load=")])
+    assert config.dataset.path == "my sales' 2024.csv"
+    assert (config.dataset.prediction_length, config.outputs) == (14, "elsewhere")
+    assert list(config.experiment.tasks) == ["forecast"]
+    assert "load=universal" in words
+
+
+def test_minutes_are_trained_first() -> None:
+    config = compose([w for w in overrides(["a.csv", "--horizon", "3", "--minutes", "90.5"]) if "load" not in w])
+    assert list(config.experiment.tasks) == ["training", "forecast"]
+    assert config.experiment.training.max_time == "00:01:30:30"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "required: FILE, --horizon"),
+        (["a.csv"], "required: --horizon"),
+        (["a.csv", "--horizon", "many"], "invalid int value: 'many'"),
+        (["a.csv", "--horizon", "0"], "--horizon.*0"),
+        (["a.csv", "--horizon", "3", "--minutes", "-1"], "--minutes is -1"),
+        (["a.csv", "--horizon", "3", "--minutes", "nan"], "--minutes is nan"),
+        (["a.csv", "b.csv", "--horizon", "3"], "unrecognized arguments: b.csv"),
+    ],
+)
+def test_what_it_refuses_in_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        overrides(words)
