@@ -41,6 +41,8 @@ LONGEST = 2500
 """Steps that methods are compared on, the last of the history."""
 MOST_ERRORS = 500
 """Moments whose errors a path may repeat, the latest ones."""
+PHASES, FEWEST_PHASES = 100, 60
+"""Seasons from whose errors at the same time of the season a path repeats one, and how many there must be; longer seasons have too few."""
 MEMORY, PRIOR = 20.0, 10.0
 """Errors of one step that liveliness remembers, and how many usual ones they are weighed against."""
 SMALLEST_SPREAD = 1e-4
@@ -72,7 +74,7 @@ class States(NamedTuple):
 
 
 def seasons_of(freq: str, length: int) -> tuple[int, ...]:
-    """The seasons, in steps, that a history of `length` steps of `freq` has three of: those of its lags, the day and
+    """The seasons, in steps, that a history of `length` steps of `freq` has two and a half of: those of its lags, the day and
     the week, the week and the year of days, the minute, the hour and the day of seconds."""
     count, unit = count_and_unit(freq)
     if unit in SECONDS:
@@ -83,7 +85,7 @@ def seasons_of(freq: str, length: int) -> tuple[int, ...]:
         found = [7 // count, round(365.25 / count)]
     else:
         found = [5] if unit == "B" else list(lags_of(freq))
-    return tuple(sorted({season for season in found if season > 1 and 3 * season <= length}))
+    return tuple(sorted({season for season in found if season > 1 and 2.5 * season <= length}))
 
 
 def candidates(seasons: Sequence[int]) -> list[Method]:
@@ -307,9 +309,12 @@ class Base:
         before, whole stretches of all series at a time, the later ones more often."""
         season = min((one.season for found in self.methods for one in found if one.season > 1), default=1)
         earliest = min(max(2 * season, ahead // 2, 5), max(1, origin - ahead))
-        origins = np.arange(max(1, origin - ahead), max(earliest - 1, origin - ahead - MOST_ERRORS), -1)
-        if len(origins) // season >= 30:
+        latest = max(1, origin - ahead)
+        origins = np.arange(latest, max(earliest - 1, latest - max(MOST_ERRORS, PHASES * season)), -1)
+        if 1 < season <= PHASES and len(origins) // season >= FEWEST_PHASES:
             origins = origins[(origin - origins) % season == 0]  # made at the same time of day
+        else:
+            origins = origins[:MOST_ERRORS]
         errors = np.nan_to_num(self.errors(origins, ahead))
         share = np.cumsum(0.5 ** (np.arange(len(origins)) / (70 + 0.1 * len(origins))))
         drawn = np.searchsorted(share / share[-1], (np.arange(paths) + random.random()) / paths, side="right")
