@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import forecasters
 from benchmarks.forecasters import LEARNED, MODELS, PATHS, Array, Model, Predict
-from benchmarks.series import SETS, Series, load, write_csv
+from benchmarks.series import SETS, Series, load
 from diffusion_forcing.datasets.series.dataset import SeriesOptions, TimeSeries
 from diffusion_forcing.metrics.forecasting import INTERVALS, forecast_report, quantile
 
@@ -44,7 +44,7 @@ def _through_the_command_line(data: Series, seed: int, *words: str) -> Any:
     from diffusion_forcing.tracking.run import Run
 
     folder = Path(tempfile.mkdtemp(prefix="forecasting-"))
-    write_csv(data.name, folder / "data.csv")
+    data.frame.to_csv(folder / "data.csv")
     windows = [f"dataset.prediction_length={data.ahead}", f"dataset.test_windows={len(data.starts)}"]
     chosen = plan(["dataset=ts_csv", f"dataset.path='{folder / 'data.csv'}'", *windows, f"seed={seed}", *words])
     return build(chosen, Run.create(folder, data.name))

@@ -75,7 +75,7 @@ def test_a_forecaster_of_seasons_is_better_than_drawing_past_values(name: str) -
 def test_a_network_runs_and_is_scored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecasters, "EFFORT", 0.05)
     monkeypatch.setattr(forecasters, "BATCHES", 2)
-    monkeypatch.setattr(forecasting, "STEPS", 100)
+    monkeypatch.setattr(forecasting, "QUICK_STEPS", 40)
     row = forecasting.run(sine(), name, 0)
     assert 0 < row["crps"] < 1
     assert 0 <= row["coverage_90"] <= 1
