@@ -359,7 +359,11 @@ class Forecasting(ForcingAlgorithm):
         if self.options.scaling == "base":
             logarithm = batch.logarithm[:, None, None].to(samples.device)
             samples = torch.where(logarithm, samples.clamp(max=LARGEST_LOGARITHM).exp(), samples)
-        return torch.from_numpy(self.in_range(samples.cpu().numpy())).to(samples.device)
+        samples = torch.from_numpy(self.in_range(samples.cpu().numpy())).to(samples.device)
+        if known is None:
+            return samples
+        given = (known & batch.observed[:, context:].to(known.device)).to(samples.device)
+        return torch.where(given[:, None], batch.values[:, None, context:].to(samples), samples)
 
     def _known_future(self, encoded: Encoded, known: Tensor) -> Tensor:
         """Scaled values like x, NaN where `known`, (V,) or (b, h, V), leaves them open."""

@@ -268,7 +268,7 @@ class ForecastingExperiment(BaseExperiment):
         base = self._base(windows, samples.shape[1])
         mixed = pool.mix(self._together(samples, base), base)
         known = np.isfinite(target) & self.dataset.known_future
-        return self.algorithm.in_range(np.where(known[:, None], target[:, None], mixed)), target
+        return np.where(known[:, None], target[:, None], self.algorithm.in_range(mixed)), target
 
     def _together(self, samples: np.ndarray, base: np.ndarray) -> np.ndarray:
         return samples if self.algorithm.options.together else ordered_as(samples, base)

@@ -136,7 +136,8 @@ def test_the_command_lines_of_a_demo_fit_the_shipped_checkpoints(
         ("demo-robot", {"robot"}),
         (
             "test",
-            {"planning", "ogbench", "video", "forecasting", "robot", "play", "wandb", "tensorboard", "docs", "dev"},
+            {"planning", "ogbench", "video", "forecasting", "robot", "play", "wandb", "tensorboard", "docs", "dev"}
+            | {"benchmarks"},
         ),
     ],
 )
