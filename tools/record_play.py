@@ -93,7 +93,7 @@ def play(page: Page, film: Film) -> None:
 
     view(page, "forecast", '.stage[data-forecast="model"]')
     page.get_by_label("Sample paths").fill("20")
-    page.wait_for_function("document.querySelector('.stage > .result').textContent.startsWith('20 ')")
+    page.wait_for_selector('.stage[data-paths="20"]', timeout=120_000)
     page.wait_for_timeout(500)
     film.start()
     box = page.locator("canvas.chart").first.bounding_box()

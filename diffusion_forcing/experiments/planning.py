@@ -13,7 +13,7 @@ replanning).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from diffusion_forcing.algorithms.planning.support import Support
 from diffusion_forcing.algorithms.planning.tokens import Steps
 from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze
-from diffusion_forcing.errors import check_minimum
+from diffusion_forcing.errors import check_minimum, require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
@@ -82,13 +82,19 @@ def play(
     *,
     seed: int,
     first_episode: int = 0,
+    start: Sequence[float] = (),
+    goal: Sequence[float] = (),
     device: torch.device,
     on_step: Callable[[int], None] = lambda count: None,
 ) -> Episodes:
-    """Play episodes first_episode… of `seed`, one an environment. `on_step(n)` is called after each step of all n."""
+    """Play episodes first_episode… of `seed`, one an environment. `on_step(n)` is called after each step of all n.
+
+    start, goal: (x, y) in metres for all of them; the episode's own where empty.
+    """
     n, steps, every, skip = env.num_envs, env.max_steps, options.open_loop_horizon, options.frame_skip
     drive, stays = DRIVES[env.body], options.stay_at_goal or env.ends_at_goal
-    observations, _ = env.reset(seed=seed, options={"first_episode": first_episode})
+    points = {f"{name}s": [point] * n for name, point in (("start", start), ("goal", goal)) if point}
+    observations, _ = env.reset(seed=seed, options={"first_episode": first_episode, **points})
     trajectory, actions = [observations.copy()], list[Array]()
     rewards, reached = np.zeros((n, steps)), np.zeros(n, dtype=bool)
     plans, seconds = list[tuple[int, Array]](), list[float]()
@@ -204,15 +210,26 @@ def _generator(device: torch.device, seeds: tuple[int, ...]) -> torch.Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningExperimentOptions(ExperimentOptions):
-    """`experiment=exp_planning`. episodes: how many are played; episode_seed: which (validation; test adds 10,000)."""
+    """`experiment=exp_planning`.
+
+    episodes: how many are played; episode_seed: which (validation; test adds 10,000). start, goal: [x, y] in metres, of
+    every episode; each its own where empty. No oracle is reported for a chosen start or goal.
+    """
 
     episodes: int = 100
     episode_seed: int = 0
+    start: tuple[float, ...] = ()
+    goal: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_minimum("experiment.episodes", self.episodes, 1)
         check_minimum("experiment.episode_seed", self.episode_seed, 0)
+        for name, point in (("start", self.start), ("goal", self.goal)):
+            require(
+                len(point) in (0, 2),
+                f"experiment.{name} has {len(point)} numbers; give [x,y] in metres, or [] to draw it",
+            )
 
 
 class PlanningExperiment(BaseExperiment):
@@ -273,6 +290,8 @@ class PlanningExperiment(BaseExperiment):
                         algorithm.options,
                         seed=seed,
                         first_episode=first,
+                        start=self.options.start,
+                        goal=self.options.goal,
                         device=device,
                         on_step=bar.advance,
                     )
@@ -283,15 +302,15 @@ class PlanningExperiment(BaseExperiment):
     def _report(self, groups: list[Episodes], *, seed: int, goal: Goal) -> None:
         data, rewards = self.dataset, np.concatenate([group.rewards for group in groups])
         seconds = np.concatenate([group.seconds for group in groups])
-        oracle = data.oracle(len(rewards), seed=seed, goal=goal)
-        best = planning_report(oracle, maze=data.reference)
+        chosen = bool(self.options.start or self.options.goal)
+        best = {} if chosen else planning_report(data.oracle(len(rewards), seed=seed, goal=goal), maze=data.reference)
         oracle_score = best.get("planning/normalized_score")
         report = planning_report(
             rewards,
             maze=data.reference,
             seconds_per_plan=seconds,
             oracle_score=oracle_score,
-            tasks=data.tasks(len(rewards), goal),
+            tasks=None if chosen else data.tasks(len(rewards), goal),
         )
         for name in ("episode_reward", "success_rate", "first_reach", "normalized_score"):
             for key in (name, f"{name}_stderr"):

@@ -2,8 +2,8 @@
 
 For each reader a good file is made, and many damaged copies of it: bytes changed, cut off, repeated, sizes blown up;
 text with values of another kind. The reader may read a copy, or refuse it with a `UserError` of one line. Everything
-else is a fault: another exception, 10 seconds, 2 GB of memory, or the end of the process. Each reader runs in a process
-of its own; a copy that is a fault is kept and named.
+else is a fault: another exception, 10 seconds of processor time, 2 GB of memory, or the end of the process. Each reader
+runs in a process of its own; a copy that is a fault is kept and named.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Reader:
 
 
 class TooSlow(BaseException):
-    """A reader took longer than `SECONDS`."""
+    """A reader took longer than `SECONDS` of processor time."""
 
 
 # Damage
@@ -382,18 +382,21 @@ READERS = {
 
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """`TooSlow` inside the block after `seconds`."""
+    """`TooSlow` inside the block after `seconds` of processor time, or six times as many on the clock."""
 
     def stop(*_: object) -> None:
         raise TooSlow
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, 6 * seconds))
+    before = [signal.signal(number, stop) for number, _, _ in timers]
+    for _, timer, limit in timers:
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 def damaged_files(name: str, count: int, seed: int, scratch: Path) -> Counter[str]:

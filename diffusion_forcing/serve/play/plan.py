@@ -175,12 +175,12 @@ class PlanPlayer:
             diffusion=replace(options.diffusion, sampling_timesteps=message["rows"]),
         )
         session.send("command", text=self._command(ask))
-        watched: Any = WatchedMaze(ask, session)
-        planner: Any = WatchedPlanner(
-            model.planner(), ask, session, candidates=1 if searches else message["candidates"]
-        )
+        watched: Any = WatchedMaze(ask.env, session)
+        count = 1 if searches else message["candidates"]
+        planner: Any = WatchedPlanner(model.planner(), ask, session, watched, candidates=count)
         try:
-            play(watched, planner, model.options, seed=message["seed"], device=model.device)
+            start, goal, seed = message["start"], message["goal"], message["seed"]
+            play(watched, planner, model.options, seed=seed, start=start, goal=goal, device=model.device)
         except Superseded:
             if watched.arrived is None:
                 return
@@ -191,8 +191,9 @@ class PlanPlayer:
         return command(
             *self.place.words,
             "experiment.tasks=[validation]",
-            "experiment.episodes=4",
-            "algorithm.goal=random",
+            "experiment.episodes=1",
+            f"experiment.episode_seed={message['seed']}",
+            *(f"experiment.{name}=[{','.join(f'{x:.10g}' for x in message[name])}]" for name in ("start", "goal")),
             f"algorithm.scheduling_matrix={message['matrix']}",
             f"algorithm.diffusion.sampling_timesteps={message['rows']}",
             f"algorithm.guidance_scale={message['guidance']:g}",
@@ -203,20 +204,16 @@ class PlanPlayer:
 
 
 class WatchedMaze:
-    """The environment of one body, from the start to the goal that were asked for; the page hears where it is."""
+    """An environment of one body; the page hears where it is."""
 
-    def __init__(self, ask: Ask, session: Session) -> None:
-        self._env, self._ask, self._session = ask.env, ask, session
+    def __init__(self, env: VectorMaze, session: Session) -> None:
+        self._env, self._session = env, session
         self._path: list[NDArray[np.float64]] = []
         self.arrived: int | None = None
         """The step at which it reached the goal."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
-
-    def reset(self, **_: Any) -> Any:
-        message = self._ask.message
-        return self._env.reset(seed=0, options={"starts": [message["start"]], "goals": [message["goal"]]})
 
     def step(self, actions: NDArray[np.floating]) -> Any:
         done = self._env.step(actions)
@@ -245,8 +242,9 @@ class WatchedMaze:
 class WatchedPlanner:
     """A planner that draws several candidates in one batch and follows the best. The first plan's rows go to the page."""
 
-    def __init__(self, planner: Any, ask: Ask, session: Session, *, candidates: int) -> None:
+    def __init__(self, planner: Any, ask: Ask, session: Session, watched: WatchedMaze, *, candidates: int) -> None:
         self._planner, self._ask, self._session, self._candidates = planner, ask, session, candidates
+        self._watched = watched
         self._plans = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -266,6 +264,9 @@ class WatchedPlanner:
         steps, frames = planner.plan(start.expand(count, -1), goal.expand(count, -1), horizon, on_row=on_row, **options)
         positions = steps.observations[..., :2].cpu().numpy().astype(np.float64)
         best = max(range(count), key=lambda number: self._merit(positions[number]))
+        chosen = Steps(*(part[best : best + 1] for part in steps)), frames[best : best + 1]
+        if self._watched.arrived is not None:
+            return chosen  # a scrap of a way, around the goal
         self._session.send(
             "plan",
             positions[:, ::2].astype(np.float32).tobytes(),
@@ -276,7 +277,7 @@ class WatchedPlanner:
             until=[(1 - self._merit(one)[2]) // 2 + 1 for one in positions],
         )
         self._plans += 1
-        return Steps(*(part[best : best + 1] for part in steps)), frames[best : best + 1]
+        return chosen
 
     def _merit(self, plan: NDArray[np.float64]) -> tuple[float, bool, int]:
         """Of positions (h, 2): the share of the way that is free, whether it reaches the goal, and how early; the most is best."""

@@ -26,6 +26,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 ROOT = Path(__file__).resolve().parents[3]
 SLOW_MACHINE = 180_000
 """Milliseconds that a view may take to be there."""
+DRAWN = "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some((v) => v)"
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,6 +81,8 @@ def opened(browser: Any, address: str, view: str, **options: Any) -> Iterator[An
     try:
         page.goto(f"{address}/?lang={language}#{view}")
         page.wait_for_selector('[data-state="ready"]')
+        if view != "forecast" or importlib.util.find_spec("simbench") is not None:
+            assert page.locator("canvas").first.evaluate(DRAWN), "the page says Ready before its first picture"
         yield page
         assert page.evaluate("window.jumps") < 0.1
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"

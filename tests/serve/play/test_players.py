@@ -21,6 +21,7 @@ from diffusion_forcing.algorithms.planning.support import Support
 from diffusion_forcing.algorithms.world import World, WorldDiffusionOptions, WorldNetworkOptions, WorldOptions
 from diffusion_forcing.datasets.mazes.maze2d import Maze2d
 from diffusion_forcing.environments.mazes.layout import MAZES
+from diffusion_forcing.experiments.planning import play
 from diffusion_forcing.launch.run import plan as plan_of_words
 from diffusion_forcing.networks.world import SIZES, WorldSize
 from diffusion_forcing.serve.play import plan as plan_view
@@ -257,6 +258,39 @@ def test_a_ball_at_its_goal_has_arrived(planner: PlanPlayer) -> None:
         talk.say("plan", do="maze", maze="umaze")
         talk.say("plan", **(ASK | {"goal": ASK["start"]}))
         assert talk.until("end")[0] == {"type": "end", "arrived": True, "step": 1, "most": UMAZE.max_steps}
+
+
+def test_the_command_plays_the_same_way_from_the_clicked_start_to_the_clicked_goal(planner: PlanPlayer) -> None:
+    way = b""
+    with playing(planner) as talk:
+        talk.say("plan", do="maze", maze="umaze")
+        talk.say("plan", **(ASK | {"candidates": 1, "seed": 7}))
+        options = composes(talk.until("command")[0]["text"])["experiment"]
+        while (heard := talk.heard.get(timeout=180))[0]["type"] != "end":
+            way += heard[1] if heard[0]["type"] == "ball" else b""
+    assert (options.episodes, options.start, options.goal) == (1, (1, 3), (1, 1))
+    place = planner.place
+    played = play(
+        place.environment(None),
+        place.model.planner(),
+        place.model.options,
+        seed=options.episode_seed,
+        start=options.start,
+        goal=options.goal,
+        device=place.model.device,
+    )
+    assert np.array_equal(np.frombuffer(way, np.float32).reshape(-1, 2), played.trajectories[0, 1:, :2].astype("f4"))
+
+
+def test_no_plan_is_shown_after_the_goal_is_reached(planner: PlanPlayer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_view, "AT_THE_GOAL", 40)
+    with playing(planner) as talk:
+        talk.say("plan", do="maze", maze="umaze")
+        talk.say("plan", **(ASK | {"goal": ASK["start"]}))
+        kinds = []
+        while (heard := talk.heard.get(timeout=180)[0])["type"] != "end":
+            kinds.append(heard["type"])
+        assert kinds.count("plan") == 1 and kinds.count("ball") > 1  # the one that was asked for
 
 
 def test_a_planner_with_a_goal_token_draws_its_own_candidates() -> None:

@@ -1,12 +1,12 @@
 // The frame of the page: tabs, theme, language, and the one view that is open.
 // Leaving a view closes its connection, and so its work.
 import { Connection } from "/static/connection.js";
-import { about, commandBar, h, language, t, toast } from "/static/ui.js";
+import { commandBar, h, language, t, toast } from "/static/ui.js";
 
 const VIEWS = {
   world: {
     name: t("World"),
-    line: t("Hold an arrow key: the model dreams every frame from the ones before and your keys."),
+    line: t("Hold an arrow: the model dreams every frame from the ones before and your arrows."),
   },
   plan: { name: t("Plan"), line: t("Click a goal in the maze: a plan condenses out of noise, and the ball runs it.") },
   forecast: {
@@ -18,76 +18,55 @@ const VIEWS = {
     line: t("The arm swaps the fruits. Click a camera to cover it, or wipe its memory, and watch."),
   },
 };
+const STATES = {
+  connecting: t("Loading the model …"),
+  ready: t("Ready"),
+  lost: t("The connection is lost; trying again …"),
+  taken: t("This model is in use, perhaps in another tab. This page waits and starts when it is free."),
+};
 const main = document.getElementById("view");
-let open = null;
+let open = null; // aborted when its view is left
 
-async function show(name) {
-  open?.leave();
+// A view's module has mount({stage, side, say, token, signal}), which returns heard: what to do with each type of message;
+// first: the types that bring its first picture; failed(text) after an error; state(now): connecting, ready, lost, …
+async function mountView(name) {
+  open?.abort();
+  const { signal } = (open = new AbortController());
   const { name: title, line } = VIEWS[name];
   document.title = `${title} · Diffusion Forcing`;
   for (const tab of document.querySelectorAll("#tabs a")) tab.toggleAttribute("aria-current", tab.hash === `#${name}`);
   const stage = h("div.stage"),
     side = h("aside.side"),
-    command = commandBar();
-  const state = h("p.state", { role: "status" }, t("Connecting …"));
-  const root = h(
-    `div.view.${name}`,
-    {},
-    h("div.heading", {}, h("h1", {}, title), h("p.line", {}, line), state),
-    h("div.body", {}, stage, side),
-    command.element,
-  );
+    command = commandBar(),
+    state = h("p.state", { role: "status" }, STATES.connecting);
+  const heading = h("div.heading", {}, h("h1", {}, title), h("p.line", {}, line), state);
+  const root = h(`div.view.${name}`, {}, heading, h("div.body", {}, stage, side), command.element);
   main.replaceChildren(root);
 
-  let view = null,
-    left = false,
-    connection = null;
-  const queue = [];
-  open = {
-    leave() {
-      left = true;
-      connection?.close();
-      view?.leave?.();
-    },
+  const { mount } = await import(`/static/${name}.js`);
+  if (signal.aborted) return;
+  let connection = null,
+    pictured = false;
+  const view = mount({ stage, side, signal, say: (said) => connection.say(said), token: () => connection.token });
+  const change = (now, text = STATES[now]) => {
+    root.dataset.state = now;
+    state.textContent = text;
+    pictured = now === "ready";
+    view.state?.(now);
   };
-  const module = await import(`/static/${name}.js`);
-  if (left) return;
-  const context = {
-    stage,
-    side,
-    about,
-    say: (message) => connection.say(message),
-    token: () => connection.token,
-    command: (text) => command.set(text),
+  const heard = (header, data) => {
+    if (header.type === "error") {
+      toast(header.text, "bad");
+      view.failed?.(header.text);
+    } else if (header.type === "command") command.set(header.text);
+    else view.heard[header.type]?.(header, data);
+    if (!pictured && view.first.includes(header.type)) {
+      pictured = true;
+      requestAnimationFrame(() => pictured && change("ready")); // when it is drawn
+    }
   };
-  view = module.mount(context);
-  const TEXTS = {
-    connecting: t("Connecting …"),
-    ready: t("Ready"),
-    lost: t("The connection is lost; trying again …"),
-    taken: t("This model is in use, perhaps in another tab. This page waits and starts when it is free."),
-    failed: "",
-  };
-  connection = new Connection(
-    name,
-    (header, data) => {
-      if (header.type === "error") {
-        toast(header.text, "bad");
-        view.failed?.(header.text);
-        return;
-      }
-      if (header.type === "command") {
-        context.command(header.text);
-        return;
-      }
-      view.heard(header, data);
-    },
-    (now, text) => {
-      root.dataset.state = now;
-      state.textContent = text ?? TEXTS[now];
-      view.state?.(now);
-    },
-  );
+  connection = new Connection(name, heard, change);
+  signal.addEventListener("abort", () => connection.close());
 }
 
 // ------------------------------------------------------------------------------------------------ frame
@@ -139,5 +118,5 @@ dark.addEventListener("change", paint);
 paint();
 
 const chosen = () => (location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "world");
-addEventListener("hashchange", () => show(chosen()));
-show(chosen());
+addEventListener("hashchange", () => mountView(chosen()));
+mountView(chosen());

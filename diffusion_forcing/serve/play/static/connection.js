@@ -3,7 +3,7 @@
 const AGAIN = 1500; // ms
 
 export class Connection {
-  // heard(header, data: ArrayBuffer | null); changed(state): connecting, ready, taken, lost, failed.
+  // heard(header, data: ArrayBuffer | null); changed(state): connecting, taken, lost, failed.
   constructor(view, heard, changed) {
     Object.assign(this, { view, heard, changed, closed: false });
     this.open();
@@ -28,10 +28,7 @@ export class Connection {
         this.changed(state, header.text);
         return;
       }
-      if (header.type === "ready") {
-        this.token = header.token;
-        this.changed("ready");
-      }
+      if (header.type === "ready") this.token = header.token;
       this.heard(header, rest);
     };
     socket.onclose = () => {

@@ -7,7 +7,7 @@ const BANDS = [
   [2, 4, 0.3],
 ]; // quantiles 5–95, 10–90, 25–75 %, and how dark
 
-export function mount({ stage, side, say, token }) {
+export function mount({ stage, side, say, token, signal }) {
   let names = [],
     data = null,
     found = null,
@@ -16,7 +16,6 @@ export function mount({ stage, side, say, token }) {
     known = [],
     window_ = 0,
     trained = false,
-    asked = false,
     drag = null,
     cursor = null,
     busy = false,
@@ -63,7 +62,9 @@ export function mount({ stage, side, say, token }) {
     h("span.given", {}, t("given by you")),
     h("span.seen", {}, t("observed")),
   );
+  const source = h("p.note.source", {}, " ");
   stage.append(
+    source,
     h("div.chart-tools", {}, picked.element, windows.element),
     chart.element,
     bands,
@@ -131,7 +132,7 @@ export function mount({ stage, side, say, token }) {
       ),
     ),
   );
-  for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, dropped);
+  for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, dropped, { signal });
   function dropped(event) {
     event.preventDefault();
     drop.classList.toggle("over", event.type === "dragover");
@@ -151,7 +152,6 @@ export function mount({ stage, side, say, token }) {
 
   function ask() {
     if (!data) return;
-    asked = true;
     say({
       do: "forecast",
       window: window_,
@@ -182,36 +182,33 @@ export function mount({ stage, side, say, token }) {
       truth: row.subarray(history + 7 * horizon),
     };
   }
-  // The series whose future is narrowest for what its past moves: the one to begin with.
-  function clearest() {
-    let best = 0,
-      least = Infinity;
-    for (let s = 0; s < found.series - 1; s++) {
-      const { history, quantiles } = of(s),
-        past = history.filter(Number.isFinite);
-      const spread = Math.max(...past) - Math.min(...past),
-        width = quantiles[5].reduce((sum, v, k) => sum + v - quantiles[1][k], 0) / found.horizon;
-      if (width / spread < least) [best, least] = [s, width / spread];
-    }
-    return best;
+  // How wide the future of a series is for what its past moves.
+  function width(s) {
+    const { history, quantiles } = of(s),
+      past = history.filter(Number.isFinite);
+    const spread = Math.max(...past) - Math.min(...past);
+    return quantiles[5].reduce((sum, v, k) => sum + v - quantiles[1][k], 0) / found.horizon / (spread || 1e-9);
   }
+  // The single series, the one with the narrowest future first.
+  function clearest() {
+    const all = Array.from({ length: found.series - 1 }, (_, s) => [width(s), s]);
+    return all.sort((a, b) => a[0] - b[0]).map(([, s]) => s);
+  }
+  // The small charts: the series that the given points moved most, and the sum.
   function others() {
     if (!found) return [];
     const sum = found.series - 1,
-      moved = [];
-    for (let s = 0; s < sum; s++) {
-      if (s === series) continue;
-      let change = 0;
-      if (before && known.length && before.window === found.window) {
+      moved = new Map();
+    if (before && known.length && before.window === found.window)
+      for (let s = 0; s < sum; s++) {
         const now = of(s).quantiles,
           then = of(s, before).quantiles;
-        for (let k = 0; k < found.horizon; k++)
-          change += Math.abs(now[3][k] - then[3][k]) / (Math.abs(then[5][k] - then[1][k]) + 1e-9);
+        const shift = (k) => Math.abs(now[3][k] - then[3][k]) / (Math.abs(then[5][k] - then[1][k]) + 1e-9);
+        moved.set(s, Array.from({ length: found.horizon }, (_, k) => shift(k)).reduce((a, b) => a + b, 0));
       }
-      moved.push([change, s]);
-    }
-    moved.sort((a, b) => b[0] - a[0] || a[1] - b[1]);
-    return series === sum ? moved.slice(0, 3).map(([, s]) => s) : [...moved.slice(0, 2).map(([, s]) => s), sum];
+    const order = clearest().filter((s) => s !== series);
+    order.sort((a, b) => (moved.get(b) ?? 0) - (moved.get(a) ?? 0));
+    return series === sum ? order.slice(0, 3) : [...order.slice(0, 2), sum];
   }
 
   let frame_ = null; // of the large chart: what a place on it means
@@ -307,6 +304,15 @@ export function mount({ stage, side, say, token }) {
       c.setLineDash([]);
     }
     if (!large) return;
+    if (canGive() && !known.length && !drag && !cursor) {
+      const k = Math.round(horizon * 0.6);
+      dot(c, x(history.length + k), y(quantiles[3][k]), "#e39a3b");
+      Object.assign(c, { fillStyle: ink("ink"), strokeStyle: ink("surface"), lineWidth: 5, textAlign: "center" });
+      c.font = "600 13px system-ui, sans-serif";
+      const below = [t("drag it ↕"), x(history.length + k), y(quantiles[3][k]) + 14];
+      c.strokeText(...below);
+      c.fillText(...below);
+    }
     for (const one of [...known.filter((k) => k.series === s), ...(drag ? [drag] : [])])
       dot(c, x(history.length + one.step), y(one.value), "#e39a3b");
     if (cursor) {
@@ -421,85 +427,76 @@ export function mount({ stage, side, say, token }) {
     );
   }
 
+  function rest() {
+    busy = false;
+    train.firstChild.textContent = t("Train a small model");
+  }
+
   return {
-    heard(header, bytes) {
-      switch (header.type) {
-        case "nodata":
-          note.textContent = t("The shipped data is not installed: {why} You can drop a CSV.", { why: header.why });
-          break;
-        case "data":
-          data = header;
-          known = [];
-          before = null;
-          found = null;
-          series = 0;
-          fresh = true;
-          window_ = header.window;
-          trained = header.trained;
-          busy = false;
-          train.firstChild.textContent = t("Train a small model");
-          names = [...header.names, t("sum of all")];
-          picked.fill(
-            [[String(names.length - 1), names.at(-1)], ...header.names.map((name, i) => [String(i), name])],
-            "0",
-          );
-          windows.fill(
-            header.begins.map((time, i) => [
-              String(i),
-              i === header.begins.length - 1
-                ? t("{time} (behind the data)", { time: when(time, true) })
-                : when(time, true),
-            ]),
-            String(window_),
-          );
-          naive.input.value = trained ? "model" : "seasonal";
-          naive.input.options[0].disabled = !trained;
-          trainBox.hidden = !header.file;
-          levels(0, header.horizon, header.rows);
-          stage.dataset.trained = trained;
-          if (!header.file) ask();
-          break;
-        case "step":
-          levels(Math.round((header.done / header.total) * data.horizon), data.horizon, data.rows);
-          break;
-        case "training":
-          bar.value = header.share;
-          note.textContent = t("Training: {step} steps, loss {loss}", header);
-          stage.dataset.training = header.share;
-          break;
-        case "forecast": {
-          const values = new Float32Array(bytes);
-          if (!header.known.length) before = { ...header, values };
-          found = { ...header, values };
-          if (fresh) {
-            fresh = false;
-            series = clearest();
-            picked.input.value = String(series);
-          }
-          note.textContent = header.known.length
-            ? t("Given points: {n}. The dashed line is the forecast without them.", { n: header.known.length })
-            : t("{paths} paths in {seconds} s", header);
-          levels(data.horizon, data.horizon, data.rows);
-          release.disabled = !known.length;
-          stage.dataset.forecast = header.way;
-          stage.dataset.known = header.known.length;
-          redraw();
-          break;
+    first: ["forecast", "nodata"],
+    heard: {
+      nodata({ why }) {
+        note.textContent = t("The shipped data is not installed: {why} You can drop a CSV.", { why });
+      },
+      data(header) {
+        data = header;
+        known = [];
+        before = found = null;
+        series = 0;
+        fresh = true;
+        ({ window: window_, trained } = header);
+        rest();
+        names = [...header.names, t("sum of all")];
+        const single = header.names.map((name, i) => [String(i), name]);
+        picked.fill([[String(names.length - 1), names.at(-1)], ...single], "0");
+        const last = header.begins.length - 1;
+        const begins = header.begins.map((time, i) => [
+          String(i),
+          i === last ? t("{time} (behind the data)", { time: when(time, true) }) : when(time, true),
+        ]);
+        windows.fill(begins, String(window_));
+        naive.input.value = trained ? "model" : "seasonal";
+        naive.input.options[0].disabled = !trained;
+        trainBox.hidden = !header.file;
+        source.textContent = header.file
+          ? t("Your table: {n} series", { n: header.names.length })
+          : t("Electricity loads, hour by hour: {n} profiles of SimBench", { n: header.names.length });
+        levels(0, header.horizon, header.rows);
+        stage.dataset.trained = trained;
+        if (!header.file) ask();
+      },
+      step({ done, total }) {
+        levels(Math.round((done / total) * data.horizon), data.horizon, data.rows);
+      },
+      training(header) {
+        bar.value = header.share;
+        note.textContent = t("Training: {step} steps, loss {loss}", header);
+        stage.dataset.training = header.share;
+      },
+      forecast(header, bytes) {
+        found = { ...header, values: new Float32Array(bytes) };
+        const given = header.known.length;
+        if (!given) before = found;
+        if (fresh) {
+          fresh = false;
+          series = clearest()[0];
+          picked.input.value = String(series);
         }
-        case "note":
-          toast(header.text);
-          break;
-        case "idle":
-          busy = false;
-          train.firstChild.textContent = t("Train a small model");
-          break;
-      }
+        note.textContent = given
+          ? t("Given points: {n}. The dashed line is the forecast without them.", { n: given })
+          : t("{paths} paths in {seconds} s", header);
+        levels(data.horizon, data.horizon, data.rows);
+        release.disabled = !known.length;
+        stage.dataset.forecast = header.way;
+        stage.dataset.known = given;
+        stage.dataset.paths = header.paths;
+        redraw();
+      },
+      note: ({ text }) => toast(text),
+      idle: rest,
     },
     failed(text) {
       note.textContent = text;
-    },
-    leave() {
-      for (const kind of ["dragover", "dragleave", "drop"]) removeEventListener(kind, dropped);
     },
   };
 }

@@ -1,24 +1,10 @@
 // The plan view: a maze to click in, the plan's rows as they condense, and the ball.
-import {
-  about,
-  button,
-  choice,
-  colour,
-  drawing,
-  h,
-  ink,
-  matrix,
-  panel,
-  select,
-  slider,
-  t,
-  toggle,
-} from "/static/ui.js";
+import { about, button, choice, colour, drawing, h, ink, matrix, panel, select, slider, t } from "/static/ui.js";
 
 const ROW_MS = 45,
   STEPS_A_MS = 0.12;
 
-export function mount({ stage, side, say }) {
+export function mount({ stage, side, say, signal }) {
   let maze = null,
     start = [0, 0],
     goal = [0, 0],
@@ -32,9 +18,10 @@ export function mount({ stage, side, say }) {
     shownAt = 0,
     plans = [],
     plan = null,
+    first = null,
     ball = [],
     ballAt = 0,
-    clock = 0,
+    received = 0,
     end = null,
     wished = false,
     building = false;
@@ -54,8 +41,7 @@ export function mount({ stage, side, say }) {
   const rowsMatrix = matrix(t("Scheduling matrix"), [t("now"), t("the plan's end")]);
 
   // ---------------------------------------------------------------- controls
-  const mazes = choice(t("Maze"), [["medium", t("medium")]], "medium", () => {});
-  const mazeBox = h("div", {}, mazes.element);
+  const mazes = select(t("Maze"), [["medium", t("medium")]], "medium", (name) => say({ do: "maze", maze: name }));
   const tools = choice(
     t("A click sets"),
     [
@@ -93,7 +79,7 @@ export function mount({ stage, side, say }) {
   );
   const reset = button(t("Restore walls"), () => maze && say({ do: "maze", maze: maze.name }));
   side.append(
-    panel("", mazeBox, tools.element, h("div.buttons", {}, again, reset)),
+    panel("", mazes.element, tools.element, h("div.buttons", {}, again, reset)),
     panel(
       "",
       rowsMatrix.element,
@@ -109,17 +95,22 @@ export function mount({ stage, side, say }) {
     panel(t("Sampling"), shapes.element, guidance.element, levels.element, candidates.element),
   );
 
+  function tell(text, kind = "") {
+    result.textContent = text;
+    result.className = `result ${kind}`;
+  }
+  function clear() {
+    rows = [];
+    plans = [];
+    ball = [];
+    shown = plan = first = end = null;
+    ballAt = received = 0;
+    tell(t("Planning …"));
+  }
   function ask() {
     if (!maze) return;
-    rows = [];
-    shown = null;
-    plans = [];
-    plan = null;
-    ball = [];
-    ballAt = 0;
-    end = null;
+    clear();
     wished = true;
-    result.textContent = t("Planning …");
     say({
       do: "plan",
       start: metres(start),
@@ -166,7 +157,8 @@ export function mount({ stage, side, say }) {
       );
       building = true;
       say({ do: "maze", maze: maze.name, rows: drawn });
-    } else if (!isWall(cell)) {
+    } else if (isWall(cell)) tell(t("That is a wall: click a free place."), "bad");
+    else {
       if (what === "start") start = cell;
       else goal = cell;
       ask();
@@ -310,153 +302,101 @@ export function mount({ stage, side, say }) {
 
   // Rows come faster than one can look: they are shown one after the other, then the plans, then the ball.
   function tick(now) {
-    clock = requestAnimationFrame(tick);
+    if (signal.aborted) return;
+    requestAnimationFrame(tick);
     if (rows.length) {
       if (now - shownAt < Math.max(8, Math.min(ROW_MS, 2500 / schedule.length))) return;
-      shownAt = now;
       shown = rows.shift();
       if (shown.row >= schedule.length)
         schedule = [...schedule, ...Array.from({ length: shown.row - schedule.length + 1 }, () => shown.levels)];
-      rowsMatrix.set(
-        schedule.map((row) => row.map((level) => level / top)),
-        shown.row,
-        t("row {n} of {all}", { n: shown.row, all: schedule.length - 1 }),
-      );
+      drawSchedule(shown.row, t("row {n} of {all}", { n: shown.row, all: schedule.length - 1 }));
     } else if (plans.length && (!plan || plans[0].from <= ballAt)) {
       plan = plans.shift();
-      if (plan.number === 0) ballAt = 0;
+      first = first ?? plan;
     } else if (plan && ballAt < ball.length / 2 - 1) {
-      ballAt = Math.min(
-        ball.length / 2 - 1,
-        ballAt + Math.min(60, now - shownAt) * STEPS_A_MS,
-        ...(plans.length ? [plans[0].from] : []),
-      );
-      shownAt = now;
+      const far = ballAt + Math.min(60, now - shownAt) * STEPS_A_MS;
+      ballAt = Math.min(ball.length / 2 - 1, far, ...(plans.length ? [plans[0].from] : []));
     } else {
       shownAt = now;
-      if (end && result.dataset.told !== String(end.told)) {
-        result.dataset.told = String(end.told);
-        result.textContent = end.arrived
-          ? t("Goal reached after {n} steps. Click another goal.", { n: end.step })
-          : t("Goal not reached in {n} steps.", { n: end.step });
-        result.className = `result ${end.arrived ? "good" : "bad"}`;
-      }
-      return;
+      if (!end || end.told) return;
+      end.told = true;
+      plan = first; // beside the way that was driven: of the last one only the rest is left
+      if (end.arrived) tell(t("Goal reached after {n} steps. Click another goal.", { n: end.step }), "good");
+      else tell(t("Goal not reached in {n} steps.", { n: end.step }), "bad");
     }
+    shownAt = now;
     picture.redraw();
   }
-  clock = requestAnimationFrame(tick);
+  requestAnimationFrame(tick);
+  const drawSchedule = (row, text) =>
+    rowsMatrix.set(
+      schedule.map((levels) => levels.map((level) => level / top)),
+      row,
+      text,
+    );
 
-  let told = 0,
-    received = 0;
   return {
-    heard(header, data) {
-      switch (header.type) {
-        case "mazes": {
-          const box = choice(
-            t("Maze"),
-            header.mazes.map((name) => [name, t(name)]),
-            header.chosen,
-            (name) => say({ do: "maze", maze: name }),
-          );
-          mazeBox.replaceChildren(box.element);
-          break;
-        }
-        case "maze": {
-          const kept =
-            maze && maze.name === header.name && !isWallIn(header.rows, start) && !isWallIn(header.rows, goal);
-          maze = header;
-          building = false;
-          reset.disabled = !header.changed;
-          if (!kept) {
-            ({ start, goal } = header);
-            shapes.value = header.matrix;
-            guidance.value = header.guidance;
-            levels.value = header.sampling_rows;
-            candidates.value = header.candidates;
-            guidance.input.disabled = !header.guided;
-            ask();
-          } else if (wished) ask();
-          stage.dataset.maze = header.name;
-          picture.redraw();
-          break;
-        }
-        case "schedule": {
-          const bytes = new Uint8Array(data);
-          top = header.top;
-          rows = [];
-          shown = null;
-          plans = [];
-          plan = null;
-          ball = [];
-          ballAt = 0;
-          end = null;
-          received = 0;
-          result.className = "result";
-          result.textContent = t("Planning …");
-          schedule = Array.from({ length: header.rows }, (_, r) => [
-            ...bytes.subarray(r * header.tokens, (r + 1) * header.tokens),
-          ]);
-          rowsMatrix.set(
-            schedule.map((row) => row.map((level) => level / top)),
-            0,
-          );
-          break;
-        }
-        case "row":
-          rows.push({
-            row: header.row,
-            levels: header.levels,
-            count: header.candidates,
-            points: new Float32Array(data),
-          });
-          break;
-        case "plan": {
-          const points = new Float32Array(data),
-            length = points.length / header.candidates;
-          plans.push({
-            number: header.number,
-            best: header.best,
-            valid: header.valid,
-            from: received,
-            all: Array.from({ length: header.candidates }, (_, n) =>
-              points.subarray(n * length, n * length + 2 * header.until[n]),
-            ),
-          });
-          if (header.number === 0 && header.candidates > 1)
-            result.textContent = t("{n} of {all} candidates stay clear of the walls; the best one is followed.", {
-              n: header.valid.filter(Boolean).length,
-              all: header.candidates,
-            });
-          else if (header.number === 0) result.textContent = t("The ball follows the plan.");
-          stage.dataset.plan = header.number;
-          break;
-        }
-        case "ball": {
-          const points = new Float32Array(data),
-            longer = new Float32Array(ball.length + points.length);
-          longer.set(ball);
-          longer.set(points, ball.length);
-          ball = longer;
-          received += header.steps;
-          break;
-        }
-        case "end":
-          end = { ...header, told: told++ };
-          stage.dataset.end = header.arrived;
-          break;
-      }
+    first: ["maze"],
+    heard: {
+      mazes: (header) =>
+        mazes.fill(
+          header.mazes.map((name) => [name, t(name)]),
+          header.chosen,
+        ),
+      maze(header) {
+        const kept = maze && maze.name === header.name && !isWallIn(header.rows, start) && !isWallIn(header.rows, goal);
+        maze = header;
+        building = false;
+        reset.disabled = !header.changed;
+        if (!kept) {
+          ({ start, goal } = header);
+          shapes.value = header.matrix;
+          guidance.value = header.guidance;
+          levels.value = header.sampling_rows;
+          candidates.value = header.candidates;
+          guidance.input.disabled = !header.guided;
+          ask();
+        } else if (wished) ask();
+        stage.dataset.maze = header.name;
+        picture.redraw();
+      },
+      schedule(header, data) {
+        const bytes = new Uint8Array(data);
+        clear();
+        top = header.top;
+        schedule = Array.from({ length: header.rows }, (_, r) => [
+          ...bytes.subarray(r * header.tokens, (r + 1) * header.tokens),
+        ]);
+        drawSchedule(0);
+      },
+      row: ({ row, levels, candidates: count }, data) =>
+        rows.push({ row, levels, count, points: new Float32Array(data) }),
+      plan({ number, best, valid, until, candidates: all }, data) {
+        const points = new Float32Array(data),
+          length = points.length / all;
+        const ways = until.map((steps, n) => points.subarray(n * length, n * length + 2 * steps));
+        plans.push({ best, valid, from: received, all: ways });
+        stage.dataset.plan = number;
+        if (number) return;
+        if (all > 1) {
+          const n = valid.filter(Boolean).length;
+          tell(t("{n} of {all} candidates stay clear of the walls; the best one is followed.", { n, all }));
+        } else tell(t("The ball follows the plan."));
+      },
+      ball(header, data) {
+        ball = [...ball, ...new Float32Array(data)];
+        received += header.steps;
+      },
+      end(header) {
+        end = header;
+        stage.dataset.end = header.arrived;
+      },
     },
     failed(text) {
-      result.textContent = text;
-      result.className = "result bad";
-      if (building) {
-        building = false;
-        ask();
-      } // the walls stay as they were, and so does the question
-    },
-    leave() {
-      cancelAnimationFrame(clock);
+      tell(text, "bad");
+      if (!building) return;
+      building = false;
+      ask(); // the walls stay as they were, and so does the question
     },
   };
 }

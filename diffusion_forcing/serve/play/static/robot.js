@@ -1,5 +1,5 @@
 // The robot view: two cameras to cover, what the policy saw and expected, and the noise of what it remembers.
-import { about, button, colour, drawing, h, legend, panel, slider, t, toggle } from "/static/ui.js";
+import { about, button, colour, drawing, h, legend, panel, screen, slider, switches, t, toggle } from "/static/ui.js";
 
 const NAMES = { front: "front camera", over: "camera above" };
 
@@ -20,7 +20,7 @@ export function mount({ stage, side, say }) {
 
   // ---------------------------------------------------------------- pictures
   const cameras = [0, 1].map((number) => {
-    const canvas = h("canvas", { width: 256, height: 256 }),
+    const { element: canvas, show } = screen("canvas"),
       lid = h("span.lid", { hidden: true }, t("covered")),
       tag = h("span.tag", {}, "");
     const element = h(
@@ -34,11 +34,11 @@ export function mount({ stage, side, say }) {
       lid,
       tag,
     );
-    return { canvas, lid, tag, element };
+    return { show, lid, tag, element };
   });
   const eyes = ["sees", "sees", "expects", "expects"].map((what) => {
-    const canvas = h("canvas", { width: 32, height: 32, role: "img", "aria-label": t(what) });
-    return { canvas, figure: h("figure", {}, canvas, h("figcaption", {}, t(`it ${what}`))) };
+    const { element, show } = screen("canvas", t(what));
+    return { show, figure: h("figure", {}, element, h("figcaption", {}, t(`it ${what}`))) };
   });
   const score = h("p.score", { role: "status" });
   stage.append(
@@ -48,9 +48,10 @@ export function mount({ stage, side, say }) {
   );
 
   // ---------------------------------------------------------------- controls
-  const play = toggle(t("Play"), (on) => say({ do: "play", on }), { on: true });
-  const box = toggle(t("Drop a box"), (on) => say({ do: "distractor", on }));
-  const amnesia = toggle(t("No memory at all"), (on) => say({ do: "amnesia", on }));
+  const tell = switches(say);
+  const pause = toggle(t("Pause"), (on) => say({ do: "play", on: !on }));
+  const box = tell(t("Drop a box"), "distractor");
+  const amnesia = tell(t("No memory at all"), "amnesia");
   const forget = button(t("Wipe its memory"), () => say({ do: "forget" }));
   const fresh = button(t("New episode"), () => say({ do: "new" }), { kind: "main" });
   const speed = slider(t("Speed"), {
@@ -81,7 +82,7 @@ export function mount({ stage, side, say }) {
   side.append(
     panel(
       t("Disturb it"),
-      h("div.buttons", {}, play.element, fresh, forget, amnesia.element, box.element),
+      h("div.buttons", {}, pause.element, fresh, forget, amnesia.element, box.element),
       speed.element,
     ),
     panel(
@@ -101,76 +102,61 @@ export function mount({ stage, side, say }) {
     ),
   );
 
-  function draw(canvas, data, offset, size) {
-    if (canvas.width !== size) Object.assign(canvas, { width: size, height: size });
-    const bytes = new Uint8Array(data, offset, size * size * 3),
-      image = new ImageData(size, size);
-    for (let i = 0, j = 0; i < bytes.length; i += 3, j += 4) {
-      image.data[j] = bytes[i];
-      image.data[j + 1] = bytes[i + 1];
-      image.data[j + 2] = bytes[i + 2];
-      image.data[j + 3] = 255;
-    }
-    canvas.getContext("2d").putImageData(image, 0, 0);
-  }
   const slot = (number) => (number < 0 ? t("in hand") : t("slot {n}", { n: number + 1 }));
 
+  const where = (fruit, now, aim) => h("span", {}, `${fruit}: `, h("b", {}, slot(now)), ` → ${slot(aim)}`);
+  const blank = () => {
+    levels = [];
+    memory.redraw();
+  };
+
   return {
-    heard(header, data) {
-      switch (header.type) {
-        case "robot":
-          facts = header;
-          played = swapped = 0;
-          for (const one of [play, box, amnesia]) one.set(one === play);
-          speed.value = 1;
-          cameras.forEach(({ tag, element }, i) => {
-            tag.textContent = t(NAMES[facts.cameras[i]] ?? "");
-            element.setAttribute("aria-label", t("Cover the {name}", { name: tag.textContent }));
-          });
-          break;
-        case "episode":
-          levels = [];
-          memory.redraw();
-          stage.dataset.episode = header.seed;
-          break;
-        case "forgot":
-          levels = [];
-          memory.redraw();
-          break;
-        case "decision": {
-          const one = facts.size ** 2 * 3;
-          eyes.forEach(({ canvas }, i) => draw(canvas, data, i * one, facts.size));
-          levels = header.levels;
-          memory.redraw();
-          stage.dataset.decisions = (+stage.dataset.decisions || 0) + 1;
-          break;
+    first: ["scene"],
+    heard: {
+      robot(header) {
+        facts = header;
+        played = swapped = 0;
+        for (const one of [pause, box, amnesia]) one.set(false);
+        speed.value = 1;
+        cameras.forEach(({ tag, element }, i) => {
+          tag.textContent = t(NAMES[facts.cameras[i]] ?? "");
+          element.setAttribute("aria-label", t("Cover the {name}", { name: tag.textContent }));
+        });
+      },
+      episode(header) {
+        blank();
+        stage.dataset.episode = header.seed;
+      },
+      forgot: blank,
+      decision(header, data) {
+        const one = facts.size ** 2 * 3;
+        eyes.forEach(({ show }, i) => show(new Uint8Array(data, i * one, one)));
+        levels = header.levels;
+        memory.redraw();
+        stage.dataset.decisions = (+stage.dataset.decisions || 0) + 1;
+      },
+      scene(header, data) {
+        const one = facts.pixels ** 2 * 3,
+          { success, over, fruits, slots } = header;
+        cameras.forEach(({ show, lid, element }, i) => {
+          show(new Uint8Array(data, i * one, one));
+          lid.hidden = !header.covered[i];
+          element.setAttribute("aria-pressed", String(header.covered[i]));
+        });
+        if (over && score.dataset.over !== "true") {
+          played += 1;
+          swapped += success ? 1 : 0;
         }
-        case "scene":
-          cameras.forEach(({ canvas, lid, element }, i) => {
-            draw(canvas, data, i * facts.pixels ** 2 * 3, facts.pixels);
-            lid.hidden = !header.covered[i];
-            element.setAttribute("aria-pressed", String(header.covered[i]));
-          });
-          if (header.over && score.dataset.over !== "true") {
-            played += 1;
-            swapped += header.success ? 1 : 0;
-          }
-          score.dataset.over = header.over;
-          score.replaceChildren(
-            h("span", {}, `${t("apple")} `, h("b", {}, slot(header.fruits[0])), ` → ${slot(header.slots[1])}`),
-            h("span", {}, `${t("orange")} `, h("b", {}, slot(header.fruits[1])), ` → ${slot(header.slots[0])}`),
-            h("span", {}, `${t("actions")} `, h("b", {}, `${header.actions}/${facts.most}`)),
-            h("span", {}, `${t("episodes swapped")} `, h("b", {}, `${swapped}/${played}`)),
-            header.over
-              ? h(
-                  `b.${header.success ? "good" : "bad"}`,
-                  {},
-                  header.success ? t("Done: both fruits have changed places.") : t("Not done in time."),
-                )
-              : "",
-          );
-          break;
-      }
+        score.dataset.over = over;
+        const end = success ? t("Done: both fruits have changed places.") : t("Not done in time.");
+        score.replaceChildren(
+          where(t("apple"), fruits[0], slots[1]),
+          where(t("orange"), fruits[1], slots[0]),
+          h("span", {}, `${t("actions")} `, h("b", {}, `${header.actions}/${facts.most}`)),
+          h("span", {}, `${t("episodes swapped")} `, h("b", {}, `${swapped}/${played}`)),
+          over ? h(`b.${success ? "good" : "bad"}`, {}, end) : "",
+        );
+      },
     },
   };
 }

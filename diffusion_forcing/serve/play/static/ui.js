@@ -95,6 +95,9 @@ export function button(label, press, { key, kind = "" } = {}) {
   );
 }
 
+// The same, of which the player is told: {do, on}.
+export const switches = (say) => (label, what, options) => toggle(label, (on) => say({ do: what, on }), options);
+
 // One of several, as radio buttons that look like one control.
 export function choice(label, options, value, change) {
   const name = `choice-${numbered++}`;
@@ -194,6 +197,26 @@ export function ink(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
+// A square picture: show(bytes) draws RGB bytes.
+export function screen(what, label = "") {
+  const canvas = h(what, { width: 64, height: 64, role: "img", "aria-label": label });
+  const show = (bytes) => {
+    const side = Math.sqrt(bytes.length / 3),
+      image = new ImageData(side, side);
+    for (let i = 0, j = 0; i < bytes.length; i += 3, j += 4) {
+      for (let k = 0; k < 3; k++) image.data[j + k] = bytes[i + k];
+      image.data[j + 3] = 255;
+    }
+    if (canvas.width !== side) canvas.width = canvas.height = side;
+    canvas.getContext("2d").putImageData(image, 0, 0);
+  };
+  return { element: canvas, show };
+}
+
+addEventListener("themechange", () => {
+  for (const canvas of document.querySelectorAll("canvas")) canvas.dispatchEvent(new Event("repaint"));
+});
+
 // A canvas that follows its size on the page: draw(context, width, height) in CSS pixels.
 export function drawing(what, attributes, draw) {
   const canvas = h(`canvas.${what}`, attributes);
@@ -217,7 +240,7 @@ export function drawing(what, attributes, draw) {
     }
   };
   new ResizeObserver(redraw).observe(canvas);
-  addEventListener("themechange", redraw);
+  canvas.addEventListener("repaint", redraw);
   return { element: canvas, redraw };
 }
 

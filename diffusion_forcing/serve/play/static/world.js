@@ -1,5 +1,19 @@
 // The world view: keys to the model, its frames to a canvas, and the frames that it remembers with the noise they are shown at.
-import { about, button, colour, drawing, h, matrix, panel, slider, t, toggle } from "/static/ui.js";
+import {
+  about,
+  button,
+  colour,
+  drawing,
+  h,
+  matrix,
+  panel,
+  screen,
+  slider,
+  switches,
+  t,
+  toast,
+  toggle,
+} from "/static/ui.js";
 
 const KEYS = {
   ArrowUp: "forward",
@@ -11,7 +25,7 @@ const KEYS = {
 };
 const ARROWS = { left: "←", forward: "↑", right: "→" };
 
-export function mount({ stage, side, say }) {
+export function mount({ stage, side, say, signal }) {
   let size = 64,
     window_ = 16,
     sigmas = [],
@@ -31,11 +45,11 @@ export function mount({ stage, side, say }) {
 
   // ---------------------------------------------------------------- pictures
   const screens = [t("dream"), t("simulator")].map((name) => {
-    const canvas = h("canvas.screen", { width: size, height: size, role: "img", "aria-label": name });
-    return { canvas, figure: h("figure", {}, canvas, h("figcaption", {}, name)) };
+    const one = screen("canvas.screen", name);
+    return { ...one, figure: h("figure", {}, one.element, h("figcaption", {}, name)) };
   });
   screens[1].figure.hidden = true;
-  const hint = h("span.hint", {}, t("Hold ↑ or W"));
+  const hint = h("span.hint", {}, t("Hold ↑"));
   screens[0].figure.append(hint);
   const buttons = Object.entries(ARROWS).map(([key, arrow]) => {
     const press = (event) => {
@@ -99,9 +113,10 @@ export function mount({ stage, side, say }) {
     },
     { key: "T" },
   );
-  const wander = toggle(t("Wander by itself"), (on) => say({ do: "wander", on }), { key: "G" });
-  const pause = toggle(t("Pause"), (on) => say({ do: "pause", on }), { key: "P" });
-  const record = toggle(t("Record a clip"), (on) => say({ do: "record", on }), { key: "R" });
+  const tell = switches(say);
+  const wander = tell(t("Wander by itself"), "wander", { key: "G" });
+  const pause = tell(t("Pause"), "pause", { key: "P" });
+  const record = tell(t("Record a clip"), "record", { key: "R" });
   const actions = {
     KeyT: () => truth.element.click(),
     KeyG: () => wander.element.click(),
@@ -111,7 +126,10 @@ export function mount({ stage, side, say }) {
       wipe();
       say({ do: "new" });
     },
-    KeyF: () => say({ do: "forget" }),
+    KeyF: () => {
+      say({ do: "forget" });
+      toast(t("It has forgotten where it is. “New maze” begins again."));
+    },
     Period: () => say({ do: "step" }),
   };
   const pace = () => say({ do: "pace", steps: count.value, fps: speed.value, noise: doubt.value / 100 });
@@ -189,28 +207,20 @@ export function mount({ stage, side, say }) {
     if (event.code in KEYS) {
       event.preventDefault();
       hold(KEYS[event.code], true);
-    } else if (event.code in actions && !event.repeat) actions[event.code]();
+    } else if (!event.repeat) actions[event.code]?.();
   }
-  function up(event) {
-    if (event.code in KEYS) hold(KEYS[event.code], false);
-  }
-  function release() {
-    for (const key of [...held]) hold(key, false);
-  }
-  addEventListener("keydown", down);
-  addEventListener("keyup", up);
-  addEventListener("blur", release);
+  addEventListener("keydown", down, { signal });
+  addEventListener("keyup", ({ code }) => code in KEYS && hold(KEYS[code], false), { signal });
+  addEventListener("blur", () => [...held].forEach((key) => hold(key, false)), { signal });
 
   // ---------------------------------------------------------------- what comes
-  function draw(screen, bytes) {
-    const image = new ImageData(size, size);
-    for (let i = 0, j = 0; i < bytes.length; i += 3, j += 4) {
-      image.data[j] = bytes[i];
-      image.data[j + 1] = bytes[i + 1];
-      image.data[j + 2] = bytes[i + 2];
-      image.data[j + 3] = 255;
-    }
-    screen.canvas.getContext("2d").putImageData(image, 0, 0);
+  function measure(ms) {
+    const now = performance.now();
+    if (now - (drawn.at(-1) ?? 0) > 1000) drawn.length = 0; // it stood still
+    drawn.push(now);
+    if (drawn.length > 20) drawn.shift();
+    facts.fps.textContent = drawn.length > 1 ? ((1000 * (drawn.length - 1)) / (now - drawn[0])).toFixed(0) : "–";
+    facts.ms.textContent = ms.toFixed(0);
   }
   function wipe() {
     kept = [];
@@ -253,84 +263,61 @@ export function mount({ stage, side, say }) {
   }
 
   return {
-    heard(header, data) {
-      switch (header.type) {
-        case "world":
-          ({ size, sigmas, steps } = header);
-          window_ = header.window;
-          for (const { canvas } of screens) Object.assign(canvas, { width: size, height: size });
-          count.value = steps;
-          doubt.value = Math.round(100 * header.noise);
-          truth.element.disabled = !header.truth;
-          truth.element.title = header.why;
-          if (truth.on && header.truth) say({ do: "truth", on: true });
-          if (wander.on) say({ do: "wander", on: true });
-          break;
-        case "begin":
-          kept = Array.from(
-            { length: header.frames },
-            (_, i) => new Uint8Array(data, i * size * size * 3, size * size * 3),
-          ).slice(-window_);
+    first: ["frame"],
+    heard: {
+      world(header) {
+        ({ size, sigmas, steps } = header);
+        window_ = header.window;
+        count.value = steps;
+        doubt.value = Math.round(100 * header.noise);
+        truth.element.disabled = !header.truth;
+        truth.element.title = header.why;
+        if (truth.on && header.truth) say({ do: "truth", on: true });
+        if (wander.on) say({ do: "wander", on: true });
+      },
+      begin(header, data) {
+        const one = size * size * 3;
+        kept = Array.from({ length: header.frames }, (_, i) => new Uint8Array(data, i * one, one)).slice(-window_);
+        levels = header.levels;
+        schedule();
+        strip.redraw();
+      },
+      memory(header) {
+        levels = header.levels;
+        schedule();
+        strip.redraw();
+      },
+      frame(header, data) {
+        const one = size * size * 3;
+        for (let i = 0; i < header.pictures; i++) screens[i].show(new Uint8Array(data, i * one, one));
+        if (!header.again) {
+          kept = [...kept, new Uint8Array(data, 0, one)].slice(-window_);
           levels = header.levels;
+          frame = header.frame;
+          measure(header.ms);
           schedule();
           strip.redraw();
-          break;
-        case "memory":
-          levels = header.levels;
-          schedule();
-          strip.redraw();
-          break;
-        case "frame": {
-          const one = size * size * 3;
-          for (let i = 0; i < header.pictures; i++) draw(screens[i], new Uint8Array(data, i * one, one));
-          if (!header.again) {
-            kept = [...kept, new Uint8Array(data, 0, one)].slice(-window_);
-            levels = header.levels;
-            frame = header.frame;
-            const now = performance.now();
-            if (now - (drawn.at(-1) ?? 0) > 1000) drawn.length = 0; // it stood still
-            drawn.push(now);
-            if (drawn.length > 20) drawn.shift();
-            facts.fps.textContent =
-              drawn.length > 1 ? ((1000 * (drawn.length - 1)) / (now - drawn[0])).toFixed(0) : "–";
-            facts.ms.textContent = header.ms.toFixed(0);
-            schedule();
-            strip.redraw();
-          }
-          if (sent.has(header.key)) {
-            delays.push(performance.now() - sent.get(header.key));
-            sent.clear();
-            facts.delay.textContent = delays
-              .slice(-20)
-              .sort((a, b) => a - b)
-              [Math.floor(Math.min(20, delays.length) / 2)].toFixed(0);
-          }
-          stage.dataset.frame = header.frame;
-          requestAnimationFrame(() => say({ do: "seen", frame: header.frame }));
-          break;
         }
-        case "clip": {
-          const link = h("a", {
-            href: URL.createObjectURL(new Blob([data], { type: "video/mp4" })),
-            download: "dream.mp4",
-          });
-          link.click();
-          setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-          break;
+        if (sent.has(header.key)) {
+          delays.push(performance.now() - sent.get(header.key));
+          sent.clear();
+          const last = delays.slice(-20).sort((a, b) => a - b);
+          facts.delay.textContent = last[Math.floor(last.length / 2)].toFixed(0);
         }
-      }
+        stage.dataset.frame = header.frame;
+        requestAnimationFrame(() => say({ do: "seen", frame: header.frame }));
+      },
+      clip(_, data) {
+        const href = URL.createObjectURL(new Blob([data], { type: "video/mp4" }));
+        h("a", { href, download: "dream.mp4" }).click();
+        setTimeout(() => URL.revokeObjectURL(href), 10000);
+      },
     },
     state(now) {
-      if (now !== "ready") {
-        wipe();
-        pause.set(false);
-        record.set(false);
-      }
-    },
-    leave() {
-      removeEventListener("keydown", down);
-      removeEventListener("keyup", up);
-      removeEventListener("blur", release);
+      if (now === "ready") return;
+      wipe();
+      pause.set(false);
+      record.set(false);
     },
   };
 }
