@@ -32,6 +32,7 @@ _PUBLIC = {
     "Video": "algorithms.video",
     "VideoOptions": "algorithms.video",
     "RecurrentVideo": "algorithms.video",
+    "World": "algorithms.world",
     "VideoDataset": "datasets.video.dataset",
     "VideoExperiment": "experiments.video.experiment",
     # planning

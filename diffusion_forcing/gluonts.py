@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,18 @@ from gluonts.model.estimator import Estimator
 from gluonts.model.forecast import SampleForecast
 from gluonts.model.predictor import Predictor
 
-from diffusion_forcing.algorithms.base import TransformerOptions
-from diffusion_forcing.algorithms.forecasting import Forecasting, ForecastingDiffusionOptions, ForecastingOptions
+from diffusion_forcing.algorithms.forecasting import Forecasting, ForecastingOptions
 from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.checkpoints.format import sized_by
-from diffusion_forcing.datasets.batch import SeriesBatch
-from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_from, spec_of
+from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
+from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_of
 from diffusion_forcing.datasets.series.smoothing import Base
 from diffusion_forcing.datasets.series.steps import checked_freq, count_and_unit, lags_of
 from diffusion_forcing.datasets.series.table import Table
 from diffusion_forcing.errors import UserError, first_line
 from diffusion_forcing.files import write_json
 from diffusion_forcing.limits import load_json, reading
+from diffusion_forcing.options import build_options
 
 _FILE, _FOLDER = "forecaster.json", "checkpoint"
 _FEATURES = ("feat_dynamic_real", "past_feat_dynamic_real")
@@ -79,7 +79,7 @@ class DiffusionForcingEstimator(Estimator):
         self.lags = lags_of(self.freq) if lags is None else lags
         self.max_steps, self.batch_size, self.gradient_clip_val = max_steps, batch_size, gradient_clip_val
         self.seed = seed
-        self.options = options_of(options or {})
+        self.options = build_options(ForecastingOptions, options or {}, "options")
         self.trainer_kwargs = dict(trainer_kwargs or {})
 
     def train(
@@ -183,8 +183,8 @@ class DiffusionForcingPredictor(Predictor):
         with reading(path / _FILE, "take another predictor"):
             content = load_json(path / _FILE)
             with sized_by(path / _FOLDER):
-                algorithm = Forecasting(options_of(content["options"]))
-                algorithm.adapt(spec_from(content["data"]))
+                algorithm = Forecasting(build_options(ForecastingOptions, content["options"], "options"))
+                algorithm.adapt(SeriesSpec.from_plain(content["data"]))
             algorithm.load_weights(load(path / _FOLDER))
             return cls(algorithm.eval(), seed=content["seed"])
 
@@ -199,28 +199,6 @@ class _Batches(torch.utils.data.IterableDataset[SeriesBatch]):
         drawn = np.random.default_rng(self.seed)
         for _ in range(self.count):
             yield self.windows.__getitems__(drawn.integers(len(self.windows), size=self.size).tolist())
-
-
-def options_of(nested: Mapping[str, Any]) -> ForecastingOptions:
-    """Options from plain values, lists as tuples; UserError for a key there is not."""
-    own = dict(nested)
-    diffusion = dict(own.pop("diffusion", {}))
-    architecture = diffusion.pop("architecture", {})
-    return ForecastingOptions(
-        **_plain(ForecastingOptions, own),
-        diffusion=ForecastingDiffusionOptions(
-            **_plain(ForecastingDiffusionOptions, diffusion),
-            architecture=TransformerOptions(**_plain(TransformerOptions, architecture)),
-        ),
-    )
-
-
-def _plain(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    allowed = {field.name for field in fields(options)}
-    for key in values:
-        if key not in allowed:
-            raise UserError(f"there is no option '{key}'; {options.__name__} has {', '.join(sorted(allowed))}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _check_count(name: str, value: Any) -> None:

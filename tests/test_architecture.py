@@ -16,6 +16,7 @@ GROUND: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "limits": set(),
+    "options": set(),
     "pickles": set(),
     "progress": set(),
     "terminal": set(),
@@ -32,10 +33,10 @@ GROUND: dict[str, set[str]] = {
         "diffusion",
         "networks",
         "datasets.batch",
-        "checkpoints.loaded",
+        "checkpoints",
     },
 }
-"""Room: the rooms it may import beside itself and the ground floor (arrays, errors, files, limits, pickles, progress, terminal)."""
+"""Room: the rooms it may import beside itself and the ground floor (arrays, errors, files, limits, options, pickles, progress, terminal)."""
 
 HOMES = {
     "hydra": {"launch"},
@@ -60,6 +61,7 @@ HOMES = {
     "pyrealsense2": {"serve"},
     "pandas": {"datasets", "gluonts"},
     "gluonts": {"datasets", "gluonts"},
+    "huggingface_hub": {"checkpoints"},
     "pyarrow": {"datasets"},
 }
 """Third party: the rooms that may import it."""
@@ -94,6 +96,7 @@ def offences(where: str, source: str) -> list[str]:
                 "errors",
                 "files",
                 "limits",
+                "options",
                 "pickles",
                 "progress",
                 "terminal",

@@ -7,9 +7,11 @@ by (seed, batch): a resumed run draws what the uninterrupted one would have draw
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
@@ -17,6 +19,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.parallel import Share, SharedGenerator
+from diffusion_forcing.checkpoints import hub, load, resolve, save
+from diffusion_forcing.checkpoints.format import sized_by
 from diffusion_forcing.diffusion import (
     DiffusionForcing,
     Distillation,
@@ -32,7 +36,20 @@ from diffusion_forcing.diffusion import (
 from diffusion_forcing.diffusion.loss_weighting import Weighting, weighting_of
 from diffusion_forcing.diffusion.noise_levels import MATRICES, NoiseLevel
 from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
-from diffusion_forcing.limits import limit
+from diffusion_forcing.limits import check_limit, limit, reading
+from diffusion_forcing.options import build_options, merged, whole_numbers
+
+A = TypeVar("A", bound="ForcingAlgorithm")
+CLASSES = {
+    ("planning", "v1.5"): "Planning",
+    ("planning", "rnn"): "RecurrentPlanning",
+    ("video", "v1.5"): "Video",
+    ("video", "rnn"): "RecurrentVideo",
+    ("video", "world"): "World",
+    ("prediction", ""): "Forecasting",
+    ("robot", ""): "Robot",
+}
+"""The class for each task and line of a checkpoint; without a line where one class has both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +255,11 @@ class ForcingAlgorithm(lightning.LightningModule):
     """A LightningModule around `DiffusionForcing`. Subclasses write `training_step`, `describe` and `load_weights`."""
 
     seed = 0
+    Options: type[Any] = AlgorithmOptions
     task = ""
     """What its checkpoints are for, written into their metadata."""
+    line = ""
+    """The code line of its checkpoints; empty where the options choose it."""
     share: Share | None = None
     """This process's share of the current batch, where several processes share it. The experiment sets it before each batch."""
 
@@ -249,6 +269,7 @@ class ForcingAlgorithm(lightning.LightningModule):
         self.options = options
         self._carried: dict[str, dict[str, Tensor]] = {}
         self._steps_before = 0
+        self._sampling: Mapping[str, Any] = {}  # the settings that came with the weights
         # Of a student; in a tuple, because it is neither trained nor a part of the module's state.
         self._teachers: tuple[nn.Module, ...] = ()
         if network is not None:
@@ -415,13 +436,76 @@ class ForcingAlgorithm(lightning.LightningModule):
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
+    @classmethod
+    def from_pretrained(cls: type[A], source: str | Path, **changes: Any) -> A:
+        """The algorithm of a checkpoint with its weights, ready to sample on the CPU.
+
+        source: whatever `load=` takes: a folder, a run or its id in outputs/, a shipped checkpoint's name, or
+        `hf://user/repo[@revision][/folder]`. changes: options instead of the checkpoint's, nested ones as mappings:
+        `diffusion={"sampling_timesteps": 10}`. What neither says has the default of `Options`.
+
+        UserError where there is no such checkpoint, it is of another class, or an option is wrong.
+        """
+        checkpoint = load(resolve(str(source)))
+        path, metadata = checkpoint.path, checkpoint.metadata
+        if checkpoint.kind != "native":
+            raise UserError(
+                f"{path} is a released checkpoint, which does not hold all options; "
+                f"run diffusion-forcing convert, or load={path}"
+            )
+        line = metadata.get("line", "") if cls.line else ""
+        if (metadata.get("task"), line) != (cls.task, cls.line):
+            kept = metadata.get("line") or ""
+            task = metadata.get("task") or ""
+            right = CLASSES.get((task, kept)) or CLASSES.get((task, ""))
+            kind = f"for {task or 'another task'}{f' of the {kept} line' if kept else ''}"
+            raise UserError(
+                f"{path} is a checkpoint {kind}; use {right or 'the command line'}{'.from_pretrained' if right else ''}"
+            )
+        with reading(path, "take another checkpoint"):
+            check_limit("SIZE", max(whole_numbers(metadata.get("structure")), default=0), "a size")
+            options = build_options(cls.Options, merged(cls.stored_options(metadata), changes), "algorithm")
+            with sized_by(path):
+                algorithm: Any = cls(options)  # type: ignore[call-arg]  # a task's own class takes no network
+                algorithm.take_data(metadata)
+        algorithm.load_weights(checkpoint)
+        algorithm._sampling = metadata.get("sampling") or {}
+        result: A = algorithm.eval()
+        return result
+
+    @classmethod
+    def stored_options(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of this class, as plain values, in the metadata of a checkpoint: its structure, and the settings to sample with."""
+        structure, sampling = (metadata.get(name) or {} for name in ("structure", "sampling"))
+        names = {field.name for field in fields(cls.Options)}
+        facts = {key: value for key, value in {**metadata, **structure.get("dataset", {})}.items() if key in names}
+        own = {key: value for key, value in structure["algorithm"].items() if key in names}
+        matrix = MATRICES.get(own.get("noise_level", ""))
+        as_trained = {} if matrix is None else {"scheduling_matrix": matrix}
+        return merged(merged({**facts, **as_trained}, own), sampling.get("algorithm", {}))
+
+    def take_data(self, metadata: Mapping[str, Any]) -> None:
+        """Take what a checkpoint's metadata says of the data, before its weights: for networks that are sized by the data."""
+
+    def push_to_hub(self, repo: str, *, card: str | None = None, private: bool = False, license: str = "mit") -> str:
+        """Upload the weights to sample with, their metadata and a model card to the Hugging Face Hub; `from_pretrained` loads them back.
+
+        repo: `user/repo`, made where it is not there, or `hf://user/repo[@branch][/folder]`. card: its text in Markdown. private, license:
+        of a new repository, and of the card. Returns the address for `load=`. UserError without a login or the right to write.
+        """
+        hub.place_of(repo)
+        with tempfile.TemporaryDirectory() as folder:
+            weights = {key: value.contiguous() for key, value in self.sampling_weights().items()}
+            path = save(Path(folder) / type(self).__name__, None, metadata=self.metadata(), model=weights, card=card)
+            return hub.push(path, repo, private=private, license=license)
+
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of its weights: `describe()`, and how a student is to be sampled."""
-        diffusion = self.options.diffusion
-        if diffusion.distilled_steps is None:
-            return self.describe()
-        settings = chosen(diffusion, "distilled_steps", "sampling_timesteps", "ddim_sampling_eta")
-        return self.describe() | {"sampling": {"algorithm": {"diffusion": settings}}}
+        diffusion, sampling = self.options.diffusion, dict(self._sampling)
+        if diffusion.distilled_steps is not None:
+            settings = chosen(diffusion, "distilled_steps", "sampling_timesteps", "ddim_sampling_eta")
+            sampling = merged(sampling, {"algorithm": {"diffusion": settings}})
+        return self.describe() | ({"sampling": sampling} if sampling else {})
 
     def describe(self) -> dict[str, Any]:
         """Metadata of a checkpoint: what its weights are for, and the options that they depend on."""

@@ -7,7 +7,7 @@ sizes depend on the data: call `adapt` first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,8 @@ from diffusion_forcing.algorithms.base import (
     chosen,
 )
 from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
+from diffusion_forcing.checkpoints.format import sized_by
+from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler
 from diffusion_forcing.diffusion.history import Cache
@@ -164,6 +166,7 @@ class Forecasting(ForcingAlgorithm):
     def __init__(self, options: ForecastingOptions) -> None:
         super().__init__(options, None)
         self._spec: SeriesSpec | None = None
+        self._waiting: LoadedCheckpoint | None = None
         self._statistics: dict[tuple[str, torch.device], Tensor] = {}
         self.score: Callable[[Any, Any], float] | None = None
         """What validation logs of samples (b, paths, h, V) and targets (b, h, V) as validation/crps_sum: the
@@ -172,10 +175,13 @@ class Forecasting(ForcingAlgorithm):
         """Of each window: its batch and its row there, its sample paths, and the observed values."""
 
     def adapt(self, spec: SeriesSpec) -> None:
-        """Build the network for data of `spec`, once; and take the data's statistics."""
+        """Build the network for data of `spec`, once, with the weights that wait for it; and take the data's statistics."""
         if self._spec is None:
-            self._spec = spec
-            self.put_network(self.build_network(spec))
+            self._spec, waiting = spec, self._waiting
+            with sized_by(waiting and waiting.path):
+                self.put_network(self.build_network(spec))
+            if waiting is not None:
+                self.load_weights(waiting)
 
     @property
     def width(self) -> int:
@@ -436,9 +442,16 @@ class Forecasting(ForcingAlgorithm):
         data["methods"] = [[list(one) for one in found] for found in spec.methods]
         return {"task": self.task, "line": line, "data": data, "structure": structure}
 
+    def take_data(self, metadata: Mapping[str, Any]) -> None:
+        if "names" in metadata["data"]:  # else it takes any series: those of the first `adapt`
+            self.adapt(SeriesSpec.from_plain(metadata["data"]))
+
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`; refuses what does not match, naming the
-        first key."""
+        first key. Before `adapt` they wait for it."""
+        if self._spec is None:
+            self._waiting = checkpoint
+            return
         if not self.options.use_covariates:  # a released checkpoint carries an embedding that its network never saw
             weights = {key: value for key, value in checkpoint.weights.items() if not key.startswith("embed.")}
             checkpoint = replace(checkpoint, weights=weights)

@@ -7,7 +7,7 @@ floats in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -512,6 +512,11 @@ class Video(ForcingAlgorithm):
             },
         }
         return {"task": self.task, "line": self.line, "structure": structure}
+
+    @classmethod
+    def stored_options(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        side = metadata["structure"]["dataset"]["resolution"]
+        return {"observation_shape": [3, side, side], **super().stored_options(metadata)}
 
     def load_weights(self, checkpoint: Any) -> None:
         """Take the weights and statistics of a `checkpoints.LoadedCheckpoint`, into the network and its average.

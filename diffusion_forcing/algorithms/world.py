@@ -97,6 +97,10 @@ class WorldOptions(VideoOptions):
     `training.max_steps` on; self_rollout_rounds: how often they are predicted anew behind such a past."""
 
     noise_level: Literal["noisy_past", "mixture"] = "noisy_past"  # type: ignore[assignment]
+    weight_decay: float = 1e-2
+    optimizer_beta: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 200
+    ema_decay: float = 0.998
     cache: Literal["exact", "streaming", "none"] = "streaming"
     lr_decay: float = 0.35
     warp_loss: float = 0.3

@@ -2,7 +2,8 @@
 
 from diffusion_forcing.checkpoints.export import export
 from diffusion_forcing.checkpoints.format import load, save
+from diffusion_forcing.checkpoints.hub import push
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.checkpoints.resolve import latest, resolve, shipped
 
-__all__ = ["LoadedCheckpoint", "export", "latest", "load", "resolve", "save", "shipped"]
+__all__ = ["LoadedCheckpoint", "export", "latest", "load", "push", "resolve", "save", "shipped"]

@@ -1,4 +1,4 @@
-"""Where `load=` and `resume=` look for a checkpoint: a path, a run's id, or the name of a shipped one."""
+"""Where `load=` and `resume=` look for a checkpoint: a path, a run's id, the name of a shipped one, the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffusion_forcing.checkpoints import format as native
+from diffusion_forcing.checkpoints import hub
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.files import folders, recover, run_folders
 
@@ -20,9 +21,11 @@ def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
     """The checkpoint that `spec` names: a checkpoint folder of ours, or a single file (a released `.ckpt`).
 
     `spec`: a path to either or to a file inside ours, a run's folder (its newest checkpoint), the id of a run below
-    `outputs`, or a shipped checkpoint's name (`maze2d_medium_x` or `pretrained/maze2d_medium_x`). UserError naming what
-    is missing and how to get it.
+    `outputs`, a shipped checkpoint's name (`maze2d_medium_x` or `pretrained/maze2d_medium_x`), or a place on the hub
+    (`hf://user/repo[@revision][/folder]`), which is downloaded. UserError naming what is missing and how to get it.
     """
+    if spec.startswith(hub.SCHEME):
+        return hub.fetch(spec)
     path = Path(spec).expanduser()
     try:
         path.stat()

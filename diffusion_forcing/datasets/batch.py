@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,3 +106,13 @@ class SeriesSpec(NamedTuple):
     highest: tuple[float | None, ...] = ()
     whole: tuple[bool, ...] = ()
     """Whether all values of a series are whole numbers."""
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> SeriesSpec:
+        """The specification that a checkpoint holds as plain values; what only older ones hold is left out."""
+        known = {name: value for name, value in data.items() if name in cls._fields}
+        arrays: dict[str, Any] = {name: np.array(data[name], np.float64) for name in ("mean", "std")}
+        lists = ("lags", "names", "lowest", "highest", "whole")
+        plain: dict[str, Any] = {name: tuple(known[name]) for name in lists if name in known}
+        methods = tuple(tuple(Method(*one) for one in found) for found in known.get("methods", ()))
+        return cls(**{**known, **arrays, **plain, "methods": methods})

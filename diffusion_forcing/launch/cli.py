@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": "commands.inspect",
     "convert": "commands.convert",
     "convert-robot": "commands.convert_robot",
+    "push": "commands.push",
     "runs": "runs_command.runs",
     "forecast": "forecast_command.overrides",
     "play": "play_command.play",
@@ -48,6 +49,7 @@ usage: python -m main [group=choice …] [key=value …]
        diffusion-forcing convert IN.ckpt OUT            convert a released checkpoint to our format
        diffusion-forcing convert-robot SRC DST [--to ours|lerobot] [--allow-pickle] [--cameras A,B] [--resolution N]
                                                         convert robot demonstrations: ours, LeRobot v3.0, released
+       diffusion-forcing push PATH hf://user/repo [--private]   upload a checkpoint and its card to the Hugging Face Hub
        diffusion-forcing runs [ID …]                    write a page of all runs, comparing the given ones
        diffusion-forcing runs ls | show ID | best METRIC lowest|highest | rm ID … [--yes]   [outputs=DIR]
        diffusion-forcing runs sync ID … [--follow] [wandb.KEY=VALUE]   upload a run to W&B
@@ -61,7 +63,7 @@ groups and their choices (a `configurations/` folder in the working directory co
 common keys
   +name=NAME                              name of the run
   experiment.tasks=[training,validation]  tasks in order: training, validation, test, generate_dataset, your own methods
-  load=PATH|RUN ID|NAME                   start from a checkpoint; a shipped one by its name, as in load=maze2d_medium_x
+  load=PATH|RUN ID|NAME|hf://user/repo    start from a checkpoint; a shipped one by its name, as in load=maze2d_medium_x
   resume=RUN ID                           continue a run: weights, optimiser, step, random state, log
   tracking=wandb|tensorboard|[wandb,tensorboard]   add trackers; wandb.mode=online|offline wandb.entity= wandb.project=
   seed=0   seeds=1   debug=True   outputs=outputs

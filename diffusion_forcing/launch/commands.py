@@ -1,4 +1,4 @@
-"""The sub-commands for files: `inspect` and `convert` for checkpoints, `convert-robot` for demonstrations."""
+"""The sub-commands for files: `inspect`, `convert` and `push` for checkpoints, `convert-robot` for demonstrations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.launch.options import leaves
+from diffusion_forcing.options import leaves
 from diffusion_forcing.terminal import say, tell
 
 if TYPE_CHECKING:
@@ -58,6 +58,24 @@ def convert(words: Sequence[str]) -> None:
     check_released(checkpoint)
     say(_summary(checkpoint))
     say(f"wrote {export(source, Path(words[1]))}; use load={words[1]}")
+
+
+def push(words: Sequence[str]) -> None:
+    """`push PATH hf://user/repo [--private]`: upload a checkpoint. PATH: a value of `load=`."""
+    usage = "diffusion-forcing push PATH hf://user/repo [--private] [--license mit]"
+    parser = Parser("push", usage=usage, add_help=False, allow_abbrev=False)
+    parser.add_argument("--private", action="store_true")
+    parser.add_argument("--license", default="mit")
+    parser.add_argument("places", nargs="*")
+    given = parser.parse_intermixed_args(list(words))
+    if len(given.places) != 2:
+        raise UserError(f"push takes a checkpoint and a place on the hub, got {len(given.places)}; {usage}")
+    from diffusion_forcing.checkpoints import hub, resolve
+
+    path, place = given.places
+    hub.place_of(place)
+    uploaded = hub.push(resolve(path), place, private=given.private, license=given.license)
+    say(f"uploaded {path}; use load={uploaded}")
 
 
 def _summary(checkpoint: LoadedCheckpoint) -> str:

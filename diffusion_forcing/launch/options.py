@@ -1,36 +1,18 @@
-"""A section of the configuration becomes a class and its typed options, or one line that names the wrong key.
-
-`build_options(cls, mapping, where)` converts a yaml mapping to the frozen dataclass `cls` by its annotations. Only lossless conversions
-are made: an int to a float, a whole float (2e5) to an int, a list to a tuple, a string to a path. `true` is never a number.
-`read_part` also imports the class that `_target_` names; its attribute `Options` is the dataclass.
-"""
+"""A section of the configuration becomes the class that `_target_` names and its typed options (`diffusion_forcing/options.py`)."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any
 
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.launch.overrides import TARGET
+from diffusion_forcing.options import build_options
 
-T = TypeVar("T")
-LARGEST = 2**63
-"""Numbers must be smaller, which excludes nan, infinity and impossible tensor sizes."""
-_SCALARS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    type(None): "null",
-    Path: "a path",
-}
 _METHODS = {
     "experiment": ("run_task",),
     "algorithm": ("training_step", "configure_optimizers"),
@@ -87,158 +69,3 @@ def import_class(target: str, where: str) -> type:
         public = [name for name, value in vars(module).items() if isinstance(value, type)]
         raise UserError(f"{where}={target}: '{module_name}' has no class '{name}'{did_you_mean(name, public)}")
     return found
-
-
-def build_options(cls: type[T], mapping: Any, where: str, *, everywhere: Sequence[str] = ()) -> T:
-    """An instance of the dataclass `cls` from `mapping`.
-
-    where: dotted key of the mapping, "" at the root.
-    everywhere: all dotted keys of the configuration, to find the right place of a misplaced key.
-
-    Raises UserError naming the dotted key if it is unknown, missing, of the wrong type, or refused by `__post_init__`.
-    """
-    if not isinstance(mapping, Mapping):
-        raise _wrong(where, cls, mapping)
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    for key in mapping:
-        if key not in fields:
-            siblings = [_join(where, name) for name in fields]
-            raise UserError(unknown_key(_join(where, str(key)), siblings, everywhere))
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in mapping:
-            key = _join(where, name)
-            raise UserError(f"{key} is missing: give {key}=VALUE, {describe(hints[name])}")
-    values = {key: _convert(hints[key], value, _join(where, key)) for key, value in mapping.items()}
-    try:
-        return cls(**values)
-    except (UserError, ValueError) as refusal:
-        message = str(refusal)
-        raise UserError(message if where in message else f"{where}: {message}") from refusal
-
-
-def unknown_key(key: str, allowed: Sequence[str], everywhere: Sequence[str] = ()) -> str:
-    """The error for a key that does not exist: names the nearest of its siblings `allowed`, else of all keys `everywhere`."""
-    last = key.rpartition(".")[2]
-    for candidates, cutoff in ((allowed, 0.6), (everywhere, 0.8)):
-        by_last = {name.rpartition(".")[2]: name for name in candidates if name != key}
-        near = difflib.get_close_matches(last, list(by_last), n=1, cutoff=cutoff)
-        if near:
-            return f"unknown key {key} (did you mean '{by_last[near[0]]}'?)"
-    return f"unknown key {key}; known: {', '.join(sorted(allowed)) or 'none'}"
-
-
-def describe(hint: Any) -> str:
-    """A type in words: `a number`, `one of pyramid, trapezoid`, `a list, each a number`."""
-    origin, inner = get_origin(hint) or hint, get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(str(choice) for choice in inner)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(option) for option in inner)
-    if _is_subclass(origin, Sequence):
-        if origin is tuple and inner and inner[-1] is not Ellipsis:
-            return "a list of " + ", ".join(describe(item) for item in inner)
-        return f"a list, each {describe(inner[0])}" if inner else "a list"
-    if dataclasses.is_dataclass(hint):
-        return f"a group of keys ({', '.join(field.name for field in dataclasses.fields(hint) if field.init)})"
-    if _is_subclass(origin, Mapping):
-        return "a group of keys"
-    return _SCALARS.get(hint, str(hint))
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotation `hint` requires, or a UserError naming `where`."""
-    origin, inner = get_origin(hint) or hint, get_args(hint)
-    if hint is Any or hint is object:
-        return value
-    if origin in (Union, types.UnionType):
-        return _convert_union(hint, value, where)
-    if origin is Literal:
-        for choice in inner:
-            if choice == value and isinstance(choice, bool) == isinstance(value, bool):
-                return choice
-        raise _wrong(where, hint, value, near=did_you_mean(value, map(str, inner)) if isinstance(value, str) else "")
-    if dataclasses.is_dataclass(hint):
-        return build_options(hint, value, where)  # type: ignore[arg-type]
-    if _is_subclass(origin, Sequence):
-        return _convert_sequence(hint, value, where)
-    if _is_subclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise _wrong(where, hint, value)
-        item = inner[1] if inner else Any
-        return {str(key): _convert(item, entry, _join(where, str(key))) for key, entry in value.items()}
-    return _convert_scalar(hint, value, where)
-
-
-def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint not in _SCALARS:
-        raise TypeError(f"{where}: an option cannot be annotated {hint!r}")
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
-    if hint is float and is_number:
-        return float(value)
-    if hint is int and is_number and int(value) == value:
-        return int(value)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint in (bool, str, type(None)) and isinstance(value, hint):
-        return value
-    raise _wrong(where, hint, value)
-
-
-def _convert_union(hint: Any, value: Any, where: str) -> Any:
-    """The first member that takes the value as it is, else the first that takes it converted."""
-    options = get_args(hint)
-    for option in sorted(options, key=lambda option: type(value) is not option):
-        try:
-            return _convert(option, value, where)
-        except UserError:
-            continue
-    nested = [option for option in options if dataclasses.is_dataclass(option) or get_origin(option) is not None]
-    if nested and (isinstance(value, (Mapping, list)) or len(nested) == len(options) - 1):
-        return _convert(nested[0], value, where)  # raises the more precise error
-    raise _wrong(where, hint, value)
-
-
-def _convert_sequence(hint: Any, value: Any, where: str) -> Any:
-    kind, items = get_origin(hint) or hint, get_args(hint)
-    if not isinstance(value, (list, tuple)):
-        raise _wrong(where, hint, value)
-    if kind is tuple and items and items[-1] is not Ellipsis:
-        if len(value) != len(items):
-            raise UserError(f"{where} must have {len(items)} values, got {len(value)}: {_shown(value)}")
-    else:
-        items = (items[0] if items else Any,) * len(value)
-    entries = [_convert(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(items, value, strict=True))]
-    return entries if kind is list else tuple(entries)
-
-
-def _wrong(where: str, hint: Any, value: Any, *, near: str = "") -> UserError:
-    expected = describe(hint)
-    example = f"; write lists as {where}=[1,2]" if "a list" in expected and not isinstance(value, (list, tuple)) else ""
-    if hint is str and isinstance(value, (int, float)):
-        example = f"; text that looks like a number needs quotes in quotes: '\"{value}\"'"
-    return UserError(f"{where or 'the configuration'} must be {expected}, got {_shown(value)}{near}{example}")
-
-
-def _shown(value: Any) -> str:
-    """A value as it is typed, cut to fit a line."""
-    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
-    return text if len(text) <= 80 else text[:77] + "…"
-
-
-def leaves(mapping: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested mapping; an empty mapping is a value."""
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", value
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-def _is_subclass(origin: Any, kind: type) -> bool:
-    return isinstance(origin, type) and origin is not str and issubclass(origin, kind)

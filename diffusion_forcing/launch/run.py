@@ -29,8 +29,9 @@ from diffusion_forcing.launch.compose import (
     resolved,
 )
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
-from diffusion_forcing.launch.options import build_options, read_part
+from diffusion_forcing.launch.options import read_part
 from diffusion_forcing.launch.structure import adopt_, check_task
+from diffusion_forcing.options import build_options
 from diffusion_forcing.terminal import tell
 from diffusion_forcing.tracking.records import find_run, read_config
 from diffusion_forcing.tracking.run import NullRun, Run

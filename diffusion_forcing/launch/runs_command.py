@@ -129,7 +129,7 @@ def sync(chosen: Sequence[RunRecord], words: Sequence[str], *, follow: bool = Fa
     from omegaconf import OmegaConf
 
     from diffusion_forcing.launch.compose import compose_on, resolved
-    from diffusion_forcing.launch.options import build_options
+    from diffusion_forcing.options import build_options
     from diffusion_forcing.tracking.wandb import EXTRA, LOG, WandbOptions, installed, start_upload
 
     for word in words:

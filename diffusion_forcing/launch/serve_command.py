@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffusion_forcing.errors import UserError, did_you_mean
-from diffusion_forcing.launch.options import build_options
 from diffusion_forcing.launch.overrides import parse
 from diffusion_forcing.launch.run import Plan, plan
+from diffusion_forcing.options import build_options
 from diffusion_forcing.terminal import say
 
 if TYPE_CHECKING:

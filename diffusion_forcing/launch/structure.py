@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.compose import resolved
-from diffusion_forcing.launch.options import import_class, leaves
+from diffusion_forcing.launch.options import import_class
 from diffusion_forcing.launch.overrides import TARGET
 from diffusion_forcing.limits import check_limit, reading
+from diffusion_forcing.options import leaves, whole_numbers
 
 DATASET_KEYS = frozenset(
     f"dataset.{key}"
@@ -90,7 +91,7 @@ def adopt_(config: DictConfig, checkpoint: Path, overridden: Iterable[str]) -> l
         if not allowed or "._" in key or not _is_plain(value):
             continue
         with reading(checkpoint, "take another checkpoint"):
-            check_limit("SIZE", max(_whole_numbers(value), default=0), key)
+            check_limit("SIZE", max(whole_numbers(value), default=0), key)
         source = _source(config, key)
         follows = source in overridden and (trains or source != _ROLLOUT_LENGTH)
         if follows or any(_overlap(key, other) for other in overridden):
@@ -148,12 +149,6 @@ def _source(config: DictConfig, key: str) -> str | None:
 def _overlap(key: str, other: str) -> bool:
     """Whether one of two dotted keys is the other or its parent."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
-
-
-def _whole_numbers(value: Any) -> list[int]:
-    if isinstance(value, list):
-        return [number for entry in value for number in _whole_numbers(entry)]
-    return [abs(value)] if isinstance(value, int) else []
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.launch.options import build_options, describe
+from diffusion_forcing.options import build_options, describe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ conditioned on by how much, so that a blocked camera can be shown as a very nois
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -454,6 +455,12 @@ class Robot(ForcingAlgorithm):
         algorithm = {**chosen(options, *inputs), "diffusion": chosen(options.diffusion, *schedule, *sizes)}
         line = "rnn" if options.network == "rnn" else "v1.5"
         return {"task": self.task, "line": line, "structure": {"dataset": data, "algorithm": algorithm}}
+
+    @classmethod
+    def stored_options(cls, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        data = metadata["structure"]["dataset"]
+        channels, side = 3 * data["n_cameras"] + data["action_stack"], data["resolution"]
+        return {"observation_shape": [channels, side, side], **super().stored_options(metadata)}
 
     def load_weights(self, checkpoint: Any) -> None:
         """Load a `checkpoints.LoadedCheckpoint` into the network and its average. UserError naming the first key that

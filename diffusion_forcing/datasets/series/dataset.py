@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.datasets.series import table as tables
 from diffusion_forcing.datasets.series.files import leave_out_checked, read_file, typed
-from diffusion_forcing.datasets.series.smoothing import Base, Method, choose, seasons_of
+from diffusion_forcing.datasets.series.smoothing import Base, choose, seasons_of
 from diffusion_forcing.datasets.series.steps import count_and_unit, lags_of, season_of
 from diffusion_forcing.datasets.series.synthetic import SyntheticWindows, synthetic_table
 from diffusion_forcing.datasets.series.table import Table
@@ -35,7 +35,7 @@ OF_FILES = (
 """Options that say how a file is read."""
 SMALLEST_STD = 1e-12
 """Of the mean: a variate that moves less is constant, and is scaled by 1."""
-STATISTICS = ("mean", "std")
+
 """Of `SeriesSpec`: a number a series."""
 SHOWN, SHOWN_STEPS = 2**32, 700
 """Seed and length of the synthetic table that validates and is drawn; no table of the training part has this seed."""
@@ -218,7 +218,7 @@ class TimeSeries:
         lags = tuple(trained["lags"]) if self.options.lags is None else self.options.lags
         own = {} if "methods" in trained else self._spec(lags)._asdict()  # released, or an older one
         lengths = {"context_length": self.context_length, "prediction_length": self.prediction_length}
-        self.spec = spec_from({**own, **trained, **lengths, "lags": lags})
+        self.spec = SeriesSpec.from_plain({**own, **trained, **lengths, "lags": lags})
 
     @cached_property
     def spec(self) -> SeriesSpec:
@@ -298,17 +298,6 @@ def _windows_before(end: int, count: int, length: int) -> list[int]:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def spec_from(data: Mapping[str, Any]) -> SeriesSpec:
-    """The specification that a checkpoint holds as plain values; what only older ones hold is left out."""
-    known = {name: value for name, value in data.items() if name in SeriesSpec._fields}
-    arrays: dict[str, Any] = {name: np.array(data[name], np.float64) for name in STATISTICS}
-    plain: dict[str, Any] = {
-        name: tuple(known[name]) for name in ("lags", "names", "lowest", "highest", "whole") if name in known
-    }
-    methods = tuple(tuple(Method(*one) for one in found) for found in known.get("methods", ()))
-    return SeriesSpec(**{**known, **arrays, **plain, "methods": methods})
 
 
 def spec_of(

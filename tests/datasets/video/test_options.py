@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_forcing.datasets.video.dataset import VideoDatasetOptions
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.launch.options import build_options
+from diffusion_forcing.options import build_options
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,178 @@
+"""Checkpoints on the Hugging Face Hub: `hf://user/repo[@revision][/folder]`.
+
+Of a repository only the files of our format are read: checkpoint.json, model.safetensors and its card, README.md. They
+come through the hub's own client into its cache, so what was downloaded once is found without a network too. Their
+sizes are checked before they are downloaded, and nothing in them is run. Needs the extra `hub`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from diffusion_forcing.checkpoints import format as native
+from diffusion_forcing.checkpoints.export import export
+from diffusion_forcing.errors import UserError, first_line
+from diffusion_forcing.limits import Refused, check_limit
+
+SCHEME = "hf://"
+LIBRARY = "diffusion-forcing"
+_PLACE = re.compile(r"(?:hf://)?(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w.%-]+))?(?:/(?P<folder>[\w./-]+))?")
+_FORM = "hf://user/repo, hf://user/repo@revision or hf://user/repo/folder"
+_LIMITS = {native.HEADER: "JSON_BYTES", native.MODEL: "ARRAY_BYTES", native.CARD: "RUN_JSON_BYTES"}
+"""The files that are downloaded, and the limit on the size of each."""
+PIPELINES = {
+    "planning": "reinforcement-learning",
+    "robot": "robotics",
+    "prediction": "time-series-forecasting",
+    "video": "image-to-video",
+}
+"""What the hub calls our tasks."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder ("" for the root) of a repository of models. revision: a branch, a tag or a commit."""
+
+    repo: str
+    revision: str = "main"
+    folder: str = ""
+
+    def __str__(self) -> str:
+        at = "" if self.revision == "main" else f"@{self.revision}"
+        return f"{SCHEME}{self.repo}{at}{f'/{self.folder}' if self.folder else ''}"
+
+
+def place_of(spec: str) -> Place:
+    """What `spec` names; a revision's slash is written %2F. UserError for any other text."""
+    found = _PLACE.fullmatch(spec.rstrip("/"))
+    folder = (found and found["folder"]) or ""
+    if found is None or (folder and {"", ".", ".."} & set(folder.split("/"))):
+        raise UserError(f"'{spec}' names no repository of the Hugging Face Hub; write {_FORM}")
+    return Place(found["repo"], unquote(found["revision"] or "main"), folder)
+
+
+def fetch(spec: str) -> Path:
+    """The checkpoint at `spec`, downloaded: a folder in the hub's cache.
+
+    UserError, one line: not a repository, none of ours, private or gated, too large, no network, no huggingface_hub.
+    """
+    place = place_of(spec)
+    header = _download(place, native.HEADER)
+    native.read_header(header.parent)
+    commit = header.parents[place.folder.count("/") + bool(place.folder)].name
+    pinned = replace(place, revision=commit)  # both files of one commit
+    _download(pinned, native.MODEL)
+    with contextlib.suppress(UserError):  # a card is not needed
+        _download(pinned, native.CARD)
+    return header.parent
+
+
+def push(checkpoint: Path, spec: str, *, private: bool = False, license: str = "mit", message: str = "") -> str:
+    """Upload the weights, metadata and card of a checkpoint to `spec`; the repository is made if it is not there.
+
+    checkpoint: one of our folders or a released `.ckpt`; what only training needs is left out. private, license: of a
+    repository that is made, and of the card. message: of the commit. Returns the address of what was uploaded.
+    UserError without a login or the right to write.
+    """
+    place, hub = place_of(spec), _client()
+    checkpoint = Path(checkpoint)
+    written = checkpoint / native.CARD
+    text = written.read_text("utf-8") if written.is_file() else None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = export(checkpoint, Path(temporary) / "checkpoint", dtype=None)
+        facts = native.read_header(folder)["facts"]
+        (folder / native.CARD).write_text(model_card(text, facts, place=place, license=license), "utf-8")
+        additions = [
+            hub.CommitOperationAdd(f"{place.folder}/{name}" if place.folder else name, folder / name)
+            for name in _LIMITS
+        ]
+        with _explained(place):
+            api = hub.HfApi(library_name=LIBRARY)
+            api.create_repo(place.repo, private=private, exist_ok=True)
+            message = message or f"Upload a checkpoint with {LIBRARY}"
+            api.create_commit(place.repo, additions, commit_message=message, revision=place.revision)
+    return str(place)
+
+
+def model_card(text: str | None, facts: dict[str, Any], *, place: Place, license: str = "mit") -> str:
+    """A checkpoint's card with the front matter that the hub reads, and how to load it. text: None for a short card of
+    the facts; one that has a front matter is left as it is."""
+    if text is not None and text.startswith("---\n"):
+        return text
+    task = str(facts.get("task", ""))
+    tags = [LIBRARY, *([task] if task else []), *([facts["env_id"]] if isinstance(facts.get("env_id"), str) else [])]
+    data = _client().ModelCardData(
+        library_name=LIBRARY, license=license, tags=tags, pipeline_tag=PIPELINES.get(task), library_version=None
+    )
+    body = (
+        text
+        or f"# {place.repo.partition('/')[2]}\n\nA checkpoint of Diffusion Forcing{f' for {task}' if task else ''}.\n"
+    )
+    load = f"load={place}"
+    if load not in body:
+        body = f"{body.rstrip()}\n\n## Loading it\n```\npip install '{LIBRARY}[hub]'\n{LIBRARY} {load} …\n```\n"
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _download(place: Place, name: str) -> Path:
+    """One file of `place`, in the hub's cache; without a network, as it was downloaded last."""
+    hub, errors = _client(), import_module("huggingface_hub.errors")
+    path = f"{place.folder}/{name}" if place.folder else name
+    words = {"repo_id": place.repo, "filename": path, "revision": place.revision}
+    with _explained(place):
+        try:
+            # asked for itself: the client's own download tries for half a minute when there is no network
+            size = hub.get_hf_file_metadata(hub.hf_hub_url(**words), library_name=LIBRARY).size
+        except (errors.HfHubHTTPError, errors.EntryNotFoundError):
+            raise
+        except Exception:  # its transport's, which differ from version to version
+            return Path(hub.hf_hub_download(**words, local_files_only=True))
+        try:
+            check_limit(_LIMITS[name], size or 0, f"a {name}")
+        except Refused as refusal:
+            raise UserError(f"{place} {refusal}; take another checkpoint") from None
+        return Path(hub.hf_hub_download(**words, library_name=LIBRARY))
+
+
+def _client() -> Any:
+    """The package huggingface_hub."""
+    try:
+        return import_module("huggingface_hub")
+    except ImportError:
+        raise UserError(f"{SCHEME} needs the package huggingface_hub: pip install '{LIBRARY}[hub]'") from None
+
+
+@contextlib.contextmanager
+def _explained(place: Place) -> Iterator[None]:
+    """One UserError for whatever the hub's client raises about `place`."""
+    errors = import_module("huggingface_hub.errors")
+    try:
+        yield
+        return
+    except UserError:
+        raise
+    except errors.GatedRepoError:
+        reason = "is gated: accept its terms on its page, then hf auth login or set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        reason = "does not exist, or is private: check the name, or hf auth login or set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        reason = f"has no revision '{place.revision}'"
+    except errors.LocalEntryNotFoundError:
+        reason = "cannot be reached and was not downloaded before: check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+    except errors.EntryNotFoundError:
+        reason = f"holds no checkpoint of this project there (no {native.HEADER} with {native.MODEL}); name its folder as in {_FORM}"
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        login = ": hf auth login, or set HF_TOKEN to a token that may write" if status in (401, 403) else ""
+        reason = f"was refused by the hub ({status}){login or f': {first_line(error)}'}"
+    except Exception as error:
+        reason = f"cannot be reached: {type(error).__name__}: {first_line(error)}"
+    raise UserError(f"{place} {reason}") from None
