@@ -79,7 +79,7 @@ class DiffusionForcingEstimator(Estimator):
         self.lags = lags_of(self.freq) if lags is None else lags
         self.max_steps, self.batch_size, self.gradient_clip_val = max_steps, batch_size, gradient_clip_val
         self.seed = seed
-        self.options = build_options(ForecastingOptions, options or {}, "options")
+        self.options = build_options(ForecastingOptions, options or {}, "algorithm")
         self.trainer_kwargs = dict(trainer_kwargs or {})
 
     def train(
@@ -183,7 +183,7 @@ class DiffusionForcingPredictor(Predictor):
         with reading(path / _FILE, "take another predictor"):
             content = load_json(path / _FILE)
             with sized_by(path / _FOLDER):
-                algorithm = Forecasting(build_options(ForecastingOptions, content["options"], "options"))
+                algorithm = Forecasting(build_options(ForecastingOptions, content["options"], "algorithm"))
                 algorithm.adapt(SeriesSpec.from_plain(content["data"]))
             algorithm.load_weights(load(path / _FOLDER))
             return cls(algorithm.eval(), seed=content["seed"])

@@ -178,7 +178,7 @@ class Forecasting(ForcingAlgorithm):
         """Build the network for data of `spec`, once, with the weights that wait for it; and take the data's statistics."""
         if self._spec is None:
             self._spec, waiting = spec, self._waiting
-            with sized_by(waiting and waiting.path):
+            with sized_by(None if waiting is None else waiting.path):
                 self.put_network(self.build_network(spec))
             if waiting is not None:
                 self.load_weights(waiting)

@@ -35,8 +35,6 @@ OF_FILES = (
 """Options that say how a file is read."""
 SMALLEST_STD = 1e-12
 """Of the mean: a variate that moves less is constant, and is scaled by 1."""
-
-"""Of `SeriesSpec`: a number a series."""
 SHOWN, SHOWN_STEPS = 2**32, 700
 """Seed and length of the synthetic table that validates and is drawn; no table of the training part has this seed."""
 MOST_WINDOWS = 5
