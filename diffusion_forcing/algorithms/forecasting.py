@@ -278,8 +278,8 @@ class Forecasting(ForcingAlgorithm):
         return Encoded(x.to(own), observed.to(own.device), joined, loc, scale)
 
     def in_range(self, samples: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sample paths (…, V) that keep to what the training part shows of their series: that they are never negative,
-        not above 1 or 100, or whole numbers."""
+        """Sample paths (…, V) that keep to what was seen of their series: that they are never negative, not above 1 or
+        100, or whole numbers; and where the logarithm is forecast, not above three times what was seen."""
         spec = self.spec
         if not (self.options.keep_range and spec.whole):
             return samples

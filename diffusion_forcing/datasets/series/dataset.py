@@ -37,6 +37,8 @@ SMALLEST_STD = 1e-12
 """Of the mean: a variate that moves less is constant, and is scaled by 1."""
 SHOWN, SHOWN_STEPS = 2**32, 700
 """Seed and length of the synthetic table that validates and is drawn; no table of the training part has this seed."""
+TALLEST = 3.0
+"""Times the highest value that was seen: no path of a series that is smoothed by its logarithm is above."""
 MOST_WINDOWS = 5
 FEWEST_STEPS = 3
 """Before the first window that is kept from training."""
@@ -317,9 +319,10 @@ def spec_of(
             f"series '{name}' has no value in the {training_end} steps to train on; "
             f"leave it out: {typed('dataset.leave_out', name)}"
         )
+    methods = choose(known, prediction, seasons_of(table.freq, len(known)))
     mean, std = np.nanmean(part, axis=0), np.nanstd(part, axis=0)
     least = SMALLEST_STD * np.maximum(np.abs(mean), SMALLEST_STD)
-    lowest, highest = np.nanmin(part, axis=0), np.nanmax(part, axis=0)
+    lowest, highest = np.nanmin(known, axis=0), np.nanmax(known, axis=0)
     return SeriesSpec(
         variates=table.variates,
         freq=table.freq,
@@ -332,13 +335,13 @@ def spec_of(
         has_gaps=bool(~table.observed.all()),
         names=table.names,
         season=season_of(lags_of(table.freq), table.freq, len(known)),
-        methods=choose(known, prediction, seasons_of(table.freq, len(known))),
+        methods=methods,
         lowest=tuple(0.0 if low >= 0 else None for low in lowest),
         highest=tuple(
-            float(high) if low >= 0 and high in NATURAL_TOPS else None
-            for low, high in zip(lowest, highest, strict=True)
+            float(high) if low >= 0 and high in NATURAL_TOPS else TALLEST * float(high) if found[0].logarithm else None
+            for low, high, found in zip(lowest, highest, methods, strict=True)
         ),
-        whole=tuple(bool(whole) for whole in ((part == np.round(part)) | ~np.isfinite(part)).all(axis=0)),
+        whole=tuple(bool(whole) for whole in ((known == np.round(known)) | ~np.isfinite(known)).all(axis=0)),
     )
 
 

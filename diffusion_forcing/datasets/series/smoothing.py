@@ -13,6 +13,7 @@ that were best in the past of a series, and its sample paths are this average pl
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -29,8 +30,10 @@ BEST = 12
 """Methods that a base averages, at most."""
 SHARPNESS = 16
 """A method's weight is its mean absolute error to the power −16, relative to the best one's."""
-CLEARLY = 0.99
-"""A logarithm's errors must be smaller than this share of the others."""
+SMALLEST_SHARE = 0.01
+"""Of its median: a series that was ever below is not smoothed by its logarithm."""
+CLEARLY = 1.03
+"""A series is smoothed by its logarithm, and so stays positive, unless errors are larger than this share of the others."""
 SMALLEST_WEIGHT = 0.02
 """Methods of less weight are left out."""
 MOST_STATES = 20_000_000
@@ -162,7 +165,9 @@ def choose(values: Array, ahead: int, seasons: Sequence[int]) -> tuple[tuple[Met
     past, with their weights. A series is smoothed by its logarithm where its best methods are better that way."""
     compared, most = candidates(seasons), max(1, min(BEST, MOST_STATES // values.size))
     recent = values[-LONGEST:]
-    positive = np.isfinite(values).any(axis=0) & (np.nan_to_num(values, nan=np.inf).min(axis=0) > 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a series without values
+        positive = np.nanmin(values, axis=0) > SMALLEST_SHARE * np.abs(np.nanmedian(values, axis=0))
     errors = [_errors(recent, ahead, compared, logarithm=False)]
     if positive.any():
         errors.append(np.where(positive, _errors(recent, ahead, compared, logarithm=True), np.inf))
