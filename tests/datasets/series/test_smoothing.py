@@ -83,7 +83,7 @@ def test_the_best_methods_are_those_of_how_a_series_was_made() -> None:
 
 def test_paths_are_as_wide_as_the_errors_are() -> None:
     """Of white noise about its mean: the paths have its deviation, and cover 80 % of what comes in their 80 %."""
-    values = random().normal(size=(600, 1)) * 2 + 10
+    values = random().normal(size=(600, 1)) * 2
     base = Base(values, choose(values[:300], 10, ()), 300)
     paths = np.stack([base.paths(origin, 10, paths=200, random=random(origin)) for origin in range(400, 590, 10)])
     assert paths.std(axis=1).mean() == pytest.approx(2, rel=0.1)
