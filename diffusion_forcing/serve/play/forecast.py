@@ -1,10 +1,11 @@
-"""The forecast view: the shipped forecaster on its data, or a table that was dropped: naive forecasts at once, a small training on request.
+"""The forecast view: the shipped forecaster on its data, or a table that was dropped: at once by the one for any series, by one trained on it on request.
 
 Any token may be known: a value that is given for the future is observed while the others are sampled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import time
@@ -55,7 +56,7 @@ class ForecastPlayer:
     def __init__(self, shipped: tuple[TimeSeries, Forecasting] | None = None) -> None:
         self._shipped, self._why = shipped, ""
         try:
-            self._shipped = self._shipped or shipped_forecaster()
+            self._shipped = self._shipped or forecaster(SHIPPED)
         except UserError as missing:
             self._why = str(missing)
 
@@ -114,8 +115,10 @@ class ForecastPlayer:
         self.data, self.model, self._file = data, None, file.name
         for note in data.table.notes:
             self._session.send("note", text=note)
+        with contextlib.suppress(UserError):  # not shipped: naive forecasts, until one is trained
+            self.data, self.model = forecaster([*words_of(file, horizon), "load=universal"])
         self._send_data(len(data.test_ends))
-        self._forecast(len(data.test_ends), way="seasonal")
+        self._forecast(len(data.test_ends))
 
     def _ends(self) -> list[int]:
         """Where windows end: the test's, of which the end is known, and one behind the data."""
@@ -274,17 +277,20 @@ class TrainingProgress(lightning.Callback):
             self._session.send("training", share=round(share, 3), step=trainer.global_step, loss=round(loss, 4))
 
 
+def words_of(file: Path, horizon: int) -> list[str]:
+    """The command line of `file`."""
+    words = ["dataset=ts_csv", f"dataset.path='{file}'", f"dataset.prediction_length={horizon}"]
+    return [*words, f"dataset.variates={MOST_SERIES}", "dataset.test_windows=1", "dataset.validation_windows=1"]
+
+
 def planned(file: Path, horizon: int) -> Any:
     """The checked command line that trains on `file`."""
-    words = ["dataset=ts_csv", f"dataset.path='{file}'", f"dataset.prediction_length={horizon}"]
-    return plan_of(
-        [*words, f"dataset.variates={MOST_SERIES}", "dataset.test_windows=1", "dataset.validation_windows=1"]
-    )
+    return plan_of(words_of(file, horizon))
 
 
-def shipped_forecaster() -> tuple[TimeSeries, Forecasting]:
-    """The shipped data and its forecaster, ready to sample."""
-    parts = plan_of([*SHIPPED, "experiment.tasks=[test]"])
+def forecaster(words: Sequence[str]) -> tuple[TimeSeries, Forecasting]:
+    """The data and the trained forecaster of a command line with `load=`, ready to sample."""
+    parts = plan_of([*words, "experiment.tasks=[test]"])
     assert parts.checkpoint is not None
     checkpoint = native.load(parts.checkpoint)
     data: TimeSeries = parts.classes["dataset"](parts.options["dataset"])
