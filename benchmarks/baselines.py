@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import torch
 
@@ -67,6 +68,9 @@ SAMPLED: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """noise_level: the ways its networks are sampled."""
+FINE_TUNED, SHORT = "full_sequence, then random_all", "random_all, a tenth"
+SAMPLED |= {FINE_TUNED: SAMPLED["random_all"], SHORT: SAMPLED["random_all"]}
+"""Full-sequence diffusion made into Diffusion Forcing by a tenth as many steps with independent levels; those steps alone."""
 OWN = {
     "teacher_forcing": {"scheduling_matrix": "autoregressive", "chunk_size": 1},
     "full_sequence": {"scheduling_matrix": "full_sequence", "chunk_size": HORIZON},
@@ -75,19 +79,32 @@ PARTS = ((0, 24), (24, 120), (120, 240))
 """Hours of a long rollout that are scored together."""
 
 
+class StartFrom(lightning.Callback):
+    """Begins a training with the weights of another."""
+
+    def __init__(self, algorithm: Forecasting) -> None:
+        self.algorithm = algorithm
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.take_weights(self.algorithm.sampling_weights())
+
+
 def train(data: TimeSeries, network: str, kind: str, seed: int) -> Forecasting:
-    """A small forecaster, by `noise_level=kind`."""
+    """A small forecaster, by `noise_level=kind`, or by one of the two further ways."""
     from diffusion_forcing.gluonts import DiffusionForcingEstimator
 
+    level = "random_all" if kind in (FINE_TUNED, SHORT) else kind
+    before = [StartFrom(train(data, network, "full_sequence", seed))] if kind == FINE_TUNED else []
     estimator = DiffusionForcingEstimator(
         data.table.freq,
         HORIZON,
         context_length=CONTEXT,
         lags=(),
-        max_steps=STEPS[network],
+        max_steps=STEPS[network] // (10 if kind in (FINE_TUNED, SHORT) else 1),
         seed=seed,
         gradient_clip_val=1.0,
-        options={**SMALL, "network": network, "noise_level": kind, **OWN.get(kind, {})},
+        options={**SMALL, "network": network, "noise_level": level, **OWN.get(level, {})},
+        trainer_kwargs={"callbacks": before},
     )
     known = data.table.values[: data.test_ends[0] - HORIZON]
     return estimator.train([entry(known, data.table.start, data.table.freq)]).algorithm
