@@ -1,4 +1,5 @@
-"""The forecast view: the shipped forecaster on its data, or a table that was dropped: at once by the one for any series, by one trained on it on request.
+"""The forecast view: the shipped forecaster on its data, or a dropped table: at once by the one for any series, or by one
+trained on it.
 
 Any token may be known: a value that is given for the future is observed while the others are sampled.
 """
