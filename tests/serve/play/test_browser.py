@@ -158,7 +158,7 @@ def test_a_csv_makes_a_fan_chart_and_a_point_can_be_dragged(browser: Any, addres
         before = pixels(page, "canvas.chart")
         csv = {"name": "sales.csv", "mimeType": "text/csv", "buffer": "\n".join(["day,north,south", *rows]).encode()}
         page.set_input_files("input[type=file]", csv)
-        page.wait_for_selector('.stage[data-forecast="seasonal"]')
+        page.wait_for_selector('.stage[data-forecast="model"][data-file="sales.csv"]')
         page.wait_for_timeout(200)
         assert pixels(page, "canvas.chart") != before
         assert "sales.csv" in page.inner_text(".command code")

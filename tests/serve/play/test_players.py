@@ -367,11 +367,13 @@ def test_a_table_is_forecast_at_once_then_by_a_small_model_which_keeps_what_it_i
         assert talk.until("nodata")[0]["why"] == "no data"
         talk.put({"do": "table", "name": "../../etc/my sales.csv", "content": table()})
         data = talk.until("data")[0]
-        assert data["names"] == ["north", "south"] and data["file"] == "mysales.csv" and data["trained"] is False
+        assert data["names"] == ["north", "south"] and data["file"] == "mysales.csv" and data["trained"] is True
         command = talk.until("command")[0]["text"]
         header, values = talk.until("forecast")
         whole = header["history"] + 8 * header["horizon"]
-        assert header["way"] == "seasonal" and np.frombuffer(values, np.float32).size == 3 * whole
+        assert header["way"] == "model" and np.frombuffer(values, np.float32).size == 3 * whole
+        talk.say("forecast", do="forecast", window=1, paths=5, way="seasonal")
+        assert talk.until("forecast")[0]["way"] == "seasonal"
         (tmp_path / "mysales.csv").write_bytes(table())
         composes(command.replace("mysales.csv", str(tmp_path / "mysales.csv")))
 
