@@ -488,6 +488,7 @@ export function mount({ stage, side, say, token, signal }) {
         levels(data.horizon, data.horizon, data.rows);
         release.disabled = !known.length;
         stage.dataset.forecast = header.way;
+        stage.dataset.file = data.file;
         stage.dataset.known = given;
         stage.dataset.paths = header.paths;
         redraw();
