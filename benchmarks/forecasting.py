@@ -114,11 +114,13 @@ def relative(scores: dict[str, dict[str, float]], model: str) -> float:
 
 
 def ranks(scores: dict[str, dict[str, float]]) -> dict[str, float]:
-    """model → its mean rank, from 1 for the lowest score, over the data sets that every model has."""
-    common = [data for data in SETS if all(data in one for one in scores.values())]
-    table = np.array([[one[data] for data in common] for one in scores.values()])
-    order = table.argsort(axis=0).argsort(axis=0) + 1
-    return dict(zip(scores, order.mean(axis=1) if common else [float("nan")] * len(scores), strict=True))
+    """model → its mean rank over its data sets, from 1 for the lowest score of those that a data set has."""
+    found: dict[str, list[int]] = {model: [] for model in scores}
+    for data in SETS:
+        having = [model for model in scores if data in scores[model]]
+        for rank, model in enumerate(sorted(having, key=lambda model: scores[model][data]), start=1):
+            found[model].append(rank)
+    return {model: float(np.mean(each)) for model, each in found.items()}
 
 
 def summary(rows: Sequence[Row]) -> str:
