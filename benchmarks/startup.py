@@ -1,10 +1,11 @@
-"""How long one waits: `--help`, and from the command to the first training step.
+"""How long one waits: `--help`, an error, and from the command to the run's folder, the first training step, the first picture.
 
     python -m benchmarks.startup [--repeat 3]
 
 The first step is taken in tiny configurations of three tasks, each in its own process and folder: forecasting (a CSV of 400 days), video
-(films of 8x8 pixels) and a project of one's own as `diffusion-forcing new` writes it. It counts as made when its line is in metrics.jsonl;
-the command is then ended. Wall seconds, and seconds of processor time (user and system), which other work on the machine disturbs less; the
+(films of 8x8 pixels) and a project of one's own as `diffusion-forcing new` writes it; the first picture is of a validation of the shipped
+planner of maze2d's medium maze. Each counts when its file is there, and the command is then ended. The run's folder is there once everything
+is imported and checked. Wall seconds, and seconds of processor time (user and system), which other work on the machine disturbs less; the
 smallest of the repeats counts. Ends with one line of JSON.
 """
 
@@ -32,7 +33,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.01
 LONGEST = 300.0  # seconds that a command may take to its first step
-GOALS = {"help": 2.0, "first_step": 8.0}
+GOALS = {"help": 0.5, "error": 0.5, "checked": 3.0, "first_step": 3.0, "first_picture": 4.0}
 ENDLESS = "experiment.tasks=[training] experiment.training.max_steps=1000000 experiment.training.log_every_n_steps=1"
 FORECASTING = (
     "dataset=ts_csv dataset.path=days.csv dataset.prediction_length=5 dataset.freq=D algorithm=df_prediction_small algorithm.z_shape=[8] "
@@ -43,6 +44,10 @@ VIDEO = (
     "algorithm.diffusion.architecture.network_size=8 algorithm.diffusion.architecture.dim_mults=[1] "
     "algorithm.diffusion.architecture.attn_resolutions=[8] algorithm.diffusion.architecture.attn_heads=1 "
     "algorithm.diffusion.architecture.attn_dim_head=8"
+)
+PLANNING = (
+    "experiment=exp_planning dataset=maze2d_medium load=maze2d_medium_goal experiment.tasks=[validation] experiment.episodes=1 "
+    "algorithm.goal=random"
 )
 OWN = "dataset=my_dataset algorithm=my_algorithm experiment=my_experiment"
 
@@ -71,35 +76,39 @@ def write_project(folder: Path) -> None:
     subprocess.run(words, cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL)
 
 
-CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
-    "forecasting": (write_days, ".", FORECASTING),
-    "video": (write_clips, ".", VIDEO),
-    "own_project": (write_project, "my_project", OWN),
+STEP, PICTURE = "metrics.jsonl", "pictures/*.png"
+CASES: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
+    "forecasting": (write_days, ".", f"{FORECASTING} {ENDLESS}", STEP),
+    "video": (write_clips, ".", f"{VIDEO} {ENDLESS}", STEP),
+    "own_project": (write_project, "my_project", f"{OWN} {ENDLESS}", STEP),
+    "planning": (lambda folder: None, ".", PLANNING, PICTURE),
 }
+"""What is written first, where the command stands, its words, and the file in the run's folder that is waited for."""
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
-def to_the_end(words: list[str], folder: Path) -> Seconds:
-    """A command, from its start to its end."""
+def to_the_end(words: list[str], folder: Path, *, code: int = 0) -> Seconds:
+    """A command, from its start to its end with the exit code `code`."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(words, cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(words, cwd=folder, env=environment(), check=False, capture_output=True)
+    assert done.returncode == code, done.stderr.decode()
     return time.perf_counter() - began, _processor_seconds_since(before)
 
 
-def to_the_first_step(words: list[str], folder: Path) -> Seconds:
-    """A training, from its start to the line of its first step; it is then killed."""
-    known = set(folder.glob("outputs/*/*/metrics.jsonl"))
+def to_the_file(words: list[str], folder: Path, pattern: str) -> Seconds:
+    """A command, from its start to a new file `pattern` in its run's folder; it is then killed."""
+    known = set(folder.glob(f"outputs/*/*/{pattern}"))
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     log = folder / "stderr.txt"
     with log.open("wb") as errors:
         process = subprocess.Popen(words, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=errors)
         try:
-            while not any(file.stat().st_size for file in set(folder.glob("outputs/*/*/metrics.jsonl")) - known):
+            while not any(file.stat().st_size for file in set(folder.glob(f"outputs/*/*/{pattern}")) - known):
                 if process.poll() is not None or time.perf_counter() - began > LONGEST:
-                    raise SystemExit(f"{shlex.join(words)} made no step: {log.read_text()[-2000:]}")
+                    raise SystemExit(f"{shlex.join(words)} made no {pattern}: {log.read_text()[-2000:]}")
                 time.sleep(POLL_SECONDS)
             wall = time.perf_counter() - began
         finally:
@@ -119,14 +128,18 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     repeat = parser.parse_args().repeat
     command = [sys.executable, "-m", "diffusion_forcing"]
-    results: dict[str, list[Seconds]] = {"help": [to_the_end([*command, "--help"], ROOT) for _ in range(repeat)]}
+    results: dict[str, list[Seconds]] = {
+        "help": [to_the_end([*command, "--help"], ROOT) for _ in range(repeat)],
+        "error": [to_the_end([*command, "sed=3"], ROOT, code=2) for _ in range(repeat)],
+    }
     with tempfile.TemporaryDirectory() as temporary:
-        for name, (prepare, inside, words) in CASES.items():
+        for name, (prepare, inside, words, file) in CASES.items():
             folder = Path(temporary) / name
             folder.mkdir()
             prepare(folder)
-            line = [*command, *shlex.split(words), *shlex.split(ENDLESS)]
-            results[f"first_step_{name}"] = [to_the_first_step(line, folder / inside) for _ in range(repeat)]
+            line = [*command, *shlex.split(words)]
+            for stage, pattern in (("checked", "run.json"), ("first_step" if file == STEP else "first_picture", file)):
+                results[f"{stage}_{name}"] = [to_the_file(line, folder / inside, pattern) for _ in range(repeat)]
     table = Table(title=f"start-up, smallest of {repeat}, seconds")
     for column in ("", "wall", "processor", "goal (wall)"):
         table.add_column(column, justify="right")
@@ -134,7 +147,7 @@ def main() -> None:
     for name, times in results.items():
         wall, processor = (min(values) for values in zip(*times, strict=True))
         goal = next(value for start, value in GOALS.items() if name.startswith(start))
-        table.add_row(name, f"{wall:.2f}", f"{processor:.2f}", f"{goal:.0f}")
+        table.add_row(name, f"{wall:.2f}", f"{processor:.2f}", f"{goal:g}")
         line_of_json |= {f"seconds_{name}": round(wall, 3), f"processor_seconds_{name}": round(processor, 3)}
     Console(width=120).print(table)
     print(json.dumps(line_of_json))

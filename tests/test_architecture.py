@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +153,77 @@ def test_whatever_is_printed_goes_through_the_terminal_module() -> None:
 
 def test_no_module_is_a_utils() -> None:
     assert [file for file in FILES if file.stem in ("utils", "util", "helpers", "misc", "common")] == []
+
+
+# ------------------------------------------------------------------------------------------- what a task's extra installs
+
+CORE = {
+    "markupsafe",
+    "torch",
+    "lightning",
+    "lightning_utilities",
+    "hydra",
+    "omegaconf",
+    "yaml",
+    "numpy",
+    "safetensors",
+    "rich",
+    "jinja2",
+}
+DRAWING = {"matplotlib", "PIL", "av"}
+TASKS = {
+    "planning": (("mazes.maze2d", "mazes.pointmaze"), {"mujoco", "gymnasium", "h5py", *DRAWING}),
+    "video": (("video.dataset",), {"vizdoom", "labmaze", "torchmetrics", "gymnasium", *DRAWING}),
+    "forecasting": (
+        ("series.dataset",),
+        {"gluonts", "pandas", "dateutil", "chardet", "packaging", "pyarrow", *DRAWING},
+    ),
+    "robot": (("robot.dataset",), {"mujoco", "gymnasium", "gymnasium_robotics", "zmq", "pyarrow", "pandas", *DRAWING}),
+}
+"""Data sets of a task, and what its extra in pyproject.toml installs beside the core."""
+
+
+def imported_at_once(name: str, seen: set[str]) -> set[str]:
+    """Third-party packages that importing the module `name` of ours imports, those inside functions left out."""
+    if name in seen:
+        return set()
+    seen.add(name)
+    found = set()
+    path = PACKAGE.parent / name.replace(".", "/")
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    body = ast.parse(source).body
+    while body:
+        node = body.pop()
+        if isinstance(node, ast.Try | ast.With | ast.ClassDef):
+            body += node.body
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.dump(node.test):
+            body += [*node.body, *node.orelse]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for other in imports(ast.unparse(node)):
+                parts = other.split(".")
+                if parts[0] != NAME:
+                    found.add(parts[0])
+                    continue
+                for length in range(1, len(parts) + 1):
+                    inner = PACKAGE.parent.joinpath(*parts[:length])
+                    if inner.is_dir() or inner.with_suffix(".py").is_file():
+                        found |= imported_at_once(".".join(parts[:length]), seen)
+    return found - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_imports_only_what_its_extra_installs(task: str) -> None:
+    datasets, extra = TASKS[task]
+    seen: set[str] = set()
+    found: set[str] = set()
+    names = [f"datasets.{name}" for name in datasets]
+    algorithm, experiment = PACKAGE / "algorithms" / task, PACKAGE / "experiments" / task
+    names += [f"algorithms.{task}.algorithm" if algorithm.is_dir() else f"algorithms.{task}"]
+    names += [f"experiments.{task}.experiment" if experiment.is_dir() else f"experiments.{task}", "launch.run"]
+    for name in names:
+        found |= imported_at_once(f"{NAME}.{name}", seen)
+    assert found <= CORE | extra
+    assert found & CORE >= {"torch", "lightning", "numpy"}
 
 
 # ---------------------------------------------------------------------------------------------------- circles of modules

@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusion_forcing.datasets.series.smoothing import Method
-
 
 class SequenceBatch(NamedTuple):
     """Planning: b windows of L = episode_len + 1 maze steps, each `frame_skip` steps of the environment (0.01 s in
@@ -82,6 +80,19 @@ class SeriesBatch(NamedTuple):
         if torch.device(device).type == "mps":
             return self
         return SeriesBatch(*(part.to(device, **kwargs) for part in self))
+
+
+class Method(NamedTuple):
+    """Of one series: the rates α, β, φ, γ of `series/smoothing.py`, the season m in steps (1: none), whether the logarithm
+    is smoothed, and the weight in the average."""
+
+    level: float
+    trend: float
+    damping: float
+    season_rate: float
+    season: int = 1
+    logarithm: bool = False
+    weight: float = 1.0
 
 
 class SeriesSpec(NamedTuple):

@@ -34,7 +34,6 @@ from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
 from diffusion_forcing.metrics.planning import planning_report
 from diffusion_forcing.progress import Bar
-from diffusion_forcing.visualization.maze import draw_plans, video_of_execution, video_of_plan
 
 Array = NDArray[np.float64]
 
@@ -326,6 +325,8 @@ class PlanningExperiment(BaseExperiment):
         self, task: str, played: Episodes, planner: Planner, device: torch.device, seed: int, goal_distance: float
     ) -> None:
         """A grid of the group's first episodes, and videos of the one with the longest way to its goal."""
+        from diffusion_forcing.visualization.maze import draw_plans, video_of_execution, video_of_plan
+
         maze, options = self.dataset.maze, self.algorithm.options
         walls, radius = maze.walls, goal_distance / maze.unit
         group = replace(

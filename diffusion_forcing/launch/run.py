@@ -30,6 +30,7 @@ from diffusion_forcing.launch.compose import (
 )
 from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import read_part
+from diffusion_forcing.launch.quick import import_lightning
 from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.options import build_options
 from diffusion_forcing.terminal import tell
@@ -126,6 +127,7 @@ def plan(words: Sequence[str]) -> Plan:
         check_targets(mapping, overridden, own=not Path.cwd().is_relative_to(resumed.resolve()))
     everywhere = list(_dotted_keys(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
+    import_lightning()
     spec = settings.resume or settings.load
     if resumed is not None and not new_job and not _exists(str(spec)):  # a run's id, not one of its checkpoints
         spec = str(resumed)

@@ -1,17 +1,20 @@
-"""What all images share: colours, matplotlib figures as arrays, and a canvas for frames of video and text."""
+"""What all images share: colours, matplotlib figures as arrays, and a canvas for frames of video and text.
+
+matplotlib is imported when something is drawn, which a training may never do.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Pixels = NDArray[np.uint8]
 """RGB in [0, 255], (…, h, w, 3)."""
@@ -23,6 +26,9 @@ DPI = 100
 
 def new_figure(width: float, height: float, *, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """An empty figure of `width` x `height` pixels, which pyplot does not know."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     return figure
@@ -30,9 +36,9 @@ def new_figure(width: float, height: float, *, layout: Literal["constrained"] | 
 
 def to_array(figure: Figure) -> Pixels:
     """The drawn figure, (h, w, 3)."""
-    assert isinstance(figure.canvas, FigureCanvasAgg)
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def style(axes: Axes, *, title: str = "", xlabel: str = "") -> None:
@@ -91,4 +97,6 @@ def text_width(text: str, *, size: int = 13) -> int:
 
 @lru_cache
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+    from matplotlib.font_manager import FontProperties, findfont
+
     return ImageFont.truetype(findfont(FontProperties(weight="bold" if bold else "normal")), size)

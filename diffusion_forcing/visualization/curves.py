@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from diffusion_forcing.visualization.canvas import COLOURS, INK, Pixels, new_figure, style, to_array
@@ -33,6 +32,8 @@ def draw_horizon(panels: Sequence[Panel], *, width: int = 560, height: int = 400
 
     Lines of one name have the same colour in every panel. ValueError if a panel has no finite value.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(len(panels) * width, height)
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}

@@ -6,12 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.dates import ConciseDateFormatter
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_forcing.visualization.canvas import COLOURS, INK, LINE
+from diffusion_forcing.visualization.canvas import COLOURS, INK, LINE, new_figure, to_array
 
 BANDS = ((0.9, 0.18), (0.8, 0.28), (0.5, 0.42))
 """Central intervals and how dark they are."""
@@ -30,11 +27,12 @@ def draw_fans(
     """history: (c, v), samples: (paths, h, v), target: (h, v), NaN where nothing was observed, in data units → (H,
     width, 3) uint8: a chart for each variate, two in a row. times: the c + h times in ISO 8601; None: steps are counted
     from the end of the history."""
+    from matplotlib.dates import ConciseDateFormatter
+
     variates = len(names)
     columns = 1 if variates == 1 else 2
     rows = -(-variates // columns)
-    figure = Figure(figsize=(width / 100, rows * row / 100), dpi=100, facecolor="white", layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(width, rows * row)
     axis = np.arange(1 - len(history), samples.shape[1] + 1)
     if times is not None:  # local times, without their offset from UTC
         axis = np.array([time[:19] for time in times], "datetime64[s]")
@@ -55,18 +53,15 @@ def draw_fans(
             axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         if number == 0:
             axes.legend(fontsize=7, framealpha=0.8, edgecolor="none", loc="best")
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_array(figure)
 
 
 def draw_calibration(levels: ArrayLike, shares: ArrayLike, *, size: int = 480) -> NDArray[np.uint8]:
     """levels, shares: (n,) in 0…1, quantiles and the share of values below them → (size, size, 3) uint8."""
-    figure = Figure(figsize=(size / 100, size / 100), dpi=100, facecolor="white", layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(size, size)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=LINE, lw=1.5)
     axes.plot(np.asarray(levels), np.asarray(shares), color=COLOURS[0], marker="o", ms=4)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="quantile of the paths", ylabel="share of values below it")
     axes.grid(color=LINE, lw=0.6)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_array(figure)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.datasets.batch import Method
 from diffusion_forcing.datasets.series.steps import count_and_unit, lags_of
 
 Array = NDArray[np.float64]
@@ -53,19 +54,6 @@ SMALLEST_SPREAD = 1e-4
 TOGETHER = 4000
 """Columns that are smoothed together."""
 SECONDS = {"s": 1, "min": 60, "h": 3600}
-
-
-class Method(NamedTuple):
-    """Of one series: the rates α, β, φ, γ of the formulas above, the season m in steps (1: none), whether the logarithm
-    is smoothed, and the weight in the average."""
-
-    level: float
-    trend: float
-    damping: float
-    season_rate: float
-    season: int = 1
-    logarithm: bool = False
-    weight: float = 1.0
 
 
 class States(NamedTuple):
