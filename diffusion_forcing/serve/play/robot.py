@@ -163,7 +163,7 @@ class RobotPlayer:
         self.success = self.env.move(action)["success"]
         self.actions += 1
         self._send_scene()
-        while not self.restarted and (not self.playing or time.perf_counter() < due):
+        while not self.restarted and (self.session.waiting or not self.playing or time.perf_counter() < due):
             left = None if not self.playing else max(0.0, due - time.perf_counter())
             self._heed(self.session.receive(left))
 

@@ -432,6 +432,7 @@ def test_the_robot_is_disturbed_and_told_so(monkeypatch: pytest.MonkeyPatch) -> 
     from diffusion_forcing.serve.play.robot import RobotPlayer
 
     monkeypatch.setattr(robot_view, "REST", 60.0)
+    monkeypatch.setattr(robot_view, "SECONDS", 0.0)
     torch.manual_seed(0)
     robot = Robot(
         RobotPolicyOptions(
@@ -457,7 +458,8 @@ def test_the_robot_is_disturbed_and_told_so(monkeypatch: pytest.MonkeyPatch) -> 
             header, data = talk.until("decision")
             assert header["levels"] == [[0, 0, 0]] and len(data) == 4 * 16 * 16 * 3
             talk.say("robot", do="cover", camera=1, on=True)
-            talk.until("scene", covered=[False, True])
+            assert not talk.until("scene", covered=[False, True])[0]["over"]  # however long an action takes
+            monkeypatch.setattr(robot_view, "SECONDS", 0.1)
             assert talk.until("decision")[0]["levels"][-1] == [0, 999, 0]
             talk.say("robot", do="cover", camera=1, on=False)
             talk.until("scene", covered=[False, False])

@@ -62,7 +62,7 @@ export function mount({ stage, side, say, token, signal }) {
     h("span.given", {}, t("given by you")),
     h("span.seen", {}, t("observed")),
   );
-  const source = h("p.note.source", {}, " ");
+  const source = h("p.note.source", {}, "\u00a0");
   stage.append(
     source,
     h("div.chart-tools", {}, picked.element, windows.element),
