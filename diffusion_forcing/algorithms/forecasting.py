@@ -278,8 +278,9 @@ class Forecasting(ForcingAlgorithm):
         return Encoded(x.to(own), observed.to(own.device), joined, loc, scale)
 
     def in_range(self, samples: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sample paths (…, V) that keep to what was seen of their series: that they are never negative, not above 1 or
-        100, or whole numbers; and where the logarithm is forecast, not above three times what was seen."""
+        """Sample paths (…, V) that keep to what was seen of their series (`SeriesSpec.lowest`, `highest`, `whole`): not
+        below half of the lowest value where none was negative, not above 1 or 100, nor above three times the highest
+        where the logarithm is forecast, whole numbers."""
         spec = self.spec
         if not (self.options.keep_range and spec.whole):
             return samples

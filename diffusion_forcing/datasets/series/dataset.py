@@ -37,8 +37,9 @@ SMALLEST_STD = 1e-12
 """Of the mean: a variate that moves less is constant, and is scaled by 1."""
 SHOWN, SHOWN_STEPS = 2**32, 700
 """Seed and length of the synthetic table that validates and is drawn; no table of the training part has this seed."""
-TALLEST = 3.0
-"""Times the highest value that was seen: no path of a series that is smoothed by its logarithm is above."""
+LOWER, TALLEST = 0.5, 3.0
+"""Times the lowest value that was seen of a series that was never negative: no path is below. Times the highest of one
+that is smoothed by its logarithm: none is above."""
 MOST_WINDOWS = 5
 FEWEST_STEPS = 3
 """Before the first window that is kept from training."""
@@ -336,7 +337,7 @@ def spec_of(
         names=table.names,
         season=season_of(lags_of(table.freq), table.freq, len(known)),
         methods=methods,
-        lowest=tuple(0.0 if low >= 0 else None for low in lowest),
+        lowest=tuple(LOWER * float(low) if low >= 0 else None for low in lowest),
         highest=tuple(
             float(high) if low >= 0 and high in NATURAL_TOPS else TALLEST * float(high) if found[0].logarithm else None
             for low, high, found in zip(lowest, highest, methods, strict=True)

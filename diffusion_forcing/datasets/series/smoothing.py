@@ -41,8 +41,8 @@ MOST_STATES = 20_000_000
 """Steps × series × methods of which states are held: very large tables average fewer methods."""
 MOMENTS = 60
 """Moments of the past at which methods are compared, evenly spread."""
-LONGEST = 2500
-"""Steps that methods are compared on, the last of the history."""
+CYCLES, SHORT, LONG = 20, 2500, 9000
+"""Methods are compared on so many of the longest season, the last of the history, but on 2,500 to 9,000 steps."""
 MOST_ERRORS = 500
 """Moments whose errors a path may repeat, the latest ones."""
 PHASES, FEWEST_PHASES = 100, 60
@@ -53,6 +53,8 @@ SMALLEST_SPREAD = 1e-4
 """Of a series' standard deviation."""
 TOGETHER = 4000
 """Columns that are smoothed together."""
+SEEN = 2.5
+"""Times that a season must fit into what methods are compared on."""
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -76,7 +78,7 @@ def seasons_of(freq: str, length: int) -> tuple[int, ...]:
         found = [7 // count, round(365.25 / count)]
     else:
         found = [5] if unit == "B" else list(lags_of(freq))
-    return tuple(sorted({season for season in found if season > 1 and 2.5 * season <= length}))
+    return tuple(sorted({season for season in found if season > 1 and SEEN * season <= min(length, LONG)}))
 
 
 def candidates(seasons: Sequence[int]) -> list[Method]:
@@ -152,7 +154,7 @@ def choose(values: Array, ahead: int, seasons: Sequence[int]) -> tuple[tuple[Met
     """The best methods of each series of (T, V) for forecasts of `ahead` steps, by mean absolute error at moments of the
     past, with their weights. A series is smoothed by its logarithm where its best methods are better that way."""
     compared, most = candidates(seasons), max(1, min(BEST, MOST_STATES // values.size))
-    recent = values[-LONGEST:]
+    recent = values[-int(np.clip(CYCLES * max(seasons, default=1), SHORT, LONG)) :]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a series without values
         positive = np.nanmin(values, axis=0) > SMALLEST_SHARE * np.abs(np.nanmedian(values, axis=0))

@@ -262,7 +262,7 @@ def test_series_are_matched_to_a_trained_forecaster_by_name(tmp_path: Path) -> N
     data = data_of(tmp_path, "t,x,b,a")
     data.match({**older, "mean": [1.0, 2.0], "step_std": [1.0, 2.0]})
     assert data.spec.mean.tolist() == [1, 2]
-    assert (len(data.spec.methods), data.spec.lowest) == (2, (0.0, 0.0))
+    assert (len(data.spec.methods), data.spec.lowest[0]) == (2, 5.0)
     data.match({})  # of a forecaster that takes any series
     assert data.table.names == ("a", "b")
 
