@@ -113,7 +113,7 @@ class ForecastPlayer:
         horizon = max(SHORTEST, min(season if season > SHORTEST else 12, len(table) // 8, LONGEST))
         data = TimeSeries(planned(file, horizon).options["dataset"])
         data.prepare(progress=False)
-        self.data, self.model, self._file = data, None, file.name
+        self.data, self.model, self._file, self._trained = data, None, file.name, False
         for note in data.table.notes:
             self._session.send("note", text=note)
         with contextlib.suppress(UserError):  # not shipped: naive forecasts, until one is trained
@@ -221,6 +221,10 @@ class ForecastPlayer:
 
     def _say_command(self, paths: int) -> None:
         data = self.data
+        if self._file and not self._trained:
+            text = f"diffusion-forcing forecast {self._file} --horizon {data.prediction_length}"
+            self._session.send("command", text=f"{text} algorithm.calc_crps_sum={paths}")
+            return
         if self._file:
             length = data.prediction_length
             words = ["dataset=ts_csv", f"dataset.path={self._file}", f"dataset.prediction_length={length}"]
@@ -256,7 +260,7 @@ class ForecastPlayer:
                 callbacks=[TrainingProgress(self._session, seconds)],
             )
             trainer.fit(model, loader)
-        self.model = model.to(device()).eval()
+        self.model, self._trained = model.to(device()).eval(), True
         self._send_data(len(data.test_ends))
         self._forecast(len(data.test_ends))
 

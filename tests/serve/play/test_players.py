@@ -368,17 +368,17 @@ def test_a_table_is_forecast_at_once_then_by_a_small_model_which_keeps_what_it_i
         talk.put({"do": "table", "name": "../../etc/my sales.csv", "content": table()})
         data = talk.until("data")[0]
         assert data["names"] == ["north", "south"] and data["file"] == "mysales.csv" and data["trained"] is True
-        command = talk.until("command")[0]["text"]
+        assert talk.until("command")[0]["text"].startswith("diffusion-forcing forecast mysales.csv --horizon ")
         header, values = talk.until("forecast")
         whole = header["history"] + 8 * header["horizon"]
         assert header["way"] == "model" and np.frombuffer(values, np.float32).size == 3 * whole
         talk.say("forecast", do="forecast", window=1, paths=5, way="seasonal")
         assert talk.until("forecast")[0]["way"] == "seasonal"
-        (tmp_path / "mysales.csv").write_bytes(table())
-        composes(command.replace("mysales.csv", str(tmp_path / "mysales.csv")))
-
         talk.say("forecast", do="train", seconds=2)
         assert talk.until("training")[0]["step"] > 0
+        (tmp_path / "mysales.csv").write_bytes(table())
+        command = talk.until("command")[0]["text"]
+        composes(command.replace("mysales.csv", str(tmp_path / "mysales.csv")))
         assert talk.until("forecast")[0]["way"] == "model"
         known = {"series": 1, "step": 2, "value": 55.5}
         talk.say("forecast", do="forecast", window=1, paths=5, known=[known])
