@@ -72,7 +72,7 @@ def members() -> dict[str, set[str]]:
 @functools.cache
 def defined() -> frozenset[str]:
     """Every identifier, and every word of a string that is no docstring, in our sources; and every key of a yaml."""
-    words: set[str] = set()
+    words: set[str] = {folder.name for folder in (ROOT / "pretrained").iterdir()}
     for file, tree in trees().items():
         words.update((file.stem, file.parent.name))
         docstrings = {
