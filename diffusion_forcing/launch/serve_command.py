@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import sys
-import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.launch.overrides import parse
+from diffusion_forcing.launch.quick import import_lightning
 from diffusion_forcing.launch.run import Plan, plan
 from diffusion_forcing.options import build_options
 from diffusion_forcing.terminal import say
@@ -24,7 +23,7 @@ _TOP_LEVEL = ("load", "name", "seed", "debug", "outputs")
 
 def serve_policy(words: Sequence[str]) -> None:
     """The command; words: its arguments."""
-    _leave_out_torchmetrics()
+    import_lightning()  # without scipy and matplotlib, which a server would hold
     try:
         from diffusion_forcing.serve.policy_server import ServeOptions
     except ModuleNotFoundError as missing:
@@ -50,23 +49,6 @@ def serve_policy(words: Sequence[str]) -> None:
     chosen = {word.partition("=")[0] for word in overrides}
     defaults = [f"{group}={choice}" for group, choice in _PARTS.items() if group not in chosen]
     _serve(plan([*defaults, *overrides]), options)
-
-
-def _leave_out_torchmetrics() -> None:
-    """Lightning imports torchmetrics for two types and a version, and with it scipy and matplotlib: 70 MB that a server would
-    hold. Its modules can still be imported by name."""
-    from importlib.metadata import version
-    from importlib.util import find_spec
-
-    from torch import nn
-
-    spec = find_spec("torchmetrics")
-    if spec is not None and "torchmetrics" not in sys.modules:
-        names = {"Metric": type("Metric", (nn.Module,), {}), "MetricCollection": type("Metrics", (nn.ModuleDict,), {})}
-        module = sys.modules["torchmetrics"] = types.ModuleType("torchmetrics")
-        vars(module).update(
-            names, __spec__=spec, __path__=spec.submodule_search_locations, __version__=version("torchmetrics")
-        )
 
 
 def _serve(plan: Plan, options: ServeOptions) -> None:
