@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.planning import seconds
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, build_parameterization, build_schedule
 from diffusion_forcing.networks.recurrent import Recurrent, recurrent_mlp
-from diffusion_forcing.released.rollout import released_rollout
+from tests.parity.released_rollout import released_rollout
 
 STEPS, BATCH, X, NEW = 10, 4, 60, 12
 

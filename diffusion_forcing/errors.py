@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 _LONGEST = 4000
@@ -68,6 +68,15 @@ def check_range(key: str, value: float, low: float, high: float) -> None:
     """`UserError` unless `value` lies in low…high, both included."""
     if not low <= value <= high:
         raise UserError(f"{key} is {value}; it must lie in {low}…{high}")
+
+
+def check_fixed(where: str, options: object, only: Mapping[str, object], why: str) -> None:
+    """`UserError` unless each attribute of `options` that `only` names has that value. why: whose limit it is."""
+    for name, value in only.items():
+        if getattr(options, name) != value:
+            raise UserError(
+                f"{where}.{name} is {getattr(options, name)!r}, but {why} needs {value!r}; leave it at that"
+            )
 
 
 def require(holds: bool, message: str) -> None:

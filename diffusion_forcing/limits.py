@@ -58,7 +58,11 @@ _SMALL = 64 << 20
 
 class Refused(ValueError):
     """A file is damaged, or asks for more than it holds or than a limit allows. The message follows the file's name:
-    "is cut off", "holds …", "asks for …"."""
+    "is cut off", "holds …", "asks for …". again: the reason may pass, as a missing permission. remedy: what to do."""
+
+    def __init__(self, reason: str, *, again: bool = False, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.again, self.remedy = again, remedy
 
 
 def limit(name: str) -> int:
@@ -104,9 +108,9 @@ def bytes_of(shape: Sequence[int], itemsize: int = 1) -> int:
 
 
 @contextmanager
-def refusing(damage: str = "is damaged") -> Iterator[None]:
+def refusing(damage: str = "is damaged", *, disk: bool = False) -> Iterator[None]:
     """Make `Refused` of whatever the reader of a damaged file raises inside the block. An OSError of the disk (a
-    missing file or permission) stays one."""
+    missing file or permission) stays one, unless `disk`: then it is a `Refused` that may pass."""
     try:
         yield
     except (Refused, UserError):
@@ -118,7 +122,9 @@ def refusing(damage: str = "is damaged") -> Iterator[None]:
         raise Refused(f"lacks '{key}'" if key.isprintable() and " " not in key else f"{damage} ({key})") from error
     except Exception as error:  # libraries raise anything for damaged files
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EIO):
-            raise
+            if not disk:
+                raise
+            raise Refused(f"cannot be read: {error.strerror or error}", again=True) from error
         raise Refused(f"{damage} ({first_line(error)})") from error
 
 
@@ -133,7 +139,7 @@ def reading(path: Path, remedy: str = "get it again") -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; {remedy}") from error
     except Refused as error:
-        raise UserError(f"{path} cannot be read: it {error}; {remedy}") from error
+        raise UserError(f"{path} cannot be read: it {error}; {error.remedy or remedy}") from error
 
 
 def load_json(path: Path) -> dict[str, Any]:

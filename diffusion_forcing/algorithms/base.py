@@ -25,6 +25,7 @@ from diffusion_forcing.diffusion import (
     DiffusionForcing,
     Distillation,
     Loss,
+    Sampler,
     build_parameterization,
     build_schedule,
     draw_noise_levels,
@@ -33,9 +34,11 @@ from diffusion_forcing.diffusion import (
     per_token,
     teacher_forcing_loss,
 )
+from diffusion_forcing.diffusion.ema import Average
 from diffusion_forcing.diffusion.loss_weighting import Weighting, weighting_of
+from diffusion_forcing.diffusion.noise import uniform
 from diffusion_forcing.diffusion.noise_levels import MATRICES, NoiseLevel
-from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
+from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range, require
 from diffusion_forcing.limits import check_limit, limit, reading
 from diffusion_forcing.options import build_options, merged, whole_numbers
 
@@ -62,8 +65,8 @@ class TransformerOptions:
     dim_feedforward: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("network_size", "num_layers", "attn_heads", "dim_feedforward"):
-            check_positive(f"algorithm.diffusion.architecture.{name}", getattr(self, name))
+        for name, value in vars(self).items():
+            check_positive(f"algorithm.diffusion.architecture.{name}", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +299,11 @@ class ForcingAlgorithm(lightning.LightningModule):
         self.ema = ema_of(self.forcing.network, options.ema_decay) if options.ema_decay > 0 else None
 
     @property
+    def averagings(self) -> list[Average]:
+        """What averages the weights: one, or none."""
+        return [] if self.ema is None else [self.ema]
+
+    @property
     def network(self) -> nn.Module:
         """The network that training moves."""
         return self.forcing.network
@@ -308,6 +316,18 @@ class ForcingAlgorithm(lightning.LightningModule):
     def sampling_forcing(self) -> DiffusionForcing:
         """The method over the network for sampling."""
         return self.forcing.over(self.sampling_network)
+
+    def sampler(self, forcing: DiffusionForcing | None = None, **more: Any) -> Sampler:
+        """The sampler over the network for sampling, as the options say. more: further arguments of `Sampler`."""
+        options, diffusion = self.options, self.options.diffusion
+        return Sampler(
+            forcing or self.sampling_forcing(),
+            sampling_timesteps=diffusion.sampling_timesteps,
+            scheduling_matrix=options.scheduling_matrix,
+            uncertainty_scale=options.uncertainty_scale,
+            eta=diffusion.ddim_sampling_eta,
+            **more,
+        )
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -352,6 +372,15 @@ class ForcingAlgorithm(lightning.LightningModule):
             device=self.device,
         )
 
+    def shown_clean(self, levels: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Levels (b, t) of which a share `gt_cond_prob` is 0, and a share `gt_first_frame` of first tokens."""
+        options: Any = self.options
+        if not (options.gt_cond_prob or options.gt_first_frame):
+            return levels
+        clean = uniform(levels.shape, generator=generator, device=levels.device) < options.gt_cond_prob
+        clean[:, 0] |= uniform(levels.shape[:1], generator=generator, device=levels.device) < options.gt_first_frame
+        return torch.where(clean, 0, levels)
+
     def masked_loss(
         self, x: Tensor, levels: Tensor, *, forcing: DiffusionForcing | None = None, **options: Any
     ) -> Loss:
@@ -394,8 +423,8 @@ class ForcingAlgorithm(lightning.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update_parameters(self.forcing.network)
+        for average in self.averagings:
+            average.update_parameters(self.forcing.network)
 
     # ------------------------------------------------------------------------------------------------ distillation
 
@@ -519,15 +548,13 @@ class ForcingAlgorithm(lightning.LightningModule):
         """UserError with the first key of a `checkpoints.LoadedCheckpoint` that does not match the network, and `advice`."""
         own, weights = self.forcing.network.state_dict(), checkpoint.weights
         for key, value in own.items():
-            if key not in weights:
-                raise UserError(f"{checkpoint.path} lacks '{key}' of shape {tuple(value.shape)}; {advice}")
+            require(key in weights, f"{checkpoint.path} lacks '{key}' of shape {tuple(value.shape)}; {advice}")
             if weights[key].shape != value.shape:
                 raise UserError(
                     f"{checkpoint.path}: '{key}' has shape {tuple(weights[key].shape)}, this network's {tuple(value.shape)}; {advice}"
                 )
         for key in weights:
-            if key not in own:
-                raise UserError(f"{checkpoint.path}: '{key}' has no place in this network; {advice}")
+            require(key in own, f"{checkpoint.path}: '{key}' has no place in this network; {advice}")
 
     def carry_optimizer(self, checkpoint: Any) -> bool:
         """Go on, in training, with the optimiser's state of a `checkpoints.LoadedCheckpoint` whose weights were taken, and behind its warm-up.
@@ -542,10 +569,9 @@ class ForcingAlgorithm(lightning.LightningModule):
         return True
 
     def take_weights(self, weights: dict[str, Tensor]) -> None:
-        """Put `weights`, which fit, into the network and its average."""
-        self.forcing.network.load_state_dict(weights)
-        if self.ema is not None:
-            self.ema.module.load_state_dict(weights)
+        """Put `weights`, which fit, into the network and its averages."""
+        for network in (self.forcing.network, *(average.module for average in self.averagings)):
+            network.load_state_dict(weights)
 
 
 def _laid_out(value: Tensor, parameter: Any) -> Tensor:

@@ -23,9 +23,18 @@ from diffusion_forcing.algorithms.base import (
 )
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, ema_of, mask_absent
+from diffusion_forcing.diffusion.ema import Average
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.sampler import OnRow
-from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range, did_you_mean
+from diffusion_forcing.errors import (
+    UserError,
+    check_choice,
+    check_fixed,
+    check_not_negative,
+    check_positive,
+    check_range,
+    require,
+)
 from diffusion_forcing.networks.recurrent import recurrent_unet
 from diffusion_forcing.networks.unet3d import UNet3D
 
@@ -51,8 +60,7 @@ class UNetOptions:
         where = "algorithm.diffusion.architecture"
         for name in ("network_size", "attn_heads", "attn_dim_head", "patch_size"):
             check_positive(f"{where}.{name}", getattr(self, name))
-        if not self.dim_mults:
-            raise UserError(f"{where}.dim_mults is empty; give one factor of the width a stage, such as [1,2,4,8]")
+        require(bool(self.dim_mults), f"{where}.dim_mults is empty; give one factor a stage, such as [1,2,4,8]")
         for size in (*self.dim_mults, *self.attn_resolutions):
             check_positive(
                 f"{where}.dim_mults and attn_resolutions: {list(self.dim_mults)}, {list(self.attn_resolutions)}", size
@@ -63,10 +71,8 @@ class UNetOptions:
                 f"{where}.network_size {self.network_size} with dim_mults {list(self.dim_mults)} gives widths {widths[1:]}; "
                 "all must be multiples of 8 (the groups of the normalisation)"
             )
-        if self.time_emb_type == "rotary" and self.attn_dim_head % 2:
-            raise UserError(
-                f"{where}.attn_dim_head is {self.attn_dim_head}; rotary positions turn pairs: an even number"
-            )
+        odd = self.time_emb_type == "rotary" and self.attn_dim_head % 2
+        require(not odd, f"{where}.attn_dim_head is {self.attn_dim_head}; rotary positions turn pairs: an even number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +126,8 @@ class VideoOptions(AlgorithmOptions):
         self._check_cache()
         check_range("algorithm.condition_dropout", self.condition_dropout, 0, 1)
         check_range("algorithm.second_ema_decay", self.second_ema_decay, 0, 0.999999)
-        if self.second_ema_decay and not self.ema_decay:
-            raise UserError("algorithm.second_ema_decay needs a first average; set algorithm.ema_decay too")
+        needs_first = self.second_ema_decay and not self.ema_decay
+        require(not needs_first, "algorithm.second_ema_decay needs a first average; set algorithm.ema_decay too")
         check_not_negative("algorithm.condition_scale", self.condition_scale)
         check_not_negative("algorithm.history_scale", self.history_scale)
         if self.history_level is not None:
@@ -135,16 +141,11 @@ class VideoOptions(AlgorithmOptions):
                 f"algorithm.history_scale={self.history_scale} needs a clean past, which algorithm.noise_level={self.noise_level} never shows "
                 "the network; set it to 1"
             )
-        if self.guidance_scale:
-            raise UserError(
-                f"algorithm.guidance_scale is {self.guidance_scale}, but video has no return to climb; "
-                "algorithm.condition_scale guides by actions, algorithm.history_scale by the past"
-            )
+        check_fixed(
+            "algorithm", self, {"guidance_scale": 0}, "video, which is guided by condition_scale and history_scale,"
+        )
         for name in self.metrics:
-            if name not in METRICS:
-                raise UserError(
-                    f"algorithm.metrics: '{name}' is not known{did_you_mean(name, METRICS)}; allowed: {', '.join(METRICS)}"
-                )
+            check_choice("algorithm.metrics", name, METRICS)
 
     def _check_data(self) -> None:
         channels, height, width = self.observation_shape
@@ -159,46 +160,39 @@ class VideoOptions(AlgorithmOptions):
                 raise UserError(
                     f"dataset.{name} has {len(value)} numbers; give one, or one for each of {channels} channels"
                 )
-        if any(not value > 0 for value in _numbers(self.data_std)):
-            raise UserError(f"dataset.data_std is {self.data_std}; every standard deviation must be above 0")
+        stds = self.data_std if isinstance(self.data_std, tuple) else (self.data_std,)
+        require(min(stds) > 0, f"dataset.data_std is {self.data_std}; every standard deviation must be above 0")
         check_not_negative("dataset.external_cond_dim", self.external_cond_dim)
-        self._check_size(height)
+        require(
+            height % self.halvings == 0,
+            f"dataset.resolution {height} cannot be divided by {self.halvings}, as the network's halvings need; change it",
+        )
 
-    def _check_size(self, height: int) -> None:
+    @property
+    def halvings(self) -> int:
+        """What the sides of a frame must be a multiple of."""
         architecture = self.diffusion.architecture
-        halvings = architecture.patch_size * 2 ** (len(architecture.dim_mults) - 1)
-        if height % halvings:
-            raise UserError(
-                f"dataset.resolution {height} cannot be divided by {halvings} "
-                f"(patch_size {architecture.patch_size}, {len(architecture.dim_mults) - 1} halvings of dim_mults); change one of them"
-            )
+        return architecture.patch_size * 2 ** (len(architecture.dim_mults) - 1)
 
     def _check_lengths(self) -> None:
         f = self.frame_stack
         check_positive("dataset.n_frames", self.n_frames)
         check_not_negative("dataset.context_length", self.context_frames)
         for key, value in (("dataset.n_frames", self.n_frames), ("dataset.context_length", self.context_frames)):
-            if value % f:
-                raise UserError(f"{key} {value} is no multiple of algorithm.frame_stack {f}")
+            require(value % f == 0, f"{key} {value} is no multiple of algorithm.frame_stack {f}")
         if self.context_frames >= self.n_frames:
             raise UserError(
                 f"dataset.context_length {self.context_frames} leaves no room in the window of {self.n_frames} frames; "
                 f"pass dataset.context_length<={self.n_frames - f} or train with a larger dataset.n_frames"
             )
-        if self.chunk_size == 0 or self.chunk_size < -1:
-            raise UserError(
-                f"algorithm.chunk_size is {self.chunk_size}; it must be 1 or more, or -1 for all that remain"
-            )
+        fits = self.chunk_size == -1 or self.chunk_size >= 1
+        require(fits, f"algorithm.chunk_size is {self.chunk_size}; it must be 1 or more, or -1 for all that remain")
         if self.chunk_size > self.window:
             raise UserError(
                 f"algorithm.chunk_size {self.chunk_size} exceeds the window of {self.window} tokens; "
                 f"pass algorithm.chunk_size<={self.window} or train with a larger dataset.n_frames"
             )
-        check_not_negative("algorithm.sink_frames", self.sink_frames)
-        if self.sink_frames >= self.n_frames:
-            raise UserError(
-                f"algorithm.sink_frames {self.sink_frames} fill the window of {self.n_frames} frames; keep fewer"
-            )
+        check_range("algorithm.sink_frames", self.sink_frames, 0, self.n_frames - 1)
 
     def _check_cache(self) -> None:
         if self.cache != "none" and self.norm == "clip":
@@ -243,10 +237,6 @@ class VideoOptions(AlgorithmOptions):
     def condition_width(self) -> int:
         """d: numbers in one token's condition, its frames' actions and a flag a frame that says whether they are known; 0: none."""
         return self.frame_stack * (self.action_width + 1) if self.external_cond_dim else 0
-
-
-def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 class Clips(NamedTuple):
@@ -294,21 +284,15 @@ class Video(ForcingAlgorithm):
     @property
     def averages(self) -> list[nn.Module]:
         """The averaged networks among which rollouts choose: two, or none."""
-        return [] if self.ema is None or self.second_ema is None else [self.ema.module, self.second_ema.module]
+        return [] if self.second_ema is None else [average.module for average in self.averagings]
+
+    @property
+    def averagings(self) -> list[Average]:
+        return super().averagings + ([] if self.second_ema is None else [self.second_ema])
 
     @property
     def sampling_network(self) -> nn.Module:
         return self.averages[self.samples_second] if self.averages else super().sampling_network
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.second_ema is not None:
-            self.second_ema.update_parameters(self.forcing.network)
-
-    def take_weights(self, weights: dict[str, Tensor]) -> None:
-        super().take_weights(weights)
-        if self.second_ema is not None:
-            self.second_ema.module.load_state_dict(weights)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -335,17 +319,14 @@ class Video(ForcingAlgorithm):
 
     def encode(self, batch: VideoBatch) -> Clips:
         """A batch as tokens, mask and conditions."""
-        conditions = None
-        if self.options.condition_width:
-            conditions = self.conditions(batch.actions, batch.known)
+        conditions = self.conditions(batch.actions, batch.known) if self.options.condition_width else None
         return Clips(self.tokens(batch.frames), batch.valid, conditions)
 
     def tokens(self, frames: Tensor) -> Tensor:
         """Frames (b, t·f, c, h, w), uint8 or in [0, 1], as normalised tokens (b, t, f·c, h, w), frame-major."""
         b, time, c, h, w = frames.shape
         f = self.options.frame_stack
-        if time % f:
-            raise UserError(f"{time} frames do not fit algorithm.frame_stack {f}; pass a multiple of it")
+        require(time % f == 0, f"{time} frames do not fit algorithm.frame_stack {f}; pass a multiple of it")
         if (c, h, w) != self.options.observation_shape:
             raise UserError(
                 f"the frames have shape {(c, h, w)} (channels, height, width), the model takes {self.options.observation_shape}; "
@@ -421,20 +402,10 @@ class Video(ForcingAlgorithm):
 
     # ------------------------------------------------------------------------------------------------ sampling
 
-    def sampler(self, forcing: DiffusionForcing | None = None) -> Sampler:
-        """The sampler over the network one samples with, as the options say."""
-        options, diffusion = self.options, self.options.diffusion
-        return Sampler(
-            forcing or self.sampling_forcing(),
-            sampling_timesteps=diffusion.sampling_timesteps,
-            scheduling_matrix=options.scheduling_matrix,
-            uncertainty_scale=options.uncertainty_scale,
-            eta=diffusion.ddim_sampling_eta,
-            condition_scale=options.condition_scale,
-            history_scale=options.history_scale,
-            history_level=options.history_level,
-            past=options.past_shown,
-        )
+    def sampler(self, forcing: DiffusionForcing | None = None, **more: Any) -> Sampler:
+        options = self.options
+        scales = {name: getattr(options, name) for name in ("condition_scale", "history_scale", "history_level")}
+        return super().sampler(forcing, past=options.past_shown, **scales, **more)
 
     def predict(self, context: Tensor, length: int, **options: Any) -> Tensor:
         """A clip of `length` frames that begins with `context`: (b, t₀, c, h, w) → (b, length, c, h, w), in [0, 1].
@@ -564,12 +535,11 @@ class RecurrentUNetOptions(RecurrentDiffusionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         where = "algorithm.diffusion"
-        if self.network_size % 8:
-            raise UserError(
-                f"{where}.network_size is {self.network_size}; it must be a multiple of 8 (groups of a normalisation)"
-            )
-        if self.num_gru_layers not in (0, 1):
-            raise UserError(f"{where}.num_gru_layers is {self.num_gru_layers}; a transition of images has 0 or 1")
+        require(
+            self.network_size % 8 == 0 and self.num_gru_layers in (0, 1),
+            f"{where}.network_size is {self.network_size}, num_gru_layers {self.num_gru_layers}; for images they must be a "
+            "multiple of 8, and 0 or 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -588,12 +558,7 @@ class RecurrentVideoOptions(VideoOptions):
     diffusion: RecurrentUNetOptions = field(default_factory=RecurrentUNetOptions)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if not self.causal:
-            raise UserError("algorithm.causal=False: a recurrent network sees the past alone; use algorithm=df_video")
-        if self.norm != "frame":
-            raise UserError(
-                f"algorithm.norm={self.norm} is df_video's; a recurrent network normalises each frame: frame"
-            )
+        check_fixed("algorithm", self, {"causal": True, "norm": "frame", "sink_frames": 0}, "a recurrent network")
         super().__post_init__()
         check_range("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
         check_range("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
@@ -602,17 +567,8 @@ class RecurrentVideoOptions(VideoOptions):
             raise UserError(
                 f"algorithm.z_shape is {list(self.z_shape)}; its sides must be the frame's, dataset.resolution {self.observation_shape[1]}"
             )
-        check_not_negative("algorithm.sink_frames", self.sink_frames)
-        if self.sink_frames:
-            raise UserError(
-                f"algorithm.sink_frames is {self.sink_frames}; a recurrent network keeps one latent and no frames: 0"
-            )
 
-    def _check_size(self, height: int) -> None:
-        if height % HALVINGS:
-            raise UserError(
-                f"dataset.resolution {height} cannot be divided by {HALVINGS} (three halvings of a transition of images); change it"
-            )
+    halvings = HALVINGS
 
 
 class RecurrentVideo(Video):
@@ -643,10 +599,5 @@ class RecurrentVideo(Video):
 
     def draw(self, clips: Clips, *, generator: torch.Generator | None = None) -> VideoDraws:
         """As for `Video`, and then which tokens are shown clean, at level 0."""
-        draws, options = super().draw(clips, generator=generator), self.options
-        if not options.gt_cond_prob and not options.gt_first_frame:
-            return draws
-        shape, device = draws.levels.shape, draws.levels.device
-        clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
-        clean[:, 0] |= uniform((shape[0],), generator=generator, device=device) < options.gt_first_frame
-        return draws._replace(levels=torch.where(clean, 0, draws.levels))
+        draws = super().draw(clips, generator=generator)
+        return draws._replace(levels=self.shown_clean(draws.levels, generator))

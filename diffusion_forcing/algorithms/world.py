@@ -29,7 +29,7 @@ from diffusion_forcing.diffusion import (
 )
 from diffusion_forcing.diffusion.noise import uniform
 from diffusion_forcing.diffusion.noise_levels import LevelDensity
-from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
+from diffusion_forcing.errors import UserError, check_fixed, check_not_negative, check_positive, check_range
 from diffusion_forcing.networks.flow import Warped
 from diffusion_forcing.networks.world import WorldNetwork
 
@@ -54,23 +54,6 @@ class WorldNetworkOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LevelOptions:
-    """`diffusion.noise_levels.LevelDensity`: (mean, deviation) of ln σ of past and of target frames."""
-
-    past: tuple[float, float] = (-3.0, 1.0)
-    past_max: float = 0.3
-    target: tuple[float, float] = (-0.4, 1.4)
-    pure: float = 0.2
-
-    def __post_init__(self) -> None:
-        where = "algorithm.diffusion.levels"
-        check_positive(f"{where}.past_max", self.past_max)
-        check_range(f"{where}.pure", self.pure, 0, 1)
-        for name in ("past", "target"):
-            check_not_negative(f"{where}.{name}[1]", getattr(self, name)[1])
-
-
-@dataclass(frozen=True, kw_only=True)
 class WorldDiffusionOptions(NoisingOptions):
     """EDM's schedule and preconditioning. stabilization_level: what the past of a rollout is shown at; noisy_context: with noise in it."""
 
@@ -80,7 +63,7 @@ class WorldDiffusionOptions(NoisingOptions):
     stabilization_level: int = 190
     noisy_context: bool = True
     offset_noise: float = 0.2
-    levels: LevelOptions = field(default_factory=LevelOptions)
+    levels: LevelDensity = field(default_factory=LevelDensity)
     architecture: WorldNetworkOptions = field(default_factory=WorldNetworkOptions)
 
     def __post_init__(self) -> None:
@@ -128,28 +111,15 @@ class WorldOptions(VideoOptions):
             raise UserError(
                 f"algorithm.unscored_frames is {self.unscored_frames}; it must leave some of the {self.n_frames} frames of a clip"
             )
-        if self.frame_stack != 1:
-            raise UserError(f"algorithm.frame_stack is {self.frame_stack}; this network takes one frame a token: 1")
-        if not self.causal or self.norm != "frame":
-            raise UserError(
-                f"algorithm.causal={self.causal}, norm={self.norm}: this network is causal and keeps frames apart; other networks "
-                "are algorithm=df_video's"
-            )
-        if self.sink_frames:
-            raise UserError(
-                f"algorithm.sink_frames is {self.sink_frames}; this network has learned registers in place of sinks: 0"
-            )
+        only = {"frame_stack": 1, "causal": True, "norm": "frame", "sink_frames": 0}
+        check_fixed("algorithm", self, only, "this network, causal, with one frame a token and registers for sinks,")
         if self.noise_level == "noisy_past" and self.scheduling_matrix != "autoregressive":
             raise UserError(
                 f"algorithm.noise_level=noisy_past trains one frame behind a nearly clean past; scheduling_matrix={self.scheduling_matrix} "
                 "denoises several together: pass algorithm.noise_level=mixture, or scheduling_matrix=autoregressive"
             )
 
-    def _check_size(self, height: int) -> None:
-        if height % 8:
-            raise UserError(
-                f"dataset.resolution {height} cannot be divided by 8 (three halvings of the network); change it"
-            )
+    halvings = 8
 
 
 class WorldDraws(NamedTuple):
@@ -247,7 +217,7 @@ class World(Video):
     def draw(self, clips: Clips, *, generator: torch.Generator | None = None) -> WorldDraws:  # type: ignore[override]
         """The random numbers of one training batch, by `noise_level`."""
         options, sigmas = self.options, self.forcing.schedule.sigmas
-        density = LevelDensity(**asdict(options.diffusion.levels))
+        density = options.diffusion.levels
         shape = clips.tokens.shape
         past_levels = past_noise = dropped = None
         if options.noise_level == "noisy_past":
@@ -326,18 +296,15 @@ class World(Video):
     def on_train_start(self) -> None:
         self.trained_window = None
 
-    def sampler(self, forcing: DiffusionForcing | None = None) -> Sampler:
+    def sampler(self, forcing: DiffusionForcing | None = None, **more: Any) -> Sampler:
         window = self.options.diffusion.architecture.window
         if self.trained_window is not None and window > self.trained_window:
             raise UserError(
                 f"algorithm.diffusion.architecture.window is {window}, but these weights were trained with a window of {self.trained_window} "
                 f"frames and have never seen farther; leave it out, or train on with the longer one (experiment.tasks=[training])"
             )
-        sampler = super().sampler(forcing)
-        sampler.noisy_context = self.options.diffusion.noisy_context
-        if self.options.quantize:
-            sampler.finish = self.quantized
-        return sampler
+        finish = self.quantized if self.options.quantize else None
+        return super().sampler(forcing, noisy_context=self.options.diffusion.noisy_context, finish=finish, **more)
 
     def quantized(self, tokens: Tensor) -> Tensor:
         """Finished frames as a screen would show them, clamped and rounded to 8 bits: so that a rollout's past is what training's is."""

@@ -33,9 +33,9 @@ from torch import Tensor
 
 from diffusion_forcing import __version__
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
-from diffusion_forcing.errors import UserError, first_line
+from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.files import replacing
-from diffusion_forcing.limits import Refused, load_json, reading, refusing
+from diffusion_forcing.limits import Refused, load_json, reading
 from diffusion_forcing.pickles import check_torch_file
 from diffusion_forcing.released import importer as released
 
@@ -45,6 +45,7 @@ HEADER, MODEL, TRAINING, CARD = "checkpoint.json", "model.safetensors", "trainin
 _FORMER_TRAINING = "training.safetensors"
 _LIBRARIES = ("torch", "lightning", "numpy", "safetensors")
 _NUMPY: Any = getattr(np, "_core", None) or np.core  # NumPy 2 and 1
+_REMEDY = "copy the whole folder again, or take another checkpoint"
 _EACH = 1000
 """Numbers that a parameter counts at least: millions of small ones take long to make."""
 _SMALL_NETWORK = 1 << 24
@@ -123,7 +124,7 @@ def load(path: Path, *, training: bool = False) -> LoadedCheckpoint:
     state = _load_training(path, header) if training else None
     metadata = header["facts"]
     numbers = metadata.get("statistics") or {key: metadata[key] for key in ("data_mean", "data_std") if key in metadata}
-    with _damage_reported(path / HEADER):
+    with reading(path / HEADER, _REMEDY):
         statistics = {name: torch.tensor(values, dtype=torch.float32) for name, values in dict(numbers).items()}
     return LoadedCheckpoint(
         path=path,
@@ -152,9 +153,8 @@ def is_checkpoint(path: Path) -> bool:
 def read_header(path: Path) -> dict[str, Any]:
     """checkpoint.json of the checkpoint folder `path`; UserError if it is not ours or of another format version."""
     file = Path(path) / HEADER
-    if not file.exists():
-        raise UserError(f"{path} is not a checkpoint: it has no {HEADER}; pass a checkpoint folder or a .ckpt file")
-    with reading(file, "take another checkpoint"):
+    require(file.exists(), f"{path} is not a checkpoint: it has no {HEADER}; pass a checkpoint folder or a .ckpt file")
+    with reading(file, _REMEDY):
         header = load_json(file)
     if header.get("format") != FORMAT:
         raise UserError(f'{file} was not written by this project (no "format": "{FORMAT}"); take another checkpoint')
@@ -230,27 +230,13 @@ def _writer(header: Mapping[str, Any]) -> str:
 def _checked(path: Path, header: Mapping[str, Any], name: str) -> Iterator[Path]:
     """The file `name` of a checkpoint, to be read inside the block, once its size and then its sha256 are right."""
     file = path / name
-    with _damage_reported(file):
+    with reading(file, _REMEDY):
         expected, size = header["files"][name], file.stat().st_size
         if size != expected["bytes"]:
-            raise Refused(f"{size} bytes, {expected['bytes']} were written")
+            raise Refused(f"has {size} bytes, {expected['bytes']} were written")
         if fingerprint(file)["sha256"] != expected["sha256"]:
-            raise Refused("its sha256 is not the one that was written")
+            raise Refused("has another sha256 than was written")
         yield file
-
-
-@contextlib.contextmanager
-def _damage_reported(file: Path) -> Iterator[None]:
-    """Errors of whatever reads `file` become one UserError."""
-    try:
-        with refusing():
-            yield
-    except FileNotFoundError:
-        raise UserError(
-            f"checkpoint {file.parent} is incomplete: {file.name} is missing; copy the whole folder"
-        ) from None
-    except (OSError, Refused) as error:
-        raise UserError(f"{file} is damaged ({first_line(error)}); copy it again or take another checkpoint") from None
 
 
 @contextlib.contextmanager

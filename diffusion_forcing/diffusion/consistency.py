@@ -24,7 +24,7 @@ from diffusion_forcing.diffusion.forcing import DiffusionForcing, Loss, network_
 from diffusion_forcing.diffusion.parameterization import add_noise
 from diffusion_forcing.diffusion.schedules import per_token
 from diffusion_forcing.diffusion.scheduling import sampling_levels
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import check_range
 
 HUBER = 0.03
 """c of huber(u) = √(mean u² + c²) − c: errors much larger than c, in units of the tokens, count by their size, not its square."""
@@ -38,10 +38,7 @@ class Distillation(DiffusionForcing):
     ) -> None:
         """student: the method over the network that is trained. target: the network of f⁻, such as an average of the student's weights;
         None: the student itself. Neither it nor the teacher is a part of this module's state."""
-        if not 1 <= grid <= student.schedule.timesteps:
-            raise UserError(
-                f"a grid of {grid} levels does not fit a schedule of {student.schedule.timesteps}; choose fewer"
-            )
+        check_range("grid", grid, 1, student.schedule.timesteps)
         super().__init__(
             student.network,
             student.schedule,

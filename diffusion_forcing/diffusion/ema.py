@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import require
 
 
 class Average(AveragedModel):
@@ -46,8 +46,7 @@ class Average(AveragedModel):
 
 def ema_of(network: nn.Module, decay: float) -> Average:
     """An averaged copy of `network`; call `.update_parameters(network)` after each step, sample with `.module`."""
-    if not 0 <= decay < 1:
-        raise UserError(f"ema_decay is {decay}; it must lie in [0, 1) (0.999 forgets in about 1,000 steps)")
+    require(0 <= decay < 1, f"ema_decay is {decay}; it must lie in [0, 1) (0.999 forgets in about 1,000 steps)")
     averaged = Average(network, decay)
     averaged.requires_grad_(False)
     return averaged

@@ -22,7 +22,7 @@ from diffusion_forcing.diffusion.loss_weighting import Weighting, loss_weight
 from diffusion_forcing.diffusion.noise import offset_normal
 from diffusion_forcing.diffusion.parameterization import Parameterization, add_noise
 from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_range
 
 Network = Callable[[Tensor, Tensor, Tensor | None, Any], tuple[Tensor, Any]]
 
@@ -61,11 +61,7 @@ class DiffusionForcing(nn.Module):
         offset_noise: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 1 <= stabilization_level <= schedule.timesteps:
-            raise UserError(
-                f"stabilization_level is {stabilization_level}; it must lie in 1…{schedule.timesteps} "
-                "(1: context is shown as good as clean)"
-            )
+        check_range("stabilization_level", stabilization_level, 1, schedule.timesteps)
         self.network = network
         self.schedule = schedule
         self.parameterization = parameterization
@@ -204,20 +200,17 @@ class DiffusionForcing(nn.Module):
         self, x0: Tensor, x_k: Tensor, k: Tensor, k_to: Tensor, noise: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
         """A draw from q(x_k' | x_k, x̂₀) for any k' < k: from the tables where k' = k − 1 (Ho et al. 2020, eq. 6–7)."""
-        schedule = self.schedule
-        next_level = per_token(k_to == k - 1, x0)  # before −1 becomes 0
-        k = k.clamp(min=0)
-        power, power_to = schedule.at("alphas_cumprod", k, x0), schedule.signal_power(k_to, x0)
+        schedule, level = self.schedule, k.clamp(min=0)
+        power, power_to = schedule.at("alphas_cumprod", level, x0), schedule.signal_power(k_to, x0)
         ratio = (power / power_to).clamp(max=1)
-        mean_x0 = torch.where(
-            next_level, schedule.at("posterior_mean_coef1", k, x0), power_to.sqrt() * (1 - ratio) / (1 - power)
-        )
-        mean_x_k = torch.where(
-            next_level, schedule.at("posterior_mean_coef2", k, x0), ratio.sqrt() * (1 - power_to) / (1 - power)
-        )
-        variance = torch.where(
-            next_level, schedule.at("posterior_variance", k, x0), (1 - ratio) * (1 - power_to) / (1 - power)
-        )
+
+        def table_or(name: str, value: Tensor) -> Tensor:
+            """`value`, or what the table holds for a step to the next level."""
+            return torch.where(per_token(k_to == k - 1, x0), schedule.at(name, level, x0), value)
+
+        mean_x0 = table_or("posterior_mean_coef1", power_to.sqrt() * (1 - ratio) / (1 - power))
+        mean_x_k = table_or("posterior_mean_coef2", ratio.sqrt() * (1 - power_to) / (1 - power))
+        variance = table_or("posterior_variance", (1 - ratio) * (1 - power_to) / (1 - power))
         deviation = variance.clamp(min=0).sqrt()
         return mean_x0 * x0 + mean_x_k * x_k + deviation * self.gaussian_noise(x0, noise, generator)
 

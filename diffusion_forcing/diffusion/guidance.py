@@ -25,7 +25,7 @@ from diffusion_forcing.diffusion.denoiser import Denoised, Denoiser, noisy_conte
 from diffusion_forcing.diffusion.forcing import DiffusionForcing
 from diffusion_forcing.diffusion.parameterization import Prediction, add_noise, x0_from_eps
 from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, require
 
 Return = Callable[[Tensor], Tensor]
 
@@ -39,8 +39,7 @@ class GradientGuidance:
     """
 
     def __init__(self, returns: Return, *, samples: int = 1, started_only: bool = False) -> None:
-        if samples < 1:
-            raise UserError(f"mcg_samples is {samples}; guidance needs at least 1 continuation")
+        require(samples >= 1, f"mcg_samples is {samples}; guidance needs at least 1 continuation")
         self.returns = returns
         self.samples = samples
         self.started_only = started_only

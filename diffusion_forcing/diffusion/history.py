@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, check_choice, require
 
 Cache = Literal["none", "exact", "streaming"]
 Past = Literal["clean", "same"]
@@ -60,20 +60,18 @@ class Tokens:
         """These tokens, followed by `later`."""
         if not len(self):
             return later
-        observed = None
-        if self.observed is not None or later.observed is not None:
-            parts = (torch.full_like(t.x, torch.nan) if t.observed is None else t.observed for t in (self, later))
-            observed = torch.cat(list(parts), dim=1)
+
+        def join(before: Tensor | None, after: Tensor | None) -> Tensor | None:
+            return None if before is None or after is None else torch.cat([before, after], dim=1)
+
+        # Of tokens for which nothing is said to be observed, nothing is.
+        observed = [torch.full_like(t.x, torch.nan) if t.observed is None else t.observed for t in (self, later)]
         return Tokens(
             torch.cat([self.x, later.x], dim=1),
-            _join(self.conditions, later.conditions),
-            _join(self.history_noise, later.history_noise),
-            observed,
+            join(self.conditions, later.conditions),
+            join(self.history_noise, later.history_noise),
+            None if self.observed is later.observed is None else join(*observed),
         )
-
-
-def _join(before: Tensor | None, after: Tensor | None) -> Tensor | None:
-    return None if before is None or after is None else torch.cat([before, after], dim=1)
 
 
 Prefill = Callable[[Tokens, Any], Any]
@@ -262,30 +260,27 @@ def build_history(
 
     slides: whether the rollout outgrows the window. memory: what a recurrent network holds before the first token; None is its own beginning.
     """
-    if cache not in CACHES:
-        raise UserError(f"cache '{cache}' is not known; allowed: {', '.join(CACHES)}{did_you_mean(str(cache), CACHES)}")
-    if past == "same" and cache != "none":
-        raise UserError(f"cache={cache} with past=same: the past is noised anew in every row; pass cache=none")
+    check_choice("cache", cache, CACHES)
+    require(
+        past != "same" or cache == "none",
+        f"cache={cache} with past=same: the past is noised anew in every row; pass cache=none",
+    )
     if cache != "none" and not getattr(network, "keeps_memory", True):
         raise UserError(
             f"cache={cache} keeps the past as it was computed, but {network.why_no_memory}; pass cache=none"
         )
-    if sinks < 0 or (sinks > 0 and cache != "streaming"):
-        raise UserError(
-            f"sinks is {sinks} with cache={cache}; cache=streaming keeps that many of the first tokens, 0 or more"
-        )
+    require(
+        sinks == 0 or (sinks > 0 and cache == "streaming"),
+        f"sinks is {sinks} with cache={cache}; cache=streaming keeps that many of the first tokens, 0 or more",
+    )
     if cache != "none" and getattr(network, "recurrent", False):
-        if sinks:
-            raise UserError(f"sinks is {sinks} for a recurrent network, whose memory is one latent; pass 0")
+        require(sinks == 0, f"sinks is {sinks} for a recurrent network, whose memory is one latent; pass 0")
         return RecurrentState(prefill, memory, whole_rows=whole_rows)
-    if memory is not None:
-        raise UserError(
-            "only a recurrent network under cache=exact or streaming begins with a memory; pass context instead"
-        )
+    what = "only a recurrent network under cache=exact or streaming"
+    require(memory is None, f"{what} begins with a memory; pass context instead")
     if window is None:
         raise UserError(
-            "only a recurrent network under cache=exact or streaming rolls out without a window; "
-            "pass window, the most tokens that the network may see at once"
+            f"{what} rolls out without a window; pass window, the most tokens that the network may see at once"
         )
     if chunk > window:
         raise UserError(

@@ -7,7 +7,7 @@ alone, or at neither (`weighting_of`).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def loss_weight(schedule: NoiseSchedule, k: Tensor, objective: str, weighting: s
             return cum_snr_weight(schedule, k, decay=decay)
         case "uniform":
             return uniform_weight(schedule, k)
-    raise UserError(f"weighting '{weighting}' is not known; allowed: min_snr, fused_snr, cum_snr, uniform")
+    raise UserError(f"weighting {weighting!r} is unknown; choose one of {', '.join(get_args(Weighting))}")
 
 
 def uniform_weight(schedule: NoiseSchedule, k: Tensor) -> Tensor:

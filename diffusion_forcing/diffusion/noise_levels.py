@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.diffusion.noise import integers, normal, uniform
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import check_choice, check_not_negative, check_positive, check_range
 
 NoiseLevel = Literal["random_all", "shared", "full_sequence", "teacher_forcing"]
 NOISE_LEVELS = ("random_all", "shared", "full_sequence", "teacher_forcing")
@@ -46,26 +46,22 @@ def draw_noise_levels(
     of `teacher_forcing`, whether the network is shown a clean past beside the noised tokens (`teacher_forcing.py`): then every token draws
     its own level; else one token of each sequence does.
     """
-    match kind:
-        case "random_all":
-            return integers(0, timesteps, (batch, time), generator=generator, device=device)
-        case "shared" | "full_sequence":
-            k = integers(0, timesteps, (batch, 1), generator=generator, device=device).expand(batch, time).clone()
-            if kind == "full_sequence":
-                k[:, :context] = CLEAN
-            return k
-        case "teacher_forcing":
-            token = torch.arange(time, device=device)
-            if teacher_forced:
-                own = integers(0, timesteps, (batch, time), generator=generator, device=device)
-                return torch.where(token < context, CLEAN, own)
-            target = integers(min(context, time - 1), time, (batch, 1), generator=generator, device=device)
-            own = integers(0, timesteps, (batch, 1), generator=generator, device=device)
-            after_past = torch.where(token == target, own, timesteps - 1)
-            return torch.where(token < target, CLEAN, after_past)
-    raise UserError(
-        f"noise_level '{kind}' is not known; allowed: {', '.join(NOISE_LEVELS)}{did_you_mean(kind, NOISE_LEVELS)}"
-    )
+    check_choice("noise_level", kind, NOISE_LEVELS)
+
+    def draw(count: int) -> Tensor:
+        return integers(0, timesteps, (batch, count), generator=generator, device=device)
+
+    token = torch.arange(time, device=device)
+    if kind == "random_all":
+        return draw(time)
+    if kind == "teacher_forcing":
+        if teacher_forced:
+            return torch.where(token < context, CLEAN, draw(time))
+        # A clean past, one noised token, and pure noise after it.
+        target = integers(min(context, time - 1), time, (batch, 1), generator=generator, device=device)
+        after_past = torch.where(token == target, draw(1), timesteps - 1)
+        return torch.where(token < target, CLEAN, after_past)
+    return torch.where(token < (context if kind == "full_sequence" else 0), CLEAN, draw(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +76,12 @@ class LevelDensity:
     past_max: float = 0.3
     target: tuple[float, float] = (-0.4, 1.4)
     pure: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_positive("levels.past_max", self.past_max)
+        check_range("levels.pure", self.pure, 0, 1)
+        for name in ("past", "target"):
+            check_not_negative(f"levels.{name}[1]", getattr(self, name)[1])
 
     def draw_past(self, sigmas: Tensor, shape: Sequence[int], *, generator: torch.Generator | None) -> Tensor:
         """Levels of `shape` (b, …) like those of a rollout's past. sigmas: (K,), rising."""

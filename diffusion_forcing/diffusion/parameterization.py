@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from diffusion_forcing.diffusion.schedules import NoiseSchedule
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import check_choice
 
 
 class Prediction(NamedTuple):
@@ -29,17 +29,12 @@ def add_noise(schedule: NoiseSchedule, x: Tensor, k: Tensor, eps: Tensor) -> Ten
 
 def x0_from_eps(schedule: NoiseSchedule, x_k: Tensor, k: Tensor, eps: Tensor) -> Tensor:
     """x̂₀ = x_k/√ᾱ − √(1/ᾱ−1)·ε̂."""
-    return (
-        schedule.at("sqrt_recip_alphas_cumprod", k, x_k) * x_k
-        - schedule.at("sqrt_recipm1_alphas_cumprod", k, x_k) * eps
-    )
+    return schedule.at("sqrt_recip_alphas_cumprod", k, x_k) * x_k - schedule.at("sigmas", k, x_k) * eps
 
 
 def eps_from_x0(schedule: NoiseSchedule, x_k: Tensor, k: Tensor, x0: Tensor) -> Tensor:
     """ε̂ = (x_k/√ᾱ − x̂₀)/√(1/ᾱ−1)."""
-    return (schedule.at("sqrt_recip_alphas_cumprod", k, x_k) * x_k - x0) / schedule.at(
-        "sqrt_recipm1_alphas_cumprod", k, x_k
-    )
+    return (schedule.at("sqrt_recip_alphas_cumprod", k, x_k) * x_k - x0) / schedule.at("sigmas", k, x_k)
 
 
 class Parameterization(Protocol):
@@ -126,7 +121,8 @@ OBJECTIVES = ("pred_noise", "pred_x0", "pred_v", "pred_edm")
 
 
 def build_parameterization(objective: str, *, clip_noise: float) -> Parameterization:
-    """The parameterization named `objective`: pred_noise, pred_x0, pred_v or pred_edm."""
+    """The parameterization named `objective`, one of `OBJECTIVES`."""
+    check_choice("objective", objective, OBJECTIVES)
     match objective:
         case "pred_noise":
             return PredictNoise(clip_noise)
@@ -134,8 +130,4 @@ def build_parameterization(objective: str, *, clip_noise: float) -> Parameteriza
             return PredictX0()
         case "pred_v":
             return PredictV()
-        case "pred_edm":
-            return PredictEDM()
-    raise UserError(
-        f"objective '{objective}' is not known; allowed: {', '.join(OBJECTIVES)}{did_you_mean(objective, OBJECTIVES)}"
-    )
+    return PredictEDM()

@@ -7,7 +7,7 @@ chunks to a growing one for as long as it is asked to, `rollout` up to a length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,17 +25,11 @@ from diffusion_forcing.diffusion.guidance import (
     combine,
     history_guidance,
 )
-from diffusion_forcing.diffusion.history import (
-    Cache,
-    OnRow,
-    Past,
-    Tokens,
-    build_history,
-)
+from diffusion_forcing.diffusion.history import Cache, OnRow, Past, Tokens, build_history
 from diffusion_forcing.diffusion.observed import noise_further, with_observed
 from diffusion_forcing.diffusion.schedules import per_token
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_minimum
 
 Conditions = Tensor | Callable[[int, int], Tensor]
 """(b, length, d), or `conditions(start, end) -> (b, end − start, d)`: asked once for each token, when it is about to be sampled."""
@@ -73,8 +67,7 @@ class Sampler:
             raise UserError(
                 f"scheduling_matrix={scheduling_matrix} gives tokens different levels; past=same needs one level: full_sequence"
             )
-        if resample < 1:
-            raise UserError(f"resample must be at least 1, got {resample}")
+        check_minimum("resample", resample, 1)
         self.forcing = forcing
         self.sampling_timesteps = sampling_timesteps
         self.scheduling_matrix = scheduling_matrix
@@ -98,9 +91,7 @@ class Sampler:
             self.scheduling_matrix, horizon, self.sampling_timesteps, uncertainty_scale=self.uncertainty_scale
         )
 
-    def noise(
-        self, shape: tuple[int, ...], *, device: torch.device, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def noise(self, shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Pure noise tokens of `shape` (b, t, *c), clamped."""
         return self.forcing.draw_noise(shape, generator=generator, device=device)
 
@@ -189,7 +180,7 @@ class Sampler:
         matrix = torch.zeros(max(map(len, matrices), default=1), *x.shape[:2], dtype=torch.long)
         for sequence, rows in enumerate(matrices):
             matrix[: len(rows), sequence, ~known[sequence].cpu()] = rows
-        noise = self.noise(tuple(x.shape), device=x.device, generator=generator)
+        noise = self.noise(x.shape, x.device, generator)
         start = torch.where(per_token(known, x), x, noise)
         return self.denoise(start, matrix, guidance=guidance, conditions=conditions, generator=generator, on_row=on_row)
 
@@ -271,9 +262,7 @@ class Sampler:
             while length is None or history.end < length:
                 # New tokens begin as pure noise.
                 chunk = size if length is None else min(size, length - history.end)
-                noise = self.noise(
-                    (len(context), chunk, *context.shape[2:]), device=context.device, generator=generator
-                )
+                noise = self.noise((len(context), chunk, *context.shape[2:]), context.device, generator)
                 new = self._tokens(noise, history.end + chunk, conditions, generator, observed)
                 # They go down the scheduling matrix, seeing the history, and then belong to it.
                 x = history.denoise(new, self.matrix(chunk), denoise_rows, on_row)
@@ -338,13 +327,13 @@ class Sampler:
         return denoise
 
     def _noise_like(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.noise(tuple(x.shape), device=x.device, generator=generator).to(x.dtype)
+        return self.noise(x.shape, x.device, generator).to(x.dtype)
 
     def _step_noise(self, x: Tensor, moving: Tensor, generator: torch.Generator | None) -> Tensor | None:
         """What a step that is not deterministic draws, for the `moving` tokens alone: the draw does not depend on what else is seen."""
         if self.eta == 0 and not self.ancestral:
             return None
-        drawn = self.noise((len(x), len(moving), *x.shape[2:]), device=x.device, generator=generator)
+        drawn = self.noise((len(x), len(moving), *x.shape[2:]), x.device, generator)
         return torch.zeros_like(x).index_copy_(1, moving, drawn.to(x.dtype))
 
     def _noised_back(

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, check_choice, check_minimum
 
-MIN_POSTERIOR_VARIANCE = 1e-20
 MAX_BETA = 0.999  # no single step may destroy everything (Nichol & Dhariwal 2021)
 
 
@@ -69,14 +68,11 @@ class NoiseSchedule(nn.Module):
 
     betas: Tensor
     alphas_cumprod: Tensor
-    alphas_cumprod_prev: Tensor
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
-    log_one_minus_alphas_cumprod: Tensor
     sqrt_recip_alphas_cumprod: Tensor
     sqrt_recipm1_alphas_cumprod: Tensor
     posterior_variance: Tensor
-    posterior_log_variance_clipped: Tensor
     posterior_mean_coef1: Tensor
     posterior_mean_coef2: Tensor
     snr: Tensor
@@ -89,20 +85,16 @@ class NoiseSchedule(nn.Module):
         alphas_cumprod = alphas.cumprod(0)
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
         snr = alphas_cumprod / (1 - alphas_cumprod)
-        variance = betas * (1 - previous) / (1 - alphas_cumprod)
         self.timesteps = len(betas)
         self.snr_clip = snr_clip
         tables = {
             "betas": betas,
             "alphas_cumprod": alphas_cumprod,
-            "alphas_cumprod_prev": previous,
             "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
             "sqrt_one_minus_alphas_cumprod": (1 - alphas_cumprod).sqrt(),
-            "log_one_minus_alphas_cumprod": (1 - alphas_cumprod).log(),
             "sqrt_recip_alphas_cumprod": (1 / alphas_cumprod).sqrt(),
             "sqrt_recipm1_alphas_cumprod": (1 / alphas_cumprod - 1).sqrt(),
-            "posterior_variance": variance,
-            "posterior_log_variance_clipped": variance.clamp(min=MIN_POSTERIOR_VARIANCE).log(),
+            "posterior_variance": betas * (1 - previous) / (1 - alphas_cumprod),
             "posterior_mean_coef1": betas * previous.sqrt() / (1 - alphas_cumprod),
             "posterior_mean_coef2": (1 - previous) * alphas.sqrt() / (1 - alphas_cumprod),
             "snr": snr,
@@ -142,12 +134,8 @@ def build_schedule(
     name: str, timesteps: int = 1000, *, snr_clip: float = 5.0, arguments: dict[str, Any] | None = None
 ) -> NoiseSchedule:
     """The schedule called `name` (linear, cosine, sigmoid, edm) with K = `timesteps` levels; `arguments` go to its curve."""
-    if name not in BETA_SCHEDULES:
-        raise UserError(
-            f"beta_schedule '{name}' is not known; allowed: {', '.join(BETA_SCHEDULES)}{did_you_mean(name, BETA_SCHEDULES)}"
-        )
-    if timesteps < 1:
-        raise UserError(f"timesteps is {timesteps}; a schedule needs at least 1 level (the released models have 1000)")
+    check_choice("beta_schedule", name, BETA_SCHEDULES)
+    check_minimum("timesteps", timesteps, 1)
     try:
         betas = BETA_SCHEDULES[name](timesteps, **(arguments or {}))
     except TypeError as error:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.algorithms.robot.algorithm import Robot, RobotPolicyOptions
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
 from diffusion_forcing.environments.swap.environment import SwapBatch, SwapEnv
-from diffusion_forcing.errors import UserError, check_minimum, check_range
+from diffusion_forcing.errors import check_minimum, check_range, require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
@@ -77,8 +77,7 @@ class RobotExperiment(BaseExperiment):
             return
         for name in ("n_cameras", "action_stack"):
             ours, theirs = getattr(algorithm, name), getattr(dataset, name, getattr(algorithm, name))
-            if ours != theirs:
-                raise UserError(f"algorithm.{name} is {ours}, dataset.{name} {theirs}; set dataset.{name} only")
+            require(ours == theirs, f"algorithm.{name} is {ours}, dataset.{name} {theirs}; set dataset.{name} only")
 
     def generate_dataset(self) -> None:
         """Generate the expert's demonstrations (`dataset.num_episodes`), or those that are still missing."""

@@ -22,6 +22,8 @@ from diffusion_forcing.terminal import forgiving_output, say, tell
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 LONGEST_LINE = 1000
+SHORT_OPTION, MOST_OPTIONS = 48, 5
+"""Characters and number of the options of a checkpoint that are printed."""
 COMMANDS = {
     "inspect": "commands.inspect",
     "convert": "commands.convert",
@@ -166,7 +168,9 @@ def _run(overrides: list[str]) -> int:
         gc.enable()
     keep_freed_memory()
     if checked.adopted and is_main_process():
-        say(f"options of the checkpoint: {' '.join(checked.adopted)}")
+        short = [option for option in checked.adopted if len(option) <= SHORT_OPTION][:MOST_OPTIONS]
+        more = len(checked.adopted) - len(short)
+        say(f"options of the checkpoint: {' '.join(short)}{f' and {more} more, see config.yaml' if more else ''}")
     if checked.cluster is not None:
         from diffusion_forcing.launch.slurm import submit
 

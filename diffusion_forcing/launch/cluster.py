@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, require
 from diffusion_forcing.experiments.processes import JOB_SIGNALS, Interrupted, is_main_process, started_by_slurm
 from diffusion_forcing.terminal import tell
 
@@ -108,11 +108,6 @@ class Job:
     """The variables of the script."""
 
 
-def script(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> str:
-    """The script alone of `make_job`."""
-    return make_job(template, values, python_args).script
-
-
 def make_job(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> Job:
     """The template with `values`, and with `python_args` for {python_args}. UserError for an unknown name, or one within quotes."""
     arguments: list[str] = []
@@ -166,8 +161,7 @@ def _directive(line: str, values: Mapping[str, Value], where: str) -> list[str]:
 
 def _printable(name: str, value: Value) -> str:
     text = str(value)
-    if not text.isprintable():
-        raise UserError(f"{name} {text!r} has a line break or another character that a script cannot hold")
+    require(text.isprintable(), f"{name} {text!r} has a line break or another character that a script cannot hold")
     return text
 
 

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from diffusion_forcing.errors import UserError, explaining_os_errors
+from diffusion_forcing.errors import UserError, explaining_os_errors, require
 from diffusion_forcing.files import (
     file_name,
     is_plain,
@@ -142,6 +142,5 @@ def _checkpoint_in(folder: Path) -> Path:
     if (folder / "checkpoint.json").is_file():
         return folder
     files = sorted(folder.glob("*.ckpt"))
-    if len(files) != 1:
-        raise UserError("the run's artifact on W&B is neither a checkpoint of this project nor one .ckpt file")
+    require(len(files) == 1, "the run's artifact on W&B is neither a checkpoint of this project nor one .ckpt file")
     return files[0]

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, require
 from diffusion_forcing.launch.overrides import TARGET
 from diffusion_forcing.options import build_options
 
@@ -40,8 +40,7 @@ def read_part(section: Mapping[str, Any], where: str, *, everywhere: Sequence[st
 def import_class(target: str, where: str) -> type:
     """The class at a dotted path. Raises UserError if it does not exist or its module cannot be imported."""
     module_name, _, name = target.rpartition(".")
-    if not module_name:
-        raise UserError(f"{where}={target} is not a dotted path; write package.module.Class")
+    require(bool(module_name), f"{where}={target} is not a dotted path; write package.module.Class")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # the installed command does not add the user's folder

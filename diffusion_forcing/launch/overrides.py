@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_forcing.errors import UserError, first_line
+from diffusion_forcing.errors import UserError, first_line, require
 
 TARGET = "_target_"
 """The key that names a section's class."""
@@ -62,8 +62,7 @@ def parse(word: str, groups: frozenset[str]) -> Override:
         if "=" not in word:
             raise UserError(f"'{word}' has no value: write {word}=VALUE") from failure
         raise UserError(f"cannot read '{word}' ({first_line(failure)}); {_EXAMPLES}") from failure
-    if not key:
-        raise UserError(f"'{word}' has no key; {_EXAMPLES}")
+    require(bool(key), f"'{word}' has no key; {_EXAMPLES}")
     if re.split(r"[./]", key)[0] == "hydra":
         raise UserError(f"'{word}': Hydra's own settings are not used; set the folder of runs with outputs=FOLDER")
     if parsed.is_sweep_override():

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_forcing.errors import UserError, explaining_os_errors
+from diffusion_forcing.errors import UserError, explaining_os_errors, require
 from diffusion_forcing.files import write_atomic
 from diffusion_forcing.terminal import say
 from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines
@@ -59,8 +59,7 @@ def runs(words: Sequence[str]) -> None:
 
 def page(outputs: Path, every: Sequence[RunRecord], compared: Sequence[RunRecord]) -> None:
     """Write and open outputs/index.html, with `compared` (else the newest) side by side."""
-    if len(compared) > COMPARED:
-        raise UserError(f"at most {COMPARED} runs can be compared, got {len(compared)}")
+    require(len(compared) <= COMPARED, f"at most {COMPARED} runs can be compared, got {len(compared)}")
     path = outputs / "index.html"
     with explaining_os_errors(f"cannot write {path}", "make room or pass outputs=DIR"):
         write_atomic(path, comparison_page(outputs, every, compared or every[:COMPARED]))

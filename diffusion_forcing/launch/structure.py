@@ -37,12 +37,14 @@ _ROLLOUT_LENGTH = "dataset.n_frames"
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 _BY_NOISE_LEVEL = re.compile(r"\$\{(?:matrix|chunk)_for:\$\{\.noise_level\},.*\}")
 _ABSENT = object()
+CARD = "README.md"
+"""Of a shipped checkpoint."""
 
 _CHOICES_FOR = {
     "planning": "experiment=exp_planning algorithm=df_planning dataset=maze2d_medium (or another maze)",
     "robot": "dataset=robot_swap algorithm=df_robot experiment=exp_robot",
     "prediction": "experiment=exp_prediction algorithm=df_prediction dataset=ts_ecb (or other series)",
-    "video": "experiment=exp_video algorithm=df_video dataset=video_minecraft (or other video)",
+    "video": "experiment=exp_video algorithm=df_video, and the dataset it was trained on",
 }
 _ALGORITHM_FOR = {
     ("video", "v1.5"): "df_video",
@@ -62,6 +64,8 @@ def check_task(config: Mapping[str, Any], checkpoint: Path) -> None:
     wanted_task, wanted_line = getattr(algorithm, "task", ""), getattr(algorithm, "line", "")
     if task and wanted_task and task != wanted_task:
         hint = f": choose {_CHOICES_FOR[task]}" if task in _CHOICES_FOR else ""
+        hint = hint.replace("df_video,", f"{_ALGORITHM_FOR.get((task, str(line)), 'df_video')},")
+        hint += f" ({checkpoint / CARD} has the command)" if (checkpoint / CARD).is_file() else ""
         raise UserError(f"{checkpoint} is a checkpoint for {task}, the chosen algorithm is for {wanted_task}{hint}")
     if line and wanted_line and line != wanted_line:
         choice = _ALGORITHM_FOR.get((str(task), str(line)))

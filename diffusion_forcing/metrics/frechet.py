@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, require
 
 BOOTSTRAP = 500
 """Resampled sets: each end of a 95 % interval then rests on a dozen of them."""
@@ -207,6 +207,5 @@ def _samples(values: ArrayLike, name: str) -> Features:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim not in (2, 3) or 0 in array.shape or not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite features (n, d) or (n, f, d), got shape {array.shape}")
-    if len(array) < 2:
-        raise UserError(f"a Fréchet distance needs at least 2 samples of each kind, got {len(array)} of {name}")
+    require(len(array) >= 2, f"a Fréchet distance needs at least 2 samples of each kind, got {len(array)} of {name}")
     return array

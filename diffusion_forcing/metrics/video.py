@@ -25,7 +25,7 @@ from torchmetrics.functional.image import (
     universal_image_quality_index,
 )
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, require
 
 SLACK = 1e-4
 """How far outside [0, 1] rounding may go (half precision rounds 1 to 1.0; a resize overshoots by less)."""
@@ -127,10 +127,8 @@ def check_frames(
         advice = "divide by 255" if high > 2 else "use x / 2 + 1 / 2" if low < -0.5 else "clamp to [0, 1]"
         raise UserError(f"{name} must lie in [0, 1], found {low:.4g} to {high:.4g}; {advice} first")
     t, c, height, width = frames.shape[1:]
-    if min(height, width) < side:
-        raise UserError(f"{metric} needs frames of at least {side}x{side} pixels, got {height}x{width}")
-    if t < length:
-        raise UserError(f"{metric} needs clips of at least {length} frames, got {t}; predict more (dataset.n_frames)")
+    require(min(height, width) >= side, f"{metric} needs frames of at least {side}x{side} pixels, got {height}x{width}")
+    require(t >= length, f"{metric} needs clips of at least {length} frames, got {t}; predict more (dataset.n_frames)")
     if grey_or_colour and c not in (1, 3):
         raise UserError(f"{metric} needs frames of 1 or 3 channels, got {c}")
     return frames.float()

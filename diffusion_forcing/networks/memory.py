@@ -20,7 +20,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.attention import KeysAndValues, rotate, rotation
+
+
+def check_inputs(conditions: Tensor | None, width: int, x: Tensor | None = None, shape: tuple[int, ...] = ()) -> None:
+    """UserError unless `conditions` have the `width` that a network takes (0: none), and frames x: (b, t, *shape) the `shape`."""
+    if x is not None and x.shape[2:] != shape:
+        raise UserError(
+            f"the network takes frames of (channels, height, width) {shape}, got {tuple(x.shape[2:])}; "
+            "check dataset.resolution and algorithm.frame_stack"
+        )
+    if (0 if conditions is None else conditions.shape[-1]) != width:
+        got = "none" if conditions is None else f"width {conditions.shape[-1]}"
+        raise UserError(f"the network takes conditions of width {width} (external_cond_dim), got {got}")
 
 
 class KVCache:

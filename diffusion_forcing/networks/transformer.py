@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.embeddings import sinusoidal
 from diffusion_forcing.networks.fused_encoder import FusedEncoder, can_fuse
-from diffusion_forcing.networks.memory import KVCache
+from diffusion_forcing.networks.memory import KVCache, check_inputs
 
 
 class SelfAttention(nn.Module):
@@ -202,12 +202,7 @@ class Transformer(nn.Module):
 
     def _embed(self, x: Tensor, k: Tensor, conditions: Tensor | None, start: int) -> Tensor:
         """(b, t, network_size): tokens x at levels k with their conditions, the first at position `start`."""
-        width = 0 if conditions is None else conditions.shape[-1]
-        if width != self.external_cond_dim:
-            got = "none" if conditions is None else f"width {width}"
-            raise UserError(
-                f"the network takes conditions of width {self.external_cond_dim} (external_cond_dim), got {got}"
-            )
+        check_inputs(conditions, self.external_cond_dim)
         inputs = [x, sinusoidal(k, self.network_size // 2).to(x.dtype)]
         if conditions is not None:
             inputs.append(conditions)

@@ -21,7 +21,7 @@ from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.attention import SpatialAttention, TemporalAttention, Turn, rotation
 from diffusion_forcing.networks.embeddings import LevelEmbedding
 from diffusion_forcing.networks.frames import Downsample, FrameConv, Norm, ResnetBlock, Upsample, check_groups
-from diffusion_forcing.networks.memory import FrameCache
+from diffusion_forcing.networks.memory import FrameCache, check_inputs
 
 GROUPS = 8
 RELEASED_WRAPPERS = re.compile(r"(?<![^.])(?:module|wrapper|attn_block)\.")
@@ -147,7 +147,9 @@ class UNet3D(nn.Module):
     def forward(
         self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: FrameCache | None = None
     ) -> tuple[Tensor, FrameCache | None]:
-        self._check(x, conditions, memory)
+        check_inputs(conditions, self.external_cond_dim, x, (self.channels, self.resolution, self.resolution))
+        if memory is not None and not self.keeps_memory:
+            raise UserError(f"{self.why_no_memory}; sample it with algorithm.cache=none")
         batch, time = x.shape[:2]
         embedding = self.noise_level_pos_embedding(k)
         if conditions is not None:
@@ -176,21 +178,6 @@ class UNet3D(nn.Module):
         if self.patch_size > 1:
             h = F.pixel_shuffle(h, self.patch_size)
         return h.unflatten(0, (batch, time)).contiguous(), walk.memory(self.rotary) if self.keeps_memory else None
-
-    def _check(self, x: Tensor, conditions: Tensor | None, memory: FrameCache | None) -> None:
-        if x.shape[2:] != (self.channels, self.resolution, self.resolution):
-            raise UserError(
-                f"the network takes frames of (channels, height, width) {(self.channels, self.resolution, self.resolution)}, "
-                f"got {tuple(x.shape[2:])}; check dataset.resolution and algorithm.frame_stack"
-            )
-        width = 0 if conditions is None else conditions.shape[-1]
-        if width != self.external_cond_dim:
-            got = "none" if conditions is None else f"width {width}"
-            raise UserError(
-                f"the network takes conditions of width {self.external_cond_dim} (external_cond_dim), got {got}"
-            )
-        if memory is not None and not self.keeps_memory:
-            raise UserError(f"{self.why_no_memory}; sample it with algorithm.cache=none")
 
 
 class _Walk:

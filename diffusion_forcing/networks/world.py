@@ -15,16 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, check_choice, check_minimum, check_range, require
 from diffusion_forcing.networks.attention import KeysAndValues
 from diffusion_forcing.networks.film import FilmNorm, FilmWidths, FrameEmbedding, ResidualBlock, level_features
 from diffusion_forcing.networks.flow import Flow, Warped
+from diffusion_forcing.networks.memory import check_inputs
 from diffusion_forcing.networks.space_time import SpaceTimeBlock, Window, space_angles
 
 
@@ -83,19 +84,15 @@ class WorldNetwork(nn.Module):
         sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise UserError(f"size '{size}' is not known{did_you_mean(size, SIZES)}; allowed: {', '.join(SIZES)}")
+        check_choice("size", size, SIZES)
         sizes = SIZES[size]
         widths, bottom = sizes.widths, sizes.widths[-1]
         halvings = 2 ** (len(widths) - 1)
-        if resolution % halvings:
-            raise UserError(
-                f"a resolution of {resolution} cannot be divided by {halvings} ({len(widths) - 1} halvings); choose another dataset.resolution"
-            )
-        if window < 2 or past_frames < 1 or past_frames >= window:
-            raise UserError(
-                f"window is {window} and past_frames {past_frames}; window must be at least 2, and past_frames in 1…window − 1"
-            )
+        require(
+            resolution % halvings == 0, f"a resolution of {resolution} cannot be divided by {halvings}; choose another"
+        )
+        check_minimum("window", window, 2)
+        check_range("past_frames", past_frames, 1, window - 1)
         self.channels = channels
         self.resolution = resolution
         self.window = window
@@ -220,17 +217,7 @@ class WorldNetwork(nn.Module):
 
     def _checked(self, x: Tensor, conditions: Tensor | None, memory: WorldMemory | None) -> WorldMemory:
         """`memory`, or that of no frames; UserError where frames or conditions have another shape than the network takes."""
-        if x.shape[2:] != (self.channels, self.resolution, self.resolution):
-            raise UserError(
-                f"the network takes frames of (channels, height, width) {(self.channels, self.resolution, self.resolution)}, "
-                f"got {tuple(x.shape[2:])}; check dataset.resolution and algorithm.frame_stack"
-            )
-        width = 0 if conditions is None else conditions.shape[-1]
-        if width != self.external_cond_dim:
-            got = "none" if conditions is None else f"width {width}"
-            raise UserError(
-                f"the network takes conditions of width {self.external_cond_dim} (external_cond_dim), got {got}"
-            )
+        check_inputs(conditions, self.external_cond_dim, x, (self.channels, self.resolution, self.resolution))
         if memory is None:
             return self.empty_memory(len(x), x)
         if not isinstance(memory, WorldMemory):
@@ -256,7 +243,8 @@ class WorldNetwork(nn.Module):
         reusable = reusable and not (self.static_outputs or torch.compiler.is_compiling())
         if reusable and memory.next_warp is not None:
             conditions, warped = memory.next_warp
-            if _same(conditions, past.conditions):
+            now = past.conditions
+            if conditions is now or (conditions is not None and now is not None and torch.equal(conditions, now)):
                 return warped
         sigma = self._sigma(past.levels)
         # The best linear guess of each clean frame, σ_d²/(σ² + σ_d²)·x_σ: a noisy frame enters by as much as it says.
@@ -420,9 +408,8 @@ class WorldMemory:
             )
 
         past = self.frames.shape[1]
-        return WorldMemory(
+        return self._with(
             layers,
-            slots=self.slots,
             frames=_last(self.frames, x, past, 1),
             levels=_last(self.levels, k, past, 1),
             conditions=self.conditions if conditions is None else _last(self.conditions, conditions, past, 1),
@@ -434,16 +421,14 @@ class WorldMemory:
     def copied(self) -> WorldMemory:
         """A copy that shares no storage with it."""
         layers = tuple((key.clone(), value.clone()) for key, value in self.layers)
-        return WorldMemory(
-            lambda: layers,
-            slots=self.slots,
-            frames=self.frames.clone(),
-            levels=self.levels.clone(),
-            conditions=self.conditions.clone(),
-            count=self.count,
-            position=self.position,
-            warped=self.warped,
-        )
+        return self._with(lambda: layers, **{name: getattr(self, name).clone() for name in self._OF_FRAMES})
+
+    _OF_FRAMES = ("frames", "levels", "conditions")
+
+    def _with(self, layers: Callable[[], tuple[KeysAndValues, ...]], **changes: Any) -> WorldMemory:
+        """This memory with other keys and values and `changes`."""
+        kept = ("slots", *self._OF_FRAMES, "count", "position", "warped")
+        return WorldMemory(layers, **{**{name: getattr(self, name) for name in kept}, **changes})
 
     def trimmed(self, last: int, sinks: int = 0) -> WorldMemory:
         """The last `last` frames alone; itself where it holds no more. There are no sinks: registers take their place."""
@@ -456,15 +441,8 @@ class WorldMemory:
         gone = max(0, self.levels.shape[1] - last)
         frames, levels, conditions = self.frames.clone(), self.levels.clone(), self.conditions.clone()
         frames[:, :gone], levels[:, :gone], conditions[:, :gone] = 0, MISSING, 0
-        return WorldMemory(
-            lambda: self.layers,
-            slots=self.slots,
-            frames=frames,
-            levels=levels,
-            conditions=conditions,
-            count=last,
-            position=self.position,
-        )
+        changes = {"frames": frames, "levels": levels, "conditions": conditions, "count": last, "warped": None}
+        return self._with(lambda: self.layers, **changes)
 
 
 def _windows(x: Tensor, length: int) -> Tensor:
@@ -486,7 +464,3 @@ def _last(old: Tensor, new: Tensor, count: int, dim: int) -> Tensor:
     if missing <= 0:
         return new.narrow(dim, -missing, count).clone()
     return torch.cat([old.narrow(dim, old.shape[dim] - missing, missing).to(new.dtype), new], dim=dim)
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b or (a is not None and b is not None and torch.equal(a, b))

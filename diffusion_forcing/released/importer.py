@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
-from diffusion_forcing.errors import UserError, first_line
+from diffusion_forcing.errors import UserError, first_line, require
 from diffusion_forcing.limits import Refused, check_ratio
 from diffusion_forcing.pickles import check_torch_file
 from diffusion_forcing.released import sizes
@@ -147,8 +147,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         size = path.stat().st_size
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
-    if size == 0:
-        raise UserError(f"{path} is empty; get the checkpoint again")
+    require(size != 0, f"{path} is empty; get the checkpoint again")
     zipped = start == b"PK\x03\x04"
     if zipped and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is truncated ({size} bytes, the end of the file is missing); get it again")
@@ -200,8 +199,7 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise UserError(f"{path} has a state_dict that is a {type(state).__name__}; pass load=<a checkpoint>")
     tensors = {str(key).replace(_COMPILED, ""): value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise UserError(f"{path} holds no weights; pass load=<a checkpoint>")
+    require(bool(tensors), f"{path} holds no weights; pass load=<a checkpoint>")
     own = {key: value for key, value in tensors.items() if key.startswith(_OWN)}
     return {key: value.detach().clone() for key, value in (own or tensors).items()}
 

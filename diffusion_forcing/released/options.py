@@ -33,7 +33,7 @@ from diffusion_forcing.arrays import read_npy
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.diffusion import build_schedule
 from diffusion_forcing.diffusion.schedules import BETA_SCHEDULES
-from diffusion_forcing.errors import UserError, did_you_mean, first_line
+from diffusion_forcing.errors import UserError, did_you_mean, first_line, require
 from diffusion_forcing.limits import check_limit
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
@@ -70,8 +70,7 @@ def check_released(checkpoint: LoadedCheckpoint) -> None:
                 f"{checkpoint.path}: '{key}' is {list(found)}, in {what} it is {list(shape)}; get the checkpoint again"
             )
     for key in checkpoint.weights:
-        if key not in own:
-            raise UserError(f"{checkpoint.path}: '{key}' has no place in {what}; get the checkpoint again")
+        require(key in own, f"{checkpoint.path}: '{key}' has no place in {what}; get the checkpoint again")
 
 
 def _attention(metadata: Mapping[str, Any]) -> nn.Module:
@@ -234,8 +233,7 @@ def released_guidance_scale(guidance_scale: float, batch: int) -> float:
 
     The released strength per plan is divided by the batch; ours never is, and stands for the default batch of 128 (docs/method.md §10).
     """
-    if batch < 1:
-        raise UserError(f"batch is {batch}; the released code planned for 1 start or more at once")
+    require(batch >= 1, f"batch is {batch}; the released code planned for 1 start or more at once")
     return guidance_scale * RELEASED_BATCH / batch
 
 

@@ -57,7 +57,7 @@ from diffusion_forcing.tracking.page import run_page
 from diffusion_forcing.tracking.records import ENTRIES, SUFFIXES, read_media, read_metadata, read_run
 from diffusion_forcing.tracking.tracker import Tracker
 
-ID_LENGTH = 8  # lower-case letters and digits; there are 2e12 such ids
+ID_LENGTH = 8  # lower-case letters and digits, a letter first; there are 2e12 such ids
 REFRESH_SECONDS = 30.0  # the page is rewritten at most this often while the run goes on …
 REFRESH_SHARE = 0.01  # … and never takes more than this share of the time
 
@@ -323,29 +323,16 @@ class NullRun:
         self.checkpoints = self.folder / "checkpoints"
         self.pictures = self.folder / "pictures"
 
-    def follow(self, trackers: Sequence[Tracker], config: Mapping[str, Any]) -> None: ...
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def summary(self, metrics: Mapping[str, Any]) -> None: ...
-
-    def image(self, name: str, image: Any, caption: str = "") -> None: ...
-
-    def video(self, name: str, frames: NDArray[Any], fps: float = 20, caption: str = "") -> None: ...
+    follow = log = summary = image = video = table = config = finish = _nothing
 
     @contextlib.contextmanager
     def video_writer(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:
         yield lambda frames: None
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None: ...
-
-    def config(self, text: str) -> None: ...
-
-    def finish(self, status: str = "finished") -> None: ...
-
 
 def _new_id() -> str:
-    """Eight lower-case letters and digits, a letter first."""
     rest = (secrets.choice(string.ascii_lowercase + string.digits) for _ in range(ID_LENGTH - 1))
     return secrets.choice(string.ascii_lowercase) + "".join(rest)
 

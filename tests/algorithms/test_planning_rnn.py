@@ -271,13 +271,13 @@ def test_a_past_of_half_a_token_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"context_frames": 4}, "algorithm.context_frames is 4; it must be a multiple of algorithm.frame_stack 3"),
-        ({"causal": False}, "use algorithm=df_planning"),
+        ({"context_frames": 4}, "algorithm.context_frames is 4; it must be a multiple of frame_stack 3"),
+        ({"causal": False}, "algorithm.causal is False, but df_planning_rnn needs True"),
         ({"z_shape": (8, 8)}, r"a plan's latent is a vector, as \[128\]"),
-        ({"learnable_init_z": True}, "the latent of a plan is made from its start"),
+        ({"learnable_init_z": True}, "algorithm.learnable_init_z is True"),
         ({"ddim_repeats": 4, "mcg_samples": 2}, "they are the old and the new name of one number"),
-        ({"guidance_weights": "source"}, "this line's guidance is the summed distance"),
-        ({"padding_mode": "zero"}, "this line has no token of the present"),
+        ({"guidance_weights": "source"}, "algorithm.guidance_weights is"),
+        ({"padding_mode": "zero"}, "algorithm.padding_mode is"),
         ({"diffusion": {"network_size": 5}}, "it must be even and at least 4"),
         ({"diffusion": {"num_gru_layers": 3}}, "a multiple of algorithm.diffusion.num_gru_layers 3"),
         ({"diffusion": {"use_fused_snr": True}}, "here use_snr=True use_cum_snr=True is the same weight"),

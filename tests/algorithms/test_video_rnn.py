@@ -125,13 +125,13 @@ def test_its_checkpoint_comes_back_and_is_not_taken_for_one_of_the_attention_lin
     ("changes", "message"),
     [
         ({"z_shape": (4, 16, 16)}, "z_shape is [4, 16, 16]; its sides must be the frame's, dataset.resolution 8"),
-        ({"causal": False}, "a recurrent network sees the past alone"),
-        ({"sink_frames": 2}, "a recurrent network keeps one latent and no frames"),
-        ({"norm": "clip"}, "algorithm.norm=clip is df_video's"),
+        ({"causal": False}, "algorithm.causal is False, but a recurrent network needs True"),
+        ({"sink_frames": 2}, "algorithm.sink_frames is"),
+        ({"norm": "clip"}, "algorithm.norm is 'clip', but a recurrent network"),
         ({"gt_cond_prob": 1.5}, "algorithm.gt_cond_prob is 1.5; it must lie in 0…1"),
         ({"observation_shape": (3, 12, 12), "z_shape": (4, 12, 12)}, "dataset.resolution 12 cannot be divided by 8"),
-        ({"diffusion": {"network_size": 12}}, "network_size is 12; it must be a multiple of 8"),
-        ({"diffusion": {"num_gru_layers": 2}}, "num_gru_layers is 2"),
+        ({"diffusion": {"network_size": 12}}, "network_size is 12"),
+        ({"diffusion": {"num_gru_layers": 2}}, "num_gru_layers 2"),
         ({"diffusion": {"use_fused_snr": True}}, "use_snr=True use_cum_snr=True is the same weight"),
     ],
 )

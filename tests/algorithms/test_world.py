@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from diffusion_forcing.algorithms.world import (
-    LevelOptions,
     WarmupAndDecay,
     World,
     WorldDiffusionOptions,
@@ -21,6 +20,7 @@ from diffusion_forcing.algorithms.world import (
 from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.diffusion import Distillation
+from diffusion_forcing.diffusion.noise_levels import LevelDensity
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.structure import check_task
 from diffusion_forcing.networks.flow import Warped
@@ -222,9 +222,9 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], named: str) -> None:
 
 def test_levels_that_cannot_be_are_refused() -> None:
     with pytest.raises(UserError, match=r"pure.*2"):
-        LevelOptions(pure=2.0)
+        LevelDensity(pure=2.0)
     with pytest.raises(UserError, match=r"target.*-1"):
-        LevelOptions(target=(0.0, -1.0))
+        LevelDensity(target=(0.0, -1.0))
 
 
 # ------------------------------------------------------------------------------------------------ students and their own past

@@ -176,7 +176,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path, monkeypatc
 def test_truncated_weights_are_named(saved: Path) -> None:
     file = saved / native.MODEL
     file.write_bytes(file.read_bytes()[:-4])
-    assert "model.safetensors is damaged" in message_of(saved)
+    assert "model.safetensors cannot be read: it" in message_of(saved)
     assert "bytes" in message_of(saved)
 
 
@@ -188,14 +188,14 @@ def test_weights_of_the_right_size_and_the_wrong_content_are_named(saved: Path) 
 def test_garbage_whose_sha256_was_recorded_is_named_too(saved: Path) -> None:
     (saved / native.MODEL).write_bytes(b"x" * 100)
     edit(saved, files={native.MODEL: native.fingerprint(saved / native.MODEL)})
-    assert "model.safetensors is damaged" in message_of(saved)
+    assert "model.safetensors cannot be read: it" in message_of(saved)
 
 
 def test_verify_reads_every_file_though_nothing_is_loaded(saved: Path) -> None:
     native.verify(saved)
     state = saved / native.TRAINING
     state.write_bytes(state.read_bytes()[:-1] + b"x")  # of the same size
-    with pytest.raises(UserError, match=r"training\.pt is damaged \(its sha256"):
+    with pytest.raises(UserError, match=r"training\.pt cannot be read: it has another sha256"):
         native.verify(saved)
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_training_state_whose_sha256_was_recorded_is_named(saved: Path
     (saved / native.TRAINING).write_bytes(content)
     header = json.loads((saved / native.HEADER).read_text())
     edit(saved, files=header["files"] | {native.TRAINING: native.fingerprint(saved / native.TRAINING)})
-    assert "training.pt is damaged" in message_of(saved, training=True)
+    assert "training.pt cannot be read: it" in message_of(saved, training=True)
 
 
 @pytest.mark.parametrize(

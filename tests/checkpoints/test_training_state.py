@@ -105,7 +105,7 @@ def test_a_training_state_never_runs_anything(tmp_path: Path, protocol: int) -> 
         header = native.read_header(path)
         header["files"][native.TRAINING] = native.fingerprint(file)
         (path / native.HEADER).write_text(json.dumps(header))
-        with pytest.raises(UserError, match=r"training\.pt is damaged") as caught:
+        with pytest.raises(UserError, match=r"training\.pt cannot be read: it") as caught:
             load(path, training=True)
         assert "\n" not in str(caught.value)
         assert not made.exists()

@@ -116,7 +116,7 @@ def test_clean_tokens_have_no_loss_and_each_level_goes_to_the_grid() -> None:
     assert made.grid.tolist() == [-1, 249, 499, 749, 999]
     seen = made.network.calls[0][1]
     assert seen[0, 1] == 749
-    with pytest.raises(UserError, match="grid of 0"):
+    with pytest.raises(UserError, match="grid is 0"):
         Distillation(forcing(exact()), exact(), grid=0)
 
 

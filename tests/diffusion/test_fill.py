@@ -54,7 +54,7 @@ def test_one_pattern_may_serve_all_sequences_and_is_a_walk() -> None:
     sampler = Sampler(walk_of(), sampling_timesteps=4, scheduling_matrix="pyramid")
     x, known = randn(3, 5, WIDTH), PATTERNS[0]
     out = sampler.fill(x, known, generator=torch.Generator().manual_seed(0))
-    noise = sampler.noise((3, 5, WIDTH), device=x.device, generator=torch.Generator().manual_seed(0))
+    noise = sampler.noise((3, 5, WIDTH), x.device, torch.Generator().manual_seed(0))
     start = torch.where(known[:, None], x, noise)
     matrix = torch.zeros(len(sampler.matrix(3)), 5, dtype=torch.long)
     matrix[:, 1:4] = sampler.matrix(3)

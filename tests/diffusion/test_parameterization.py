@@ -75,5 +75,5 @@ def test_a_predicted_noise_is_clamped_where_it_is_used() -> None:
 
 
 def test_an_unknown_objective_is_refused() -> None:
-    with pytest.raises(UserError, match=r"objective 'pred_xo' is not known.*did you mean 'pred_x0'"):
+    with pytest.raises(UserError, match=r"objective 'pred_xo' is unknown.*did you mean 'pred_x0'"):
         build_parameterization("pred_xo", clip_noise=20.0)

@@ -68,7 +68,7 @@ def plain(sampler: Sampler, length: int, chunk_size: int, *, context: int = 2, s
     conditions, x = randn(2, length, CONDITIONS, seed=5), randn(2, context, WIDTH)
     while x.shape[1] < length:
         now, chunk = x.shape[1], min(chunk_size, length - x.shape[1])
-        noise = sampler.noise((2, chunk, WIDTH), device=x.device, generator=generator)
+        noise = sampler.noise((2, chunk, WIDTH), x.device, generator)
         memory = forcing.prefill(x, conditions=conditions[:, :now]) if now else None
         told = conditions[:, now : now + chunk]
         x = torch.cat([x, sampler.denoise(noise, sampler.matrix(chunk), conditions=told, memory=memory)], dim=1)

@@ -109,7 +109,7 @@ def test_pure_noise_is_clamped_and_a_function_of_the_seed() -> None:
     sampler = sampler_of(forcing_of(clip_noise=0.3))
 
     def noise(seed: int) -> Tensor:
-        return sampler.noise((2, 50, WIDTH), device=torch.device("cpu"), generator=torch.Generator().manual_seed(seed))
+        return sampler.noise((2, 50, WIDTH), torch.device("cpu"), torch.Generator().manual_seed(seed))
 
     assert noise(0).abs().max() == pytest.approx(0.3)
     assert torch.equal(noise(0), noise(0))

@@ -86,11 +86,11 @@ def test_a_matrix_of_ones_own_comes_back_as_integers() -> None:
         ([[], []], "got shape (2, 0)"),
         ([[3.0, 3.0], [0.0, 0.0]], "integers"),
         ([[True], [False]], "integers"),
-        ([[4, 3], [0, 0]], "levels 0…3 (sampling_timesteps), got 0…4"),
-        ([[3, 3], [0, -1]], "got -1…3"),
-        ([[3, 2], [0, 0]], "token 1 starts at 2"),
-        ([[3, 3], [0, 1]], "token 1 ends at 1"),
-        ([[3, 3], [1, 3], [2, 1], [0, 0]], "token 0 goes 1 → 2 at row 2"),
+        ([[4, 3], [0, 0]], "holds levels 0…3 (sampling_timesteps); token 0 goes [4, 0]"),
+        ([[3, 3], [0, -1]], "token 1 goes [3, -1]"),
+        ([[3, 2], [0, 0]], "starts at 3 (pure noise); token 1 goes [2, 0]"),
+        ([[3, 3], [0, 1]], "ends at 0 (clean); token 1 goes [3, 1]"),
+        ([[3, 3], [1, 3], [2, 1], [0, 0]], "never rises; token 0 goes [3, 1, 2, 0]"),
     ],
 )
 def test_a_matrix_that_cannot_be_sampled_is_refused_in_one_line(matrix: Any, message: str) -> None:
@@ -104,9 +104,9 @@ def test_a_matrix_that_cannot_be_sampled_is_refused_in_one_line(matrix: Any, mes
     ("kind", "horizon", "levels", "uncertainty", "message"),
     [
         ("pyramide", 3, 3, 1.0, "did you mean 'pyramid'"),
-        ("pyramid", 0, 3, 1.0, "horizon 0"),
-        ("pyramid", 3, 0, 1.0, "sampling_timesteps is 0"),
-        ("pyramid", 3, 3, -0.5, "uncertainty_scale is -0.5"),
+        ("pyramid", 0, 3, 1.0, "horizon must be at least 1, got 0"),
+        ("pyramid", 3, 0, 1.0, "sampling_timesteps must be at least 1, got 0"),
+        ("pyramid", 3, 3, -0.5, "uncertainty_scale must be at least 0, got -0.5"),
     ],
 )
 def test_a_matrix_that_cannot_be_built_is_refused(

@@ -19,8 +19,8 @@ from diffusion_forcing.algorithms.planning.recurrent import RecurrentPlanning, R
 from diffusion_forcing.diffusion import DiffusionForcing, build_parameterization, build_schedule
 from diffusion_forcing.diffusion.loss_weighting import weighting_of
 from diffusion_forcing.networks.recurrent import Latent, Recurrent, recurrent_mlp, recurrent_unet
-from diffusion_forcing.released.rollout import ddim_row, released_rollout
 from tests.parity.recorded import DATA, Recording, flip, norm, recording
+from tests.parity.released_rollout import ddim_row, released_rollout
 
 PREFIX = "transition_model."
 NETWORK = ("transition_model.model.", "transition_model.x_from_z.", "init_z")

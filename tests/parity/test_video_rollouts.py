@@ -18,7 +18,7 @@ def rolled_out(recorded: Recording, video: Video, prefix: str = "", **how: Any) 
     """The recorded clip's context and what comes after it, (b, t, c, h, w) in data units, not clamped, from the recorded noise."""
     chunks = [flip(noise) for _, noise in sorted(recorded.below(f"{prefix}chunk_noise_raw.").items())]
     sampler = video.sampler()
-    sampler.noise = lambda shape, **_: video.forcing.clamp_noise(chunks.pop(0))  # type: ignore[method-assign]
+    sampler.noise = lambda shape, *_: video.forcing.clamp_noise(chunks.pop(0))  # type: ignore[method-assign]
     clip, options = recorded[f"{prefix}video"], video.options
     tokens = sampler.rollout(
         video.tokens(clip[:, : options.context_frames]),

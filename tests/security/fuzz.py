@@ -42,10 +42,10 @@ from diffusion_forcing.datasets.robot.released import ReleasedFolders
 from diffusion_forcing.datasets.series.files import read_file
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive
 from diffusion_forcing.datasets.video.decode import read_frames
-from diffusion_forcing.datasets.video.files import Unusable
 from diffusion_forcing.datasets.video.index import open_index
 from diffusion_forcing.environments.mazes.layout import MAZES
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.limits import Refused
 from tests.datasets.video_makers import write_video
 
 SECONDS = 10
@@ -207,7 +207,7 @@ def _read_clips(folder: Path) -> object:
     for episode in open_index(folder / "clips", folder / "index.npz", progress=False):
         assert "\n" not in episode.problem + episode.action_problem
         if not episode.problem and episode.frames * episode.height * episode.width < 10**8:
-            with contextlib.suppress(Unusable):
+            with contextlib.suppress(Refused):
                 read_frames(folder / "clips", episode, np.arange(min(4, episode.frames)))
     return None
 

@@ -36,7 +36,6 @@ from diffusion_forcing.datasets.robot.video import read_image
 from diffusion_forcing.datasets.series.files import read_file
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive
 from diffusion_forcing.datasets.video.container import inspect_video
-from diffusion_forcing.datasets.video.files import Unusable
 from diffusion_forcing.datasets.video.index import open_index
 from diffusion_forcing.datasets.windows import open_store
 from diffusion_forcing.errors import UserError
@@ -325,7 +324,7 @@ def test_a_playlist_that_names_other_files_is_no_video(tmp_path: Path) -> None:
         "ffconcat version 1.0\nfile /etc/passwd\n",
     ):
         (tmp_path / "a.mp4").write_text(text)
-        with pytest.raises(Unusable, match="cannot be decoded"):
+        with pytest.raises(Refused, match="cannot be decoded"):
             inspect_video(tmp_path / "a.mp4")
 
 

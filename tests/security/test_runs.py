@@ -25,50 +25,13 @@ from diffusion_forcing.tracking.records import read_run, read_runs
 from diffusion_forcing.tracking.run import Run
 from diffusion_forcing.tracking.wandb import WandbOptions
 from tests.launch.conftest import MINE
+from tests.security import fuzz
 from tests.tracking.test_page import Reader
 
 SECRET = "hunter2 is the password"
 STRANGE: tuple[Any, ...] = (
-    *(
-        None,
-        True,
-        -1,
-        0,
-        1.5,
-        2**31,
-        2**63,
-        10**30,
-        10**400,
-        1e300,
-        5e-324,
-        float("inf"),
-        float("nan"),
-        "",
-        "x",
-        [],
-        [[]],
-        {},
-    ),
-    *(
-        "../../x",
-        "/etc/passwd",
-        "javascript:alert(1)",
-        "\0",
-        "\x1b]0;x\x07",
-        "\ud800",
-        "x" * 10_000,
-        {"a": None},
-        [1] * 8,
-    ),
-    *(
-        "0001-01-01T00:00:00",
-        "9999-12-31T23:59:59+00:00",
-        "2026-11-26",
-        "${oc.env:HOME}",
-        "${algorithm}",
-        "<script>",
-        ["\x1b"],
-    ),
+    *(*fuzz.STRANGE, 10**400, 5e-324, "javascript:alert(1)", "\x1b]0;x\x07", "\ud800", "x" * 10_000, ["\x1b"]),
+    *("0001-01-01T00:00:00", "9999-12-31T23:59:59+00:00", "2026-11-26", "${oc.env:HOME}", "${algorithm}", "<script>"),
 )
 
 

@@ -22,7 +22,7 @@ from diffusion_forcing.algorithms.planning.tree_search import TreeOptions, TreeS
 from diffusion_forcing.datasets.batch import SequenceBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.diffusion.noise import integers, normal, uniform
-from diffusion_forcing.errors import UserError, check_positive, check_range
+from diffusion_forcing.errors import UserError, check_fixed, check_positive, check_range, require
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.terminal import say
 
@@ -80,13 +80,10 @@ class PlanningOptions(AlgorithmOptions):
                 )
             if any(not value > 0 for value in std):
                 raise UserError(f"dataset.{kind}_std is {list(std)}; every standard deviation must be above 0")
-        if len(self.observation_mean) not in (2, 4):
-            raise UserError(
-                f"dataset.observation_mean has {len(self.observation_mean)} numbers; a maze plan has 2 (position) or 4 (and velocity)"
-            )
-        if len(self.action_mean) not in (0, 2):
-            raise UserError(
-                f"dataset.action_mean has {len(self.action_mean)} numbers; a maze plan has 0 (no actions) or 2"
+        for name, allowed in (("observation_mean", (2, 4)), ("action_mean", (0, 2))):
+            count = len(getattr(self, name))
+            require(
+                count in allowed, f"dataset.{name} has {count} numbers; a maze plan has {allowed[0]} or {allowed[1]}"
             )
         self._check_context()
         if self.search == "candidates" and not self.goal_token:
@@ -108,19 +105,15 @@ class PlanningOptions(AlgorithmOptions):
                 f"algorithm.goal_token=True holds two tokens clean, which algorithm.noise_level={self.noise_level} never "
                 "shows the network; use noise_level=random_all"
             )
-        if self.external_cond_dim != 0:
-            raise UserError(
-                f"algorithm.external_cond_dim is {self.external_cond_dim}; planning has no external conditions: 0"
-            )
+        check_fixed("algorithm", self, {"external_cond_dim": 0}, "planning")
         check_positive("dataset.episode_len", self.episode_len)
-        if self.episode_len % self.frame_stack:
-            raise UserError(
-                f"dataset.episode_len {self.episode_len} is no multiple of algorithm.frame_stack {self.frame_stack}"
-            )
+        require(
+            self.episode_len % self.frame_stack == 0,
+            f"dataset.episode_len {self.episode_len} is no multiple of algorithm.frame_stack {self.frame_stack}",
+        )
         check_positive("algorithm.open_loop_horizon", self.open_loop_horizon)
         check_positive("algorithm.mcg_samples", self.mcg_samples)
-        if not 0 < self.gamma <= 1:
-            raise UserError(f"algorithm.gamma is {self.gamma}; it must be above 0 and at most 1")
+        require(0 < self.gamma <= 1, f"algorithm.gamma is {self.gamma}; it must be above 0 and at most 1")
         for name in ("warm_start", "guidance_stop", "refine"):
             check_range(f"algorithm.{name}", getattr(self, name), 0, 1)
         if self.warm_start > 0 and self.open_loop_horizon >= self.episode_len * self.frame_skip:
@@ -149,8 +142,7 @@ class PlanningOptions(AlgorithmOptions):
         return CandidateOptions(candidates=self.candidates, roots=self.roots, branch_at=self.branch_at)
 
     def _check_context(self) -> None:
-        if self.context_frames != 1:
-            raise UserError(f"algorithm.context_frames is {self.context_frames}; planning starts from 1 observation")
+        check_fixed("algorithm", self, {"context_frames": 1}, "a plan, which starts from one observation,")
 
     @property
     def max_tokens(self) -> int:
@@ -221,9 +213,8 @@ class Planning(ForcingAlgorithm):
     def draw(self, batch: int, time: int, *, generator: torch.Generator | None = None) -> Draws:
         """The random numbers of one training batch, in the order and with the ranges of docs/method.md §10."""
         timesteps, device = self.options.diffusion.timesteps, self.device
-        end = None
-        if not self.options.causal:
-            end = integers(2, time + 1, (batch,), generator=generator, device=device)
+        causal = self.options.causal
+        end = None if causal else integers(2, time + 1, (batch,), generator=generator, device=device)
         levels = self.draw_levels(batch, time, context=1, generator=generator)
         first = None
         if not self.options.baseline:
@@ -288,21 +279,8 @@ class Planning(ForcingAlgorithm):
 
     def planner(self, *, guidance_scale: float | None = None) -> Planner:
         """The planner over the network one samples with, as the options say; with another guidance scale where one is given."""
-        options, diffusion = self.options, self.options.diffusion
-        forcing = self.sampling_forcing()
-        sampler = Sampler(
-            forcing,
-            sampling_timesteps=diffusion.sampling_timesteps,
-            scheduling_matrix=options.scheduling_matrix,
-            uncertainty_scale=options.uncertainty_scale,
-            eta=diffusion.ddim_sampling_eta,
-        )
-        return self.build_planner(forcing, sampler, self.planner_options(guidance_scale))
-
-    def planner_options(self, guidance_scale: float | None = None) -> PlannerOptions:
-        """How plans are drawn, with this guidance scale instead of the options'."""
-        options = self.options
-        return PlannerOptions(
+        options, sampler = self.options, self.sampler()
+        drawn = PlannerOptions(
             max_tokens=options.max_tokens,
             guidance_scale=options.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_weights=options.guidance_weights,
@@ -313,6 +291,7 @@ class Planning(ForcingAlgorithm):
             refine=options.refine,
             foresees=options.noise_level != "teacher_forcing",
         )
+        return self.build_planner(sampler.forcing, sampler, drawn)
 
     def build_planner(self, forcing: DiffusionForcing, sampler: Sampler, options: PlannerOptions) -> Planner:
         """The planner of this line, with the search that the options ask for."""

@@ -85,7 +85,7 @@ class GoalTokenPlanner(Planner):
     ) -> Drafts:
         """Plans of `ends`: (m,) tokens from start to goal, both (m, o), as pure noise. noise: (m, ≤T−1, f·c), instead of draws."""
         count, device = self.options.max_tokens - 1, start.device
-        future = self.sampler.noise((len(start), count, self.bundle.token_width), device=device, generator=generator)
+        future = self.sampler.noise((len(start), count, self.bundle.token_width), device, generator)
         if noise is not None:
             future = torch.cat([self.forcing.clamp_noise(noise[:, :count]), future[:, noise.shape[1] :]], dim=1)
         at_goal = torch.arange(count, device=device) == ends[:, None].to(device)
@@ -188,7 +188,7 @@ class CandidatePlanner(GoalTokenPlanner):
         self._absent(horizon, -(-horizon // self.bundle.frame_stack))  # refuses a horizon outside the window
         if noise is None:
             shape = (len(start), *self.noise_shape(horizon))
-            noise = self.sampler.noise(shape, device=start.device, generator=generator)
+            noise = self.sampler.noise(shape, start.device, generator)
         keep = torch.zeros(len(start), dtype=torch.bool, device=start.device)
         frames = start.new_empty(len(start), (self.options.max_tokens - 1) * self.bundle.frame_stack, self.bundle.width)
         if previous is not None and restart is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_forcing.algorithms.planning.tokens import Bundle
 from diffusion_forcing.diffusion import GradientGuidance, NoiseSchedule, Prediction
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import check_choice, require
 
 RELEASED_BATCH = 128  # the released strength is divided by the batch; the published scales are for this one
 GUIDANCE_WEIGHTS = ("released", "source")
@@ -26,19 +26,14 @@ def goal_distance_weights(
     released: what the released code computes, 2 on token 0's frames and 8 on every other, padding included. source: what its text
     reads, 20 on token 0, 1 on planned frames, 0 on padding for the position; 2 and 8 for the other columns.
     """
+    check_choice("guidance_weights", kind, GUIDANCE_WEIGHTS)
     weights = torch.full((frames, positions + 1), 8.0, device=device)
     weights[:frame_stack] = 2.0
-    match kind:
-        case "released":
-            return weights
-        case "source":
-            weights[:, 0] = 0.0
-            weights[:frame_stack, 0] = 20.0
-            weights[frame_stack : frame_stack + planned, 0] = 1.0
-            return weights
-    raise UserError(
-        f"guidance_weights '{kind}' is not known; allowed: {', '.join(GUIDANCE_WEIGHTS)}{did_you_mean(kind, GUIDANCE_WEIGHTS)}"
-    )
+    if kind == "source":
+        weights[:, 0] = 0.0
+        weights[:frame_stack, 0] = 20.0
+        weights[frame_stack : frame_stack + planned, 0] = 1.0
+    return weights
 
 
 def goal_return(
@@ -51,8 +46,7 @@ def goal_return(
     its own mean, so a plan does not depend on who else is in its batch.
     """
     o, a, f = bundle.observation_dim, bundle.action_dim, bundle.frame_stack
-    if o % 2:
-        raise UserError(f"goal guidance pairs observations as (x, y), (vx, vy), …; got {o} observation columns")
+    require(o % 2 == 0, f"goal guidance pairs observations as (x, y), (vx, vy), …; got {o} observation columns")
 
     def returns(x0: Tensor) -> Tensor:
         frames = bundle.unstack(x0)
@@ -91,8 +85,7 @@ def reward_return(
 ) -> Callable[[Tensor], Tensor]:
     """J: clean tokens (b, t, f·c) → (b,), the discounted reward the model predicts for the planned frames (`use_reward`), which
     `present_tokens` go before."""
-    if not bundle.reward_dim:
-        raise UserError("use_reward needs a reward in the bundle; train with algorithm.use_reward=True")
+    require(bool(bundle.reward_dim), "use_reward needs a reward in the bundle; train with algorithm.use_reward=True")
     first = bundle.frame_stack * present_tokens
 
     def returns(x0: Tensor) -> Tensor:

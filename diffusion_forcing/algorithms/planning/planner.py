@@ -171,7 +171,7 @@ class Planner:
     ) -> Tensor:
         if noise is not None:
             return self.forcing.clamp_noise(noise)
-        return self.sampler.noise(shape, device=device, generator=generator)
+        return self.sampler.noise(shape, device, generator)
 
     def _guidance(self, start: Tensor, goal: Tensor, horizon: int, pull: Tensor | None) -> GradientGuidance | None:
         options = self.options

@@ -17,8 +17,8 @@ from diffusion_forcing.algorithms.planning.guidance import RowGuidance, position
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
 from diffusion_forcing.diffusion import DiffusionForcing, GradientGuidance, Sampler
-from diffusion_forcing.diffusion.noise import normal, uniform
-from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range
+from diffusion_forcing.diffusion.noise import normal
+from diffusion_forcing.errors import UserError, check_fixed, check_not_negative, check_positive, check_range, require
 from diffusion_forcing.networks.recurrent import Latent, recurrent_mlp
 
 
@@ -43,10 +43,8 @@ class RecurrentPlanningOptions(PlanningOptions):
     diffusion: RecurrentMLPOptions = field(default_factory=lambda: RecurrentMLPOptions(num_mlp_layers=4))  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if not self.causal:
-            raise UserError(
-                "algorithm.causal=False: a recurrent network sees the past alone; use algorithm=df_planning"
-            )
+        only = {"causal": True, "learnable_init_z": False, "guidance_weights": "released", "search": "none"}
+        check_fixed("algorithm", self, {**only, "padding_mode": "same"}, "df_planning_rnn")
         if self.ddim_repeats is not None:
             check_not_negative("algorithm.ddim_repeats", self.ddim_repeats)
             repeats = max(1, self.ddim_repeats)
@@ -67,22 +65,6 @@ class RecurrentPlanningOptions(PlanningOptions):
             raise UserError(
                 f"algorithm.z_shape is {list(self.z_shape)}; it must be a multiple of algorithm.diffusion.num_gru_layers {layers}"
             )
-        if self.learnable_init_z:
-            raise UserError(
-                "algorithm.learnable_init_z=True: the latent of a plan is made from its start; leave it False"
-            )
-        if self.guidance_weights != "released":
-            raise UserError(
-                f"algorithm.guidance_weights={self.guidance_weights} is df_planning's; this line's guidance is the summed distance"
-            )
-        if self.search != "none":
-            raise UserError(
-                f"algorithm.search={self.search} is df_planning's; this line's plans are drawn without search: none"
-            )
-        if self.padding_mode != "same":
-            raise UserError(
-                f"algorithm.padding_mode={self.padding_mode} is df_planning's; this line has no token of the present: same"
-            )
 
     def _check_context(self) -> None:
         check_not_negative("algorithm.context_frames", self.context_frames)
@@ -91,10 +73,10 @@ class RecurrentPlanningOptions(PlanningOptions):
                 f"algorithm.context_frames={self.context_frames} looks back on clean steps, which algorithm.noise_level=full_sequence never "
                 "shows the network; set it to 0"
             )
-        if self.context_frames % self.frame_stack:
-            raise UserError(
-                f"algorithm.context_frames is {self.context_frames}; it must be a multiple of algorithm.frame_stack {self.frame_stack}"
-            )
+        require(
+            self.context_frames % self.frame_stack == 0,
+            f"algorithm.context_frames is {self.context_frames}; it must be a multiple of frame_stack {self.frame_stack}",
+        )
 
 
 LOSS_SCALE = 10.0  # the released loss carries it
@@ -126,14 +108,9 @@ class RecurrentPlanning(Planning):
 
     def draw(self, batch: int, time: int, *, generator: torch.Generator | None = None) -> Draws:
         """What training draws for sequences whose `time` tokens are the present and the future; there is nothing for the present's."""
-        options, device = self.options, self.device
         shape = (batch, time - 1)
-        levels = self.draw_levels(*shape, generator=generator)
-        if options.gt_cond_prob or options.gt_first_frame:
-            clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
-            clean[:, 0] |= uniform((batch,), generator=generator, device=device) < options.gt_first_frame
-            levels = torch.where(clean, 0, levels)
-        noise = normal((*shape, self.bundle.token_width), generator=generator, device=device)
+        levels = self.shown_clean(self.draw_levels(*shape, generator=generator), generator)
+        noise = normal((*shape, self.bundle.token_width), generator=generator, device=self.device)
         return Draws(None, levels, None, noise)
 
     def loss(
@@ -180,8 +157,7 @@ class RecurrentPlanner(Planner):
         self.context_frames = context_frames
 
     def _absent(self, horizon: int, tokens: int) -> int:
-        if horizon < 1:
-            raise UserError(f"horizon {horizon} is no plan; plan for 1 step or more")
+        require(horizon >= 1, f"horizon {horizon} is no plan; plan for 1 step or more")
         return 0
 
     @torch.no_grad()

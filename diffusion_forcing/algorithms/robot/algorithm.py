@@ -31,7 +31,7 @@ from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent, per_token
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.observed import noise_further
-from diffusion_forcing.errors import check_not_negative, check_positive, check_range, require
+from diffusion_forcing.errors import check_fixed, check_not_negative, check_positive, check_range, require
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.sensors import SensorNetwork
@@ -165,11 +165,6 @@ class RobotPolicyOptions(AlgorithmOptions):
                 "matrix (9), grasp",
             )
         require(min(self.action_std) > 0, f"dataset.action_std is {list(self.action_std)}; all must be above 0")
-        require(
-            self.frame_stack == self.frame_skip == 1,
-            f"algorithm.frame_stack={self.frame_stack} algorithm.frame_skip={self.frame_skip}: both must be 1; a token "
-            "is one observation and dataset.action_stack actions",
-        )
 
     def _check_network(self) -> None:
         require(
@@ -177,10 +172,9 @@ class RobotPolicyOptions(AlgorithmOptions):
             "algorithm.noise_level=full_sequence has one noise level for all tokens, but a policy remembers a clean "
             "past; use random_all, shared or teacher_forcing",
         )
-        require(self.causal, "algorithm.causal=False: a policy only knows the past; leave it True")
-        require(
-            not self.guidance_scale,
-            f"algorithm.guidance_scale is {self.guidance_scale}; imitation has no goal: set it to 0",
+        only = {"causal": True, "guidance_scale": 0, "frame_stack": 1, "frame_skip": 1}
+        check_fixed(
+            "algorithm", self, only, "a policy, whose token is one observation and dataset.action_stack actions,"
         )
         require(
             not self.part_noise or self.diffusion.objective == "pred_x0",
@@ -360,11 +354,7 @@ class Robot(ForcingAlgorithm):
         unknown."""
         options, device, shape = self.options, tokens.device, tokens.shape[:2]
         last = options.diffusion.timesteps - 1
-        levels = self.draw_levels(*shape, generator=generator)
-        if options.gt_cond_prob or options.gt_first_frame:
-            clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
-            clean[:, 0] |= uniform((shape[0],), generator=generator, device=device) < options.gt_first_frame
-            levels = torch.where(clean, 0, levels)
+        levels = self.shown_clean(self.draw_levels(*shape, generator=generator), generator)
         noise = normal(tokens.shape, generator=generator, device=device)
         if not options.part_noise:
             return RobotDraws(levels, noise, None, None)
@@ -424,31 +414,15 @@ class Robot(ForcingAlgorithm):
             x = torch.where(chosen, noisier, x)
         return x
 
-    def sampler(self) -> Sampler:
-        """The sampler of the options, over the network used for sampling."""
-        options, diffusion = self.options, self.options.diffusion
-        return Sampler(
-            self.sampling_forcing(),
-            sampling_timesteps=diffusion.sampling_timesteps,
-            scheduling_matrix=options.scheduling_matrix,
-            uncertainty_scale=options.uncertainty_scale,
-            eta=diffusion.ddim_sampling_eta,
-            past=options.past_shown,
-        )
+    def sampler(self, forcing: DiffusionForcing | None = None, **more: Any) -> Sampler:
+        return super().sampler(forcing, past=self.options.past_shown, **more)
 
     def describe(self) -> dict[str, Any]:
         """What goes into a checkpoint: the task, and the options that the weights depend on."""
         options = self.options
         schedule = ("objective", "beta_schedule", "schedule_fn_kwargs", "timesteps", "clip_noise")
-        sizes = (
-            "network_size",
-            "num_gru_layers",
-            "num_mlp_layers",
-            "self_condition",
-            "architecture",
-            "transformer",
-            "eyes",
-        )
+        recurrent = ("network_size", "num_gru_layers", "num_mlp_layers", "self_condition")
+        sizes = (*recurrent, "architecture", "transformer", "eyes")
         inputs = ("noise_level", "network", "action_packing", "z_shape", "learnable_init_z", "part_noise")
         data = chosen(options, "n_cameras", "action_stack", "action_mean", "action_std")
         data["resolution"] = options.observation_shape[1]

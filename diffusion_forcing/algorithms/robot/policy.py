@@ -71,7 +71,7 @@ class RobotPolicy:
             raise UserError("the policy has observed nothing yet; call observe(frames) before act()")
         robot, options = self.robot, self.robot.options
         shape = (self._batch, max(1, options.chunk_size), *robot.layout.shape)
-        noise = self.sampler.noise(shape, device=robot.device, generator=self.generator)
+        noise = self.sampler.noise(shape, robot.device, self.generator)
         conditions = noise.new_zeros(*shape[:2], options.parts) if options.part_noise else None
         x = self._history.denoise(Tokens(noise, conditions), self.sampler.matrix(shape[1]), self._denoise_rows)
         frames, actions = robot.decode(x[:, :1])
@@ -98,7 +98,7 @@ class RobotPolicy:
         if not options.part_noise:
             levels = levels.amax(dim=-1, keepdim=True).expand_as(levels)  # a token has the level of its noisiest part
         levels = torch.where(levels >= self.sampler.forcing.stabilization_level, levels, -1)
-        noise = self.sampler.noise(tuple(x.shape), device=x.device, generator=self.generator)
+        noise = self.sampler.noise(x.shape, x.device, self.generator)
         clean = torch.full(x.shape[:2], -1, device=x.device)
         return Tokens(self.robot.noise_parts(x, clean, levels, noise), levels.float())
 

@@ -11,22 +11,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets import hdf5
+from diffusion_forcing.datasets.mazes.base import REMEDY, checked_steps
 from diffusion_forcing.datasets.windows import Steps
-from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import remove_leftovers
 
 REQUIRED: dict[str, tuple[int, ...]] = {"observations": (4,), "actions": (2,), "rewards": (), "terminals": ()}
 """Arrays that a file must have to be read: the shape of one step."""
-_REMEDY = "delete it and get it again, or use dataset.source=generate"
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]], *, attributes: Mapping[str, Any]) -> None:
@@ -42,24 +39,7 @@ def read(path: Path) -> Steps:
     `UserError` for a file that is empty, truncated, damaged, not HDF5, without the required arrays, or with other
     widths, lengths or values that are not finite.
     """
-    with hdf5.open_hdf5(path, _REMEDY) as file:
+    with hdf5.open_hdf5(path, f"delete it and {REMEDY}") as file:
         found = {key: hdf5.numbers(file, key) for key in REQUIRED}
-        missing = [key for key, values in found.items() if values is None]
-        if missing:
-            there = ", ".join(itertools.islice(file, 8)) or "nothing"
-            raise UserError(
-                f"{path} has no {', '.join(missing)}; D4RL's maze2d files have {', '.join(REQUIRED)}, this one has {there}"
-            )
-    steps = {key: np.asarray(values, np.float32) for key, values in found.items()}
-    count = steps["rewards"].size
-    if not count:
-        raise UserError(f"{path} holds no steps; {_REMEDY}")
-    for key, values in steps.items():
-        if values.shape != (count, *REQUIRED[key]):
-            raise UserError(
-                f"{path}: {key} has shape {values.shape}, D4RL's maze2d data has {(count, *REQUIRED[key])} numbers"
-            )
-        finite = np.isfinite(values).reshape(count, -1).all(axis=1)
-        if not finite.all():
-            raise UserError(f"{path}: {key} of step {np.argmin(finite)} is not finite (NaN or infinity); {_REMEDY}")
+    steps = checked_steps(path, found, REQUIRED, whose="D4RL's maze2d data")
     return {**steps, "ends": steps.pop("terminals") > 0}

@@ -22,14 +22,12 @@ from diffusion_forcing.datasets.download import download
 from diffusion_forcing.datasets.mazes import d4rl, minari
 from diffusion_forcing.datasets.mazes.base import MazeDataset, MazeOptions
 from diffusion_forcing.datasets.mazes.generate import generate
-from diffusion_forcing.datasets.windows import Windows
-from diffusion_forcing.environments.mazes.layout import MAZES, Maze, as_maze
+from diffusion_forcing.datasets.windows import Store, Windows
+from diffusion_forcing.environments.mazes.layout import MAZES, Maze, maze_of_id
 from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze2d
 from diffusion_forcing.environments.mazes.waypoint import oracle_rewards
-from diffusion_forcing.errors import UserError, check_choice, check_minimum, require
-from diffusion_forcing.files import locked
-from diffusion_forcing.terminal import say
+from diffusion_forcing.errors import check_minimum, require
 
 Source = Literal["auto", "d4rl", "generate", "minari", "path"]
 
@@ -46,78 +44,42 @@ class Maze2dOptions(MazeOptions):
     """`path` takes a file in D4RL's schema (`dataset.path`), `minari` the folder or id of a Minari data set."""
     d4rl_url: str = D4RL_URL
     """Web folder of maze2d-*-sparse-v1.hdf5."""
-    sha256: str = ""
-    """SHA-256 that the downloaded file must have; D4RL publishes none."""
     num_steps: int = 1_000_000
     """Steps to generate."""
     validation_fraction: float = 0.02
     """Share of the steps, the last ones, kept out of training; if 0, validation windows are training windows."""
 
-    def _check_sources(self) -> None:
-        maze = self.maze
-        check_choice("dataset.source", self.source, get_args(Source))
-        require(
-            bool(self.path) or self.source not in ("path", "minari"),
-            f"dataset.source={self.source} needs dataset.path=<file or folder>",
-        )
-        require(
-            not self.path or self.source not in ("d4rl", "generate"),
-            f"dataset.path is not used with dataset.source={self.source}; drop one, or use dataset.source=path",
-        )
-        require(
-            self.source != "d4rl" or maze.name != "custom",
-            "dataset.source=d4rl has no data for a custom dataset.maze_map; use dataset.source=generate",
-        )
+    library = "D4RL"
+    sources = get_args(Source)
+    _from_path = ("path", "minari")
+    _mazes = (MAZES, Maze.from_ascii, maze_of_id)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_minimum("dataset.num_steps", self.num_steps, 2)
         fraction = self.validation_fraction
         require(0 <= fraction < 1, f"dataset.validation_fraction must be in [0, 1), got {fraction}")
 
     @property
-    def maze(self) -> Maze:
-        """The maze of `env_id` or `maze_map`."""
-        if self.maze_map is not None:
-            try:
-                custom = Maze.from_ascii(self.maze_map)
-            except UserError as error:
-                raise UserError(f"dataset.maze_map: {error}") from error
-            return next((maze for maze in MAZES.values() if maze.rows == custom.rows), custom)
-        if not (self.env_id.startswith("maze2d-") and self.env_id.endswith("-v1")):
-            raise UserError(
-                f"dataset.env_id {self.env_id!r} is unknown; give maze2d-{{umaze,medium,large}}-v1 or dataset.maze_map"
-            )
-        return as_maze(self.env_id)
+    def public_file(self) -> Path:
+        return Path(self.save_dir) / f"maze2d-{self.maze.name}-sparse-v1.hdf5"
 
     @property
     def generated_file(self) -> Path:
-        """Path of generated data; its name contains everything that determines its content."""
         recipe = f"{self.num_steps}-noise{self.action_noise:g}-seed{self.generate_seed}"
         return Path(self.save_dir) / f"maze2d-{self.maze_name}-{recipe}.hdf5"
 
 
 class Maze2d(MazeDataset):
-    """Windows of runs in one maze. `prepare()` first, then `training()` and `validation()`."""
+    """Windows of runs in one maze of D4RL's kind. `prepare()` first, then `training()` and `validation()`."""
 
     Options = Maze2dOptions
-
     options: Maze2dOptions
 
-    def prepare(self, progress: bool = True) -> None:
-        options = self.options
-        if options.source == "minari":
-            folder = minari.find(options.path or "")
-            self._store = self._open(minari.source_file(folder), lambda: minari.read(folder, self.maze))
-            return
-        source = self._find(progress)
-        self._store = self._open(source, lambda: d4rl.read(source))
-        if progress:
-            self._note_odd_statistics()
-
     def training(self) -> Windows:
-        """All windows before the validation part."""
         return Windows(self.store, self.options.window, skip=self.options.frame_skip, end=self._border())
 
     def validation(self) -> Windows:
-        """Windows of the last `validation_fraction` of the steps; all windows if that is 0."""
         border = self._border()
         begin = 0 if border == len(self.store) else border
         return Windows(self.store, self.options.window, skip=self.options.frame_skip, begin=begin)
@@ -133,47 +95,31 @@ class Maze2d(MazeDataset):
     def oracle(self, episodes: int, *, seed: int, goal: Goal) -> NDArray[np.float64]:
         return oracle_rewards(self.maze, episodes, seed=seed, goal=goal)
 
-    def generate(self, progress: bool = True) -> Path:
-        """Generate the file of these options unless it exists, print its path and statistics, and return the path."""
-        path = self._generate(progress)
-        self._store = self._open(path, lambda: d4rl.read(path))
-        self._print_statistics(path)
-        return path
-
     def _border(self) -> int:
         """First step of the validation part."""
         return len(self.store) - round(self.options.validation_fraction * len(self.store))
 
     def _find(self, progress: bool) -> Path:
-        """The data file, generated or downloaded if the source says so."""
-        options = self.options
-        public = Path(options.save_dir) / f"maze2d-{self.maze.name}-sparse-v1.hdf5"
-        if options.path:
-            return Path(options.path).expanduser()
-        if options.source in ("auto", "d4rl") and self.maze.name != "custom" and public.exists():
-            return public
-        if options.source == "d4rl":
-            with locked(public):
-                url = f"{options.d4rl_url}/{public.name}"
-                return download(url, public, sha256=options.sha256, progress=progress)
-        if options.source == "auto" and progress and not options.generated_file.exists():
-            hint = "" if self.maze.name == "custom" else " (dataset.source=d4rl downloads D4RL's own)"
-            what = f"{options.num_steps:,} steps of maze '{self.maze.name}'"
-            say(f"no data in {options.save_dir} yet: generating {what}{hint}")
-        return self._generate(progress)
+        if self.options.source == "minari":
+            return minari.source_file(minari.find(self.options.path or ""))
+        return super()._find(progress)
 
-    def _generate(self, progress: bool) -> Path:
-        options, path = self.options, self.options.generated_file
-        if path.exists():
-            return path
-        with locked(path):
-            if not path.exists():  # another process may have made it
-                generate(
-                    self.maze,
-                    path,
-                    num_steps=options.num_steps,
-                    action_noise=options.action_noise,
-                    seed=options.generate_seed,
-                    progress=progress,
-                )
-        return path
+    def _mapped(self, source: Path) -> Store:
+        if self.options.source == "minari":
+            return self._open(source, lambda: minari.read(source.parents[1], self.maze))
+        return self._open(source, lambda: d4rl.read(source))
+
+    def _download(self, public: Path, progress: bool) -> Path:
+        options = self.options
+        return download(f"{options.d4rl_url}/{public.name}", public, sha256=options.sha256, progress=progress)
+
+    def _generate(self, path: Path, progress: bool) -> None:
+        options = self.options
+        generate(
+            self.maze,
+            path,
+            num_steps=options.num_steps,
+            action_noise=options.action_noise,
+            seed=options.generate_seed,
+            progress=progress,
+        )

@@ -26,7 +26,7 @@ from diffusion_forcing.datasets import hdf5
 from diffusion_forcing.datasets.windows import Steps
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import reached
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.limits import check_expansion, reading
 
 _ORIGIN = 0.7
@@ -72,8 +72,7 @@ def read(folder: Path, maze: Maze) -> Steps:
     main = folder / "data" / "main_data.hdf5"
     found = _from_hdf5(main) if main.exists() else _from_package(folder)
     episodes = [(observations, actions) for observations, actions in found if len(actions)]
-    if not episodes:
-        raise UserError(f"{folder} holds no episodes; record or download the data set again")
+    require(bool(episodes), f"{folder} holds no episodes; record or download the data set again")
     observations, actions = to_d4rl(
         np.concatenate([states[:-1] for states, _ in episodes]),
         np.concatenate([actions for _, actions in episodes]),

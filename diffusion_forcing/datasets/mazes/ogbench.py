@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.arrays import read_npz, write_npz
+from diffusion_forcing.datasets.mazes.base import REMEDY, checked_steps
 from diffusion_forcing.datasets.windows import Steps
 from diffusion_forcing.environments.mazes.layout import NEIGHBOURS, Maze
 from diffusion_forcing.environments.mazes.point import (
@@ -32,7 +33,7 @@ from diffusion_forcing.environments.mazes.point import (
     next_centres,
     noisy_centre,
 )
-from diffusion_forcing.errors import UserError, explaining_os_errors
+from diffusion_forcing.errors import explaining_os_errors, require
 from diffusion_forcing.limits import reading
 from diffusion_forcing.progress import Bar
 
@@ -41,7 +42,6 @@ REQUIRED = {"observations": (2,), "actions": (2,), "terminals": ()}
 """Arrays that are read: the shape of one row."""
 STITCH_CELLS = 4
 """Moves from the start of a `stitch` trajectory to its goal."""
-_REMEDY = "get it again, or use dataset.source=generate"
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -57,35 +57,12 @@ def read(path: Path) -> Steps:
     `UserError` for a file that is damaged or no npz, lacks an array, has other shapes or values that are not finite, or
     marks no end of a trajectory.
     """
-    with reading(path, _REMEDY):
+    with reading(path, REMEDY):
         arrays = read_npz(path)
-    missing = [key for key in REQUIRED if key not in arrays]
-    if missing:
-        raise UserError(
-            f"{path} has no {', '.join(missing)}; OGBench's files have {', '.join(REQUIRED)}, "
-            f"this one has {', '.join(list(arrays)[:8]) or 'nothing'}"
-        )
-    count = len(arrays["observations"]) if arrays["observations"].ndim else 0
-    for key, width in REQUIRED.items():
-        array = arrays[key]
-        if array.shape != (count, *width) or not count or array.dtype.kind not in "fiub":
-            raise UserError(
-                f"{path}: {key} has shape {array.shape} and type {array.dtype}, PointMaze's has ({count or 'N'}, "
-                f"{', '.join(map(str, width))}) numbers".replace(", )", ",)")
-            )
-        finite = np.isfinite(array.astype(np.float32))
-        if not finite.all():
-            row = np.argwhere(~finite)[0, 0]
-            raise UserError(f"{path}: {key} of step {row} is not finite (NaN or infinity); {_REMEDY}")
-    ends = arrays["terminals"] > 0
-    if not ends.any():
-        raise UserError(f"{path}: terminals marks no step; the last step of every trajectory must be True")
-    return {
-        "observations": arrays["observations"],
-        "actions": arrays["actions"],
-        "rewards": np.zeros(count, np.float32),
-        "ends": ends,
-    }
+    steps = checked_steps(path, arrays, REQUIRED, whose="OGBench's PointMaze data")
+    ends = steps.pop("terminals") > 0
+    require(bool(ends.any()), f"{path}: terminals marks no step; the last step of every trajectory must be True")
+    return {**steps, "rewards": np.zeros(len(ends), np.float32), "ends": ends}
 
 
 def write(path: Path, trajectories: list[Arrays]) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.arrays import read_npz, write_npz
-from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, check_actions, check_fps, reading, stamp_of
+from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, check_actions, check_fps, stamp_of
 from diffusion_forcing.datasets.robot.video import read_video, write_video
 from diffusion_forcing.errors import require
 from diffusion_forcing.files import replacing
-from diffusion_forcing.limits import Refused, load_json
+from diffusion_forcing.limits import Refused, load_json, reading
 
 RATE = 10
 """Frames and actions per second of the demonstrations made here."""

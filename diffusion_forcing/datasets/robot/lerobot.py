@@ -28,13 +28,12 @@ from diffusion_forcing.datasets.robot.source import (
     check_fps,
     check_quaternions,
     default_splits,
-    reading,
     stamp_of,
 )
 from diffusion_forcing.datasets.robot.video import read_image, read_segment, stack
 from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.files import is_plain
-from diffusion_forcing.limits import Refused, load_json
+from diffusion_forcing.limits import Refused, load_json, reading
 from diffusion_forcing.terminal import say
 
 VERSION = "v3.0"

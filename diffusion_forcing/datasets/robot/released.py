@@ -23,12 +23,11 @@ from diffusion_forcing.datasets.robot.source import (
     check_camera,
     check_quaternions,
     default_splits,
-    reading,
     stamp_of,
 )
 from diffusion_forcing.datasets.robot.video import read_video, video_metadata
 from diffusion_forcing.errors import explaining_os_errors, require
-from diffusion_forcing.limits import load_json
+from diffusion_forcing.limits import load_json, reading
 from diffusion_forcing.pickles import read_arrays
 
 TRAJECTORIES = (".npz", ".json", ".pkl", ".pickle")

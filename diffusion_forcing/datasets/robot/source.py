@@ -9,17 +9,15 @@ name N + 1 images (N + 1, h, w, 3) uint8, one before every action and one after 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing import limits
-from diffusion_forcing.datasets.robot.video import TooSmall
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.limits import reading
 
 ACTION = ("x", "y", "z", "qx", "qy", "qz", "qw", "grasp")
 SPLITS = ("training", "validation")
@@ -54,16 +52,6 @@ class RobotSource(Protocol):
 
     def stamp(self, split: str, index: int, camera: str) -> str:
         """Eight hex digits that change when the files behind `images` change. `UserError` where one is missing."""
-
-
-@contextmanager
-def reading(path: Path, remedy: str = "download it again") -> Iterator[None]:
-    """Turn errors of reading inside the block into a `UserError` about `path`."""
-    with limits.reading(path, remedy):
-        try:
-            yield
-        except TooSmall as error:
-            raise UserError(f"{path}: {error}; lower dataset.resolution or choose another dataset.save_dir") from error
 
 
 def check_fps(value: Any) -> float:

@@ -20,8 +20,7 @@ import av
 import numpy as np
 
 from diffusion_forcing.datasets.video.container import Pixels, opened, resize, shown_packets, upright
-from diffusion_forcing.datasets.video.files import Unusable
-from diffusion_forcing.limits import check_limit
+from diffusion_forcing.limits import Refused, check_limit
 
 _TOLERANCE = 0.25
 """Of the time between two frames: how far from its time a frame may be shown."""
@@ -45,10 +44,6 @@ CODECS = {
 }
 """lossless: h264 in RGB, bit-exact; ffmpeg plays it, browsers do not. h264, av1: any player, but colours at half the
 resolution."""
-
-
-class TooSmall(Unusable):
-    """Images smaller than the resolution asked for."""
 
 
 class VideoWriter:
@@ -99,13 +94,13 @@ def write_video(path: Path, images: Pixels, fps: float, codec: str = "lossless")
 
 
 def read_video(path: Path, size: int | None = None, *, most: int | None = None) -> Pixels:
-    """All frames (n, h, w, 3), or (n, size, size, 3), or the first `most`. `Unusable` for a damaged file."""
+    """All frames (n, h, w, 3), or (n, size, size, 3), or the first `most`. `Refused` for a damaged file."""
     with opened(path) as (container, stream):
         return stack(map(_pixels, itertools.islice(container.decode(stream), most)), size)
 
 
 def read_segment(path: Path, start: float, count: int, fps: float, size: int | None = None) -> Pixels:
-    """The `count` frames shown at `start`, `start` + 1 / `fps`, … seconds. `Unusable` where one is missing."""
+    """The `count` frames shown at `start`, `start` + 1 / `fps`, … seconds. `Refused` where one is missing."""
     half = 0.5 / fps
     with opened(path) as (container, stream):
         if start > half:
@@ -114,24 +109,24 @@ def read_segment(path: Path, start: float, count: int, fps: float, size: int | N
         shown = (frame for frame in container.decode(stream) if frame.time is not None and frame.time >= start - half)
         images = stack(map(_pixels, _checked(itertools.islice(shown, count), start, fps)), size)
     if len(images) < count:
-        raise Unusable(f"ends after {len(images)} of {count} frames from {start:.3f} s")
+        raise Refused(f"ends after {len(images)} of {count} frames from {start:.3f} s")
     return images
 
 
 def _checked(frames: Iterable[Any], start: float, fps: float) -> Iterator[Any]:
-    """`frames`; `Unusable` where one is not shown at its time."""
+    """`frames`; `Refused` where one is not shown at its time."""
     for number, frame in enumerate(frames):
         if abs(frame.time - start - number / fps) > _TOLERANCE / fps:
-            raise Unusable(f"has no frame at {start + number / fps:.3f} s")
+            raise Refused(f"has no frame at {start + number / fps:.3f} s")
         yield frame
 
 
 def video_metadata(path: Path) -> tuple[int, float]:
-    """Number of frames and frames per second, without decoding. `Unusable` for a damaged file."""
+    """Number of frames and frames per second, without decoding. `Refused` for a damaged file."""
     with opened(path) as (container, stream):
         count = len(shown_packets(path, container, stream))
         if not count or not stream.average_rate:
-            raise Unusable("holds no frames")
+            raise Refused("holds no frames")
         return count, float(stream.average_rate)
 
 
@@ -152,10 +147,13 @@ def read_image(data: bytes) -> Pixels:
 
 
 def squeeze(images: Pixels, size: int) -> Pixels:
-    """(n, h, w, 3) → (n, size, size, 3). `TooSmall` where they would be enlarged."""
+    """(n, h, w, 3) → (n, size, size, 3). `Refused` where they would be enlarged."""
     height, width = images.shape[1:3]
     if min(height, width) < size:
-        raise TooSmall(f"its images are {height} x {width}, smaller than {size} x {size}; images are not enlarged")
+        raise Refused(
+            f"holds images of {height} x {width}, smaller than {size} x {size}; images are not enlarged",
+            remedy="lower dataset.resolution or choose another dataset.save_dir",
+        )
     return resize(images, size)
 
 
@@ -171,10 +169,10 @@ def stack(images: Iterable[Pixels], size: int | None = None) -> Pixels:
     for first in images:
         block = [first, *itertools.islice(images, max(0, _BLOCK_BYTES // first.nbytes - 1))]
         if len({image.shape for image in block}) > 1:
-            raise Unusable("holds frames of different sizes")
+            raise Refused("holds frames of different sizes")
         blocks.append(np.stack(block) if size is None else squeeze(np.stack(block), size))
         whole += blocks[-1].nbytes
         check_limit("ARRAY_BYTES", whole, "a video")
     if not blocks:
-        raise Unusable("holds no frames")
+        raise Refused("holds no frames")
     return np.concatenate(blocks)

@@ -19,9 +19,9 @@ import numpy as np
 from diffusion_forcing.datasets.video.container import Pixels
 from diffusion_forcing.datasets.video.decode import blocks, fit
 from diffusion_forcing.datasets.video.episode import Episode
-from diffusion_forcing.datasets.video.files import Unusable, reading
 from diffusion_forcing.errors import explaining_os_errors, require
 from diffusion_forcing.files import free_bytes, locked, replacing
+from diffusion_forcing.limits import Refused, refusing
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.terminal import say
 
@@ -94,7 +94,7 @@ class VideoCache:
                 for task in as_completed(tasks):
                     try:
                         task.result()
-                    except Unusable as reason:
+                    except Refused as reason:
                         episode = tasks[task]
                         damaged[episode.stem] = replace(episode, problem=str(reason), again=reason.again)
                     bar.advance()
@@ -125,7 +125,7 @@ class VideoCache:
                     old.unlink(missing_ok=True)
 
     def _read(self, episode: Episode) -> Iterator[Pixels]:
-        with reading():
+        with refusing(disk=True):
             yield from blocks(self._root, episode)
 
     def _file(self, episode: Episode) -> Path:

@@ -22,8 +22,8 @@ from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.datasets.video.container import Pixels
 from diffusion_forcing.datasets.video.decode import FrameReader
 from diffusion_forcing.datasets.video.episode import Episode
-from diffusion_forcing.datasets.video.files import Unusable
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.limits import Refused
 from diffusion_forcing.terminal import tell
 
 _ATTEMPTS = 100
@@ -116,7 +116,7 @@ class Clips(Dataset[VideoBatch]):
             try:
                 raw = np.minimum(start + self.skip * np.arange(self.length), episode.frames - 1)
                 return self._reader.read(number, raw), place
-            except (Unusable, OSError) as error:
+            except (Refused, OSError) as error:
                 reason = error
                 self._report(episode, error)
             place = self.places(np.array([(index + (attempt + 1) * _STRIDE) % len(self)]))[0].tolist()

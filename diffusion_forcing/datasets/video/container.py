@@ -16,8 +16,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.video.files import Unusable, decoding
-from diffusion_forcing.limits import check_limit, limit
+from diffusion_forcing.limits import Refused, check_limit, limit, refusing
 
 Pixels = NDArray[np.uint8]
 
@@ -31,16 +30,12 @@ _ONE_THREAD = {"threads": 1} if "threads" in (av.video.reformatter.VideoReformat
 """Converting a small frame takes less time than starting threads; older PyAV has no such option."""
 
 
-class _WrongFrame(Unusable):
-    """A seek led to another frame than the times say."""
-
-
 def inspect_video(path: Path) -> dict[str, Any]:
-    """Fields of `Episode`: size and number of frames, times, keyframes. `Unusable` for a damaged file."""
+    """Fields of `Episode`: size and number of frames, times, keyframes. `Refused` for a damaged file."""
     with opened(path) as (container, stream):
         first = next(decoded(container, stream), None)
         if first is None:
-            raise Unusable("holds no frame that can be decoded")
+            raise Refused("holds no frame that can be decoded")
         height, width = Converter()(first).shape[:2]
     with opened(path) as (container, stream):
         if path.suffix.lower() in _WITH_FRAME_TABLE:
@@ -66,14 +61,14 @@ def all_times(times: NDArray[np.int64], frames: int) -> NDArray[np.int64]:
 
 
 def shown_packets(path: Path, container: Any, stream: Any) -> list[Any]:
-    """One packet for each frame of a mp4 or mov file; nothing is decoded. `Unusable` if the file is cut off."""
+    """One packet for each frame of a mp4 or mov file; nothing is decoded. `Refused` if the file is cut off."""
     packets = [packet for packet in container.demux(stream) if packet.size]
     if len(packets) < stream.frames:
         # The edit list of a trimmed video hides frames that the file still holds.
         with open_container(path, ignore_editlist="1") as whole:
             present = sum(1 for packet in whole.demux(whole.streams.video[0]) if packet.size)
         if present < stream.frames:
-            raise Unusable(f"is cut off: it holds {present} of {stream.frames} frames")
+            raise Refused(f"is cut off: it holds {present} of {stream.frames} frames")
     return [packet for packet in packets if not packet.is_discard]
 
 
@@ -82,10 +77,10 @@ def read_video(
 ) -> dict[int, Pixels]:
     """Frames `wanted` (sorted, distinct) by number, (h, w, 3) each. times: of all frames, or empty if unknown.
 
-    A frame is missing in the result if the video ends before it. `Unusable` for a damaged video.
+    A frame is missing in the result if the video ends before it. `Refused` for a damaged video.
     """
     if len(times):
-        with suppress(Unusable):
+        with suppress(Refused):
             found = _read_from_keyframe(path, wanted, times, keyframes)
             if len(found) == len(wanted):
                 return found
@@ -102,7 +97,7 @@ def read_video(
 def _read_from_keyframe(
     path: Path, wanted: NDArray[np.int64], times: NDArray[np.int64], keyframes: NDArray[np.int64]
 ) -> dict[int, Pixels]:
-    """The same, decoded from the last keyframe before the first. `_WrongFrame` if the seek went elsewhere."""
+    """The same, decoded from the last keyframe before the first. `Refused` if the seek went elsewhere."""
     first, last = int(times[wanted[0]]), int(times[wanted[-1]])
     number_at = {int(times[number]): number for number in wanted.tolist()}
     keyframes = keyframes[keyframes <= wanted[0]]
@@ -117,7 +112,7 @@ def _read_from_keyframe(
             stream.codec_context.skip_frame = "NONREF" if is_before else "DEFAULT"
             for frame in packet.decode():
                 if frame.pts is None or (not started and frame.pts > first):
-                    raise _WrongFrame("has frames in other places than it says")
+                    raise Refused("has frames in other places than it says")
                 started = True
                 if frame.pts in number_at:
                     found[number_at[frame.pts]] = convert(frame)
@@ -128,10 +123,10 @@ def _read_from_keyframe(
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Container and video stream of a file; inside the block ffmpeg's errors become `Unusable`."""
-    with decoding("cannot be decoded"), open_container(path) as container:
+    """Container and video stream of a file; inside the block ffmpeg's errors become `Refused`."""
+    with refusing("cannot be decoded"), open_container(path) as container:
         if not container.streams.video:
-            raise Unusable("holds no video")
+            raise Refused("holds no video")
         stream = container.streams.video[0]
         codec = stream.codec_context
         codec.thread_count = 1  # many short clips are decoded in parallel instead
@@ -147,10 +142,10 @@ def open_container(path: Path, **options: str) -> Any:
 
 
 def decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """All frames of a stream. `Unusable` at a corrupt one."""
+    """All frames of a stream. `Refused` at a corrupt one."""
     for frame in container.decode(stream):
         if frame.is_corrupt:
-            raise Unusable("is damaged")
+            raise Refused("is damaged")
         yield frame
 
 

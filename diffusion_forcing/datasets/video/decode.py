@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.arrays import fill
 from diffusion_forcing.datasets.video.container import Converter, Pixels, all_times, decoded, opened, read_video, resize
 from diffusion_forcing.datasets.video.episode import Episode
-from diffusion_forcing.datasets.video.files import Unusable, reading
+from diffusion_forcing.limits import Refused, refusing
 
 _BLOCK_BYTES = 16 << 20
 """Bytes of frames held at once while a whole episode is decoded."""
@@ -36,7 +36,7 @@ class FrameReader:
     cached: Sequence[tuple[Path, int] | None]
 
     def read(self, number: int, frames: NDArray[np.int64]) -> Pixels:
-        """(n, resolution, resolution, 3) `frames` (rising) of episode `number`. `Unusable`, OSError if unreadable."""
+        """(n, resolution, resolution, 3) `frames` (rising) of episode `number`. `Refused`, OSError if unreadable."""
         cached = self.cached[number]
         if cached is None:
             return fit(read_frames(self.root, self.episodes[number], frames), self.resolution)
@@ -44,7 +44,7 @@ class FrameReader:
 
 
 def read_frames(root: Path, episode: Episode, frames: NDArray[np.int64]) -> Pixels:
-    """(n, h, w, 3): `frames` (rising, repeats allowed) of the episode's file. `Unusable` or OSError if unreadable."""
+    """(n, h, w, 3): `frames` (rising, repeats allowed) of the episode's file. `Refused` or OSError if unreadable."""
     path, shape = root / episode.file, (episode.height, episode.width, 3)
     if episode.kind == "stored":
         return _read_by_position(path, episode.offset, shape, frames)
@@ -57,12 +57,12 @@ def read_frames(root: Path, episode: Episode, frames: NDArray[np.int64]) -> Pixe
         found = read_video(path, wanted, all_times(episode.times, episode.frames), episode.keyframes)
     missing = [number for number in wanted.tolist() if number not in found]
     if missing:
-        raise Unusable(f"has {episode.frames} frames, but frame {missing[0]} cannot be decoded")
+        raise Refused(f"has {episode.frames} frames, but frame {missing[0]} cannot be decoded")
     return np.stack([_of_shape(found[number], shape) for number in wanted.tolist()])[places]
 
 
 def blocks(root: Path, episode: Episode) -> Iterator[Pixels]:
-    """All frames of an episode in blocks (n, h, w, 3) of about 16 MB. `Unusable` or OSError if they cannot be read."""
+    """All frames of an episode in blocks (n, h, w, 3) of about 16 MB. `Refused` or OSError if they cannot be read."""
     path, shape = root / episode.file, (episode.height, episode.width, 3)
     frames = _video_frames(path, episode) if episode.kind == "video" else _array_frames(path, episode)
     count = max(1, _BLOCK_BYTES // int(np.prod(shape)))
@@ -108,14 +108,14 @@ def _array_frames(path: Path, episode: Episode) -> Iterator[Pixels]:
 
 @contextmanager
 def _opened_array(path: Path, episode: Episode) -> Iterator[IO[bytes]]:
-    """The array's file at its first frame; `Unusable` instead of zipfile's errors."""
+    """The array's file at its first frame; `Refused` instead of zipfile's errors."""
     if episode.kind == "stored":
         with open(path, "rb") as file:
             file.seek(episode.offset)
             yield file
         return
     with (
-        reading("is damaged or cut off"),
+        refusing("is damaged or cut off", disk=True),
         zipfile.ZipFile(path) as archive,
         archive.open("video.npy") as member,
     ):
@@ -131,10 +131,10 @@ def _video_frames(path: Path, episode: Episode) -> Iterator[Pixels]:
             count += 1
             yield convert(frame)
     if count < episode.frames:
-        raise Unusable(f"is damaged: only {count} of its {episode.frames} frames can be decoded")
+        raise Refused(f"is damaged: only {count} of its {episode.frames} frames can be decoded")
 
 
 def _of_shape(pixels: Pixels, shape: tuple[int, int, int]) -> Pixels:
     if pixels.shape != shape:
-        raise Unusable("changes its frame size")
+        raise Refused("changes its frame size")
     return pixels

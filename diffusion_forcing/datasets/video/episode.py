@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.arrays import read_header, read_npy, read_npz
 from diffusion_forcing.datasets.video.container import inspect_video
-from diffusion_forcing.datasets.video.files import ACTIONS, VIDEOS, Group, Unusable, reading
+from diffusion_forcing.datasets.video.files import ACTIONS, VIDEOS, Group
 from diffusion_forcing.limits import Refused, check_limit, refusing
 
 Array = NDArray[Any]
@@ -70,17 +70,17 @@ def inspect(root: Path, group: Group) -> Episode:
     path = group.path(root, ending)
     fields: dict[str, Any] = {"stem": group.stem, "stamp": group.stamp, "file": path.relative_to(root).as_posix()}
     try:
-        with reading():
+        with refusing(disk=True):
             inspect_file = inspect_video if ending in VIDEOS else _inspect_npz if ending == ".npz" else _inspect_npy
             fields |= inspect_file(path)
         if fields["frames"] < 1:
-            raise Unusable("holds no frames")
-    except Unusable as reason:
+            raise Refused("holds no frames")
+    except Refused as reason:
         return Episode(**fields, problem=str(reason), again=reason.again)
     try:
-        with reading():
+        with refusing(disk=True):
             return Episode(**fields, actions=_read_actions(root, group, ending))
-    except Unusable as reason:
+    except Refused as reason:
         return Episode(**fields, action_problem=str(reason), again=reason.again)
 
 
@@ -102,7 +102,7 @@ def _inspect_npz(path: Path) -> dict[str, Any]:
     with refusing(_DAMAGED_NPZ), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if "video" not in names:
-            raise Unusable(f"has no array 'video' (it holds {', '.join(names[:8]) or 'nothing'})")
+            raise Refused(f"has no array 'video' (it holds {', '.join(names[:8]) or 'nothing'})")
         member = archive.getinfo("video.npy")
         with refusing("is damaged at its array 'video'"), archive.open(member) as file:
             fields = _read_fields(file, member.file_size)
@@ -120,7 +120,7 @@ def _read_fields(file: IO[bytes], size: int) -> dict[str, Any]:
     """Fields of `Episode` from the .npy of `size` bytes at `file`. `Refused` unless uint8 (t, h, w, 3) in C order."""
     shape, is_fortran, dtype, offset = read_header(file, size)
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or is_fortran:
-        raise Unusable(f"holds {dtype} {shape}, expected uint8 frames of shape (t, h, w, 3)")
+        raise Refused(f"holds {dtype} {shape}, expected uint8 frames of shape (t, h, w, 3)")
     frames, height, width, _ = shape
     check_limit("PIXELS", height * width, "frames")
     return {"kind": "stored", "frames": frames, "height": height, "width": width, "offset": offset}
@@ -132,7 +132,7 @@ def _member_offset(path: Path, member: zipfile.ZipInfo) -> int:
         file.seek(member.header_offset)
         header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise Unusable("is damaged at its array 'video'")
+        raise Refused("is damaged at its array 'video'")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     return member.header_offset + 30 + int(name_length) + int(extra_length)
 
@@ -145,11 +145,11 @@ def _read_actions(root: Path, group: Group, clip: str) -> Array | None:
         try:
             found = read_npz(path, ("actions",)).get("actions") if ending.endswith("npz") else _numbers_in(path)
         except Refused as reason:
-            raise Unusable(f"the actions in {path.name} cannot be read: it {reason}") from reason
+            raise Refused(f"the actions in {path.name} cannot be read: it {reason}") from reason
         if found is not None:
             return _checked(found, path)
         if ending != clip:
-            raise Unusable(f"{path.name} has no array 'actions'")
+            raise Refused(f"{path.name} has no array 'actions'")
     return None
 
 
@@ -176,7 +176,7 @@ def _is_numeric(row: list[str]) -> bool:
 
 def _checked(actions: Array, path: Path) -> Array:
     if actions.dtype.kind not in "iubf" or actions.ndim not in (1, 2):
-        raise Unusable(
+        raise Refused(
             f"the actions in {path.name} are {actions.dtype} {actions.shape}, expected numbers (t,) or (t, a)"
         )
     with np.errstate(over="ignore"):
@@ -184,5 +184,5 @@ def _checked(actions: Array, path: Path) -> Array:
     if not np.isfinite(numbers).all() or (
         numbers.dtype == np.int64 and np.abs(actions.astype(np.float64)).max(initial=0) > _MOST
     ):
-        raise Unusable(f"the actions in {path.name} are not finite (NaN or infinity), or too large")
+        raise Refused(f"the actions in {path.name} are not finite (NaN or infinity), or too large")
     return numbers

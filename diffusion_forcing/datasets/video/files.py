@@ -12,12 +12,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_forcing.errors import UserError
-from diffusion_forcing.limits import Refused, refusing
+from diffusion_forcing.errors import UserError, require
 
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif")
 """Encoded videos."""
@@ -27,36 +25,6 @@ ACTIONS = (".actions.npz", ".actions.npy", ".actions.csv", ".npz", ".npy", ".csv
 """Where the actions of a clip are: the first that exists and is not the clip itself."""
 SPLITS = {"training": ("training", "train"), "validation": ("validation", "valid", "val"), "test": ("test",)}
 """Split: names of its folder."""
-
-
-class Unusable(Refused):
-    """A file cannot be used, for the reason in the message; `again`: the reason may pass (a missing permission)."""
-
-    def __init__(self, reason: str, *, again: bool = False) -> None:
-        super().__init__(reason)
-        self.again = again
-
-
-@contextmanager
-def decoding(damage: str = "is damaged") -> Iterator[None]:
-    """Make `Unusable` of whatever a file's reader raises inside the block; an OSError of the disk stays one."""
-    try:
-        with refusing(damage):
-            yield
-    except Unusable:
-        raise
-    except Refused as reason:
-        raise Unusable(str(reason)) from reason
-
-
-@contextmanager
-def reading(damage: str = "is damaged") -> Iterator[None]:
-    """The same, and one that may pass of an OSError."""
-    try:
-        with decoding(damage):
-            yield
-    except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror or error}", again=True) from error
 
 
 @dataclass(frozen=True)
@@ -77,8 +45,7 @@ class Group:
 
 def find_groups(root: Path) -> list[Group]:
     """Every stem below `root` that may hold a clip, sorted. `UserError` if `root` is not a readable folder."""
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder; place clips there, or give dataset.path=<folder of clips>")
+    require(root.is_dir(), f"{root} is not a folder; place clips there, or give dataset.path=<folder of clips>")
     found: dict[str, list[tuple[str, int, int]]] = {}
     for name, size, time in _walk(root):
         ending = next((ending for ending in (*VIDEOS, *ACTIONS) if name.lower().endswith(ending)), "")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.environments.labmaze.engine import CELL, INSTALL, Camera, Pose, build_wad, screen_for
-from diffusion_forcing.errors import UserError, check_minimum
+from diffusion_forcing.errors import UserError, check_minimum, require
 
 SPLITS = {"training": 0.8, "validation": 0.1, "test": 0.1}
 """Share of all layouts in each split."""
@@ -41,8 +41,7 @@ Cell = tuple[int, int]
 
 def draw_walls(rng: np.random.Generator, split: str) -> NDArray[np.bool_]:
     """A random layout (9, 9) of `split`."""
-    if split not in SPLITS:
-        raise UserError(f"split must be one of {', '.join(SPLITS)}, got '{split}'")
+    require(split in SPLITS, f"split must be one of {', '.join(SPLITS)}, got '{split}'")
     try:
         import labmaze
     except ImportError as error:
@@ -234,8 +233,7 @@ def move(walls: NDArray[np.bool_], pose: Pose, action: int) -> Pose:
         return x, y, (heading + TURN) % 360
     if action == RIGHT:
         return x, y, (heading - TURN) % 360
-    if action != FORWARD:
-        raise UserError(f"action must be 0 (forward), 1 (left) or 2 (right), got {action}")
+    require(action == FORWARD, f"action must be 0 (forward), 1 (left) or 2 (right), got {action}")
     to_x = x + STEP * math.cos(math.radians(heading))
     to_y = y + STEP * math.sin(math.radians(heading))
     # Each axis on its own, so that the agent slides along a wall.

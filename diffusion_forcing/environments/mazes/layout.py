@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, require
 
 WALL = "#"
 GOAL = "G"
@@ -250,8 +250,7 @@ def _check_text(rows: tuple[str, ...]) -> None:
     if len(rows) * len(rows[0]) > MAX_CELLS:
         raise UserError(f"maze map is too big: {len(rows)}x{len(rows[0])} cells, at most {MAX_CELLS} in all")
     goals = "".join(rows).count(GOAL)
-    if goals > 1:
-        raise UserError(f"maze map has {goals} goals (G), at most one is allowed; mark the others O")
+    require(goals <= 1, f"maze map has {goals} goals (G), at most one is allowed; mark the others O")
 
 
 def _check_closed(walls: NDArray[np.bool_]) -> None:
@@ -264,8 +263,7 @@ def _check_closed(walls: NDArray[np.bool_]) -> None:
 
 def _check_connected(walls: NDArray[np.bool_]) -> None:
     free = np.argwhere(~walls)
-    if len(free) == 0:
-        raise UserError("maze map has no free cell; mark at least one O")
+    require(len(free) != 0, "maze map has no free cell; mark at least one O")
     unreachable = np.argwhere((_breadth_first(walls, _cell(free[0])) < 0) & ~walls)
     if len(unreachable):
         start, end = _cell(free[0]), _cell(unreachable[0])
@@ -300,6 +298,15 @@ MAZES: dict[str, Maze] = {
     "large": Maze.from_ascii(_LARGE, name="large"),
 }
 """D4RL's three mazes by name."""
+
+
+def maze_of_id(env_id: str) -> Maze:
+    """The maze of an id like maze2d-medium-v1; `UserError` for another one."""
+    if not (env_id.startswith("maze2d-") and env_id.endswith("-v1")):
+        raise UserError(
+            f"dataset.env_id {env_id!r} is unknown; give maze2d-{{umaze,medium,large}}-v1 or dataset.maze_map"
+        )
+    return as_maze(env_id)
 
 
 def as_maze(maze: Maze | str) -> Maze:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.environments.mazes.layout import Maze, as_maze
-from diffusion_forcing.errors import UserError, check_choice
+from diffusion_forcing.errors import UserError, check_choice, require
 
 Goal = Literal["dataset", "random"]
 
@@ -272,8 +272,7 @@ def check_point(maze: Maze, value: Any, name: str) -> NDArray[np.float64]:
 def check_actions(actions: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """`actions` as floats of `shape`; `UserError` if the shape differs or a value is not finite."""
     array = np.asarray(actions, dtype=np.float64)
-    if array.shape != shape:
-        raise UserError(f"actions have shape {array.shape}, expected {shape}: (ax, ay) for each ball")
+    require(array.shape == shape, f"actions have shape {array.shape}, expected {shape}: (ax, ay) for each ball")
     if not np.isfinite(array).all():
         raise UserError(
             "an action is not finite (NaN or infinity): the plan or controller that computed it has diverged"

@@ -29,7 +29,7 @@ from diffusion_forcing.environments.mazes.maze2d import (
     episode_start,
     observation_space,
 )
-from diffusion_forcing.errors import UserError, check_choice, check_minimum
+from diffusion_forcing.errors import UserError, check_choice, check_minimum, require
 
 _MAX_SEED = 2**31
 
@@ -86,8 +86,7 @@ class VectorMaze(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any
         """Start `num_envs` episodes; see the class. Returns observations (n, o) and `{"goal": (n, 2)}`."""
         options = check_options(options, ("first_episode", "starts", "goals"))
         if seed is not None:
-            if not 0 <= seed < _MAX_SEED:
-                raise UserError(f"seed must be in 0..{_MAX_SEED - 1}, got {seed}")
+            require(0 <= seed < _MAX_SEED, f"seed must be in 0..{_MAX_SEED - 1}, got {seed}")
             self._seed, self._next_episode = seed, 0
         first = int(options.get("first_episode", self._next_episode))
         check_minimum("first_episode", first, 0)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.environments.swap.scene import CAMERAS, DISTRACTORS, DOWN, HOME, OBJECTS, TABLE, SwapScene
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, require
 
 Observation = dict[str, NDArray[Any]]
 
@@ -62,12 +62,9 @@ class SwapEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"render_mode {render_mode!r} is not available for robot_swap; use 'rgb_array' or None")
-        if not 8 <= size <= 512:
-            raise UserError(f"size is {size}; allowed: 8 to 512 pixels a side")
-        if not 0 <= distractors <= DISTRACTORS:
-            raise UserError(f"distractors is {distractors}; allowed: 0 to {DISTRACTORS}")
-        if not 0 <= blocking <= 1:
-            raise UserError(f"blocking is {blocking}; it is a probability from 0 to 1")
+        require(8 <= size <= 512, f"size is {size}; allowed: 8 to 512 pixels a side")
+        require(0 <= distractors <= DISTRACTORS, f"distractors is {distractors}; allowed: 0 to {DISTRACTORS}")
+        require(0 <= blocking <= 1, f"blocking is {blocking}; it is a probability from 0 to 1")
         self.size, self.distractors, self.blocking, self.render_mode = size, distractors, blocking, render_mode
         image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         state = gymnasium.spaces.Box(-2.0, 2.0, (8,), np.float32)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusion_forcing.environments.voxel.screen import HEIGHT, SIZE, Screen
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, require
 
 MOD = Path(__file__).with_name("mod")
 INSTALL = "apt-get install -y --no-install-recommends minetest xvfb"
@@ -247,8 +247,7 @@ def find_programs() -> dict[str, str]:
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/games"])
     found = {name: shutil.which(name, path=path) for name in ("minetest", "Xvfb")}
     missing = [name for name, where in found.items() if where is None]
-    if missing:
-        raise UserError(f"voxel landscapes need {' and '.join(missing)}, not found here; install with: {INSTALL}")
+    require(not missing, f"voxel landscapes need {' and '.join(missing)}, not found here; install with: {INSTALL}")
     return {name: where for name, where in found.items() if where is not None}
 
 

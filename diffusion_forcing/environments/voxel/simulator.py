@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from diffusion_forcing.environments.voxel.screen import MARKS, SIZE, shrink
 from diffusion_forcing.environments.voxel.server import Lost, Server
 from diffusion_forcing.environments.voxel.walker import FORWARD, LEFT, RIGHT, Sight, Walker, faults
-from diffusion_forcing.errors import UserError, check_minimum
+from diffusion_forcing.errors import UserError, check_minimum, require
 
 SPLITS = ("training", "validation", "test")
 EPISODES_A_WORLD = 8
@@ -86,8 +86,7 @@ class VoxelWorld:
         """Do `action` (0 forward by 0.3 nodes, 1 left and 2 right by 7.5°); returns the frame, and sets `sight`."""
         if self.sight is None:
             raise UserError("visit a place in a VoxelWorld before the first step")
-        if action not in (FORWARD, LEFT, RIGHT):
-            raise UserError(f"action {action} is unknown; 0 is forward, 1 left, 2 right")
+        require(action in (FORWARD, LEFT, RIGHT), f"action {action} is unknown; 0 is forward, 1 left, 2 right")
         self.sight = Sight.read(self._server.ask("step", action, self._next_mark()))
         return self._image(turned=action != FORWARD)
 

@@ -22,7 +22,7 @@ from torch import nn
 from diffusion_forcing.algorithms.parallel import gathered
 from diffusion_forcing.algorithms.video import Video, VideoOptions
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
@@ -72,8 +72,7 @@ class VideoExperimentOptions(ExperimentOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.films < 0:
-            raise UserError(f"experiment.films is {self.films}; it must be 0 (no pictures) or more")
+        require(self.films >= 0, f"experiment.films is {self.films}; it must be 0 (no pictures) or more")
 
 
 class VideoExperiment(BaseExperiment):
@@ -333,10 +332,8 @@ def _check_interpolation(algorithm: VideoOptions, frames: float, end_frames: int
     """UserError where clips of `frames` frames, cut to the window, have no middle between context and `end_frames`."""
     f, context, length = algorithm.frame_stack, algorithm.context_frames, min(algorithm.n_frames, frames)
     key = "experiment.interpolation.end_frames"
-    if end_frames % f:
-        raise UserError(f"{key} {end_frames} is no multiple of algorithm.frame_stack {f}; pass {key}={f}")
-    if not context:
-        raise UserError(f"interpolation needs frames at both ends; pass dataset.context_length={f} or more")
+    require(end_frames % f == 0, f"{key} {end_frames} is no multiple of algorithm.frame_stack {f}; pass {key}={f}")
+    require(bool(context), f"interpolation needs frames at both ends; pass dataset.context_length={f} or more")
     if context + end_frames >= length:
         raise UserError(
             f"dataset.context_length {context} and {key} {end_frames} leave nothing to fill in of {length} frames; "

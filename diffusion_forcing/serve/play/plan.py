@@ -255,7 +255,7 @@ class WatchedPlanner:
         for name in ("noise", "refine_noise"):  # the episode's own, and further draws for the other candidates
             if options.get(name) is not None:
                 shape = (count - 1, *options[name].shape[1:])
-                more = planner.sampler.noise(shape, device=start.device, generator=options["generator"])
+                more = planner.sampler.noise(shape, start.device, options["generator"])
                 options[name] = torch.cat([options[name], more])
         for name in ("pull", "previous"):
             if options.get(name) is not None:

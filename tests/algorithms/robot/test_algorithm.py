@@ -335,7 +335,7 @@ def test_next_token_prediction_is_one_flag() -> None:
         ({"part_noise": 1.5}, "0…1"),
         ({"observation_noise_level": (1, 2, 3)}, "one for each of 2 cameras"),
         ({"observation_noise_level": 1000}, "0…999"),
-        ({"causal": False}, "algorithm.causal=False"),
+        ({"causal": False}, "algorithm.causal is False"),
         ({"guidance_scale": 1.0}, "guidance_scale is 1.0"),
         (
             {"noise_level": "full_sequence", "scheduling_matrix": "full_sequence", "gt_first_frame": 0.0},
@@ -343,7 +343,7 @@ def test_next_token_prediction_is_one_flag() -> None:
         ),
         ({"crop": 4}, "algorithm.crop is 4"),
         ({"chunk_size": 0}, "chunk_size is 0"),
-        ({"frame_stack": 2}, "frame_stack=2"),
+        ({"frame_stack": 2}, "frame_stack is 2"),
     ],
 )
 def test_what_cannot_be_is_one_line(changes: dict[str, Any], said: str) -> None:

@@ -37,7 +37,7 @@ def test_building_does_nothing_and_preparing_generates_and_says_so(
     data.prepare()
     assert len(data.training()) == 980 - 20 and len(data.validation()) == 1
     out = capsys.readouterr().out
-    assert "generating 1,000 steps of maze 'umaze' (dataset.source=d4rl downloads D4RL's own)" in out
+    assert "generating maze2d-umaze-1000-noise0.5-seed0.hdf5 (dataset.source=d4rl downloads D4RL's own)" in out
     batch = data.training().__getitems__([0, 1])
     assert tuple(batch.observations.shape) == (2, 21, 4)
     assert data.maze.contains(batch.observations[..., :2].reshape(-1, 2).numpy()).all()

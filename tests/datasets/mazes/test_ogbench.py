@@ -109,12 +109,12 @@ def _file(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"terminals": None}, "has no terminals; OGBench's files have observations, actions, terminals"),
+        ({"terminals": None}, "has no terminals; OGBench's PointMaze data has observations, actions, terminals"),
         ({"terminals": np.zeros(9)}, "terminals marks no step; the last step of every trajectory must be True"),
-        ({"terminals": np.ones((9, 1))}, r"terminals has shape \(9, 1\).*PointMaze's has \(9,\) numbers"),
-        ({"observations": np.zeros((9, 29))}, r"observations has shape \(9, 29\).*PointMaze's has \(9, 2\) numbers"),
+        ({"terminals": np.ones((9, 1))}, r"terminals has shape \(9, 1\).*OGBench's PointMaze data has \(9,\) numbers"),
+        ({"observations": np.zeros((9, 29))}, r"observations has shape \(9, 29\).*OGBench's PointMaze data has \(9, 2\) numbers"),
         ({"observations": np.float64(1)}, r"observations has shape \(\)"),
-        ({"observations": np.zeros((0, 2))}, r"observations has shape \(0, 2\)"),
+        ({"observations": np.zeros((0, 2))}, "holds no steps"),
         ({"actions": np.zeros((8, 2))}, r"actions has shape \(8, 2\)"),
         ({"actions": np.full((9, 2), np.nan)}, "actions of step 0 is not finite"),
         ({"actions": np.full((9, 2), "a")}, "actions has shape .* and type <U1"),

@@ -13,7 +13,6 @@ Image = pytest.importorskip("PIL.Image", reason="the robot extra brings it")
 from PIL import ImageOps  # noqa: E402
 
 from diffusion_forcing.datasets.robot.video import (  # noqa: E402
-    TooSmall,
     read_image,
     read_segment,
     read_video,
@@ -21,6 +20,7 @@ from diffusion_forcing.datasets.robot.video import (  # noqa: E402
     video_metadata,
     write_video,
 )
+from diffusion_forcing.limits import Refused
 from diffusion_forcing.datasets.video.container import resize  # noqa: E402
 
 y, x = np.mgrid[:16, :24]
@@ -88,6 +88,6 @@ def test_images_are_squeezed_and_not_enlarged() -> None:
     images = PIXELS[None]
     assert squeeze(images, 8).shape == (1, 8, 8, 3)
     assert squeeze(images, 8)[0, 0, -1, 0] > 200 > 30 > squeeze(images, 8)[0, 0, 0, 0]  # both edges are still there
-    with pytest.raises(TooSmall, match="16 x 24"):
+    with pytest.raises(Refused, match="16 x 24"):
         squeeze(images, 20)
     assert resize(images, 32).shape == (1, 32, 32, 3)

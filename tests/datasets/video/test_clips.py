@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.datasets.video.clips import Clips
 from diffusion_forcing.datasets.video.episode import Episode
-from diffusion_forcing.datasets.video.files import Unusable
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.limits import Refused
 
 
 class Numbered:
@@ -22,7 +22,7 @@ class Numbered:
 
     def read(self, number: int, frames: NDArray[np.int64]) -> NDArray[np.uint8]:
         if number in self.broken:
-            raise Unusable("is damaged")
+            raise Refused("is damaged")
         out = np.zeros((len(frames), 2, 2, 3), dtype=np.uint8)
         out[..., 0], out[..., 1] = number, frames[:, None, None]
         return out

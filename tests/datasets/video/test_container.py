@@ -16,7 +16,8 @@ from diffusion_forcing.datasets.robot.video import video_metadata
 from diffusion_forcing.datasets.video import container
 from diffusion_forcing.datasets.video.decode import blocks, read_frames
 from diffusion_forcing.datasets.video.episode import Episode, inspect
-from diffusion_forcing.datasets.video.files import Unusable, find_groups
+from diffusion_forcing.datasets.video.files import find_groups
+from diffusion_forcing.limits import Refused
 from tests.datasets.video_makers import decode, moving_pattern, trim, write_video
 
 FORMATS: dict[str, tuple[str, dict[str, str]]] = {
@@ -143,7 +144,7 @@ def test_a_video_damaged_inside_says_so_and_never_gives_other_frames(tmp_path: P
     middle = raw.index(b"mdat") + (len(raw) - raw.index(b"mdat")) // 3
     raw[middle : middle + 600] = bytes(600)
     path.write_bytes(raw)
-    with pytest.raises(Unusable):
+    with pytest.raises(Refused):
         list(blocks(tmp_path, episode))
     assert (read_frames(tmp_path, episode, np.arange(52, 58)) == every[52:58]).all()  # behind the damage all is well
 
@@ -167,7 +168,7 @@ def test_a_video_cut_off_before_its_end_says_how_much_is_there(tmp_path: Path, f
         raw = trim(path, first=first).read_bytes()
     path.write_bytes(raw[: len(raw) * 2 // 3])
     assert "is cut off" in looked_at(tmp_path).problem
-    with pytest.raises(Unusable, match="cut off"):
+    with pytest.raises(Refused, match="cut off"):
         video_metadata(path)
 
 

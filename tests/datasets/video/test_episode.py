@@ -11,7 +11,8 @@ import pytest
 
 from diffusion_forcing.datasets.video.decode import blocks, read_frames
 from diffusion_forcing.datasets.video.episode import Episode, inspect
-from diffusion_forcing.datasets.video.files import Unusable, find_groups
+from diffusion_forcing.datasets.video.files import find_groups
+from diffusion_forcing.limits import Refused
 from tests.datasets.video_makers import cut, moving_pattern, noise, write_npz, write_video
 
 
@@ -139,7 +140,7 @@ def test_a_packed_array_that_is_damaged_is_found_when_it_is_read(tmp_path: Path)
     path.write_bytes(raw)
     episode = looked_at(tmp_path)
     assert not episode.problem  # its ends are whole
-    with pytest.raises(Unusable, match="damaged or cut off"):
+    with pytest.raises(Refused, match="damaged or cut off"):
         list(blocks(tmp_path, episode))
 
 
