@@ -20,8 +20,8 @@ from diffusion_forcing.datasets.robot.video import (  # noqa: E402
     video_metadata,
     write_video,
 )
-from diffusion_forcing.limits import Refused
 from diffusion_forcing.datasets.video.container import resize  # noqa: E402
+from diffusion_forcing.limits import Refused  # noqa: E402
 
 y, x = np.mgrid[:16, :24]
 PIXELS = np.stack([x * 10, y * 15, 100 + 0 * x], axis=-1).astype(np.uint8)
