@@ -33,7 +33,7 @@ from diffusion_forcing.algorithms.video import Clips, Video
 from diffusion_forcing.experiments.devices import peak_memory
 from diffusion_forcing.launch.cli import keep_freed_memory
 from diffusion_forcing.launch.run import plan
-from diffusion_forcing.networks.frames import FrameConv
+from diffusion_forcing.networks.unet3d import FrameConv
 
 WINDOW = 16
 WARM = 32

@@ -1,7 +1,6 @@
 """Checkpoints: our format, released files, and where `load=` and `resume=` look. torch and safetensors, no Lightning."""
 
-from diffusion_forcing.checkpoints.export import export
-from diffusion_forcing.checkpoints.format import load, save
+from diffusion_forcing.checkpoints.format import export, load, save
 from diffusion_forcing.checkpoints.hub import push
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.checkpoints.resolve import latest, resolve, shipped

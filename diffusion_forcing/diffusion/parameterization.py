@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from diffusion_forcing.diffusion.schedules import NoiseSchedule
+from diffusion_forcing.diffusion.schedules import NoiseSchedule, per_token
 from diffusion_forcing.errors import check_choice
 
 
@@ -131,3 +132,22 @@ def build_parameterization(objective: str, *, clip_noise: float) -> Parameteriza
         case "pred_v":
             return PredictV()
     return PredictEDM()
+
+
+def with_observed(schedule: NoiseSchedule, x: Tensor, observed: Tensor, k: Tensor, noise: Tensor) -> Tensor:
+    """x: (b, t, *c) at levels k: (b, t), −1 clean, with `observed`, like x, at the same levels wherever it is not NaN.
+
+    A token has one noise level, so what is observed of it is shown as noisy as the rest, with fresh noise every time (replacement; Song et
+    al. 2021). That alone lets the rest come out as if it hardly knew. A row is therefore repeated, the rest noised again in between
+    (`noise_further`), until both agree (RePaint; Lugmayr et al. 2022).
+    """
+    known = torch.isfinite(observed)
+    clean = torch.where(known, observed, 0.0).to(x.dtype)
+    noisy = add_noise(schedule, clean, k.clamp(min=0), noise)
+    return torch.where(known, torch.where(per_token(k < 0, x), clean, noisy), x)
+
+
+def noise_further(schedule: NoiseSchedule, x: Tensor, k: Tensor, k_to: Tensor, noise: Tensor) -> Tensor:
+    """A draw from q(x_k_to | x_k), k ≤ k_to, of tokens x: (b, t, *c) at levels k: √(ᾱ'/ᾱ)·x + √(1 − ᾱ'/ᾱ)·noise. −1 is clean."""
+    ratio = (schedule.signal_power(k_to, x) / schedule.signal_power(k, x)).clamp(max=1)
+    return ratio.sqrt() * x + (1 - ratio).sqrt() * noise

@@ -26,7 +26,7 @@ from diffusion_forcing.diffusion.guidance import (
     history_guidance,
 )
 from diffusion_forcing.diffusion.history import Cache, OnRow, Past, Tokens, build_history
-from diffusion_forcing.diffusion.observed import noise_further, with_observed
+from diffusion_forcing.diffusion.parameterization import noise_further, with_observed
 from diffusion_forcing.diffusion.schedules import per_token
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix
 from diffusion_forcing.errors import UserError, check_minimum
@@ -41,7 +41,7 @@ class Sampler:
     sampling_timesteps: S ≤ K; S = K samples with DDPM, S < K with DDIM and `eta`. scheduling_matrix, uncertainty_scale: the order in
     which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`). condition_scale: classifier-free guidance; history_scale,
     history_level: history guidance (`guidance.py`); 1 is none, and costs nothing. resample: how often each row is repeated where part of a
-    token is observed (`observed.py`). past: how a rollout shows finished tokens: `clean`, or at the `same` level as the chunk that is
+    token is observed (`with_observed`). past: how a rollout shows finished tokens: `clean`, or at the `same` level as the chunk that is
     sampled, observed there (full-sequence diffusion, for networks that know one level for all). noisy_context: clean tokens are shown at
     the stabilization level with real noise, as under DDPM. finish: applied to the finished tokens of a rollout before they are handed out
     and remembered, such as rounding to values that data can have; twice must be the same as once.
@@ -115,7 +115,7 @@ class Sampler:
 
         Columns that stay at 0 are context, columns that stay at S are absent. history_noise: (b, t, *c), what history guidance noises
         clean tokens with, instead of a draw. observed: like x, what is known of tokens that are sampled, NaN elsewhere; it comes back as
-        it is (`observed.py`). on_row(row, x, levels) sees the tokens after each row, and their sampling levels.
+        it is (`with_observed`). on_row(row, x, levels) sees the tokens after each row, and their sampling levels.
         """
         if matrix.shape[-1] != x.shape[1]:
             raise UserError(
@@ -212,7 +212,7 @@ class Sampler:
         window: the most tokens the network sees at once; the oldest slide out. chunk_size: tokens denoised together (−1: all that
         remain). cache, sinks: how the past is kept (`history.py`). Under a cache a return sees the chunk alone, and DDPM's noise on the
         context stays away. memory: what a recurrent network holds before the context, such as a latent made from a start state. observed:
-        (b, length, *c), what is known of tokens to come, NaN elsewhere (`observed.py`).
+        (b, length, *c), what is known of tokens to come, NaN elsewhere (`with_observed`).
         """
         if chunk_size < 0 and length is None:
             raise UserError(

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
+from diffusion_forcing.algorithms.planning.candidates import Support
 from diffusion_forcing.algorithms.planning.controllers import DRIVES, PlanFollower, each_step, hold
 from diffusion_forcing.algorithms.planning.planner import Planner
-from diffusion_forcing.algorithms.planning.support import Support
 from diffusion_forcing.algorithms.planning.tokens import Steps
 from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze

@@ -156,8 +156,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 def _run(overrides: list[str]) -> int:
     gc.disable()  # importing creates many objects and little garbage: a tenth to a fifth of the time to start
     try:
-        from diffusion_forcing.launch.report import report
-        from diffusion_forcing.launch.run import plan, start
+        from diffusion_forcing.launch.run import plan, report, start
         from diffusion_forcing.launch.seeds import run_seeds
 
         checked = plan(overrides)

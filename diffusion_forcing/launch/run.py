@@ -33,7 +33,7 @@ from diffusion_forcing.launch.options import read_part
 from diffusion_forcing.launch.quick import import_lightning
 from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.options import build_options
-from diffusion_forcing.terminal import tell
+from diffusion_forcing.terminal import say, tell
 from diffusion_forcing.tracking.records import find_run, read_config
 from diffusion_forcing.tracking.run import NullRun, Run
 from diffusion_forcing.tracking.tracker import Tracker
@@ -370,3 +370,30 @@ def _dotted_keys(mapping: Mapping[str, Any], where: str = "") -> Iterator[str]:
         yield f"{where}{key}"
         if isinstance(value, Mapping):
             yield from _dotted_keys(value, f"{where}{key}.")
+
+
+_RESULTS = (
+    ("index.html", "the run's page: open it in a browser"),
+    ("pictures", "images and videos"),
+    ("metrics.json", "the results as numbers"),
+    ("checkpoints", "checkpoints, for load= and resume="),
+)
+
+
+def report(run: Run | NullRun) -> None:
+    """Where the run's results are; nothing for a run that keeps nothing."""
+    if isinstance(run, NullRun):
+        return
+    say(f"run {run.id} is done: {_near(run.folder)}")
+    for name, meaning in _RESULTS:
+        path = run.folder / name
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            say(f"  {name:<13} {meaning}")
+
+
+def _near(path: Path) -> str:
+    """The path as seen from where the user stands."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

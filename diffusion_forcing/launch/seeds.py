@@ -13,8 +13,7 @@ from rich.table import Table
 from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.files import read_json
 from diffusion_forcing.launch.compose import as_yaml
-from diffusion_forcing.launch.report import report
-from diffusion_forcing.launch.run import Plan, plan, start
+from diffusion_forcing.launch.run import Plan, plan, report, start
 from diffusion_forcing.terminal import say
 from diffusion_forcing.tracking.run import Run
 

@@ -1,8 +1,9 @@
 """The v1.5 3-D U-Net for tokens that are images (docs/method.md §8): video.
 
 7×7 convolution, temporal attention; down, middle and up stages of two residual blocks (the token's noise level enters by FiLM), spatial
-attention and temporal attention; skips. Convolutions and spatial attention see one frame at a time, so frames are folded into the batch
-and only temporal attention knows of time. Causal with `norm: frame`, it keeps the keys and values of temporal attention as memory: a call
+attention and temporal attention; skips. Convolutions and spatial attention see one frame at a time, so frames are folded into the batch,
+(b·t, c, h, w) with channels last in memory, and only temporal attention knows of time. Convolutions keep the released shape
+(out, in, 1, k, k) and are viewed as 2-D in the call. Causal with `norm: frame`, it keeps the keys and values of temporal attention as memory: a call
 on the last frames with the memory of the earlier ones equals a call on all. `norm: clip` is the released behaviour, which sees the future.
 """
 
@@ -20,8 +21,101 @@ from torch import Tensor, nn
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.attention import SpatialAttention, TemporalAttention, Turn, rotation
 from diffusion_forcing.networks.embeddings import LevelEmbedding
-from diffusion_forcing.networks.frames import Downsample, FrameConv, Norm, ResnetBlock, Upsample, check_groups
 from diffusion_forcing.networks.memory import FrameCache, check_inputs
+
+Norm = Literal["frame", "clip"]
+
+
+class FrameConv(nn.Conv3d):
+    """A (1, k, k) convolution of frames (n, c, h, w)."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1) -> None:
+        super().__init__(
+            channels_in, channels_out, (1, kernel, kernel), (1, stride, stride), (0, kernel // 2, kernel // 2)
+        )
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.squeeze(2), self.bias, self.stride[1:], self.padding[1:])
+
+
+class FrameNorm(nn.GroupNorm):
+    """Group normalisation of frames (b·t, c, h, w): over a frame (`frame`: causal), or over all frames of a clip (`clip`: as released).
+
+    With `clip` the statistics of a frame depend on the frames after it, so that nothing built on it is causal (docs/method.md §12).
+    """
+
+    def __init__(self, groups: int, channels: int, norm: Norm) -> None:
+        super().__init__(groups, channels, eps=1e-6)
+        self.norm = norm
+
+    def forward(self, x: Tensor, time: int = 1) -> Tensor:
+        """time: how many frames make a clip."""
+        if self.norm == "frame" or time == 1:
+            return super().forward(x)
+        groups = x.unflatten(0, (-1, time)).unflatten(2, (self.num_groups, -1))
+        variance, mean = torch.var_mean(groups, dim=(1, 3, 4, 5), correction=0, keepdim=True)
+        # one scale and shift a clip and channel
+        scale = (variance + self.eps).rsqrt() * self.weight.view(self.num_groups, -1, 1, 1)
+        shift = self.bias.view(self.num_groups, -1, 1, 1) - mean * scale
+        return torch.addcmul(shift, groups, scale).flatten(2, 3).flatten(0, 1)
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm → SiLU → 3×3 convolution, twice; between them the token's embedding scales and shifts (FiLM, Perez et al. 2018)."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, embedding: int | None, groups: int, norm: Norm) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            FrameNorm(groups, channels_in, norm), nn.SiLU(), FrameConv(channels_in, channels_out, 3)
+        )
+        self.out_layers = nn.Sequential(
+            FrameNorm(groups, channels_out, norm), nn.SiLU(), FrameConv(channels_out, channels_out, 3)
+        )
+        if embedding is not None:
+            self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * channels_out))
+        self.skip_conv = FrameConv(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor | None, time: int) -> Tensor:
+        """x: (b·t, c, h, w), embedding: (b·t, e) → (b·t, c', h, w)."""
+        h = self.in_layers[2](F.silu(self.in_layers[0](x, time), inplace=True))
+        h = self.out_layers[0](h, time)
+        if embedding is not None:
+            scale, shift = self.emb_layers(embedding)[..., None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, scale + 1)
+        return self.out_layers[2](F.silu(h, inplace=True)) + self.skip_conv(x)
+
+
+class Downsample(nn.Module):
+    """Half the resolution, by a 3×3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = FrameConv(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Twice the resolution: every pixel repeated, then a 3×3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = FrameConv(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def check_groups(channels: int, groups: int) -> None:
+    """UserError where a normalisation of `groups` groups cannot divide the channels."""
+    if channels % groups:
+        raise UserError(
+            f"a stage of {channels} channels cannot be normalised in {groups} groups; make algorithm.diffusion.architecture.network_size "
+            f"times every dim_mults a multiple of {groups}"
+        )
+
 
 GROUPS = 8
 RELEASED_WRAPPERS = re.compile(r"(?<![^.])(?:module|wrapper|attn_block)\.")

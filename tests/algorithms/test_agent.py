@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from diffusion_forcing.algorithms.planning.agent import PlanningAgent
-from diffusion_forcing.environments.mazes.point import POINT_MAZES, TASKS
-from diffusion_forcing.environments.mazes.vector_point import VectorPointMaze
+from diffusion_forcing.environments.mazes.point import POINT_MAZES, TASKS, VectorPointMaze
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import planning
 

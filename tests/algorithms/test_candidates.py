@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.algorithms.planning.algorithm import Planning
-from diffusion_forcing.algorithms.planning.candidates import CandidatePlanner, Drafts
-from diffusion_forcing.algorithms.planning.support import SLACK, Support
+from diffusion_forcing.algorithms.planning.candidates import SLACK, CandidatePlanner, Drafts, Support
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import batch, options, planning, randn
 

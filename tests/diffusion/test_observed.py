@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_forcing.diffusion import Sampler, build_schedule
-from diffusion_forcing.diffusion.observed import noise_further, with_observed
+from diffusion_forcing.diffusion.parameterization import noise_further, with_observed
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.recurrent import recurrent_mlp
 from tests.diffusion.gaussian import forcing_of, pair_of, randn

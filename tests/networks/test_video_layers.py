@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_forcing.networks.attention import FullAttention, LinearAttention, TemporalAttention, rotate, rotation
-from diffusion_forcing.networks.frames import FrameConv, FrameNorm, ResnetBlock
 from diffusion_forcing.networks.memory import FrameCache
+from diffusion_forcing.networks.unet3d import FrameConv, FrameNorm, ResnetBlock
 
 BATCH, TIME, CHANNELS, SIDE = 2, 4, 16, 3
 

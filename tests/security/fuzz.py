@@ -42,7 +42,7 @@ from diffusion_forcing.datasets.robot.released import ReleasedFolders
 from diffusion_forcing.datasets.series.files import read_file
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive
 from diffusion_forcing.datasets.video.decode import read_frames
-from diffusion_forcing.datasets.video.index import open_index
+from diffusion_forcing.datasets.video.episode import open_index
 from diffusion_forcing.environments.mazes.layout import MAZES
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.limits import Refused

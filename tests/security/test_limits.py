@@ -28,7 +28,7 @@ from numpy.lib import format as npy
 from diffusion_forcing import limits
 from diffusion_forcing.arrays import map_npy, read_npy, read_npz, write_npy
 from diffusion_forcing.checkpoints import format as native
-from diffusion_forcing.datasets import hdf5, parquet
+from diffusion_forcing.datasets import parquet
 from diffusion_forcing.datasets.mazes import d4rl
 from diffusion_forcing.datasets.mazes.generate import _stored
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
@@ -36,7 +36,7 @@ from diffusion_forcing.datasets.robot.video import read_image
 from diffusion_forcing.datasets.series.files import read_file
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive
 from diffusion_forcing.datasets.video.container import inspect_video
-from diffusion_forcing.datasets.video.index import open_index
+from diffusion_forcing.datasets.video.episode import open_index
 from diffusion_forcing.datasets.windows import open_store
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.limits import LIMITS, VARIABLE, Refused, check_limit, gunzip, limit, load_json
@@ -509,7 +509,7 @@ def test_a_torn_shard_is_made_again(tmp_path: Path) -> None:
 
 
 def test_hdf5_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hdf5.write(tmp_path / "a.hdf5", {"a": np.arange(5)}, attributes={"b": 2})
+    d4rl.write(tmp_path / "a.hdf5", {"a": np.arange(5)}, attributes={"b": 2})
     with h5py.File(tmp_path / "a.hdf5") as file:
         assert file["a"][:].tolist() == [0, 1, 2, 3, 4] and file.attrs["b"] == 2
 
@@ -518,7 +518,7 @@ def test_hdf5_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
-        hdf5.write(tmp_path / "b.hdf5", {"a": np.arange(5)}, attributes={})
+        d4rl.write(tmp_path / "b.hdf5", {"a": np.arange(5)}, attributes={})
     assert [path.name for path in tmp_path.iterdir()] == ["a.hdf5"]
 
 

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import AlgorithmOptions, DiffusionOptions, ForcingAlgorithm, chosen
-from diffusion_forcing.algorithms.planning.candidates import CandidateOptions, CandidatePlanner, GoalTokenPlanner
+from diffusion_forcing.algorithms.planning.candidates import (
+    CandidateOptions,
+    CandidatePlanner,
+    GoalTokenPlanner,
+    Support,
+)
 from diffusion_forcing.algorithms.planning.guidance import GuidanceWeights
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
-from diffusion_forcing.algorithms.planning.support import Support
 from diffusion_forcing.algorithms.planning.tokens import Bundle
 from diffusion_forcing.algorithms.planning.tree_search import TreeOptions, TreeSearchPlanner
 from diffusion_forcing.datasets.batch import SequenceBatch

@@ -30,7 +30,7 @@ from diffusion_forcing.algorithms.video import UNetOptions
 from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent, per_token
 from diffusion_forcing.diffusion.noise import normal, uniform
-from diffusion_forcing.diffusion.observed import noise_further
+from diffusion_forcing.diffusion.parameterization import noise_further
 from diffusion_forcing.errors import check_fixed, check_not_negative, check_positive, check_range, require
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets import hdf5
+from diffusion_forcing.datasets.mazes import d4rl
 from diffusion_forcing.datasets.windows import Steps
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import reached
@@ -88,11 +88,11 @@ def read(folder: Path, maze: Maze) -> Steps:
 
 def _from_hdf5(path: Path) -> Iterator[Episode]:
     whole = 0
-    with hdf5.open_hdf5(path, "get the data set again") as file:
-        for name in hdf5.children(file, "episode_"):
-            group = hdf5.member(file, name)
+    with d4rl.open_hdf5(path, "get the data set again") as file:
+        for name in d4rl.children(file, "episode_"):
+            group = d4rl.member(file, name)
             is_group = isinstance(group, h5py.Group)
-            observations, actions = (_observations(group), hdf5.numbers(group, "actions")) if is_group else (None, None)
+            observations, actions = (_observations(group), d4rl.numbers(group, "actions")) if is_group else (None, None)
             if observations is None or actions is None:
                 raise UserError(
                     f"{path}: {name} has no observations or actions; it is not a Minari data set of PointMaze"
@@ -103,9 +103,9 @@ def _from_hdf5(path: Path) -> Iterator[Episode]:
 
 
 def _observations(episode: h5py.Group) -> NDArray[Any] | None:
-    found = hdf5.member(episode, "observations")
+    found = d4rl.member(episode, "observations")
     return (
-        hdf5.numbers(found, "observation") if isinstance(found, h5py.Group) else hdf5.numbers(episode, "observations")
+        d4rl.numbers(found, "observation") if isinstance(found, h5py.Group) else d4rl.numbers(episode, "observations")
     )
 
 

@@ -19,11 +19,13 @@ from diffusion_forcing.datasets.mazes import ogbench
 from diffusion_forcing.datasets.mazes.base import MazeDataset, MazeOptions
 from diffusion_forcing.datasets.windows import Store, Windows
 from diffusion_forcing.environments.mazes.maze2d import Goal
-from diffusion_forcing.environments.mazes.point import POINT_MAZES, as_point_maze, point_maze
-from diffusion_forcing.environments.mazes.vector_point import (
+from diffusion_forcing.environments.mazes.point import (
+    POINT_MAZES,
     Protocol,
     Simulator,
     VectorPointMaze,
+    as_point_maze,
+    point_maze,
     point_oracle_rewards,
     task_numbers,
 )
@@ -52,7 +54,7 @@ class PointMazeOptions(MazeOptions):
     trajectory_len: int = 1001
     """Steps of a generated trajectory."""
     protocol: Protocol = "ogbench"
-    """How episodes are played: noise on starts and goals, most steps (`environments/mazes/vector_point.py`)."""
+    """How episodes are played: noise on starts and goals, most steps (`environments/mazes/point.py`)."""
     simulator: Simulator = "built_in"
     """The physics: rebuilt here, or OGBench's own environments."""
 

@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_forcing.arrays import write_npz
-from diffusion_forcing.datasets.robot.files import NOTE, RobotFiles, video_file
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
 from diffusion_forcing.datasets.robot.lerobot_writer import LeRobotOptions, write_lerobot
 from diffusion_forcing.datasets.robot.released import ReleasedFolders
-from diffusion_forcing.datasets.robot.source import SPLITS, Demonstration, RobotSource, check_camera, read_demonstration
+from diffusion_forcing.datasets.robot.source import (
+    NOTE,
+    SPLITS,
+    Demonstration,
+    RobotFiles,
+    RobotSource,
+    check_camera,
+    read_demonstration,
+    video_file,
+)
 from diffusion_forcing.datasets.robot.video import write_video
 from diffusion_forcing.errors import check_choice, explaining_os_errors, require
 from diffusion_forcing.files import locked, read_json, remove_leftovers, replacing, write_json

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.parquet import import_pyarrow
 from diffusion_forcing.datasets.robot import lerobot as layout
-from diffusion_forcing.datasets.robot.files import RATE
-from diffusion_forcing.datasets.robot.source import ACTION, Demonstration
+from diffusion_forcing.datasets.robot.source import ACTION, RATE, Demonstration
 from diffusion_forcing.datasets.robot.video import CODECS, VideoWriter
 from diffusion_forcing.errors import check_choice, explaining_os_errors, require
 from diffusion_forcing.files import replacing

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.generate import generate
-from diffusion_forcing.datasets.robot.files import save_demonstration
+from diffusion_forcing.datasets.robot.source import save_demonstration
 from diffusion_forcing.datasets.robot.video import write_video
 
 CAMERAS = ("front", "over")

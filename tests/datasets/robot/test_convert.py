@@ -16,9 +16,8 @@ pytest.importorskip("pyarrow", reason="the robot extra brings it")
 from diffusion_forcing.datasets.robot import convert as robot_convert
 from diffusion_forcing.datasets.robot.convert import ConvertOptions, convert_robot
 from diffusion_forcing.datasets.robot.dataset import RobotDataset, RobotOptions
-from diffusion_forcing.datasets.robot.files import RobotFiles
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
-from diffusion_forcing.datasets.robot.source import Demonstration, RobotSource, read_demonstration
+from diffusion_forcing.datasets.robot.source import Demonstration, RobotFiles, RobotSource, read_demonstration
 from diffusion_forcing.datasets.robot.video import read_video, squeeze
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.cli import main

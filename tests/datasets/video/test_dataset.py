@@ -109,7 +109,7 @@ def test_preparing_again_looks_into_nothing_again(tmp_path: Path, monkeypatch: p
     dmlab(tmp_path)
     data(tmp_path).prepare(progress=False)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr("diffusion_forcing.datasets.video.index.inspect", None)
+    monkeypatch.setattr("diffusion_forcing.datasets.video.episode.inspect", None)
     again = data(tmp_path)
     again.prepare(progress=False)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

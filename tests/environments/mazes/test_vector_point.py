@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_forcing.environments.mazes.point import POINT_MAZES, TASKS, point_maze
-from diffusion_forcing.environments.mazes.vector_point import VectorPointMaze, point_oracle_rewards, task_numbers
+from diffusion_forcing.environments.mazes.point import (
+    POINT_MAZES,
+    TASKS,
+    VectorPointMaze,
+    point_maze,
+    point_oracle_rewards,
+    task_numbers,
+)
 from diffusion_forcing.errors import UserError
 
 MEDIUM, GIANT = POINT_MAZES["medium"], POINT_MAZES["giant"]

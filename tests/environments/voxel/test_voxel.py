@@ -15,19 +15,29 @@ import pytest
 
 from diffusion_forcing.environments.voxel import server as voxel_server
 from diffusion_forcing.environments.voxel import simulator as voxel
-from diffusion_forcing.environments.voxel.screen import (
+from diffusion_forcing.environments.voxel.server import (
     HEIGHT,
     MARKS,
     SIZE,
+    Lost,
+    Server,
+    find_programs,
     from_gray,
     pixel_layout,
     read_mark,
     shrink,
     to_gray,
 )
-from diffusion_forcing.environments.voxel.server import Lost, Server, find_programs
-from diffusion_forcing.environments.voxel.simulator import VoxelEpisodes, world_seed
-from diffusion_forcing.environments.voxel.walker import FORWARD, LEFT, RIGHT, Sight, Walker, faults
+from diffusion_forcing.environments.voxel.simulator import (
+    FORWARD,
+    LEFT,
+    RIGHT,
+    Sight,
+    VoxelEpisodes,
+    Walker,
+    faults,
+    world_seed,
+)
 from diffusion_forcing.errors import UserError
 
 

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("fastapi", reason="the page needs FastAPI: pip install 'diffusion-forcing[play]'")
 
 from diffusion_forcing.algorithms.planning.algorithm import Planning
-from diffusion_forcing.algorithms.planning.support import Support
+from diffusion_forcing.algorithms.planning.candidates import Support
 from diffusion_forcing.algorithms.world import World, WorldDiffusionOptions, WorldNetworkOptions, WorldOptions
 from diffusion_forcing.datasets.mazes.maze2d import Maze2d
 from diffusion_forcing.environments.mazes.layout import MAZES
