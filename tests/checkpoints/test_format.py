@@ -182,7 +182,7 @@ def test_truncated_weights_are_named(saved: Path) -> None:
 
 def test_weights_of_the_right_size_and_the_wrong_content_are_named(saved: Path) -> None:
     save_file({key: value + 1 for key, value in WEIGHTS.items()}, saved / native.MODEL)
-    assert "its sha256 is not the one that was written" in message_of(saved)
+    assert "it has another sha256 than was written" in message_of(saved)
 
 
 def test_garbage_whose_sha256_was_recorded_is_named_too(saved: Path) -> None:
@@ -230,7 +230,7 @@ def test_another_format_version_names_the_program_that_wrote_it(saved: Path) -> 
 
 def test_a_missing_file_is_named(saved: Path) -> None:
     (saved / native.MODEL).unlink()
-    assert "model.safetensors is missing; copy the whole folder" in message_of(saved)
+    assert "it does not exist; copy the whole folder" in message_of(saved)
 
 
 def test_a_folder_that_is_no_checkpoint_and_a_path_that_is_not_there_are_named(tmp_path: Path) -> None:

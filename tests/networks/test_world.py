@@ -287,6 +287,6 @@ def test_what_does_not_fit_is_refused() -> None:
         WorldNetwork(3, 18, sigmas=SCHEDULE.sigmas, start_weights=start_weights(), size="tiny")
     with pytest.raises(UserError, match=r"size.*D"):
         WorldNetwork(3, 64, sigmas=SCHEDULE.sigmas, start_weights=start_weights(), size="D")
-    with pytest.raises(UserError, match=r"past_frames 4"):
+    with pytest.raises(UserError, match=r"past_frames is 4"):
         world(past_frames=4)
     assert isinstance(network(x, k, conditions)[1], WorldMemory)
