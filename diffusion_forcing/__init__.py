@@ -49,7 +49,7 @@ _PUBLIC = {
     "Maze": "environments.mazes.layout",
     "Maze2dEnv": "environments.mazes.maze2d",
     "VectorMaze2d": "environments.mazes.vector",
-    "VectorPointMaze": "environments.mazes.vector_point",
+    "VectorPointMaze": "environments.mazes.point",
     "PlanningExperiment": "experiments.planning",
     # forecasting
     "Forecasting": "algorithms.forecasting",
