@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.generate import generate
-from diffusion_forcing.datasets.robot import files as robot_files
+from diffusion_forcing.datasets.robot import source as robot_files
 from diffusion_forcing.datasets.robot.dataset import Demonstrations, RobotDataset, RobotOptions, waiting_action
 from diffusion_forcing.datasets.robot.source import RobotFiles, read_demonstration, save_demonstration, video_file
 from diffusion_forcing.errors import UserError

@@ -117,7 +117,7 @@ def test_preparing_again_looks_into_nothing_again(tmp_path: Path, monkeypatch: p
 
 
 def test_only_what_is_new_or_changed_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_forcing.datasets.video import index as video_index
+    from diffusion_forcing.datasets.video import episode as video_index
 
     dmlab(tmp_path, packed=False)
     data(tmp_path).prepare(progress=False)
