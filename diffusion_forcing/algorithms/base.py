@@ -150,10 +150,7 @@ class AlgorithmOptions:
         for name in ("guidance_scale", "uncertainty_scale", "weight_decay", "warmup_steps"):
             check_not_negative(f"algorithm.{name}", getattr(self, name))
         for beta in self.optimizer_beta:
-            if not 0 <= beta < 1:
-                raise UserError(
-                    f"algorithm.optimizer_beta is {list(self.optimizer_beta)}; both must lie in 0…1, 1 excluded"
-                )
+            require(0 <= beta < 1, f"algorithm.optimizer_beta is {list(self.optimizer_beta)}; both must lie in [0, 1)")
         check_range("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
         self._check_noise_level()
 
@@ -203,10 +200,7 @@ class RecurrentDiffusionOptions(NoisingOptions):
         where = "algorithm.diffusion"
         check_positive(f"{where}.network_size", self.network_size)
         check_not_negative(f"{where}.num_gru_layers", self.num_gru_layers)
-        if self.use_fused_snr:
-            raise UserError(
-                f"{where}.use_fused_snr is the attention line's switch; here use_snr=True use_cum_snr=True is the same weight"
-            )
+        require(not self.use_fused_snr, f"{where}.use_fused_snr: here it is use_snr=True use_cum_snr=True")
 
     @property
     def weighting(self) -> Weighting:
@@ -227,10 +221,8 @@ class RecurrentMLPOptions(RecurrentDiffusionOptions):
         super().__post_init__()
         where = "algorithm.diffusion"
         check_not_negative(f"{where}.num_mlp_layers", self.num_mlp_layers)
-        if self.network_size % 2 or self.network_size < 4:
-            raise UserError(
-                f"{where}.network_size is {self.network_size}; it must be even and at least 4 (sines and cosines of a level)"
-            )
+        even = self.network_size % 2 == 0 and self.network_size >= 4
+        require(even, f"{where}.network_size is {self.network_size}; it must be even and at least 4")
 
 
 def chosen(options: Any, *names: str) -> dict[str, Any]:
@@ -433,10 +425,7 @@ class ForcingAlgorithm(lightning.LightningModule):
 
         The student starts from them. grid: levels of the teacher's curve (`diffusion/consistency.py`).
         """
-        if self.teacher_forced:
-            raise UserError(
-                "a network trained with algorithm.noise_level=teacher_forcing cannot be distilled: its loss shows it another past"
-            )
+        require(not self.teacher_forced, "a network of algorithm.noise_level=teacher_forcing cannot be distilled")
         diffusion = replace(
             self.options.diffusion,
             distilled_steps=steps,
@@ -457,10 +446,7 @@ class ForcingAlgorithm(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for teacher in self._teachers:
-            if "teacher" not in checkpoint:
-                raise UserError(
-                    "this checkpoint is not of a distillation: it has no teacher; resume it with tasks=[training]"
-                )
+            require("teacher" in checkpoint, "this checkpoint is of no distillation; resume it with tasks=[training]")
             teacher.load_state_dict(checkpoint["teacher"])
 
     # ------------------------------------------------------------------------------------------------ checkpoints

@@ -150,10 +150,7 @@ class VideoOptions(AlgorithmOptions):
     def _check_data(self) -> None:
         channels, height, width = self.observation_shape
         check_positive("dataset.resolution", height)
-        if height != width:
-            raise UserError(
-                f"dataset.observation_shape is {list(self.observation_shape)}; frames are square: [3,res,res]"
-            )
+        require(height == width, f"dataset.observation_shape is {list(self.observation_shape)}; frames are square")
         for name in ("data_mean", "data_std"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) not in (1, channels):
@@ -457,10 +454,8 @@ class Video(ForcingAlgorithm):
         """Conditions of a clip of `length` frames, made `whole` by frames whose actions are unknown."""
         if actions is None:
             return self.conditions(None)
-        if actions.shape[1] < length:
-            raise UserError(
-                f"there are actions for {actions.shape[1]} frames and {length} to roll out; give an action for each"
-            )
+        given = actions.shape[1]
+        require(given >= length, f"there are actions for {given} of {length} frames; give an action for each")
         known = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device) if known is None else known
         return self.conditions(_up_to(actions, whole), _up_to(known, whole))
 

@@ -107,10 +107,7 @@ class WorldOptions(VideoOptions):
                 f"algorithm.self_rollout={self.self_rollout} replaces a past that stands beside the frames that are denoised; "
                 f"algorithm.noise_level={self.noise_level} has none: pass noise_level=noisy_past, or self_rollout=0"
             )
-        if self.unscored_frames >= self.n_frames:
-            raise UserError(
-                f"algorithm.unscored_frames is {self.unscored_frames}; it must leave some of the {self.n_frames} frames of a clip"
-            )
+        check_range("algorithm.unscored_frames", self.unscored_frames, 0, self.n_frames - 1)
         only = {"frame_stack": 1, "causal": True, "norm": "frame", "sink_frames": 0}
         check_fixed("algorithm", self, only, "this network, causal, with one frame a token and registers for sinks,")
         if self.noise_level == "noisy_past" and self.scheduling_matrix != "autoregressive":

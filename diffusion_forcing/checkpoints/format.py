@@ -114,10 +114,9 @@ def load(path: Path, *, training: bool = False) -> LoadedCheckpoint:
     """
     path = Path(path)
     if path.is_file():
-        if training:
-            raise UserError(
-                f"cannot resume from {path}: it is a single file; load={path} starts a new run from its weights"
-            )
+        require(
+            not training, f"cannot resume from {path}, a single file; load={path} starts a new run from its weights"
+        )
         return released.load(path)
     header = read_header(path)
     with _checked(path, header, MODEL) as file:

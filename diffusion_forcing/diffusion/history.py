@@ -261,10 +261,8 @@ def build_history(
     slides: whether the rollout outgrows the window. memory: what a recurrent network holds before the first token; None is its own beginning.
     """
     check_choice("cache", cache, CACHES)
-    require(
-        past != "same" or cache == "none",
-        f"cache={cache} with past=same: the past is noised anew in every row; pass cache=none",
-    )
+    noised = past == "same" and cache != "none"
+    require(not noised, f"cache={cache} with past=same, which is noised anew in every row; pass cache=none")
     if cache != "none" and not getattr(network, "keeps_memory", True):
         raise UserError(
             f"cache={cache} keeps the past as it was computed, but {network.why_no_memory}; pass cache=none"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from diffusion_forcing.algorithms.parallel import Share, share_of
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, require
 
 # ruff: noqa: NPY002 (NumPy's global generator is one of those this module is about)
 
@@ -174,10 +174,7 @@ class BatchLoader:
         `order`: more fields of `Order`. UserError if there is no data.
         """
         samples = len(dataset)  # type: ignore[arg-type]
-        if samples == 0:
-            raise UserError(
-                "the dataset has no samples; check dataset.* (episode_len longer than every episode?) and its files"
-            )
+        require(samples > 0, "the dataset has no samples; check dataset.* (episode_len too long?) and its files")
         self.position = Order(samples=samples, batch_size=batch_size, shuffle=shuffle, seed=seed, **order)
         self.indices: list[int] = []
         """Dataset indices of the newest batch."""

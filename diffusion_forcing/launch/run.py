@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_forcing.errors import UserError, check_choice, check_range, explaining_os_errors, first_line
+from diffusion_forcing.errors import UserError, check_choice, check_range, explaining_os_errors, first_line, require
 from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.files import run_folders
 from diffusion_forcing.launch.cluster import ClusterOptions, is_new_job, requeued_when_preempted
@@ -297,10 +297,8 @@ def _read_trackers(config: Mapping[str, Any], everywhere: Sequence[str]) -> Iter
         if not isinstance(section, Mapping):
             raise UserError(f"{where} must be a tracker's options with _target_, got {section!r}")
         cls, options = read_part(section, where, everywhere=everywhere)
-        if not issubclass(cls, Tracker):
-            raise UserError(
-                f"{where}._target_={cls.__name__} is no subclass of diffusion_forcing.tracking.tracker.Tracker"
-            )
+        is_tracker = issubclass(cls, Tracker)
+        require(is_tracker, f"{where}._target_={cls.__name__} is no subclass of {Tracker.__module__}.Tracker")
         if getattr(options, "mode", None) != "disabled":
             yield cls, options
 

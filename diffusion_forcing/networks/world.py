@@ -432,10 +432,7 @@ class WorldMemory:
 
     def trimmed(self, last: int, sinks: int = 0) -> WorldMemory:
         """The last `last` frames alone; itself where it holds no more. There are no sinks: registers take their place."""
-        if sinks:
-            raise UserError(
-                f"algorithm.sink_frames={sinks}: this network has learned registers in place of sinks; pass algorithm.sink_frames=0"
-            )
+        require(sinks == 0, f"algorithm.sink_frames={sinks}: this network has registers in place of sinks; pass 0")
         if self.count <= last:
             return self
         gone = max(0, self.levels.shape[1] - last)

@@ -78,10 +78,9 @@ class PlanningOptions(AlgorithmOptions):
         super().__post_init__()
         for kind in ("observation", "action"):
             mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
-            if len(mean) != len(std):
-                raise UserError(
-                    f"dataset.{kind}_mean has {len(mean)} numbers and dataset.{kind}_std {len(std)}; give as many to both"
-                )
+            require(
+                len(mean) == len(std), f"dataset.{kind}_mean has {len(mean)} numbers, dataset.{kind}_std {len(std)}"
+            )
             if any(not value > 0 for value in std):
                 raise UserError(f"dataset.{kind}_std is {list(std)}; every standard deviation must be above 0")
         for name, allowed in (("observation_mean", (2, 4)), ("action_mean", (0, 2))):
@@ -100,10 +99,8 @@ class PlanningOptions(AlgorithmOptions):
                 "and leave algorithm.goal_token at False"
             )
         self.candidate_options()
-        if self.goal_token and self.causal:
-            raise UserError(
-                "algorithm.goal_token=True needs a network that sees ahead to the goal; set algorithm.causal=False"
-            )
+        ahead = not (self.goal_token and self.causal)
+        require(ahead, "algorithm.goal_token=True needs a network that sees ahead: algorithm.causal=False")
         if self.goal_token and self.baseline:
             raise UserError(
                 f"algorithm.goal_token=True holds two tokens clean, which algorithm.noise_level={self.noise_level} never "

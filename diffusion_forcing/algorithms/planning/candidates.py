@@ -19,7 +19,7 @@ from torch import Tensor
 from diffusion_forcing.algorithms.planning.planner import Planner
 from diffusion_forcing.diffusion import add_noise
 from diffusion_forcing.diffusion.sampler import OnRow
-from diffusion_forcing.errors import UserError, check_minimum, check_range, require
+from diffusion_forcing.errors import UserError, check_minimum, check_range
 
 FINEST = 128  # cells along the longer side of what the data covers, at most
 COARSEST = 16  # and at least
@@ -249,10 +249,7 @@ class CandidateOptions:
     def __post_init__(self) -> None:
         check_minimum("algorithm.candidates", self.candidates, 1)
         check_range("algorithm.branch_at", self.branch_at, 0, 1)
-        require(
-            0 <= self.roots <= self.candidates,
-            f"algorithm.roots is {self.roots}; give at most algorithm.candidates ({self.candidates}), or 0 for all of them",
-        )
+        check_range("algorithm.roots", self.roots, 0, self.candidates)
 
 
 class CandidatePlanner(GoalTokenPlanner):

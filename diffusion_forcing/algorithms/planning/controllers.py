@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import check_choice
 
 CONTROLLERS = ("pd", "pursuit")
 # plan steps ahead in which the nearest point is looked for: a path that passes a place twice is not cut short
@@ -78,10 +78,7 @@ class PlanFollower:
     drive: Drive = BALL
 
     def __post_init__(self) -> None:
-        if self.law not in (*CONTROLLERS, "execute"):
-            raise UserError(
-                f"controller '{self.law}' is not known; allowed: {', '.join(CONTROLLERS)}{did_you_mean(self.law, CONTROLLERS)}"
-            )
+        check_choice("controller", self.law, (*CONTROLLERS, "execute"))
         self.step = 0
         self.previous: Array | None = None
         self.nearest = np.zeros(len(self.positions), dtype=np.int64)

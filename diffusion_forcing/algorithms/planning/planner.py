@@ -13,7 +13,7 @@ from diffusion_forcing.algorithms.planning.guidance import goal_return, reward_r
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
 from diffusion_forcing.diffusion import DiffusionForcing, GradientGuidance, Sampler, add_noise
 from diffusion_forcing.diffusion.sampler import OnRow
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +102,7 @@ class Planner:
         future = self._noise(shape, noise, start.device, generator)
         rows = self.sampler.matrix(tokens)
         if previous is not None and restart is not None:
-            if not 1 <= restart <= self.sampler.sampling_timesteps:
-                raise UserError(
-                    f"restart is {restart}; an earlier plan is taken up at a sampling level 1…{self.sampler.sampling_timesteps}"
-                )
+            check_range("restart", restart, 1, self.sampler.sampling_timesteps)
             rows = rows.clamp(max=restart)
             k = self.sampler.levels[torch.full(shape[:2], restart)].to(start.device, non_blocking=True)
             missing = tokens * bundle.frame_stack - previous.shape[1]

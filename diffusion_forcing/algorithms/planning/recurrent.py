@@ -168,10 +168,8 @@ class RecurrentPlanner(Planner):
             return nothing, after(self.forcing, start)
         bundle, o = self.bundle, self.bundle.observation_dim
         count = past.observations.shape[1]
-        if count % bundle.frame_stack:
-            raise UserError(
-                f"the past has {count} steps; it must be whole tokens of {bundle.frame_stack} steps (algorithm.frame_stack)"
-            )
+        whole = count % bundle.frame_stack == 0
+        require(whole, f"the past has {count} steps; algorithm.frame_stack {bundle.frame_stack} must divide them")
         mean, std = bundle.mean, bundle.std
         seen = (past.observations[..., :o] - mean[:o]) / std[:o]
         rest = torch.cat([past.actions[..., : bundle.action_dim], past.rewards[..., : bundle.reward_dim]], dim=-1)

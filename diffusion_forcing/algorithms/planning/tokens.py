@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, require
 
 
 class Steps(NamedTuple):
@@ -77,10 +77,7 @@ class Bundle(nn.Module):
             ("observations", observations.shape[-1], self.observation_dim),
             ("actions", actions.shape[-1], self.action_dim),
         ):
-            if got < needed:
-                raise UserError(
-                    f"the data has {got} numbers in its {name}, but dataset.{name[:-1]}_mean names {needed}"
-                )
+            require(got >= needed, f"the data has {got} {name}, but dataset.{name[:-1]}_mean names {needed}")
         future = [observations[:, 1:, : self.observation_dim], actions[:, :-1, : self.action_dim]]
         if self.reward_dim:
             future.append(rewards[:, :-1, None])

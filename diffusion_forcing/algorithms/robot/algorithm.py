@@ -51,10 +51,8 @@ class ImageEncoderOptions:
 
     def __post_init__(self) -> None:
         check_positive("algorithm.diffusion.eyes.features", self.features)
-        require(
-            self.width >= 8 and self.width % 8 == 0,
-            f"algorithm.diffusion.eyes.width is {self.width}; it must be a multiple of 8",
-        )
+        fits = self.width >= 8 and self.width % 8 == 0
+        require(fits, f"algorithm.diffusion.eyes.width is {self.width}; it must be a multiple of 8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +179,8 @@ class RobotPolicyOptions(AlgorithmOptions):
             f"algorithm.part_noise is {self.part_noise} with objective={self.diffusion.objective}; parts of pure noise "
             "need pred_x0",
         )
-        require(
-            self.chunk_size == -1 or self.chunk_size >= 1,
-            f"algorithm.chunk_size is {self.chunk_size}; it must be at least 1",
-        )
+        chunk = self.chunk_size
+        require(chunk == -1 or chunk >= 1, f"algorithm.chunk_size is {chunk}; it must be at least 1, or -1 for all")
 
     def _check_recurrent(self) -> None:
         z, size, layers = list(self.z_shape), self.observation_shape[1], self.diffusion.num_gru_layers
@@ -195,10 +191,8 @@ class RobotPolicyOptions(AlgorithmOptions):
                 f"diffusion.num_gru_layers={layers}",
             )
             return
-        require(
-            len(z) == 3 and z[1:] == [size, size],
-            f"algorithm.z_shape is {z}; with tiled actions it is [channels,{size},{size}]",
-        )
+        fits = len(z) == 3 and z[1:] == [size, size]
+        require(fits, f"algorithm.z_shape is {z}; with tiled actions it is [channels,{size},{size}]")
         width = self.diffusion.network_size
         require(
             width % 8 == 0 and layers <= 1,

@@ -31,7 +31,7 @@ from diffusion_forcing.datasets.robot.source import (
     video_file,
 )
 from diffusion_forcing.datasets.robot.video import write_video
-from diffusion_forcing.errors import check_choice, explaining_os_errors, require
+from diffusion_forcing.errors import check_choice, check_range, explaining_os_errors, require
 from diffusion_forcing.files import locked, read_json, remove_leftovers, replacing, write_json
 from diffusion_forcing.progress import Bar
 
@@ -49,10 +49,7 @@ class ConvertOptions(LeRobotOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("--to", self.to, ("ours", "lerobot"))
-        require(
-            self.resolution is None or 8 <= self.resolution <= 4096,
-            f"--resolution is {self.resolution}; allowed: 8 to 4096 pixels a side",
-        )
+        check_range("--resolution", self.resolution or 8, 8, 4096)
 
 
 def open_source(root: Path, options: ConvertOptions) -> RobotSource:

@@ -32,7 +32,7 @@ from diffusion_forcing.datasets.robot.source import (
     check_camera,
     save_demonstration,
 )
-from diffusion_forcing.errors import check_minimum, require
+from diffusion_forcing.errors import check_minimum, check_range, require
 from diffusion_forcing.files import replacing
 from diffusion_forcing.limits import VARIABLE, Refused, limit
 from diffusion_forcing.progress import Bar
@@ -140,18 +140,13 @@ class RobotOptions:
         for name in ("action_stack", "n_frames", "num_episodes", "num_validation_episodes"):
             check_minimum(f"dataset.{name}", getattr(self, name), 1)
         check_minimum("dataset.tail", self.tail, 0)
-        require(
-            1 <= self.n_cameras <= len(self.cameras),
-            f"dataset.n_cameras is {self.n_cameras}, but dataset.cameras has {len(self.cameras)} names",
-        )
+        check_range("dataset.n_cameras", self.n_cameras, 1, len(self.cameras))
         require(
             len(set(self.cameras)) == len(self.cameras) and all(self.cameras),
             f"dataset.cameras is {list(self.cameras)}; give different names",
         )
-        require(
-            16 <= self.resolution <= 512 and self.resolution % 8 == 0,
-            f"dataset.resolution is {self.resolution}; it must be a multiple of 8 from 16 to 512",
-        )
+        fits = 16 <= self.resolution <= 512 and self.resolution % 8 == 0
+        require(fits, f"dataset.resolution is {self.resolution}; it must be a multiple of 8 from 16 to 512")
 
 
 class RobotDataset:

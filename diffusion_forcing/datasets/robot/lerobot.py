@@ -139,10 +139,7 @@ class LeRobotSet:
         with reading(path):
             info = load_json(path)
             version = str(info["codebase_version"])
-        require(
-            version.startswith("v3."),
-            f"{self.root} is a LeRobot set of version {version}, expected {VERSION}; {remedy}",
-        )
+        require(version.startswith("v3."), f"{self.root} has LeRobot version {version}, expected {VERSION}; {remedy}")
         return info
 
     def _file(self, template: str, episode: Mapping[str, Any], kind: str, **parts: str) -> Path:

@@ -173,10 +173,7 @@ class RobotFiles:
     def _count(self, split: str) -> int:
         names = sorted(file.name for file in (self.root / split).glob("*.npz"))
         for index, name in enumerate(names):
-            require(
-                name == f"{index:06d}.npz",
-                f"{self.root / split} has {name}, expected {index:06d}.npz; number without gaps",
-            )
+            require(name == f"{index:06d}.npz", f"{self.root / split} has {name}, expected {index:06d}.npz: no gaps")
         return len(names)
 
     def _read_fps(self) -> float:

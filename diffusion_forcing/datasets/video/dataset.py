@@ -99,10 +99,8 @@ class VideoDatasetOptions:
         for key, least in _MINIMA.items():
             check_minimum(f"dataset.{key}", getattr(self, key), least)
         require(self.action_shift in (0, 1), f"dataset.action_shift must be 0 or 1, got {self.action_shift}")
-        require(
-            0 <= self.validation_fraction < 1,
-            f"dataset.validation_fraction must be in [0, 1), got {self.validation_fraction}",
-        )
+        fraction = self.validation_fraction
+        require(0 <= fraction < 1, f"dataset.validation_fraction must be in [0, 1), got {fraction}")
         choices = {"source": Source, "cache": Cache, "action_kind": ActionKind, "generator": Generator}
         for key, kind in choices.items():
             check_choice(f"dataset.{key}", getattr(self, key), get_args(kind))

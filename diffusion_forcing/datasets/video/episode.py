@@ -206,10 +206,7 @@ def open_index(root: Path, file: Path, *, workers: int = 1, progress: bool = Tru
     A file that cannot be used stays there with its reason. `UserError` if `root` holds no clips or `file` cannot be written.
     """
     groups = find_groups(root)
-    require(
-        bool(groups),
-        f"{root} holds no clips (mp4, webm, mkv, avi, mov, gif, npz or npy); place some there, or give dataset.path",
-    )
+    require(bool(groups), f"{root} holds no clips (videos, npz or npy); place some there, or give dataset.path")
     known = _load(file)
     if not _is_current(known, groups):
         with locked(file):

@@ -273,10 +273,8 @@ def check_actions(actions: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """`actions` as floats of `shape`; `UserError` if the shape differs or a value is not finite."""
     array = np.asarray(actions, dtype=np.float64)
     require(array.shape == shape, f"actions have shape {array.shape}, expected {shape}: (ax, ay) for each ball")
-    if not np.isfinite(array).all():
-        raise UserError(
-            "an action is not finite (NaN or infinity): the plan or controller that computed it has diverged"
-        )
+    finite = bool(np.isfinite(array).all())
+    require(finite, "an action is not finite (NaN or infinity): what computed it, plan or controller, has diverged")
     return array
 
 

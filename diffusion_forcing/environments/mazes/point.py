@@ -243,10 +243,7 @@ class _TheirPoint:
     """OGBench's own environment as a `Point`."""
 
     def __init__(self, maze: Maze) -> None:
-        if maze.name not in POINT_MAZES:
-            raise UserError(
-                f"simulator=ogbench has no maze '{maze.name}'; choose one of {', '.join(POINT_MAZES)}, or built_in"
-            )
+        check_choice("maze of simulator=ogbench", maze.name, POINT_MAZES)
         try:
             import ogbench.locomaze  # noqa: F401  (registers them)
         except ImportError as error:

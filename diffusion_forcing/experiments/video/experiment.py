@@ -22,7 +22,7 @@ from torch import nn
 from diffusion_forcing.algorithms.parallel import gathered
 from diffusion_forcing.algorithms.video import Video, VideoOptions
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.errors import UserError, require
+from diffusion_forcing.errors import UserError, check_minimum, require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
@@ -48,11 +48,7 @@ class InterpolationOptions:
     """Observed frames at the end of a clip, beside its context."""
 
     def __post_init__(self) -> None:
-        if self.end_frames < 1:
-            raise UserError(
-                f"experiment.interpolation.end_frames is {self.end_frames}; give at least 1 frame at the end "
-                "(the task validation rolls out without)"
-            )
+        check_minimum("experiment.interpolation.end_frames", self.end_frames, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
