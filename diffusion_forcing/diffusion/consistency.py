@@ -39,16 +39,9 @@ class Distillation(DiffusionForcing):
         """student: the method over the network that is trained. target: the network of f⁻, such as an average of the student's weights;
         None: the student itself. Neither it nor the teacher is a part of this module's state."""
         check_range("grid", grid, 1, student.schedule.timesteps)
-        super().__init__(
-            student.network,
-            student.schedule,
-            student.parameterization,
-            weighting=student.weighting,
-            cum_snr_decay=student.cum_snr_decay,
-            clip_noise=student.clip_noise,
-            stabilization_level=student.stabilization_level,
-            offset_noise=student.offset_noise,
-        )
+        same = ("weighting", "cum_snr_decay", "clip_noise", "stabilization_level", "offset_noise")
+        options: dict[str, Any] = {name: getattr(student, name) for name in same}
+        super().__init__(student.network, student.schedule, student.parameterization, **options)
         self.grid = sampling_levels(student.schedule.timesteps, grid)
         """(grid + 1,): levels of the curve, rising, −1 first."""
         # Behind a tuple, so that they are neither saved nor trained with the student.
@@ -87,6 +80,7 @@ class Distillation(DiffusionForcing):
             answer = target(x_r, r, *inputs)[0].x0
             answer = torch.where(per_token(r < 0, x), x, answer)
 
+        # (b, t): the Huber loss of each token, over the distance of the two points.
         error = (prediction.x0 - answer).square().flatten(2).mean(dim=-1)
         huber = (error + HUBER**2).sqrt() - HUBER
         sigmas = self.schedule.sigmas

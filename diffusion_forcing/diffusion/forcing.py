@@ -187,12 +187,14 @@ class DiffusionForcing(nn.Module):
     ) -> Tensor:
         """√ᾱ'·x̂₀ + √(1−ᾱ'−σ²)·ε̂ + σ·noise, σ = η·√((1−ᾱ/ᾱ')·(1−ᾱ')/(1−ᾱ)), 0 on the step to clean (Song et al. 2021, eq. 12)."""
         power_to = self.schedule.signal_power(k_to, x0)
+        # Without σ the step is deterministic and draws nothing.
         if eta == 0:
             return power_to.sqrt() * x0 + (1 - power_to).sqrt() * eps
-        # A token that stays where it is has no σ; its result is not used.
+        # σ; a token that stays where it is has none, and its result is not used.
         power = self.schedule.at("alphas_cumprod", k.clamp(min=0), x0)
         variance = ((1 - power / power_to) * (1 - power_to) / (1 - power)).clamp(min=0)
         sigma = eta * variance.sqrt()
+        # Clean part, direction to x_k, fresh noise.
         direction = (1 - power_to - sigma**2).clamp(min=0).sqrt()
         return power_to.sqrt() * x0 + direction * eps + sigma * self.gaussian_noise(x0, noise, generator)
 
@@ -211,6 +213,7 @@ class DiffusionForcing(nn.Module):
         mean_x0 = table_or("posterior_mean_coef1", power_to.sqrt() * (1 - ratio) / (1 - power))
         mean_x_k = table_or("posterior_mean_coef2", ratio.sqrt() * (1 - power_to) / (1 - power))
         variance = table_or("posterior_variance", (1 - ratio) * (1 - power_to) / (1 - power))
+        # A draw from the posterior.
         deviation = variance.clamp(min=0).sqrt()
         return mean_x0 * x0 + mean_x_k * x_k + deviation * self.gaussian_noise(x0, noise, generator)
 

@@ -74,10 +74,11 @@ class GradientGuidance:
         clean, level = per_token(k < 0, x), k.clamp(min=0)
         with torch.enable_grad(), _frozen(forcing):
             x = x.detach().requires_grad_()
+            # J of the prediction itself …
             prediction, after = denoise(x, k, *inputs)
             total = self._total_return(prediction.x0, k, forcing.schedule)
             for _ in range(self.samples - 1):
-                # A continuation: noise the prediction again and denoise it again. Context stays as it is.
+                # … and of continuations: the prediction, noised and denoised again. Context stays as it is.
                 noise = forcing.gaussian_noise(x, generator=generator)
                 again = torch.where(clean, x, add_noise(forcing.schedule, prediction.x0, level, noise))
                 continuation, _ = denoise(again, k, *inputs)

@@ -88,9 +88,11 @@ def fused_snr_weight(schedule: NoiseSchedule, k: Tensor, objective: str, *, deca
     `decay` is that from one token to the next (`NoisingOptions.token_decay`). With C and N the fused clipped and
     unclipped ratios: ε: C/N · x₀: C·snr_clip · v: C·snr_clip/(N·snr_clip + 1). Where N vanishes, C/N takes its limit 1.
     """
+    # SNR of the token itself and of its history, as shares of the clip.
     own_clipped = schedule.clipped_snr[k] / schedule.snr_clip
     own = schedule.snr[k] / schedule.snr_clip
     past = decay * running_mean_of_history(own_clipped, decay)
+    # C and N.
     fused_clipped = 1 - (1 - past) * (1 - own_clipped)
     fused = 1 - (1 - past) * (1 - own)
     match objective:

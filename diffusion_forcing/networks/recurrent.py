@@ -133,10 +133,12 @@ class Recurrent(nn.Module):
         latent = self.begin(len(x), x) if memory is None else memory
         if not x.shape[1]:
             return x, latent
+        # One token while sampling: what comes of the latent alone is known already.
         if x.shape[1] == 1 and not torch.is_grad_enabled() and not self.static_outputs:
             known = latent.known(self.model)
             if known is not None:
                 return self._look(x[:, 0], next(_by_token(self.model.features(k, conditions))), latent, known)
+        # Step the latent over the tokens, then look at all of them at once: (b, t, *z) → (b·t, *z).
         z, states = latent.z, []
         for token, features in zip(x.unbind(1), _by_token(self.model.features(k, conditions)), strict=True):
             estimate = self._estimate(token, features, z) if self.model.self_condition else None
@@ -157,12 +159,14 @@ class Recurrent(nn.Module):
         """Each token of x: (b, t, *x_shape) at its level k: (b, t), looked at from the latent of the `clean` tokens before it, shown at
         levels clean_k: (b, t, *x_shape). The latents are stepped one after the other, the looks are one call."""
         z = (self.begin(len(x), x) if memory is None else memory).z
+        # The latent before each token.
         before = [z]
         features = _by_token(self.model.features(clean_k[:, :-1], None if conditions is None else conditions[:, :-1]))
         for token, modulation in zip(clean[:, :-1].unbind(1), features, strict=True):
             estimate = self._estimate(token, modulation, z) if self.model.self_condition else None
             z = self.model.step(token, modulation, z, estimate)
             before.append(z)
+        # One step from each: (b, t, …) → (b·t, …).
         flat = tuple(feature.flatten(0, 1) for feature in self.model.features(k, conditions))
         tokens, latents = x.flatten(0, 1), torch.stack(before, dim=1).flatten(0, 1)
         estimate = self._estimate(tokens, flat, latents) if self.model.self_condition else None

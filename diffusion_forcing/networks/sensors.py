@@ -110,7 +110,7 @@ class SensorNetwork(nn.Module):
         """What the inner network sees of tokens x (b, t, features + numbers); the levels' embedding (b·t, e); and what the encoder saw."""
         images, numbers = x.split([self.channels * self.size**2, self.numbers], dim=-1)
         level = F.silu(self.level(k.flatten()))
-        h = images.reshape(-1, self.channels, self.size, self.size)
+        h = images.reshape(-1, self.channels, self.size, self.size)  # (b·t, c, size, size)
         h = torch.cat([h, self.places.to(h.dtype).expand(len(h), 2, -1, -1)], dim=1)
         h = h.contiguous(memory_format=torch.channels_last)
         skips = []

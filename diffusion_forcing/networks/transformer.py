@@ -195,6 +195,7 @@ class Transformer(nn.Module):
         ones = torch.ones(t, t, dtype=torch.bool, device=x.device)
         own = torch.eye(t, dtype=torch.bool, device=x.device)
         mask = torch.cat([torch.cat([ones.tril(), ~ones], dim=1), torch.cat([ones.tril(-1), own], dim=1)])
+        # (b, 2t, size): the clean tokens, then the noised ones.
         both = [self._embed(tokens, levels, conditions, 0) for tokens, levels in ((clean, clean_k), (x, k))]
         hidden, _ = self.transformer(torch.cat(both, dim=1), True, None, mask)
         output: Tensor = self.out(hidden[:, t:])
@@ -203,6 +204,7 @@ class Transformer(nn.Module):
     def _embed(self, x: Tensor, k: Tensor, conditions: Tensor | None, start: int) -> Tensor:
         """(b, t, network_size): tokens x at levels k with their conditions, the first at position `start`."""
         check_inputs(conditions, self.external_cond_dim)
+        # (b, t, x_dim + size/2 + d) → (b, t, size)
         inputs = [x, sinusoidal(k, self.network_size // 2).to(x.dtype)]
         if conditions is not None:
             inputs.append(conditions)

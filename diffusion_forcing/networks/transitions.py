@@ -396,6 +396,7 @@ class TransitionUNet(nn.Module):
         films = iter(features)
         shown = [torch.zeros_like(x) if estimate is None else estimate, x] if self.self_condition else [x]
         h = first = self.init_conv(torch.cat([z, *shown], dim=1))
+        # Down, middle, up; each block takes its own scale and shift.
         skips = []
         for one, two, attention, down in _stages(self.downs):
             h = one(h, next(films))

@@ -251,18 +251,21 @@ class UNet3D(nn.Module):
         embedding = embedding.flatten(0, 1)
         walk = _Walk(embedding, time, memory, x.device)
 
-        h = x.flatten(0, 1)
+        h = x.flatten(0, 1)  # (b, t, c, h, w) → (b·t, c, h, w)
         if self.patch_size > 1:
             h = F.pixel_unshuffle(h, self.patch_size)
         h = first = walk(self.init_temporal_attn, self.init_conv(h.contiguous(memory_format=torch.channels_last)))
+        # Down: two blocks and two attentions a stage.
         skips = []
         for layers, further in cast(list[tuple[nn.ModuleList, nn.Module]], self.down_blocks):
             for layer in layers:
                 h = walk(layer, h)
             skips.append(h)
             h = further(h)
+        # Middle.
         for layer in self.mid_block:
             h = walk(layer, h)
+        # Up, each stage joined to what went down.
         for layers in cast(list[nn.ModuleList], self.up_blocks):
             h = torch.cat([h, skips.pop()], dim=1)
             for layer in layers:
