@@ -16,7 +16,7 @@ Ours is batch-first; the released code was time-first.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,22 @@ UNREAD_IN_VIDEO = ("x_shape", "metadata")
 UNREAD_IN_DIFFUSION = ("use_snr", "use_cum_snr")  # never read: min-SNR weighting is on unless use_fused_snr
 
 
+def _sections(
+    config: Mapping[str, Any], unread: Sequence[str], *, needed: str, task: str
+) -> tuple[dict[str, Any], dict[str, Any], Mapping[str, Any]]:
+    """What is read of a released `config`: its algorithm, diffusion and architecture. UserError where one is missing."""
+    algorithm = {key: value for key, value in config.items() if key not in unread}
+    diffusion = algorithm.pop("diffusion", None)
+    architecture = diffusion.get("architecture") if isinstance(diffusion, Mapping) else None
+    if not isinstance(diffusion, Mapping) or not isinstance(architecture, Mapping) or needed not in config:
+        raise UserError(
+            f"this is no released {task} configuration ({needed}, diffusion and diffusion.architecture are needed); "
+            f"pass the resolved cfg.algorithm of algorithm=df_{task}"
+        )
+    own = {key: value for key, value in diffusion.items() if key not in (*UNREAD_IN_DIFFUSION, "architecture")}
+    return algorithm, own, architecture
+
+
 def planning_options_from_released(config: Mapping[str, Any]) -> PlanningOptions:
     """The options of the planner that the released `config` describes: the resolved `cfg.algorithm` of `algorithm=df_planning`.
 
@@ -116,19 +132,7 @@ def planning_options_from_released(config: Mapping[str, Any]) -> PlanningOptions
     average; what the released planner did not have keeps the setting that reproduces it (`guidance_weights=released`, one continuation,
     the PD law). `config` is not changed. A key that no released planner has, or a missing one, is a UserError.
     """
-    algorithm = {key: value for key, value in config.items() if key not in UNREAD}
-    diffusion = algorithm.pop("diffusion", None)
-    architecture = diffusion.get("architecture") if isinstance(diffusion, Mapping) else None
-    if (
-        not isinstance(diffusion, Mapping)
-        or not isinstance(architecture, Mapping)
-        or "observation_mean" not in algorithm
-    ):
-        raise UserError(
-            "this is no released planning configuration (observation_mean, diffusion and diffusion.architecture are needed); "
-            "pass the resolved cfg.algorithm of algorithm=df_planning"
-        )
-    own = {key: value for key, value in diffusion.items() if key not in (*UNREAD_IN_DIFFUSION, "architecture")}
+    algorithm, own, architecture = _sections(config, UNREAD, needed="observation_mean", task="planning")
     return PlanningOptions(
         **_known(PlanningOptions, algorithm, "") | {"chunk_size": -1, "ema_decay": 0.0},
         diffusion=DiffusionOptions(
@@ -146,15 +150,7 @@ def video_options_from_released(config: Mapping[str, Any]) -> VideoOptions:
     released model did not have is set as it was (`norm=clip`, no cache, no average). `config` is not changed. A key that no released video
     model has, a missing one, or a file that cannot be read, is a UserError.
     """
-    algorithm = {key: value for key, value in config.items() if key not in UNREAD_IN_VIDEO}
-    diffusion = algorithm.pop("diffusion", None)
-    architecture = diffusion.get("architecture") if isinstance(diffusion, Mapping) else None
-    if not isinstance(diffusion, Mapping) or not isinstance(architecture, Mapping) or "x_shape" not in config:
-        raise UserError(
-            "this is no released video configuration (x_shape, diffusion and diffusion.architecture are needed); "
-            "pass the resolved cfg.algorithm of algorithm=df_video"
-        )
-    own = {key: value for key, value in diffusion.items() if key not in (*UNREAD_IN_DIFFUSION, "architecture")}
+    algorithm, own, architecture = _sections(config, UNREAD_IN_VIDEO, needed="x_shape", task="video")
     sizes = {key: value for key, value in architecture.items() if key != "resolution"}
     for name in ("data_mean", "data_std"):
         if isinstance(algorithm.get(name), str):

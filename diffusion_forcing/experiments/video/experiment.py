@@ -29,7 +29,6 @@ from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.loader import BatchLoader
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
 from diffusion_forcing.experiments.video import report
-from diffusion_forcing.experiments.video.distances import distances_of
 from diffusion_forcing.experiments.video.drawing import Drawing
 from diffusion_forcing.experiments.video.judge import JudgeOptions, first_clips, judge, load_inverse_dynamics
 from diffusion_forcing.experiments.video.rollouts import OPENING, Roller, Scores, frame_metrics
@@ -222,7 +221,7 @@ class VideoExperiment(BaseExperiment):
         gain = report.action_gain(scores)
         for line in report.lines(scores, gain):
             self._say(line)
-        distances = distances_of(scores, metrics, device=device, say=self._say)  # may add a curve
+        distances = report.distances_of(scores, metrics, device=device, say=self._say)  # may add a curve
         numbers: dict[str, Any] = report.summary(scores) | gain | distances
         memory = numbers["peak_memory_megabytes"] = devices.peak_memory(device)
         self._say(f"  {scores.clips} clips, {numbers['seconds_per_frame']:.3f} s a frame, at most {memory:.0f} MB held")

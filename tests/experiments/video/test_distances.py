@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.experiments.video import distances as video_distances
 from diffusion_forcing.experiments.video import report as video_report
-from diffusion_forcing.experiments.video.distances import distances_of
+from diffusion_forcing.experiments.video.report import distances_of
 from diffusion_forcing.experiments.video.rollouts import (
     COPY,
     MEAN,
@@ -49,9 +48,9 @@ class Corners(nn.Module):
 def networks(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     torch.manual_seed(0)
     monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path))
-    monkeypatch.setattr(video_distances, "load_i3d", Corners)
-    monkeypatch.setattr(video_distances, "load_inception", Corners)
-    monkeypatch.setattr(video_distances, "load_lpips", lambda: LPIPS().eval())
+    monkeypatch.setattr(video_report, "load_i3d", Corners)
+    monkeypatch.setattr(video_report, "load_inception", Corners)
+    monkeypatch.setattr(video_report, "load_lpips", lambda: LPIPS().eval())
 
 
 def scores_of(clips: int = 8, frames: int = 10, side: int = 32, batches: int = 2) -> Scores:
@@ -122,17 +121,15 @@ def test_lpips_is_one_more_curve_of_every_predictor(networks: None) -> None:
 
 def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("load_i3d", "load_inception", "load_lpips"):
-        monkeypatch.setattr(video_distances, name, lambda: pytest.fail("asked for nothing"))
+        monkeypatch.setattr(video_report, name, lambda: pytest.fail("asked for nothing"))
     assert measured(scores_of(), ["mse", "psnr", "ssim", "uiqi"]) == ({}, [])
 
 
 def test_absent_weights_are_a_line_each_in_the_number_s_place_and_the_rest_goes_on(
     networks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        video_distances, "load_lpips", lambda: Unavailable("LPIPS", "there is no file", "`fetching it`")
-    )
-    monkeypatch.setattr(video_distances, "load_inception", lambda: Unavailable("FID", "its digest is wrong", "`that`"))
+    monkeypatch.setattr(video_report, "load_lpips", lambda: Unavailable("LPIPS", "there is no file", "`fetching it`"))
+    monkeypatch.setattr(video_report, "load_inception", lambda: Unavailable("FID", "its digest is wrong", "`that`"))
     scores = scores_of()
     found, said = measured(scores, ["lpips", "fid", "fvd"])
     assert found["lpips"] == "unavailable, because there is no file, get it by `fetching it`"
