@@ -40,7 +40,7 @@ _PUBLIC = {
     "PlanningOptions": "algorithms.planning.algorithm",
     "RecurrentPlanning": "algorithms.planning.recurrent",
     "Planner": "algorithms.planning.planner",
-    "PlanningAgent": "algorithms.planning.agent",
+    "PlanningAgent": "algorithms.planning.controllers",
     "Maze2d": "datasets.mazes.maze2d",
     "Maze2dOptions": "datasets.mazes.maze2d",
     "PointMaze": "datasets.mazes.pointmaze",

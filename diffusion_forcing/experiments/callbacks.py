@@ -24,8 +24,8 @@ from torch.optim import Optimizer
 
 from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments.devices import full
 from diffusion_forcing.experiments.loader import random_state, restore_random_state, seed_all
-from diffusion_forcing.experiments.parallel import full
 from diffusion_forcing.files import open_file
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.tracking.records import parse_line

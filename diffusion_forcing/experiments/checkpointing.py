@@ -29,9 +29,9 @@ from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints.lightning_io import SAMPLING
 from diffusion_forcing.checkpoints.resolve import LATEST
 from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.experiments.devices import full
 from diffusion_forcing.experiments.loader import random_state, restore_random_state
 from diffusion_forcing.experiments.options import CheckpointingOptions
-from diffusion_forcing.experiments.parallel import full
 from diffusion_forcing.experiments.processes import Interrupted, Interrupts
 from diffusion_forcing.files import is_plain, point_to, read_json, remove_leftovers, write_json
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from diffusion_forcing.checkpoints.lightning_io import SafetensorsCheckpointIO
-from diffusion_forcing.experiments import parallel
+from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.callbacks import (
     FiniteGuard,
     Metrics,
@@ -162,7 +162,7 @@ def for_training(
         logger=logger,
         callbacks=[
             Shares(loaders),
-            parallel.UnshardedValidation(),
+            devices.UnshardedValidation(),
             ValidationRandomness(seed),
             guard,
             metrics,
@@ -234,7 +234,7 @@ def _trainer(
         name = "32-true"
     if name in ("64-true", "16-true", "bf16-true"):
         plugins, name = [*plugins, TruePrecision(name)], None
-    processes = parallel.trainer_options(options, evaluating=evaluating)
+    processes = devices.trainer_options(options, evaluating=evaluating)
     if (count := processes["devices"] * processes["num_nodes"]) > 1:
         kind = "ddp" if evaluating else options.training.strategy.replace("auto", "ddp")
         say(f"{count} processes share each batch ({kind})")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_forcing.algorithms.planning.agent import PlanningAgent
+from diffusion_forcing.algorithms.planning.controllers import PlanningAgent
 from diffusion_forcing.environments.mazes.point import POINT_MAZES, TASKS, VectorPointMaze
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import planning

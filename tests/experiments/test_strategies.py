@@ -7,8 +7,8 @@ import torch
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments import processes
+from diffusion_forcing.experiments.devices import ExactMeans, devices_per_node, trainer_options
 from diffusion_forcing.experiments.options import ExperimentOptions, TrainingOptions
-from diffusion_forcing.experiments.parallel import ExactMeans, devices_per_node, trainer_options
 
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "mine", "SLURM_NNODES": "2", "SLURM_NTASKS": "4"}
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.generate import RECIPE, Simulator, generate, worker_count
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive, is_unfinished
-from diffusion_forcing.datasets.video.cache import VideoCache
 from diffusion_forcing.datasets.video.clips import Clips
-from diffusion_forcing.datasets.video.decode import FrameReader
+from diffusion_forcing.datasets.video.decode import FrameReader, VideoCache
 from diffusion_forcing.datasets.video.episode import Episode, open_index, save_index
 from diffusion_forcing.datasets.video.files import has_clips, splits_of
 from diffusion_forcing.errors import UserError, check_choice, check_minimum, require
