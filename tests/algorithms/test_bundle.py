@@ -93,7 +93,7 @@ def test_trajectories_that_do_not_fit_the_stack_are_refused(length: int) -> None
 
 @pytest.mark.parametrize(("name", "observed", "acted"), [("observations", 3, 2), ("actions", 4, 1)])
 def test_data_with_fewer_numbers_than_the_means_is_refused(name: str, observed: int, acted: int) -> None:
-    with pytest.raises(UserError, match=rf"{min(observed, acted) if acted == 1 else observed} numbers in its {name}"):
+    with pytest.raises(UserError, match=rf"{min(observed, acted) if acted == 1 else observed} {name}"):
         bundle("xva").encode(
             randn(1, 13, observed), randn(1, 13, acted), randn(1, 13), torch.ones(1, 12, dtype=torch.bool)
         )

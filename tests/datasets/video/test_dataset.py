@@ -269,7 +269,7 @@ def wrong_actions(values: np.ndarray | None) -> Any:
     ("make", "changes", "words"),
     [
         (lambda folder: None, {}, "is not a folder; place clips there"),
-        (lambda folder: folder.mkdir(), {}, "holds no clips (mp4, webm, mkv, avi, mov, gif, npz or npy)"),
+        (lambda folder: folder.mkdir(), {}, "holds no clips (videos, npz or npy)"),
         (lambda folder: (folder.mkdir(), (folder / "a.mp4").write_bytes(b"x")), {}, "none of the clips in"),
         (dmlab, {"resolution": 32}, "6 found"),
         (dmlab, {"resolution": 32}, "frames of 16x16, smaller than dataset.resolution=32"),
