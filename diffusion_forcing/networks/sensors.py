@@ -91,19 +91,12 @@ class SensorNetwork(nn.Module):
         output, memory = self.inner(vector, k, conditions, memory)
         return self._decoded(output, level, skips), memory
 
-    def teacher_forced(
-        self,
-        clean: Tensor,
-        clean_k: Tensor,
-        x: Tensor,
-        k: Tensor,
-        conditions: Tensor | None = None,
-        memory: Any = None,
-    ) -> Tensor:
-        """Each token of x: (b, t, d) at its level k: (b, t), when the inner network has seen the `clean` tokens before it, at levels clean_k."""
+    def teacher_forced(self, clean: Tensor, clean_k: Tensor, x: Tensor, k: Tensor, *inputs: Any) -> Tensor:
+        """Each token of x: (b, t, d) at its level k: (b, t), when the inner network has seen the `clean` tokens before it, at levels clean_k.
+        inputs: conditions and memory."""
         inner: Any = self.inner
         vector, level, skips = self._encoded(x, k)
-        output = inner.teacher_forced(self._encoded(clean, clean_k)[0], clean_k, vector, k, conditions, memory)
+        output = inner.teacher_forced(self._encoded(clean, clean_k)[0], clean_k, vector, k, *inputs)
         return self._decoded(output, level, skips)
 
     def _encoded(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -190,17 +190,9 @@ class WorldNetwork(nn.Module):
         h, skips, film, _ = self._encode(x, k, past, warped, memory, history=present)
         return self._decode(h, skips, film, k, warped), memory.then(past_x, past_k, conditions, present, warped)
 
-    def teacher_forced(
-        self,
-        clean: Tensor,
-        clean_k: Tensor,
-        x: Tensor,
-        k: Tensor,
-        conditions: Tensor | None = None,
-        memory: WorldMemory | None = None,
-    ) -> Tensor:
+    def teacher_forced(self, *inputs: Any) -> Tensor:
         """The output of `behind`: the protocol of next-token prediction (`memory.py`)."""
-        return self.behind(clean, clean_k, x, k, conditions, memory)[0]
+        return self.behind(*inputs)[0]
 
     def empty_memory(self, batch: int, like: Tensor) -> WorldMemory:
         """What stands before the first frame of a video: nothing."""

@@ -261,7 +261,7 @@ def test_the_past_is_what_the_latent_has_seen() -> None:
 def test_a_past_of_half_a_token_is_refused() -> None:
     planner = planning("xva", context_frames=6).planner()
     past = Steps(torch.zeros(1, 4, 4), torch.zeros(1, 4, 2), torch.zeros(1, 4, 1))
-    with pytest.raises(UserError, match="the past has 4 steps; algorithm.frame_stack 3 must divide them"):
+    with pytest.raises(UserError, match=r"the past has 4 steps; algorithm\.frame_stack 3 must divide them"):
         planner.plan_normalized(torch.zeros(1, 4), torch.zeros(1, 4), 6, past=past)
 
 

@@ -98,5 +98,7 @@ def test_unknown_ways_to_play_are_refused(changes: Any) -> None:
 
 
 def test_their_simulator_has_only_their_mazes() -> None:
-    with pytest.raises(UserError, match="maze of simulator=ogbench 'custom' is unknown; choose one of medium, large, giant"):
+    with pytest.raises(
+        UserError, match="maze of simulator=ogbench 'custom' is unknown; choose one of medium, large, giant"
+    ):
         VectorPointMaze(point_maze(r"####\#OO#\####"), 1, simulator="ogbench")
