@@ -446,7 +446,7 @@ class ForcingAlgorithm(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for teacher in self._teachers:
-            require("teacher" in checkpoint, "this checkpoint is of no distillation; resume it with tasks=[training]")
+            require("teacher" in checkpoint, "this checkpoint has no teacher; resume it with tasks=[training]")
             teacher.load_state_dict(checkpoint["teacher"])
 
     # ------------------------------------------------------------------------------------------------ checkpoints

@@ -10,8 +10,8 @@ from diffusion_forcing.errors import UserError
 from tests.algorithms.small import options
 
 PLANNING: list[tuple[dict[str, Any], str]] = [
-    ({"observation_std": (1.0,)}, r"dataset\.observation_mean has 2 numbers and dataset\.observation_std 1"),
-    ({"action_mean": (0.0, 0.0)}, r"dataset\.action_mean has 2 numbers and dataset\.action_std 0"),
+    ({"observation_std": (1.0,)}, r"dataset\.observation_mean has 2 numbers, dataset\.observation_std 1"),
+    ({"action_mean": (0.0, 0.0)}, r"dataset\.action_mean has 2 numbers, dataset\.action_std 0"),
     ({"observation_std": (1.0, 0.0)}, r"dataset\.observation_std is \[1\.0, 0\.0\]; every standard deviation"),
     ({"observation_std": (1.0, float("nan"))}, r"every standard deviation must be above 0"),
     (

@@ -280,7 +280,7 @@ def test_a_past_of_half_a_token_is_refused() -> None:
         ({"padding_mode": "zero"}, "algorithm.padding_mode is"),
         ({"diffusion": {"network_size": 5}}, "it must be even and at least 4"),
         ({"diffusion": {"num_gru_layers": 3}}, "a multiple of algorithm.diffusion.num_gru_layers 3"),
-        ({"diffusion": {"use_fused_snr": True}}, "here use_snr=True use_cum_snr=True is the same weight"),
+        ({"diffusion": {"use_fused_snr": True}}, "here it is use_snr=True use_cum_snr=True"),
     ],
 )
 def test_what_cannot_be_is_one_line(changes: dict[str, Any], message: str) -> None:

@@ -110,7 +110,7 @@ def test_a_model_without_actions_is_told_none_and_one_with_them_wants_theirs() -
         told.conditions(None)
     with pytest.raises(UserError, match="got 2 numbers a frame"):
         told.conditions(torch.zeros(2, 6, 2))
-    with pytest.raises(UserError, match=r"actions for 4 frames and 6 to roll out"):
+    with pytest.raises(UserError, match=r"actions for 4 of 6 frames"):
         list(told.stream(batch().frames[:, :2], 6, actions=torch.zeros(2, 4, ACTIONS)))
 
 

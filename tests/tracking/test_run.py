@@ -223,11 +223,13 @@ def test_a_killed_writer_leaves_json_that_can_be_read(tmp_path: Path) -> None:
     run.finish()
 
 
-def test_null_run_has_every_public_method_of_run_with_the_same_signature() -> None:
+def test_null_run_takes_every_call_that_run_takes() -> None:
     for name, member in inspect.getmembers(Run, callable):
         if not name.startswith("_") and name not in ("create", "open"):
-            parameters = inspect.signature(member).parameters
-            assert inspect.signature(getattr(NullRun, name)).parameters == parameters, name
+            arguments = {parameter: None for parameter in inspect.signature(member).parameters if parameter != "self"}
+            null = inspect.signature(getattr(NullRun(Path("none")), name))
+            null.bind(**arguments)
+            null.bind(*arguments)
 
 
 def test_null_run_has_the_attributes_of_run_and_writes_nothing(tmp_path: Path) -> None:
