@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from diffusion_forcing.checkpoints import format as native
-from diffusion_forcing.checkpoints.export import export
+from diffusion_forcing.checkpoints.format import export
 from diffusion_forcing.errors import UserError, first_line
 from diffusion_forcing.limits import Refused, check_limit
 
