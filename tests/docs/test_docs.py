@@ -18,7 +18,7 @@ import pytest
 from diffusion_forcing.checkpoints import shipped
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch import run as launch_run
-from diffusion_forcing.launch import serve_command
+from diffusion_forcing.launch import forecast_command, serve_command
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.fetch import is_run_id
 from diffusion_forcing.tracking.run import Run
@@ -97,6 +97,8 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
         monkeypatch.setattr(serve_command, "_serve", lambda checked, options: None)
         assert main(words) == 0
         return
+    if words[0] == "forecast":
+        words = forecast_command.overrides(words[1:])
     if words[0] == "play":
         pytest.importorskip("fastapi")
         monkeypatch.setattr("diffusion_forcing.serve.play.server.serve", lambda app, options, started: None)
