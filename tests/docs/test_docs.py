@@ -17,8 +17,8 @@ import pytest
 
 from diffusion_forcing.checkpoints import shipped
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.launch import run as launch_run
 from diffusion_forcing.launch import forecast_command, serve_command
+from diffusion_forcing.launch import run as launch_run
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.fetch import is_run_id
 from diffusion_forcing.tracking.run import Run
