@@ -14,7 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 25_000_000
 """Bytes of the wheel."""
-IN_THE_REPOSITORY = {"labmaze64", "labmaze64_world_student", "maze2d_large_x", "maze2d_medium_x_rnn", "maze2d_umaze_x"}
+IN_THE_REPOSITORY = {
+    "labmaze64",
+    "ogbench_giant_goal",
+    "labmaze64_world_student",
+    "maze2d_large_x",
+    "maze2d_medium_x_rnn",
+    "maze2d_umaze_x",
+}
 """Shipped models that the wheel does without."""
 
 
