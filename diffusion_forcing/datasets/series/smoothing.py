@@ -53,6 +53,8 @@ SMALLEST_SPREAD = 1e-4
 """Of a series' standard deviation."""
 TOGETHER = 4000
 """Columns that are smoothed together."""
+AT_ONCE = 4_000_000
+"""Numbers that the methods forecast together, before they are averaged."""
 SEEN = 2.5
 """Times that a season must fit into what methods are compared on."""
 SECONDS = {"s": 1, "min": 60, "h": 3600}
@@ -92,16 +94,17 @@ def candidates(seasons: Sequence[int]) -> list[Method]:
     return found
 
 
-def smooth(values: Array, rates: Array, season: int) -> States:
-    """values: (T, N), NaN where nothing was observed; rates: (4, N), α, β, φ, γ."""
+def smooth(values: Array, rates: Array, season: int, seen: int | None = None) -> States:
+    """values: (T, N), NaN where nothing was observed; rates: (4, N), α, β, φ, γ. The first level and season are measured
+    on the first `seen` steps (None: all)."""
     alpha, beta, phi, gamma = rates
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
     states = States(*(np.empty_like(filled) for _ in range(3)))
     level, trend, seasons = (
-        _first_level(filled, known, season),
+        _first_level(filled[:seen], known[:seen], season),
         np.zeros(values.shape[1]),
-        _first_season(values, season),
+        _first_season(values[:seen], season),
     )
     trend_rate, season_rate = alpha * beta, gamma * (1 - alpha)
     for step in range(len(values)):
@@ -169,6 +172,7 @@ def choose(values: Array, ahead: int, seasons: Sequence[int]) -> tuple[tuple[Met
         error = best[own][:, variate].clip(min=1e-300)
         weights = (error / error[0]) ** -SHARPNESS
         kept = weights / weights.sum() > SMALLEST_WEIGHT
+        kept[1:] &= best[own][0, variate] > 0  # nothing to compare, or never wrong: the first, without a trend
         weights = weights[kept] / weights[kept].sum()
         numbers = order[own][kept, variate]
         chosen.append(
@@ -216,6 +220,19 @@ def _at(values: Array, steps: Steps) -> Array:
     return np.where(inside[..., None], values[np.where(inside, steps, 0)], np.nan)
 
 
+def _filled(errors: Array, behind: NDArray[np.bool_]) -> Array:
+    """(n, ahead, V): the k-th that is missing is the k-th that is not, of the same step ahead; where `behind`, (n, ahead),
+    and where that step has none, the one of the step before; 0 where there is none."""
+    known = np.isfinite(errors)
+    place = (np.cumsum(~known, axis=0) - 1).clip(min=0) % known.sum(axis=0).clip(min=1)
+    those = np.take_along_axis(np.argsort(~known, axis=0, kind="stable"), place, axis=0)
+    found = np.where(known, errors, np.take_along_axis(errors, those, axis=0))
+    found[behind] = np.nan
+    for step in range(1, errors.shape[1]):
+        found[:, step] = np.where(np.isfinite(found[:, step]), found[:, step], found[:, step - 1])
+    return np.nan_to_num(found)
+
+
 class _Columns(NamedTuple):
     """The methods of one season: columns in the order of their series, where each series begins, weights, states."""
 
@@ -231,13 +248,14 @@ class Base:
     """The base forecasts of a table (T, V) at every moment, by the methods of each series.
 
     All but `paths` is in the units of `working`: those of the values, or of their logarithms. What it says of a moment
-    depends on the values before that moment alone, except for the rates, which were chosen elsewhere.
+    depends on the values before that moment alone, except for the rates, which were chosen elsewhere, and what is measured
+    on the first `fitted` steps.
     """
 
     def __init__(self, values: Array, methods: Sequence[Sequence[Method]], fitted: int | None = None) -> None:
         self.values, self.methods = values, methods
         self.fitted = len(values) if fitted is None else fitted
-        """Steps that `spread` is measured on."""
+        """Steps that first levels, first seasons and `spread` are measured on."""
         self.logarithm = np.array([found[0].logarithm for found in methods])
         self.working = np.where(self.logarithm, _logarithm(values), values)
         """(T, V)."""
@@ -249,7 +267,7 @@ class Base:
             own = [(v, one) for v, found in enumerate(self.methods) for one in found if one.season == season]
             rates = np.array([one[:4] for _, one in own]).T
             variates, begins = np.unique([variate for variate, _ in own], return_index=True)
-            states = smooth(self.working[:, [variate for variate, _ in own]], rates, season)
+            states = smooth(self.working[:, [variate for variate, _ in own]], rates, season, self.fitted)
             made.append(_Columns(season, variates, begins, rates[2], np.array([one.weight for _, one in own]), states))
         return made
 
@@ -258,8 +276,10 @@ class Base:
         there; for the steps before, the level and season of that moment."""
         total = np.zeros((len(origins), last - first, self.values.shape[1]))
         for season, variates, begins, damping, weights, states in self._columns:
-            found = extrapolate(states, damping, season, np.asarray(origins), first, last) * weights
-            total[..., variates] += np.add.reduceat(found, begins, axis=-1)
+            together = max(1, AT_ONCE // ((last - first) * len(weights)))
+            for part in (slice(begin, begin + together) for begin in range(0, len(origins), together)):
+                found = extrapolate(states, damping, season, np.asarray(origins)[part], first, last) * weights
+                total[part, :, variates] += np.add.reduceat(found, begins, axis=-1)
         return total
 
     @cached_property
@@ -279,11 +299,12 @@ class Base:
             found[step + 1] = np.sqrt((recent + PRIOR * usual) / (seen + PRIOR) / np.where(usual > 0, usual, 1.0))
         return np.where(found > 0, found, 1.0)
 
-    def errors(self, origins: Steps, ahead: int) -> Array:
-        """(n, ahead, V): of the forecasts made after `origins` steps, relative to the liveliness there; NaN where
-        nothing was observed."""
-        truth = _at(self.working, origins[:, None] + np.arange(ahead))
-        return (truth - self.forecast(origins, 0, ahead)) / self.liveliness[origins][:, None]
+    def errors(self, origins: Steps, ahead: int, until: int) -> Array:
+        """(n, ahead, V): of the forecasts made after `origins` steps, relative to the liveliness there, as known after
+        `until` steps. Where nothing was observed, those of other origins; behind `until`, the last before it."""
+        steps = origins[:, None] + np.arange(ahead)
+        errors = _at(self.working[:until], steps) - self.forecast(origins, 0, ahead)
+        return _filled(errors / self.liveliness[origins][:, None], steps >= until)
 
     def spread(self, first: int, last: int) -> Array:
         """(last − first, V): the root mean square of `errors` at steps first … last − 1 from a moment, above 0. For the
@@ -303,14 +324,14 @@ class Base:
         """(paths, ahead, V), in the units of the values: the forecast after `origin` steps, plus errors that it made
         before, whole stretches of all series at a time, the later ones more often."""
         season = min((one.season for found in self.methods for one in found if one.season > 1), default=1)
-        earliest = min(max(2 * season, ahead // 2, 5), max(1, origin - ahead))
-        latest = max(1, origin - ahead)
+        latest = max(1, origin - ahead, origin // 2)
+        earliest = min(max(2 * season, ahead // 2, 5), max(season, latest // 2), latest)
         origins = np.arange(latest, max(earliest - 1, latest - max(MOST_ERRORS, PHASES * season)), -1)
         if 1 < season <= PHASES and len(origins) // season >= FEWEST_PHASES:
             origins = origins[(origin - origins) % season == 0]  # made at the same time of day
         else:
             origins = origins[:MOST_ERRORS]
-        errors = np.nan_to_num(self.errors(origins, ahead))
+        errors = self.errors(origins, ahead, origin)
         share = np.cumsum(0.5 ** (np.arange(len(origins)) / (70 + 0.1 * len(origins))))
         drawn = np.searchsorted(share / share[-1], (np.arange(paths) + random.random()) / paths, side="right")
         drawn = random.permutation(drawn.clip(max=len(origins) - 1))

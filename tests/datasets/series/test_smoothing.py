@@ -67,6 +67,39 @@ def test_no_forecast_looks_ahead(origin: int) -> None:
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("late", [0, 9])
+def test_the_first_level_and_season_do_not_look_ahead(late: int) -> None:
+    """Of a history shorter than three seasons, of a series that starts just before the forecast, of forecasts that are
+    longer than the history."""
+    values = random().normal(size=(40, 1)).cumsum(axis=0)
+    values[:late] = np.nan
+    changed, origin = values.copy(), 11
+    changed[origin:] += 100
+    methods = [[SEASON._replace(weight=0.5), Method(0.05, 0.0, 0.0, 0.0, season=4, weight=0.5)]]
+    for ahead in (3, 20):
+        one, other = (
+            Base(each, methods, origin).paths(origin, ahead, paths=9, random=random()) for each in (values, changed)
+        )
+        np.testing.assert_array_equal(one, other)
+
+
+def test_paths_of_a_series_with_gaps_are_as_wide_as_those_without() -> None:
+    values = random().normal(size=(400, 2))
+    values[random(1).random(400) < 0.7, 0] = np.nan
+    values[300:, 1] = np.nan
+    paths = Base(values, [[Method(0.05, 0.0, 0.0, 0.0)]] * 2).paths(400, 5, paths=200, random=random())
+    np.testing.assert_allclose(paths.std(axis=0).mean(axis=0), 1, rtol=0.2)
+
+
+@pytest.mark.parametrize(("length", "ahead"), [(30, 6), (36, 12), (30, 20)])
+def test_paths_of_two_and_a_half_seasons_differ(length: int, ahead: int) -> None:
+    values = random().normal(size=(length, 1))
+    paths = Base(values, [[Method(0.1, 0.0, 0.0, 0.1, season=12)]]).paths(length, ahead, paths=50, random=random())
+    deviation = paths.std(axis=0)
+    assert deviation.mean() > 0.2
+    assert deviation.min() > 0.01
+
+
 def test_the_best_methods_are_those_of_how_a_series_was_made() -> None:
     days = np.arange(300)
     walk, returns = (
@@ -79,6 +112,13 @@ def test_the_best_methods_are_those_of_how_a_series_was_made() -> None:
     assert found[1][0].season == found[2][0].season == 7
     assert [one[0].logarithm for one in found] == [False, False, True]
     assert all(sum(method.weight for method in one) == pytest.approx(1) for one in found)
+
+
+def test_a_series_that_ended_early_is_continued_without_a_trend() -> None:
+    values = np.full((200, 1), np.nan)
+    values[:3, 0] = [10.0, 12.0, 13.5]
+    forecast = Base(values, choose(values, 7, (7,))).forecast([200], 0, 7)
+    assert ((forecast >= 10) & (forecast <= 13.5)).all()
 
 
 def test_paths_are_as_wide_as_the_errors_are() -> None:
