@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
+from diffusion_forcing.datasets.batch import Method, SeriesBatch, SeriesSpec
 from diffusion_forcing.datasets.series import table as tables
 from diffusion_forcing.datasets.series.files import leave_out_checked, read_file, typed
 from diffusion_forcing.datasets.series.smoothing import Base, choose, seasons_of
@@ -219,7 +219,8 @@ class TimeSeries:
         lags = tuple(trained["lags"]) if self.options.lags is None else self.options.lags
         own = {} if "methods" in trained else self._spec(lags)._asdict()  # released, or an older one
         lengths = {"context_length": self.context_length, "prediction_length": self.prediction_length}
-        self.spec = SeriesSpec.from_plain({**own, **trained, **lengths, "lags": lags})
+        spec = SeriesSpec.from_plain({**own, **trained, **lengths, "lags": lags})
+        self.spec = _widened(spec, table.values[: self.known_until])
 
     @cached_property
     def spec(self) -> SeriesSpec:
@@ -323,7 +324,6 @@ def spec_of(
     methods = choose(known, prediction, seasons_of(table.freq, len(known)))
     mean, std = np.nanmean(part, axis=0), np.nanstd(part, axis=0)
     least = SMALLEST_STD * np.maximum(np.abs(mean), SMALLEST_STD)
-    lowest, highest = np.nanmin(known, axis=0), np.nanmax(known, axis=0)
     return SeriesSpec(
         variates=table.variates,
         freq=table.freq,
@@ -337,13 +337,40 @@ def spec_of(
         names=table.names,
         season=season_of(lags_of(table.freq), table.freq, len(known)),
         methods=methods,
-        lowest=tuple(LOWER * float(low) if low >= 0 else None for low in lowest),
-        highest=tuple(
-            float(high) if low >= 0 and high in NATURAL_TOPS else TALLEST * float(high) if found[0].logarithm else None
-            for low, high, found in zip(lowest, highest, methods, strict=True)
-        ),
-        whole=tuple(bool(whole) for whole in ((known == np.round(known)) | ~np.isfinite(known)).all(axis=0)),
+        **_ranges(known, methods),
     )
+
+
+def _ranges(values: NDArray[np.float64], methods: Sequence[Sequence[Method]]) -> dict[str, tuple[Any, ...]]:
+    """`lowest`, `highest` and `whole` of a specification, by values (T, V)."""
+    lows, highs = np.fmin.reduce(values), np.fmax.reduce(values)
+    return {
+        "lowest": tuple(LOWER * float(low) if low >= 0 else None for low in lows),
+        "highest": tuple(
+            float(high) if low >= 0 and high in NATURAL_TOPS else TALLEST * float(high) if found[0].logarithm else None
+            for low, high, found in zip(lows, highs, methods, strict=True)
+        ),
+        "whole": tuple(bool(whole) for whole in ((values == np.round(values)) | ~np.isfinite(values)).all(axis=0)),
+    }
+
+
+def _widened(spec: SeriesSpec, values: NDArray[np.float64]) -> SeriesSpec:
+    """`spec` with ranges that newer values (T, V) fit in too; a series without any keeps its range."""
+    if not spec.whole:
+        return spec
+    found, seen = _ranges(values, spec.methods), np.isfinite(values).any(axis=0)
+
+    def both(name: str, choice: Any) -> tuple[Any, ...]:
+        pairs = zip(getattr(spec, name), found[name], seen, strict=True)
+        return tuple(
+            old if not own or old is None else None if new is None else choice(old, new) for old, new, own in pairs
+        )
+
+    highest = tuple(
+        old if old in NATURAL_TOPS and not high > old else new
+        for old, new, high in zip(spec.highest, both("highest", max), np.fmax.reduce(values), strict=True)
+    )
+    return spec._replace(lowest=both("lowest", min), highest=highest, whole=both("whole", min))
 
 
 class SeriesWindows(Dataset[SeriesBatch]):

@@ -13,7 +13,15 @@ pytest.importorskip("gluonts")
 
 import pandas
 
-from diffusion_forcing.datasets.series.dataset import ECB, SeriesOptions, SeriesWindows, TimeSeries, spec_of
+from diffusion_forcing.datasets.series.dataset import (
+    ECB,
+    SeriesOptions,
+    SeriesWindows,
+    TimeSeries,
+    _ranges,
+    _widened,
+    spec_of,
+)
 from diffusion_forcing.datasets.series.smoothing import Base, Method
 from diffusion_forcing.datasets.series.steps import checked_freq, date_features
 from diffusion_forcing.datasets.series.table import Table
@@ -248,6 +256,19 @@ def data_of(folder: Path, header: str, **options: Any) -> TimeSeries:
     pandas.DataFrame({name: values[name] for name in names}).to_csv(folder / "a.csv", index=False)
     known: dict[str, Any] = {"prediction_length": 2, "test_windows": 2, "validation_windows": 2}
     return TimeSeries(SeriesOptions(source="csv", path=str(folder / "a.csv"), **{**known, **options}))
+
+
+def test_the_range_of_a_trained_forecaster_is_widened_by_newer_data() -> None:
+    """What grew tenfold since it was trained, fell below zero, is no more whole or has no value now."""
+    methods = ((Method(1.0, 0.0, 0.0, 0.0, logarithm=True),),) * 4
+    old = np.array([[10.0, 4.0, 3.0, 2.0]] * 3)
+    spec = spec_of(Table(old, "2024-01-01", "D", tuple("abcd")), 3, (), 1, 1)._replace(methods=methods)
+    spec = spec._replace(**_ranges(old, methods))
+    found = _widened(spec, np.array([[90.0, -4.0, 3.5, np.nan]]))
+    assert found.lowest == (5.0, None, 1.5, 1.0)
+    assert found.highest[0] == 270.0
+    assert found.highest[3] == 6.0
+    assert found.whole == (True, True, False, True)
 
 
 def test_series_are_matched_to_a_trained_forecaster_by_name(tmp_path: Path) -> None:
