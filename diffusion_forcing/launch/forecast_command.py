@@ -16,15 +16,15 @@ def overrides(words: Sequence[str]) -> list[str]:
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--horizon", type=int, required=True)
     parser.add_argument("--minutes", type=float, default=0.0)
-    settings = [word for word in words if "=" in word and not word.startswith("-")]
-    given = parser.parse_args([word for word in words if word not in settings])
+    settings = [word for word in words[1:] if "=" in word and not word.startswith("-")]
+    given = parser.parse_args([*words[:1], *(word for word in words[1:] if word not in settings)])
     check_minimum("--horizon", given.horizon, 1)
     if not 0 <= given.minutes < 10_000:
         raise UserError(f"--minutes is {given.minutes:g}; give how long to train on the file, 0 or more")
     tasks = ["experiment.tasks=[forecast]"]
     if given.minutes:
         seconds = max(1, round(60 * given.minutes))
-        clock = f"00:{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        clock = f"{seconds // 86400:02d}:{seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
         tasks = ["experiment.tasks=[training,forecast]", f"experiment.training.max_time={clock}"]
     quoted = given.file.replace("\\", "\\\\").replace("'", "\\'")
     data = ["dataset=ts_csv", f"dataset.path='{quoted}'", f"dataset.prediction_length={given.horizon}"]

@@ -18,10 +18,15 @@ def test_it_stands_for_a_command_line() -> None:
     assert "load=universal" in words
 
 
+def test_a_file_may_have_an_equal_sign() -> None:
+    assert "dataset.path='a=b.csv'" in overrides(["a=b.csv", "--horizon", "3"])
+
+
 def test_minutes_are_trained_first() -> None:
     config = compose([w for w in overrides(["a.csv", "--horizon", "3", "--minutes", "90.5"]) if "load" not in w])
     assert list(config.experiment.tasks) == ["training", "forecast"]
     assert config.experiment.training.max_time == "00:01:30:30"
+    assert "experiment.training.max_time=04:04:00:00" in overrides(["a.csv", "--horizon", "3", "--minutes", "6000"])
 
 
 @pytest.mark.parametrize(

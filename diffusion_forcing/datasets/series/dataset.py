@@ -314,14 +314,15 @@ def spec_of(
     as many) the simple methods are chosen on."""
     known = table.values[: training_end if known_until is None else known_until]
     part = table.values[:training_end]
-    empty = ~np.isfinite(part).any(axis=0)
+    empty = ~np.isfinite(known).any(axis=0)
     if empty.any():
         name = table.names[int(empty.argmax())]
         raise UserError(
-            f"series '{name}' has no value in the {training_end} steps to train on; "
+            f"series '{name}' has no value in the {len(known)} steps to train on; "
             f"leave it out: {typed('dataset.leave_out', name)}"
         )
     methods = choose(known, prediction, seasons_of(table.freq, len(known)))
+    part = part if np.isfinite(part).any(axis=0).all() else known  # a series that begins late
     mean, std = np.nanmean(part, axis=0), np.nanstd(part, axis=0)
     least = SMALLEST_STD * np.maximum(np.abs(mean), SMALLEST_STD)
     return SeriesSpec(

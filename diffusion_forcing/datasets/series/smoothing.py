@@ -51,6 +51,8 @@ MEMORY, PRIOR = 20.0, 10.0
 """Errors of one step that liveliness remembers, and how many usual ones they are weighed against."""
 SMALLEST_SPREAD = 1e-4
 """Of a series' standard deviation."""
+SMALLEST_CHANGE = 0.01
+"""Of a series that never changed, in its value: what it may do."""
 TOGETHER = 4000
 """Columns that are smoothed together."""
 AT_ONCE = 4_000_000
@@ -318,7 +320,8 @@ class Base:
         found[:past] = np.sqrt(_mean(found[:past] ** 2, axis=0))
         deviation = self.working[: self.fitted] - _mean(self.working[: self.fitted], axis=0)
         least = SMALLEST_SPREAD * np.sqrt(_mean(deviation**2, axis=0))
-        return np.maximum(found, np.where(least > 0, least, 1.0))
+        constant = SMALLEST_CHANGE * np.maximum(np.abs(_mean(self.working[: self.fitted], axis=0)), 1.0)
+        return np.maximum(found, np.where(least > 0, least, constant))
 
     def paths(self, origin: int, ahead: int, *, paths: int, random: np.random.Generator) -> Array:
         """(paths, ahead, V), in the units of the values: the forecast after `origin` steps, plus errors that it made
