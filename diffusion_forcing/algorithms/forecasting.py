@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import (
@@ -196,7 +195,7 @@ class Forecasting(ForcingAlgorithm):
         return self._spec
 
     def statistic(self, name: str, device: torch.device) -> Tensor:
-        """(V,) float64 on `device`: one of `STATISTICS`. Not a buffer: mixed precision must not touch it."""
+        """(V,) float64 on `device`: a number a series of the specification. Not a buffer: mixed precision must not touch it."""
         if (name, device) not in self._statistics:
             value = np.broadcast_to(np.asarray(getattr(self.spec, name), np.float64), (self.spec.variates,))
             self._statistics[name, device] = torch.from_numpy(value.copy()).to(device, non_blocking=True)
@@ -277,15 +276,15 @@ class Forecasting(ForcingAlgorithm):
         joined = torch.cat([part.to(own) for part in conditions], dim=-1) if conditions else None
         return Encoded(x.to(own), observed.to(own.device), joined, loc, scale)
 
-    def in_range(self, samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    def in_range(self, samples: Tensor) -> Tensor:
         """Sample paths (…, V) that keep to what was seen of their series (`SeriesSpec.lowest`, `highest`, `whole`): not
         below half of the lowest value where none was negative, not above 1 or 100, nor above three times the highest
         where the logarithm is forecast, whole numbers."""
-        spec = self.spec
-        if not (self.options.keep_range and spec.whole):
+        if not (self.options.keep_range and self.spec.whole):
             return samples
-        low, high = (np.array(limits, np.float64) for limits in (spec.lowest, spec.highest))  # NaN: no limit
-        return np.fmin(np.fmax(np.where(spec.whole, np.round(samples), samples), low), high)
+        low, high, whole = (self.statistic(name, samples.device) for name in ("lowest", "highest", "whole"))
+        rounded = torch.where(whole > 0, samples.round(), samples)
+        return torch.fmin(torch.fmax(rounded, low), high)  # NaN: no limit
 
     def draw(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Levels (b, t) and noise like x: (b, t, V) of a training batch."""
@@ -366,7 +365,7 @@ class Forecasting(ForcingAlgorithm):
         if self.options.scaling == "base":
             logarithm = batch.logarithm[:, None, None].to(samples.device)
             samples = torch.where(logarithm, samples.clamp(max=LARGEST_LOGARITHM).exp(), samples)
-        samples = torch.from_numpy(self.in_range(samples.cpu().numpy())).to(samples.device)
+        samples = self.in_range(samples)
         if known is None:
             return samples
         given = (known & batch.observed[:, context:].to(known.device)).to(samples.device)

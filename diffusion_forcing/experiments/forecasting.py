@@ -268,7 +268,7 @@ class ForecastingExperiment(BaseExperiment):
         base = self._base(windows, samples.shape[1])
         mixed = pool.mix(self._together(samples, base), base)
         known = np.isfinite(target) & self.dataset.known_future
-        return np.where(known[:, None], target[:, None], self.algorithm.in_range(mixed)), target
+        return np.where(known[:, None], target[:, None], self._in_range(mixed)), target
 
     def _together(self, samples: np.ndarray, base: np.ndarray) -> np.ndarray:
         return samples if self.algorithm.options.together else ordered_as(samples, base)
@@ -278,7 +278,11 @@ class ForecastingExperiment(BaseExperiment):
         random, ahead = np.random.default_rng(self.seed), windows.prediction_length
         origins = np.clip(windows.ends - ahead, 1, None)
         found = [windows.base.paths(origin, ahead, paths=paths, random=random) for origin in origins]
-        return self.algorithm.in_range(np.stack(found))
+        return self._in_range(np.stack(found))
+
+    def _in_range(self, samples: np.ndarray) -> np.ndarray:
+        kept: np.ndarray = self.algorithm.in_range(torch.from_numpy(samples)).numpy()
+        return kept
 
     def _sample(self, task: str, windows: SeriesWindows) -> tuple[np.ndarray, np.ndarray]:
         """Sample paths of windows (n, paths, h, V), and what was observed (n, h, V), NaN where nothing was."""

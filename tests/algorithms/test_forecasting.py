@@ -93,10 +93,10 @@ def test_a_logarithm_is_taken_and_given_back() -> None:
 
 def test_paths_keep_to_the_range_that_the_training_part_shows() -> None:
     built = build(spec(lowest=(0.0, None, 0.0), highest=(None, None, 1.0), whole=(True, False, False)))
-    found = built.in_range(np.array([[-0.7, -0.7, -0.7], [2.6, 2.6, 2.6]]))
+    found = built.in_range(torch.tensor([[-0.7, -0.7, -0.7], [2.6, 2.6, 2.6]], dtype=torch.float64))
     assert found.tolist() == [[0, -0.7, 0], [3, 2.6, 1]]
     free = build(spec(lowest=(0.0,) * 3, highest=(None,) * 3, whole=(True,) * 3), keep_range=False)
-    assert free.in_range(np.array([-0.7, 0.2, 0.5])).tolist() == [-0.7, 0.2, 0.5]
+    assert free.in_range(torch.tensor([-0.5, 0.25, 0.5])).tolist() == [-0.5, 0.25, 0.5]
 
 
 @pytest.mark.parametrize("network", ["rnn", "transformer"])

@@ -183,7 +183,7 @@ BAD = [
     (["dataset.resolution=16"], r"frames of 8x8, smaller than dataset\.resolution=16"),
     (
         ["experiment.tasks=[interpolation]", "experiment.interpolation.end_frames=0"],
-        r"give at least 1 frame at the end",
+        r"end_frames must be at least 1, got 0",
     ),
     (["experiment.tasks=[interpolation]", "experiment.interpolation.end_frames=4"], r"leave nothing to fill in"),
     (["experiment.tasks=[interpolation]", "algorithm.frame_stack=2"], r"no multiple of algorithm\.frame_stack 2"),

@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def trainer(**changes: Any) -> Any:
     defaults = {"max_steps": 1000, "max_epochs": -1, "num_training_batches": 50, "accumulate_grad_batches": 1}
-    state = {"global_step": 0, "is_global_zero": True, "early_stopping_callbacks": []}
+    state = {"global_step": 0, "is_global_zero": True, "early_stopping_callbacks": [], "callbacks": []}
     return SimpleNamespace(**(defaults | state | changes))
 
 

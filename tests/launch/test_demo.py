@@ -137,7 +137,7 @@ def test_the_command_lines_of_a_demo_fit_the_shipped_checkpoints(
         (
             "test",
             {"planning", "ogbench", "video", "forecasting", "robot", "play", "wandb", "tensorboard", "docs", "dev"}
-            | {"benchmarks"},
+            | {"benchmarks", "hub"},
         ),
     ],
 )

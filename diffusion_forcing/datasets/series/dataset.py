@@ -359,7 +359,8 @@ def _widened(spec: SeriesSpec, values: NDArray[np.float64]) -> SeriesSpec:
     """`spec` with ranges that newer values (T, V) fit in too; a series without any keeps its range."""
     if not spec.whole:
         return spec
-    found, seen = _ranges(values, spec.methods), np.isfinite(values).any(axis=0)
+    found: dict[str, Any] = _ranges(values, spec.methods)
+    seen: list[bool] = [bool(known.any()) for known in np.isfinite(values).T]
 
     def both(name: str, choice: Any) -> tuple[Any, ...]:
         pairs = zip(getattr(spec, name), found[name], seen, strict=True)

@@ -214,7 +214,7 @@ def test_sources_that_are_none_are_one_line(tmp_path: Path) -> None:
         (["a", "b", "--fps", "0"], "fps is 0.0"),
         (["a", "b", "--codec", "divx"], "lossless, h264, av1"),
         (["a", "b", "--cameras", "front=,over"], "give different names"),
-        (["a", "b", "--resolution", "4"], "8 to 4096"),
+        (["a", "b", "--resolution", "4"], "8…4096"),
     ],
 )
 def test_bad_words_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
