@@ -112,7 +112,8 @@ def usage() -> str:
         choices = choices_of(group)
         if choices:
             groups.append(f"  {group}=")
-            groups.extend(f"    {name:<18} {first_comment(file)}".rstrip() for name, file in choices.items())
+            width = max(map(len, choices))
+            groups.extend(f"    {name:<{width}} {first_comment(file)}".rstrip() for name, file in choices.items())
     return _USAGE.format(version=__version__, groups="\n".join(groups))
 
 

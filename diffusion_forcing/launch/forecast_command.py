@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from diffusion_forcing.errors import UserError, check_minimum
+from diffusion_forcing.errors import UserError, check_minimum, require
 from diffusion_forcing.launch.commands import Parser
 
 USAGE = "diffusion-forcing forecast FILE --horizon STEPS [--minutes N] [key=value …]"
@@ -18,6 +19,7 @@ def overrides(words: Sequence[str]) -> list[str]:
     parser.add_argument("--minutes", type=float, default=0.0)
     settings = [word for word in words[1:] if "=" in word and not word.startswith("-")]
     given = parser.parse_args([*words[:1], *(word for word in words[1:] if word not in settings)])
+    require(Path(given.file).expanduser().is_file(), f"{given.file} is not a file; give a CSV or Parquet file")
     check_minimum("--horizon", given.horizon, 1)
     if not 0 <= given.minutes < 10_000:
         raise UserError(f"--minutes is {given.minutes:g}; give how long to train on the file, 0 or more")

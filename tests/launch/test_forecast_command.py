@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.compose import compose
 from diffusion_forcing.launch.forecast_command import overrides
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "a=b.csv", "my sales' 2024.csv"):
+        Path(name).touch()
 
 
 def test_it_stands_for_a_command_line() -> None:
@@ -34,6 +43,7 @@ def test_minutes_are_trained_first() -> None:
     [
         ([], "required: FILE, --horizon"),
         (["a.csv"], "required: --horizon"),
+        (["nowhere.csv", "--horizon", "3"], "nowhere.csv is not a file"),
         (["a.csv", "--horizon", "many"], "invalid int value: 'many'"),
         (["a.csv", "--horizon", "0"], "--horizon.*0"),
         (["a.csv", "--horizon", "3", "--minutes", "-1"], "--minutes is -1"),
