@@ -108,6 +108,11 @@ class Job:
     """The variables of the script."""
 
 
+def script(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> str:
+    """The script alone of `make_job`."""
+    return make_job(template, values, python_args).script
+
+
 def make_job(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> Job:
     """The template with `values`, and with `python_args` for {python_args}. UserError for an unknown name, or one within quotes."""
     arguments: list[str] = []
