@@ -2,7 +2,7 @@
 
 What a network adds to simple methods depends on the data: much on thousands of steps, nothing on fifty. A pool holds
 both kinds of paths in the shares that scored best on validation windows (a linear pool; its CRPS is never above the
-mean of its members'), so that it is no worse than simple methods where the network has nothing to add.
+mean of its members'), so that a network with nothing to add costs little.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _import_with_stand_ins() -> None:
 
 
 def _step(step: Any) -> Callable[..., Any]:
-    """An optimiser's `step`, which imports the compiler to tell it that it should stop here, where there is one to be told."""
+    """An optimiser's `step` without its wrapper, which would import the compiler; with it once that is imported."""
 
     @wraps(step)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:

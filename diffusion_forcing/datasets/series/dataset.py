@@ -191,7 +191,7 @@ class TimeSeries:
 
         trained: `SeriesSpec` as its checkpoint holds it; without names, the forecaster takes any series. UserError where
         a series is missing or the time between steps is another. Series that it does not know are left out. Gaps are no
-        obstacle: one that was trained without is not told of them.
+        obstacle: a network that was trained without any is not conditioned on them.
         """
         table = self.table
         if self.options.context_length is None and "context_length" in trained and "names" not in trained:

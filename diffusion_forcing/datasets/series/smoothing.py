@@ -63,7 +63,7 @@ SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
 class States(NamedTuple):
-    """Level, trend and season after every step, (T, N) each."""
+    """Level and trend after every step, (T, N) each; the first season, and the season after every step, (m + T, N)."""
 
     level: Array
     trend: Array
@@ -102,20 +102,16 @@ def smooth(values: Array, rates: Array, season: int, seen: int | None = None) ->
     alpha, beta, phi, gamma = rates
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
-    states = States(*(np.empty_like(filled) for _ in range(3)))
-    level, trend, seasons = (
-        _first_level(filled[:seen], known[:seen], season),
-        np.zeros(values.shape[1]),
-        _first_season(values[:seen], season),
-    )
+    level, trend = _first_level(filled[:seen], known[:seen], season), np.zeros(values.shape[1])
+    seasons = np.concatenate([_first_season(values[:seen], season), np.empty_like(filled)])
+    states = States(np.empty_like(filled), np.empty_like(filled), seasons)
     trend_rate, season_rate = alpha * beta, gamma * (1 - alpha)
     for step in range(len(values)):
-        ahead = level + phi * trend
-        last = states.season[step - season] if step >= season else seasons[step]
+        ahead, last = level + phi * trend, seasons[step]
         error = np.where(known[step], filled[step] - ahead - last, 0.0)
         level = ahead + alpha * error
         trend = phi * trend + trend_rate * error
-        states.level[step], states.trend[step], states.season[step] = level, trend, last + season_rate * error
+        states.level[step], states.trend[step], seasons[season + step] = level, trend, last + season_rate * error
     return states
 
 
@@ -150,8 +146,8 @@ def extrapolate(states: States, damping: Array, season: int, origins: Steps, fir
     growth = np.cumsum(damping ** np.arange(1, max(last, 1) + 1)[:, None], axis=0)
     growth = np.concatenate([np.zeros((1, len(damping))), growth])[np.clip(offsets + 1, 0, None)]
     forecast: Array = states.level[now][:, None] + growth * states.trend[now][:, None]
-    if season > 1:  # of the same phase, in the last season before the origin
-        forecast += states.season[np.clip(now[:, None] + 1 + offsets % season - season, 0, None)]
+    # The season of the same phase: the last one before the origin, which for the first m steps is the first.
+    forecast += states.season[now[:, None] + 1 + offsets % season]
     return forecast
 
 

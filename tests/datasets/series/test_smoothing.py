@@ -27,7 +27,7 @@ def test_the_recursion_is_the_formulas() -> None:
         seasons.append(seasons[step] + gamma * (1 - alpha) * error)
         assert states.level[step, 0] == pytest.approx(level)
         assert states.trend[step, 0] == pytest.approx(trend)
-        assert states.season[step, 0] == pytest.approx(seasons[-1])
+        assert states.season[season + step, 0] == pytest.approx(seasons[-1])
 
 
 def test_the_last_value_and_the_last_season_are_methods() -> None:
@@ -35,6 +35,14 @@ def test_the_last_value_and_the_last_season_are_methods() -> None:
     np.testing.assert_allclose(Base(values, [[LAST]]).forecast([40], 0, 6)[0, :, 0], values[-1, 0])
     again = Base(values, [[SEASON]]).forecast([38], 0, 6)[0, :, 0]
     np.testing.assert_allclose(again, values[[34, 35, 36, 37, 34, 35], 0])
+
+
+def test_before_the_first_season_is_over_its_phase_is_right() -> None:
+    """A season that repeats exactly is forecast exactly after one step of it, too."""
+    values = np.tile([1.0, 7.0, 3.0, 5.0], 10)[:, None]
+    base = Base(values, [[SEASON]])
+    for origin in range(1, 9):
+        np.testing.assert_allclose(base.forecast([origin], 0, 6)[0, :, 0], values[origin : origin + 6, 0])
 
 
 def test_a_trend_is_continued_and_damped() -> None:
