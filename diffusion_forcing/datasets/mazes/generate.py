@@ -5,36 +5,27 @@ random goal is set (`timeouts` marks these steps). Action noise N(0, 0.5) gives 
 without it the ball never touches a wall. Rewards are those of D4RL's "sparse" files: 1 within 0.5 m of the maze's fixed
 goal.
 
-The run is cut into shards of 50,000 steps. A shard is written whole or not at all, draws from its own seed (seed,
-shard), and contains the state of simulator and controller at its end. So an interrupted generation continues at its
-last shard and gives the same bytes as an uninterrupted one, and the first n steps do not depend on how many are asked
-for.
+Steps are drawn in shards of 50,000, each from its own seed (seed, shard), so that the first n steps do not depend on how
+many are asked for. The file appears when it is complete.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.arrays import read_npz, write_npz
 from diffusion_forcing.datasets.mazes import d4rl
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import PointMass, build_model, draw_goal, draw_start, reached
 from diffusion_forcing.environments.mazes.waypoint import WaypointController
 from diffusion_forcing.errors import explaining_os_errors
-from diffusion_forcing.limits import Refused, refusing
 from diffusion_forcing.progress import Bar
 
 SHARD_STEPS = 50_000
 """Steps of a shard: about two seconds of work."""
-_ALGORITHM = 1
-"""Raised whenever the same options give other data, so that shards of an older version are not continued."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -48,48 +39,23 @@ def generate(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Write exactly `num_steps` steps in `maze` to the HDF5 file `path`, whose name must differ for other options.
-
-    Continues from the shards in `<path>.partial/` of an interrupted call. `UserError` for a folder that cannot be
-    written.
-    """
-    attributes = {"maze": maze.text, "action_noise": action_noise, "seed": seed, "generator": f"waypoint {_ALGORITHM}"}
-    partial = path.with_name(path.name + ".partial")
-    collector = Collector(maze, action_noise=action_noise, seed=seed)
-    shards: list[Arrays] = []
+    """Write exactly `num_steps` steps in `maze` to the HDF5 file `path`. `UserError` for a folder that cannot be written."""
+    collector, shards = Collector(maze, action_noise=action_noise, seed=seed), list[Arrays]()
     with (
         explaining_os_errors(f"cannot write {path}", "make room or choose another dataset.save_dir"),
         Bar(f"generating {maze.name}", total=num_steps, unit="steps", show=progress) as bar,
     ):
-        partial.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         for begin in range(0, num_steps, SHARD_STEPS):
-            size, file = min(SHARD_STEPS, num_steps - begin), partial / f"v{_ALGORITHM}-{len(shards):05d}.npz"
-            shard = _stored(file, size)
-            if shard is None:
-                if shards:
-                    collector.set_state(shards[-1])
-                shard = {**collector.collect(len(shards), num_steps=size), **collector.state()}
-                write_npz(file, shard)
-            shards.append(shard)
-            bar.advance(size)
-        keys = [key for key in shards[0] if not key.startswith("state/")]
-        arrays = {key: np.concatenate([shard[key] for shard in shards]) for key in keys}
+            shards.append(collector.collect(len(shards), num_steps=min(SHARD_STEPS, num_steps - begin)))
+            bar.advance(len(shards[-1]["rewards"]))
+        arrays = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
+        attributes = {"maze": maze.text, "action_noise": action_noise, "seed": seed, "generator": "waypoint 1"}
         d4rl.write(path, arrays, attributes=attributes)
-    shutil.rmtree(partial)
-
-
-def _stored(file: Path, size: int) -> Arrays | None:
-    """The shard of `size` steps in `file`; None where it is missing or torn."""
-    with contextlib.suppress(FileNotFoundError, Refused), refusing():
-        shard = read_npz(file)
-        json.loads(str(shard["state/json"]))
-        if {"state/ball", "observations"} <= shard.keys() and len(shard["observations"]) == size:
-            return shard
-    return None
 
 
 class Collector:
-    """The run itself: `collect(shard)` makes the next 50,000 steps; `state` and `set_state` carry it over a restart."""
+    """The run itself: `collect(shard)` makes the next 50,000 steps."""
 
     def __init__(self, maze: Maze, *, action_noise: float = 0.5, seed: int = 0) -> None:
         self.maze, self.action_noise, self.seed = maze, action_noise, seed
@@ -97,19 +63,6 @@ class Collector:
         self._controller = WaypointController(maze, rng=np.random.default_rng(0))
         self._goal: tuple[float, float] | None = None
         self._steps_to_goal = 0
-
-    def state(self) -> Arrays:
-        """Simulator and controller as arrays."""
-        state = {"controller": self._controller.state(), "goal": self._goal, "steps_to_goal": self._steps_to_goal}
-        return {"state/ball": self._ball.state(), "state/json": np.array(json.dumps(state))}
-
-    def set_state(self, arrays: Arrays) -> None:
-        """Continue from an earlier `state`."""
-        state = json.loads(str(arrays["state/json"]))
-        self._ball.set_state(np.asarray(arrays["state/ball"], dtype=np.float64))
-        self._controller.set_state(state["controller"])
-        self._goal = (state["goal"][0], state["goal"][1])
-        self._steps_to_goal = state["steps_to_goal"]
 
     def collect(self, shard: int, *, num_steps: int = SHARD_STEPS) -> Arrays:
         """Steps of a shard as D4RL's arrays, at most 50,000; call it for shard 0, 1, 2, … in turn."""

@@ -1,20 +1,15 @@
 """Converting demonstrations from any layout to ours or LeRobot's. The new folder appears when it is complete.
 
-Our layout is written to `.<name>.partial` beside the new folder, one demonstration at a time, and renamed at the end: a
-killed conversion continues where it was. Videos of the released data are copied byte for byte, unless a resolution is
-given.
+Videos of the released data are copied byte for byte, unless a resolution is given.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diffusion_forcing.arrays import write_npz
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
@@ -32,7 +27,7 @@ from diffusion_forcing.datasets.robot.source import (
 )
 from diffusion_forcing.datasets.robot.video import write_video
 from diffusion_forcing.errors import check_choice, check_range, explaining_os_errors, require
-from diffusion_forcing.files import locked, read_json, remove_leftovers, replacing, write_json
+from diffusion_forcing.files import replacing, write_json
 from diffusion_forcing.progress import Bar
 
 
@@ -83,8 +78,7 @@ def convert_robot(
         if options.to == "lerobot":
             write_lerobot(target, _read_all(opened, tasks, options, bar), options)
         else:
-            with locked(target):
-                _write_ours(opened, target, tasks, options, bar)
+            _write_ours(opened, target, tasks, options, bar)
     return counts
 
 
@@ -100,37 +94,27 @@ def _read_all(
 def _write_ours(
     source: RobotSource, target: Path, tasks: Sequence[tuple[str, int]], options: ConvertOptions, bar: Bar
 ) -> None:
-    """Write into a folder beside `target`, continuing one that was started with the same settings, and rename it."""
-    partial, counts = target.with_name(f".{target.name}.partial"), Counter(split for split, _ in tasks)
-    note: dict[str, Any] = {"source": str(source.root.resolve()), "fps": options.fps, "counts": dict(counts)}
-    note |= {"cameras": list(options.cameras), "resolution": options.resolution}
-    with explaining_os_errors(f"cannot write {target}", "make room and run it again to continue"):
-        if partial.exists() and read_json(partial / NOTE, {}) != note:
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        write_json(partial / NOTE, note)
-        for split in counts:
-            (partial / split).mkdir(exist_ok=True)
-            remove_leftovers(partial / split)
+    with (
+        explaining_os_errors(f"cannot write {target}", "make room or choose another folder"),
+        replacing(target) as folder,
+    ):
         for split, index in tasks:
-            path = RobotFiles(partial, counts).file(split, index)
-            if not path.exists():
-                _write_one(source, split, index, path, options)
+            path = RobotFiles(folder, {}).file(split, index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_one(source, split, index, path, options)
             bar.advance(1)
-        if target.exists():
-            target.rmdir()
-        os.replace(partial, target)
+        write_json(folder / NOTE, {"source": str(source.root.resolve()), "fps": options.fps})
 
 
 def _write_one(source: RobotSource, split: str, index: int, path: Path, options: ConvertOptions) -> None:
     arrays = source.arrays(split, index)
     for camera in options.cameras:
-        with replacing(video_file(path, camera)) as temporary:
-            if isinstance(source, ReleasedFolders) and options.resolution is None:
-                shutil.copyfile(source.video(split, index, camera), temporary)
-                continue
-            write_video(temporary, source.images(split, index, camera, options.resolution), options.fps or source.fps)
-            arrays.pop(f"frames.{camera}", None)
+        video = video_file(path, camera)
+        if isinstance(source, ReleasedFolders) and options.resolution is None:
+            shutil.copyfile(source.video(split, index, camera), video)
+            continue
+        write_video(video, source.images(split, index, camera, options.resolution), options.fps or source.fps)
+        arrays.pop(f"frames.{camera}", None)
     # The length of a video is stored only where it exceeds that of the demonstration.
     needed = len(arrays["actions"]) + 1
     write_npz(path, {key: array for key, array in arrays.items() if not key.startswith("frames.") or array != needed})

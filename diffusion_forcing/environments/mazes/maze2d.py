@@ -114,17 +114,6 @@ class PointMass:
         self._ctrl[1] = action[1]
         mujoco.mj_step(self.model, self.data)
 
-    def state(self) -> NDArray[np.float64]:
-        """All that `set_state` needs to continue bit for bit, including the warm start of the contact solver."""
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        state = np.empty(mujoco.mj_stateSize(self.model, kind))
-        mujoco.mj_getState(self.model, self.data, state, kind)
-        return state
-
-    def set_state(self, state: NDArray[np.float64]) -> None:
-        """Continue from an earlier `state`."""
-        mujoco.mj_setState(self.model, self.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-
 
 def clip_velocity_(velocity: NDArray[np.float64]) -> None:
     """Clip (2,) `velocity` to ±5 m/s in place. Plain comparisons: data generation calls this a million times."""

@@ -10,7 +10,6 @@ data (`datasets/mazes/generate.py`).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,18 +65,6 @@ class WaypointController:
             self._index += 1
         self._last = (x, y)
         return ax, ay, solved
-
-    def state(self) -> dict[str, Any]:
-        """State as JSON values, without the random generator; `set_state` continues from it exactly."""
-        return {"target": self._target, "waypoints": self._waypoints, "index": self._index, "last": self._last}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from an earlier `state`, also one that went through JSON."""
-        target, last = state["target"], state["last"]
-        self._target = None if target is None else (int(target[0]), int(target[1]))
-        self._waypoints = [(float(x), float(y)) for x, y in state["waypoints"]]
-        self._index = int(state["index"])
-        self._last = (float(last[0]), float(last[1]))
 
     def _new_target(self, position: tuple[float, float], target: Cell) -> None:
         start = (round(position[0]), round(position[1]))

@@ -104,11 +104,5 @@ class Slow:
     def close(self) -> None: ...
 
 
-def files(root: Path) -> dict[str, bytes]:
-    """What lies below `root`, hidden files left out."""
-    found = [path for path in sorted(root.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(root)): path.read_bytes() for path in found if not path.name.startswith(".")}
-
-
 if __name__ == "__main__":  # a generation in a process of its own: makers.py FOLDER
     generate(Slow(0.05), Path(sys.argv[1]), {"training": 200, "validation": 2}, workers=2, save=save_demonstration)

@@ -88,17 +88,3 @@ def test_a_push_into_a_wall_stops_at_the_free_band_of_the_cell() -> None:
             for _ in range(200):
                 ball.step((sign, 0.0) if axis == 0 else (0.0, sign))
             assert ball.position[axis] == pytest.approx(cell[axis] + edge, abs=0.03)
-
-
-def test_a_saved_state_continues_bit_for_bit() -> None:
-    model = build_model(MAZES["umaze"])
-    pushes = np.random.default_rng(0).uniform(-1, 1, (400, 2))
-    one, two = PointMass(model), PointMass(model)
-    one.reset(np.array([1.0, 1.0]), np.zeros(2))
-    for push in pushes[:200]:
-        one.step(push)
-    two.set_state(one.state())
-    for push in pushes[200:]:
-        one.step(push)
-        two.step(push)
-    assert (one.position == two.position).all() and (one.velocity == two.velocity).all()

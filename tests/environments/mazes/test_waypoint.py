@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -73,13 +71,3 @@ def test_a_ball_pressed_against_a_wall_still_finds_its_way() -> None:
         ax, ay, done = controller.act(*ball.position.tolist(), *ball.velocity.tolist(), (3.0, 1.0))
         ball.step((ax, ay))
     assert done
-
-
-def test_a_state_that_went_through_json_continues_exactly() -> None:
-    maze, goal = MAZES["umaze"], (3.0, 1.0)
-    one = WaypointController(maze, rng=np.random.default_rng(0))
-    one.act(1.0, 1.0, 0.0, 0.0, goal)
-    two = WaypointController(maze, rng=np.random.default_rng(9))
-    two.set_state(json.loads(json.dumps(one.state())))
-    for y in (1.2, 1.9, 2.3):
-        assert one.act(1.0, y, 0.3, 0.1, goal) == two.act(1.0, y, 0.3, 0.1, goal)
