@@ -26,7 +26,7 @@ from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
 from diffusion_forcing.checkpoints.format import sized_by
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
-from diffusion_forcing.diffusion import DiffusionForcing, Sampler
+from diffusion_forcing.diffusion import DiffusionForcing
 from diffusion_forcing.diffusion.history import Cache
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.errors import UserError, check_choice, check_positive, check_range
@@ -51,7 +51,8 @@ class ForecastingDiffusionOptions(RecurrentMLPOptions):
 class ForecastingOptions(AlgorithmOptions):
     """A token is a time step of all variates.
 
-    - network: `rnn`, the paper's, or `transformer`, causal. z_shape: of the RNN's latent, [width].
+    - network: `rnn`, the paper's, or `transformer`. z_shape: of the RNN's latent, [width]. causal: False lets a transformer
+      look at later steps too, which filling gaps needs.
     - scaling: what a token holds. `base`: how far each series is from its base forecast, which averages simple methods
       (`datasets/series/smoothing.py`), in units of its usual error; `global`: its value by the mean and deviation of the
       training part, as released.
@@ -92,9 +93,12 @@ class ForecastingOptions(AlgorithmOptions):
                 f"algorithm.frame_stack is {self.frame_stack}, algorithm.frame_skip {self.frame_skip}; "
                 "a token is one time step: leave both 1"
             )
-        if not self.causal:
-            raise UserError("algorithm.causal=False: a forecast depends on the past alone; leave it True")
         check_choice("algorithm.network", self.network, ("rnn", "transformer"))
+        if not self.causal and self.network != "transformer":
+            raise UserError(
+                f"algorithm.causal=False algorithm.network={self.network}: only the transformer can look at later steps; "
+                "set algorithm.network=transformer, or algorithm.causal=True"
+            )
         check_choice("algorithm.scaling", self.scaling, ("base", "global"))
         if not self.together and self.scaling == "global":
             raise UserError(
@@ -206,7 +210,7 @@ class Forecasting(ForcingAlgorithm):
         options, width = self.options, self.condition_width(spec)
         if options.network == "transformer":
             network: nn.Module = Transformer(
-                self.width, causal=True, external_cond_dim=width, **asdict(options.diffusion.architecture)
+                self.width, causal=options.causal, external_cond_dim=width, **asdict(options.diffusion.architecture)
             )
         else:
             diffusion = options.diffusion
@@ -275,6 +279,18 @@ class Forecasting(ForcingAlgorithm):
             conditions.append(shown)
         joined = torch.cat([part.to(own) for part in conditions], dim=-1) if conditions else None
         return Encoded(x.to(own), observed.to(own.device), joined, loc, scale)
+
+    def decode(self, samples: Tensor, encoded: Encoded, batch: SeriesBatch) -> Tensor:
+        """Tokens (b, paths, h, V) of the last h steps of `encoded` → (windows, paths, h, V) float64, in data units."""
+        h = samples.shape[2]
+        samples = samples.to(encoded.loc.device, torch.float64)
+        samples = samples * encoded.scale[:, None, -h:] + encoded.loc[:, None, -h:]
+        if not self.options.together:
+            samples = samples[..., 0].unflatten(0, (len(batch.values), -1)).permute(0, 2, 3, 1)
+        if self.options.scaling == "base":
+            logarithm = batch.logarithm[:, None, None].to(samples.device)
+            samples = torch.where(logarithm, samples.clamp(max=LARGEST_LOGARITHM).exp(), samples)
+        return self.in_range(samples)
 
     def in_range(self, samples: Tensor) -> Tensor:
         """Sample paths (…, V) that keep to what was seen of their series (`SeriesSpec.lowest`, `highest`, `whole`): not
@@ -358,14 +374,7 @@ class Forecasting(ForcingAlgorithm):
                     on_step(number * horizon + done, len(parts) * horizon)
         chunks = len(found) // len(parts)
         joined = [torch.cat(found[start : start + chunks], dim=1) for start in range(0, len(found), chunks)]
-        samples = torch.cat(joined).to(encoded.loc.device, torch.float64).unflatten(0, (len(encoded.x), paths))
-        samples = samples * encoded.scale[:, None, -horizon:] + encoded.loc[:, None, -horizon:]
-        if not self.options.together:
-            samples = samples[..., 0].unflatten(0, (len(batch.values), -1)).permute(0, 2, 3, 1)
-        if self.options.scaling == "base":
-            logarithm = batch.logarithm[:, None, None].to(samples.device)
-            samples = torch.where(logarithm, samples.clamp(max=LARGEST_LOGARITHM).exp(), samples)
-        samples = self.in_range(samples)
+        samples = self.decode(torch.cat(joined).unflatten(0, (len(encoded.x), paths)), encoded, batch)
         if known is None:
             return samples
         given = (known & batch.observed[:, context:].to(known.device)).to(samples.device)
@@ -393,22 +402,13 @@ class Forecasting(ForcingAlgorithm):
         """Scaled chunks (len(rows), n, V) of paths, one for each window number in `rows`, each with the steps that are
         done."""
         options, context = self.options, self.spec.context_length
-        sampler = Sampler(
-            forcing,
-            sampling_timesteps=options.diffusion.sampling_timesteps,
-            scheduling_matrix=options.scheduling_matrix,
-            uncertainty_scale=options.uncertainty_scale,
-            eta=options.diffusion.ddim_sampling_eta,
-            resample=options.resample,
-            past=options.past_shown,
-        )
         length = encoded.x.shape[1]
         within_reach = length <= context + self.spec.prediction_length
         cache: Cache = "exact" if within_reach else "streaming"
         together = options.chunk_size
-        if options.past_shown == "same":
+        if options.past_shown == "same" or not options.causal:
             cache, together = "none", self.spec.prediction_length if together == -1 else together
-        chunks = sampler.stream(
+        chunks = self.sampler(forcing, resample=options.resample, past=options.past_shown).stream(
             encoded.x[rows, :context],
             length,
             window=context + self.spec.prediction_length,
@@ -428,7 +428,16 @@ class Forecasting(ForcingAlgorithm):
         options, spec = self.options, self.spec
         schedule = ("objective", "beta_schedule", "schedule_fn_kwargs", "timesteps")
         sizes = ("network_size", "num_gru_layers", "num_mlp_layers", "self_condition", "architecture")
-        inputs = ("noise_level", "network", "z_shape", "learnable_init_z", "use_covariates", "scaling", "together")
+        inputs = (
+            "noise_level",
+            "network",
+            "causal",
+            "z_shape",
+            "learnable_init_z",
+            "use_covariates",
+            "scaling",
+            "together",
+        )
         diffusion = chosen(options.diffusion, *schedule, *sizes)
         structure = {"algorithm": {**chosen(options, *inputs), "diffusion": diffusion}}
         cpu, line = torch.device("cpu"), "rnn" if options.network == "rnn" else "v1.5"

@@ -3,7 +3,8 @@ them.
 
 `test` forecasts the test windows with exactly `algorithm.calc_crps_sum` paths each, and writes metrics.json, fan charts
 and a calibration plot. `forecast` continues behind the end of the data, and writes a table of quantiles and every path.
-Series in `dataset.known_future` are given, not forecast, and not scored.
+Series in `dataset.known_future` are given, not forecast, and not scored. `test_imputation` hides values of the test
+windows and scores what is filled in; `impute` fills the gaps of the data.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 
 from diffusion_forcing.algorithms.forecasting import Forecasting
+from diffusion_forcing.algorithms.imputation import check_can_impute, impute
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
 from diffusion_forcing.errors import UserError, check_minimum, require
-from diffusion_forcing.experiments import devices
+from diffusion_forcing.experiments import devices, imputing
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import best_of, load_weights
 from diffusion_forcing.experiments.options import ExperimentOptions
@@ -30,6 +32,8 @@ from diffusion_forcing.files import write_atomic
 from diffusion_forcing.metrics.forecasting import (
     QUANTILES,
     calibration,
+    coverage,
+    crps,
     crps_sum,
     forecast_report,
     observed_sums,
@@ -38,7 +42,7 @@ from diffusion_forcing.metrics.forecasting import (
     why_missing,
 )
 from diffusion_forcing.progress import Bar
-from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans
+from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans, draw_gaps
 
 MOST_DRAWN = 6  # variates in a grid of fan charts
 SHOWN_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
@@ -81,7 +85,7 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
 
 
 class ForecastingExperiment(BaseExperiment):
-    """Tasks: save_mean_std_metadata, training, validation, test, forecast."""
+    """Tasks: save_mean_std_metadata, training, validation, test, forecast, test_imputation, impute."""
 
     Options = ForecastingExperimentOptions
     task = "prediction"
@@ -203,6 +207,85 @@ class ForecastingExperiment(BaseExperiment):
         self._say(
             f"forecast of {len(times)} steps from {times[0]}: {self.run.folder / 'tables' / 'forecast.csv'}; "
             f"all {samples.shape[1]} paths: {self.run.folder / 'forecast.npz'} (samples: path, step, series)"
+        )
+
+    def test_imputation(self) -> None:
+        """Hide 10, 30 and 50 % of the values of the test windows, singly and in blocks, and score what fills them."""
+        self._prepare()
+        check_can_impute(self.algorithm)
+        require(bool(self.dataset.test_ends), "dataset.test_windows=0 leaves nothing to test; keep at least one window")
+        rows = []
+        for name, hidden in imputing.cases(self.dataset, self.seed):
+            windows = imputing.windows_without(self.dataset, hidden, self.dataset.test_ends)
+            samples = self._fill(windows, f"test_imputation: {name}")
+            steps = windows.ends[:, None] + np.arange(-samples.shape[2], 0)
+            inside, steps = steps >= 0, steps.clip(0)
+            target = np.where(hidden[steps] & inside[..., None], self.dataset.table.values[steps], np.nan)
+            simple = {
+                "interpolation": imputing.interpolated(windows.table.values),
+                "last_season": imputing.last_season(windows.table.values, self.dataset.spec.season),
+            }
+            scores = {"ours": samples} | {way: values[steps][:, None] for way, values in simple.items()}
+            row = {f"{way}_crps": crps(paths, target) for way, paths in scores.items()}
+            row["ours_coverage_90"] = coverage(samples, target, 0.9)
+            self.run.summary({f"imputation/{name}_{key}": value for key, value in row.items()})
+            rows.append({"hidden": name} | row)
+            shown = "  ".join(f"{way} {row[f'{way}_crps']:.4g}" for way in scores)
+            self._say(f"  {name:10s} CRPS: {shown}; {row['ours_coverage_90']:.0%} inside the 90 % band")
+            if name == "blocks_30":
+                self._draw_gaps("test_imputation", windows, samples[-1], target[-1])
+        self.run.table("imputation", rows, caption="CRPS of hidden values of the test windows")
+
+    def impute(self) -> None:
+        """Fill the gaps of the data: tables/imputed.csv, the mean and quantiles of what was missing, and a chart."""
+        self._prepare()
+        check_can_impute(self.algorithm)
+        table, ends = self.dataset.table, imputing.windows_with_gaps(self.dataset)
+        require(bool(ends), f"the {len(table):,} steps of the data have no gaps: there is nothing to fill")
+        windows = self.dataset.windows(ends)
+        samples = self._fill(windows, "impute")
+        rows, done = [], 0
+        for end, paths in zip(ends, samples, strict=True):
+            start = max(done, end - paths.shape[1])  # the last window may overlap the one before
+            paths, done = paths[:, start - end :], end
+            times = table.times(start, end - start)
+            for step, series in np.argwhere(~table.observed[start:end]):
+                levels = np.quantile(paths[:, step, series], SHOWN_QUANTILES)
+                rows.append(
+                    {"time": times[step], "series": table.names[series], "mean": float(paths[:, step, series].mean())}
+                    | {f"q{level:g}": float(value) for level, value in zip(SHOWN_QUANTILES, levels, strict=True)}
+                )
+        self.run.table("imputed", rows, caption="What was missing: mean and quantiles of the paths")
+        self._draw_gaps("impute", windows, samples[-1], np.full(samples[-1].shape[1:], np.nan))
+        self._say(f"filled {len(rows):,} gaps: {self.run.folder / 'tables' / 'imputed.csv'}")
+
+    def _fill(self, windows: SeriesWindows, task: str) -> np.ndarray:
+        """Sample paths (n, paths, L, V) of whole windows with their gaps filled."""
+        self._note_untrained(task)
+        device, found = devices.device(), []
+        algorithm = self.algorithm.to(device).eval()
+        generator = torch.Generator(device).manual_seed(self.seed)
+        with Bar(task, total=len(windows), unit="windows") as bar:
+            for number in range(len(windows)):
+                found.append(impute(algorithm, windows[number], generator=generator).cpu().numpy())
+                bar.advance()
+        return np.concatenate(found)
+
+    def _draw_gaps(self, task: str, windows: SeriesWindows, samples: np.ndarray, target: np.ndarray) -> None:
+        """The last window, of the series with most gaps."""
+        table, end = windows.table, int(windows.ends[-1])
+        shown = table.values[end - len(target) : end]
+        most = np.argsort(-np.isnan(shown).sum(axis=0), kind="stable")[:MOST_DRAWN]
+        self.run.image(
+            f"{task}_gaps",
+            draw_gaps(
+                shown[:, most],
+                samples[..., most],
+                target[:, most],
+                names=[table.names[series] for series in most],
+                times=table.times(end - len(target), len(target)),
+            ),
+            caption="The last window: what was observed, 50, 80 and 90 % of the paths in the gaps, and what was hidden",
         )
 
     def _forecast(self, task: str) -> None:

@@ -3,7 +3,8 @@ quantile."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,29 +28,75 @@ def draw_fans(
     """history: (c, v), samples: (paths, h, v), target: (h, v), NaN where nothing was observed, in data units → (H,
     width, 3) uint8: a chart for each variate, two in a row. times: the c + h times in ISO 8601; None: steps are counted
     from the end of the history."""
-    from matplotlib.dates import ConciseDateFormatter
-
-    variates = len(names)
-    columns = 1 if variates == 1 else 2
-    rows = -(-variates // columns)
-    figure = new_figure(width, rows * row)
     axis = np.arange(1 - len(history), samples.shape[1] + 1)
-    if times is not None:  # local times, without their offset from UTC
-        axis = np.array([time[:19] for time in times], "datetime64[s]")
+    if times is not None:
+        axis = _moments(times)
     past, ahead = axis[: len(history)], axis[len(history) :]
-    for number, name in enumerate(names):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        for interval, alpha in BANDS:
-            low, high = np.quantile(samples[:, :, number], [0.5 - interval / 2, 0.5 + interval / 2], axis=0)
-            axes.fill_between(ahead, low, high, color=COLOURS[0], alpha=alpha, lw=0, label=f"{interval:.0%} of paths")
-        axes.plot(ahead, np.median(samples[:, :, number], axis=0), color=COLOURS[0], lw=1.5, label="median")
+
+    def draw(axes: Any, number: int) -> None:
+        _draw_bands(axes, ahead, samples[:, :, number])
         axes.plot(past, history[:, number], color=INK, lw=1.2, label="history")
         if np.isfinite(target[:, number]).any():
             axes.plot(ahead, target[:, number], color=COLOURS[1], lw=1.5, label="observed")
+
+    return _charts(names, draw, width=width, row=row, dated=times is not None)
+
+
+def draw_gaps(
+    values: NDArray[np.floating],
+    samples: NDArray[np.floating],
+    target: NDArray[np.floating],
+    *,
+    names: Sequence[str],
+    times: Sequence[str],
+    width: int = 1000,
+    row: int = 260,
+) -> NDArray[np.uint8]:
+    """values: (h, v), NaN in gaps, samples: (paths, h, v), target: (h, v), what was hidden in gaps, else NaN, in data
+    units → (H, width, 3) uint8: a chart for each variate, two in a row."""
+    moments = _moments(times)
+
+    def draw(axes: Any, number: int) -> None:
+        missing = np.isnan(values[:, number])
+        # Bands reach to the observed values on either side of a gap.
+        beside = missing | np.roll(missing, 1) | np.roll(missing, -1)
+        _draw_bands(axes, moments, np.where(beside, samples[:, :, number], np.nan))
+        axes.plot(moments, values[:, number], color=INK, lw=1.2, marker=".", ms=3, label="observed")
+        if np.isfinite(target[:, number]).any():
+            axes.plot(moments, target[:, number], color=COLOURS[1], lw=0, marker=".", ms=5, label="hidden")
+
+    return _charts(names, draw, width=width, row=row, dated=True)
+
+
+def _moments(times: Sequence[str]) -> NDArray[np.datetime64]:
+    """Local times, without their offset from UTC."""
+    return np.array([time[:19] for time in times], "datetime64[s]")
+
+
+def _draw_bands(axes: Any, moments: NDArray[Any], paths: NDArray[np.floating]) -> None:
+    """The middle of paths (n, h), and bands that hold shares of them."""
+    for interval, alpha in BANDS:
+        low, high = np.quantile(paths, [0.5 - interval / 2, 0.5 + interval / 2], axis=0)
+        axes.fill_between(moments, low, high, color=COLOURS[0], alpha=alpha, lw=0, label=f"{interval:.0%} of paths")
+    axes.plot(moments, np.median(paths, axis=0), color=COLOURS[0], lw=1.5, label="median")
+
+
+def _charts(
+    names: Sequence[str], draw: Callable[[Any, int], None], *, width: int, row: int, dated: bool
+) -> NDArray[np.uint8]:
+    """A chart for each name, two in a row, that `draw(axes, number)` fills."""
+    from matplotlib.dates import ConciseDateFormatter
+
+    columns = 1 if len(names) == 1 else 2
+    rows = -(-len(names) // columns)
+    figure = new_figure(width, rows * row)
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        draw(axes, number)
         axes.set_title(name, fontsize=10, color=INK)
         axes.grid(color=LINE, lw=0.6)
         axes.tick_params(labelsize=8)
-        if times is not None:
+        if dated:
             axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         if number == 0:
             axes.legend(fontsize=7, framealpha=0.8, edgecolor="none", loc="best")

@@ -259,7 +259,7 @@ def test_paths_of_a_known_distribution_come_back_in_data_units(scaling: str) -> 
     ("changes", "message"),
     [
         ({"frame_stack": 2}, "a token is one time step"),
-        ({"causal": False}, r"algorithm\.causal=False"),
+        ({"causal": False, "network": "rnn"}, r"algorithm\.causal=False algorithm\.network=rnn"),
         ({"guidance_scale": 1.0}, "a forecast has no goal"),
         ({"z_shape": (4, 4)}, "a forecaster's latent is a vector"),
         ({"z_shape": (9,), "diffusion": {"num_gru_layers": 4}}, r"algorithm\.z_shape is \[9\]; it must be a multiple"),

@@ -75,6 +75,23 @@ def test_a_file_of_ones_own_is_learnt_forecast_loaded_and_resumed(
     assert max(steps) == 6
 
 
+def test_gaps_are_hidden_and_scored_and_filled(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["algorithm.network=transformer", "algorithm.causal=False", "algorithm.together=False"]
+    words += ["algorithm.scheduling_matrix=full_sequence", "algorithm.chunk_size=-1", "algorithm.pool=False"]
+    folder, metrics = run(*CSV, *words, "experiment.tasks=[training,test,test_imputation,impute]")
+    for hidden in ("points_10", "points_50", "blocks_30"):
+        for score in ("ours_crps", "interpolation_crps", "last_season_crps", "ours_coverage_90"):
+            assert np.isfinite(metrics[f"imputation/{hidden}_{score}"])
+    rows = json.loads((folder / "tables/imputed.json").read_text())["rows"]
+    assert [row["time"][:10] for row in rows if row["series"] == "a"] == ["2023-02-10"]  # the day that is missing
+    assert len({(row["time"], row["series"]) for row in rows}) == len(rows) == 16
+    assert all(row["q0.05"] <= row["q0.5"] <= row["q0.95"] for row in rows)
+    assert {"test_imputation_gaps.png", "impute_gaps.png"} <= {p.name for p in (folder / "pictures").iterdir()}
+    assert "filled 16 gaps" in capfd.readouterr().err
+    assert main([*TINY, *CSV, "experiment.tasks=[impute]"]) == 2
+    assert "every value needs a token" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     [
