@@ -55,10 +55,11 @@ $(VENV)/.has-%: pyproject.toml constraints.txt
 	$(if $(filter forecasting play benchmarks,$*),$(SIMBENCH) $(if $(filter benchmarks,$*),$(FILES)))
 	@touch $@
 
-demo: $(call needs,planning)  ## plan and play mazes of three sizes with the shipped checkpoints (under 3 minutes on 2 cores)
+demo: $(call needs,planning)  ## plan and play mazes of four sizes with the shipped checkpoints (under 3 minutes on 2 cores)
 	@$(PLAN) dataset=maze2d_umaze load=maze2d_umaze_x +name=demo_umaze $(OVERRIDES)
 	@$(PLAN) dataset=maze2d_medium load=maze2d_medium_goal +name=demo_medium $(OVERRIDES)
 	@$(PLAN) dataset=maze2d_large load=maze2d_large_goal +name=demo_large $(OVERRIDES)
+	@$(PLAN) dataset=ogbench_pointmaze_giant load=ogbench_giant_goal experiment.episodes=2 +name=demo_giant $(OVERRIDES)
 
 play: $(call needs,play)  ## a page in the browser to play with the shipped models: drive a world, click a goal, bend a forecast, cover a camera
 	@$(BIN)/python -m main play $(OVERRIDES)

@@ -1,7 +1,7 @@
 """Planning in mazes: train on trajectories, then plan, execute the plans in MuJoCo, score them as D4RL does, and draw.
 
 `validation` and `test` play `episodes` different episodes each and leave in the run's folder: metrics.json, a grid of
-plans and their execution, and videos of a plan coming out of noise and of an episode. `generate_dataset` makes the
+plans and their execution, and videos of a plan coming out of noise, of an episode, and of a growing tree. `generate_dataset` makes the
 data.
 
 All episodes of a group run side by side in one vectorised environment and are planned for in one batch. The noise of
@@ -25,6 +25,8 @@ from diffusion_forcing.algorithms.planning.candidates import Support
 from diffusion_forcing.algorithms.planning.controllers import DRIVES, PlanFollower, each_step, hold
 from diffusion_forcing.algorithms.planning.planner import Planner
 from diffusion_forcing.algorithms.planning.tokens import Steps
+from diffusion_forcing.algorithms.planning.tree_search import TreeSearchPlanner
+from diffusion_forcing.diffusion.history import OnRow
 from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze
 from diffusion_forcing.errors import check_minimum, require
@@ -325,7 +327,7 @@ class PlanningExperiment(BaseExperiment):
         self, task: str, played: Episodes, planner: Planner, device: torch.device, seed: int, goal_distance: float
     ) -> None:
         """A grid of the group's first episodes, and videos of the one with the longest way to its goal."""
-        from diffusion_forcing.visualization.maze import draw_plans, video_of_execution, video_of_plan
+        from diffusion_forcing.visualization.maze import draw_plans, video_of_execution, video_of_plan, video_of_tree
 
         maze, options = self.dataset.maze, self.algorithm.options
         walls, radius = maze.walls, goal_distance / maze.unit
@@ -369,6 +371,14 @@ class PlanningExperiment(BaseExperiment):
             fps=max(4, len(rows) // 6),
             caption=f"A plan coming out of noise, row by row of its scheduling matrix ({len(rows)} rows)",
         )
+        if isinstance(planner, TreeSearchPlanner):
+            nodes, earned = self._nodes_of_tree(planner, played, longest, device)
+            self.run.video(
+                f"{task}_tree",
+                video_of_tree(walls, maze.on_map(nodes), earned, starts[longest], goal, radius=radius),
+                fps=12,
+                caption=f"The tree of the first plan: simulated plans of its {len(nodes)} nodes, and the best so far",
+            )
         followed = [plan[longest] for step, plan in group.plans if step < ends[longest]]
         # Later plans are shorter: repeat their last position.
         padded = [
@@ -388,12 +398,46 @@ class PlanningExperiment(BaseExperiment):
             caption=f"Episode {longest}: each plan, and the ball that follows it",
         )
 
+    def _nodes_of_tree(
+        self, planner: TreeSearchPlanner, group: Episodes, episode: int, device: torch.device
+    ) -> tuple[Array, Array]:
+        """Positions (n, h, 2) of the simulated plan of each node of one search, and their rewards (n,)."""
+        nodes: list[Array] = []
+        rewards: list[float] = []
+
+        def keep(plan: torch.Tensor, reward: float, depth: int) -> None:
+            nodes.append(planner.bundle.decode(plan[None]).observations[0, :, :2].cpu().numpy())
+            rewards.append(reward)
+
+        planner.on_node = keep
+        self._plan_again(planner, group, episode, device)
+        planner.on_node = None
+        return np.stack(nodes).astype(np.float64), np.array(rewards)
+
+    def _plan_again(
+        self, planner: Planner, group: Episodes, episode: int, device: torch.device, on_row: OnRow | None = None
+    ) -> Steps:
+        """The first plan of an episode."""
+        with torch.no_grad():
+            plan, _ = planner.plan(
+                _float(group.trajectories[episode : episode + 1, 0], device),
+                _float(group.goals[episode : episode + 1], device),
+                self._horizon(group),
+                generator=torch.Generator(device).manual_seed(episode),
+                on_row=on_row,
+            )
+        return plan
+
+    def _horizon(self, group: Episodes) -> int:
+        """Steps of the longest plan."""
+        options = self.algorithm.options
+        return min(options.episode_len, -(-group.rewards.shape[1] // options.frame_skip))
+
     def _rows_of_plan(
         self, planner: Planner, group: Episodes, episode: int, device: torch.device
     ) -> tuple[Array, NDArray[np.int64], Array]:
         """Positions (m, h, 2) after each row of one plan, the sampling levels (m, tokens), and the other candidates' (m, n, h, 2)."""
-        options, steps = self.algorithm.options, group.rewards.shape[1]
-        horizon = min(options.episode_len, -(-steps // options.frame_skip))
+        horizon = self._horizon(group)
         first, length = planner.present_tokens, planner.bundle.frame_stack
         future = slice(first, first - (-horizon // length))
         rows: list[Array] = []
@@ -404,14 +448,7 @@ class PlanningExperiment(BaseExperiment):
             rows.append(frames[:, :horizon, :2].cpu().numpy())
             levels.append(s.expand(len(x), -1)[:, future].numpy())
 
-        with torch.no_grad():
-            plan, _ = planner.plan(
-                _float(group.trajectories[episode : episode + 1, 0], device),
-                _float(group.goals[episode : episode + 1], device),
-                horizon,
-                generator=torch.Generator(device).manual_seed(episode),
-                on_row=keep,
-            )
+        plan = self._plan_again(planner, group, episode, device, keep)
         # Of a tree, whose batches differ in size, the first node of each; what comes after a candidate's goal is not drawn.
         count = len(rows[0]) if len({len(row) for row in rows}) == 1 else 1
         paths, sampled = (np.stack([part[:count] for part in parts]) for parts in (rows, levels))

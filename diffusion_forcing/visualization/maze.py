@@ -149,6 +149,47 @@ def video_of_plan(
     return _animate(maze, [faint, line, dots, counter], len(path), show)
 
 
+def video_of_tree(
+    walls: ArrayLike,
+    plans: ArrayLike,
+    rewards: ArrayLike,
+    start: ArrayLike | None = None,
+    goal: ArrayLike | None = None,
+    *,
+    pixels: int = VIDEO_PIXELS,
+    radius: float = GOAL_RADIUS,
+) -> Pixels:
+    """A tree search, node by node, to (t, h, w, 3): `plans: (n, h, 2)`, each node's simulated plan, and its `rewards: (n,)`.
+
+    The new plan is orange, earlier ones are thin lines, grey without a reward and blue with one; the best so far is drawn
+    as a plan. Thinned and held like `video_of_plan`.
+    """
+    walls, paths, earned = _checked_walls(walls), _checked_path(plans, "plans", axes=3), np.asarray(rewards, np.float64)
+    maze = MazeFigure(walls, pixels, radius=radius)
+    (axes,) = maze.axes
+    maze.mark(axes, start, goal)
+    maze.legend(plan=True, goal=goal is not None)
+    earlier = LineCollection([], lw=0.8, zorder=3)
+    newest = LineCollection([], lw=1.2, colors=[NOISE(1.0)], zorder=4)
+    colours = _time_colours(paths.shape[1] - 1)
+    best = LineCollection([], colors=colours, lw=maze.cell / 18 + 1, capstyle="round", zorder=5)
+    for collection in (earlier, newest, best):
+        axes.add_collection(collection)
+    counter = maze.counter()
+    lines = [path[:, ::-1] for path in paths]
+    tones = [(*to_rgb(NOISE(0.0) if reward > 0 else EDGE), 0.25) for reward in earned]
+
+    def show(node: int) -> None:
+        earlier.set_segments(lines[:node])
+        earlier.set_color(tones[:node])
+        newest.set_segments(lines[node : node + 1])
+        leader = int(earned[: node + 1].argmax())
+        best.set_segments(_segments(paths[leader]) if earned[leader] > 0 else [])
+        counter.set_text(f"node {node + 1} of {len(paths)}")
+
+    return _animate(maze, [earlier, newest, best, counter], len(paths), show)
+
+
 def video_of_execution(
     walls: ArrayLike,
     plans: ArrayLike,

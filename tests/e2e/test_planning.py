@@ -98,6 +98,7 @@ def test_a_planner_with_guidance_is_searched_by_a_tree(search: str) -> None:
     tree = ["algorithm.tree.expansions=6", "algorithm.tree.parallel=3", "algorithm.tree.rows=2"]
     run = play(f"algorithm.search={search}", *tree, "+name=tree", "experiment.tasks=[training,validation]")
     assert "planning/success_rate" in json.loads((run / "metrics.json").read_text())
+    assert (run / "pictures" / "validation_tree.mp4").exists()
 
 
 @pytest.mark.slow

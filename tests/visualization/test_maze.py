@@ -17,6 +17,7 @@ from diffusion_forcing.visualization.maze import (
     draw_plans,
     video_of_execution,
     video_of_plan,
+    video_of_tree,
 )
 
 MEDIUM = r"########\#OO##OO#\#OO#OOO#\##OOO###\#OO#OOO#\#O#OO#O#\#OOO#OG#\########"
@@ -112,6 +113,15 @@ def test_films_have_their_frames_rest_at_the_end_and_have_even_sides() -> None:
     assert video.shape[1] % 2 == video.shape[2] % 2 == 0
     assert (video[7:] == video[6]).all()
     assert all((a != b).any() for a, b in pairwise(video[:7]))
+
+
+def test_a_tree_shows_its_newest_node_and_the_best_so_far() -> None:
+    plans = np.stack([PLAN + shift for shift in (0.0, 0.6, 1.2)])
+    video = video_of_tree(WALLS, plans, [0.0, 0.7, 0.2], PLAN[0], GOAL, pixels=200)
+    assert video.shape[0] == 3 + HOLD and (video[3:] == video[2]).all()
+    blue = np.array([255 * channel for channel in maze.TIME(0.0)[:3]])
+    shown = [bool(np.abs(frame[: -MazeFigure.LEGEND] - blue).sum(-1).min() < 60) for frame in video[:3]]
+    assert shown == [False, True, True]  # a plan without a reward is no best one
 
 
 def test_long_films_are_thinned_and_keep_their_last_row() -> None:

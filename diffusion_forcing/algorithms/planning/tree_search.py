@@ -8,7 +8,7 @@ expand. In parallel, many nodes are selected on the tree as it stands, and expan
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,8 @@ class TreeSearchPlanner(Planner):
         super().__init__(*args, **options)
         self.tree = tree
         self.parallel = tree.parallel if parallel else 1
+        self.on_node: Callable[[Tensor, float, int], None] | None = None
+        """`on_node(plan, reward, depth)` sees the simulated plan (horizon, c) of each new node, normalised."""
 
     def plan_normalized(
         self,
@@ -132,7 +134,8 @@ class TreeSearchPlanner(Planner):
             plans = denoise(x, [matrix[[*range(end, len(matrix) - 1, tree.stride), -1]] for end in ends])
             rewards = self.reward(start, goal, plans, horizon)
             arrived = False
-            for (node, child), own, reward, end in zip(selected, x, rewards.tolist(), ends, strict=True):
+            grown = zip(selected, x, rewards.tolist(), ends, strict=True)
+            for number, ((node, child), own, reward, end) in enumerate(grown):
                 new = Node(own, node.depth + 1, node, [None] * (len(tree.guidance) if end < len(matrix) - 1 else 0))
                 node.children[child] = new
                 # Backup by the best.
@@ -140,12 +143,17 @@ class TreeSearchPlanner(Planner):
                     above.visits += 1
                     above.value = max(above.value, reward)
                 arrived |= reward > 0 and not new.children
+                if self.on_node is not None:
+                    self.on_node(self.frames(plans[number, None], horizon)[0], reward, new.depth)
             if rewards.max() > best_reward:
                 best_reward, best_plan = float(rewards.max()), plans[rewards.argmax()][None]
             if arrived:
                 break
-        first = self.present_tokens
-        return bundle.unstack(best_plan[:, first : first + tokens])[:, :horizon]
+        return self.frames(best_plan, horizon)
+
+    def frames(self, x: Tensor, horizon: int) -> Tensor:
+        """The future of plans x: (m, T, f·c) as frames (m, horizon, c)."""
+        return self.bundle.unstack(x[:, self.present_tokens :])[:, :horizon]
 
     def select(self, root: Node, rows: int, count: int) -> list[tuple[Node, int]]:
         """Up to `count` pairs of a node and the number of a child it does not have yet, by UCT on the tree as it stands.
@@ -178,8 +186,8 @@ class TreeSearchPlanner(Planner):
 
     def reward(self, start: Tensor, goal: Tensor, x: Tensor, horizon: int) -> Tensor:
         """(H − t)/H of plans x: (m, T, f·c) that arrive at frame t < H; 0 for those that do not, or step too far before."""
-        first, mean, std = self.present_tokens, self.bundle.mean[:2], self.bundle.std[:2]
-        frames = self.bundle.unstack(x[:, first:])[:, :horizon, :2]
+        mean, std = self.bundle.mean[:2], self.bundle.std[:2]
+        frames = self.frames(x, horizon)[..., :2]
         path = torch.cat([start[:, None, :2].expand(len(x), -1, -1), frames], dim=1) * std + mean
         near = (path[:, 1:] - (goal[:, None, :2] * std + mean)).norm(dim=-1) <= self.tree.goal_radius
         when = torch.where(near.any(1), near.int().argmax(1), horizon)
