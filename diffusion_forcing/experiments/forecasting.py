@@ -22,6 +22,7 @@ from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.algorithms.imputation import check_can_impute, impute
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
+from diffusion_forcing.datasets.series.smoothing import Base
 from diffusion_forcing.errors import UserError, check_minimum, require
 from diffusion_forcing.experiments import devices, imputing
 from diffusion_forcing.experiments.base import BaseExperiment
@@ -343,7 +344,9 @@ class ForecastingExperiment(BaseExperiment):
         validation, free = self.dataset.validation(), ~self.dataset.known_future
         if task != "validation" and len(validation):
             tuned, observed = self._sample("validation", validation)
-            base = self._base(validation, tuned.shape[1])
+            # The methods have seen these windows: for a fair comparison they are chosen again, on what lies before.
+            first = int(validation.ends[0]) - validation.prediction_length
+            base = self._base(validation, tuned.shape[1], self.dataset.base_before(first))
             pool = choose_pool(self._together(tuned, base)[..., free], base[..., free], observed[..., free])
             self._say(f"by the validation windows, {pool}")
         elif task == "validation":  # of the network itself
@@ -356,11 +359,11 @@ class ForecastingExperiment(BaseExperiment):
     def _together(self, samples: np.ndarray, base: np.ndarray) -> np.ndarray:
         return samples if self.algorithm.options.together else ordered_as(samples, base)
 
-    def _base(self, windows: SeriesWindows, paths: int) -> np.ndarray:
-        """Sample paths of the windows' base forecast."""
+    def _base(self, windows: SeriesWindows, paths: int, base: Base | None = None) -> np.ndarray:
+        """Sample paths of the windows' base forecast, or of another one."""
         random, ahead = np.random.default_rng(self.seed), windows.prediction_length
         origins = np.clip(windows.ends - ahead, 1, None)
-        found = [windows.base.paths(origin, ahead, paths=paths, random=random) for origin in origins]
+        found = [(base or windows.base).paths(origin, ahead, paths=paths, random=random) for origin in origins]
         return self._in_range(np.stack(found))
 
     def _in_range(self, samples: np.ndarray) -> np.ndarray:

@@ -237,6 +237,11 @@ class TimeSeries:
         """The base forecasts of the table, by the methods of `spec`."""
         return Base(self.table.values, self.spec.methods, self.known_until)
 
+    def base_before(self, end: int) -> Base:
+        """Base forecasts by methods that were chosen on the first `end` steps alone."""
+        methods = choose(self.table.values[:end], self.prediction_length, seasons_of(self.table.freq, end))
+        return Base(self.table.values, methods, end)
+
     table = property(lambda self: self.split.table)
     context_length = property(lambda self: self.split.context_length, doc="Steps of history in a window.")
     prediction_length = property(lambda self: self.split.prediction_length, doc="Steps to forecast.")
