@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.algorithms.planning.algorithm import Planning
-from diffusion_forcing.algorithms.planning.candidates import SLACK, CandidatePlanner, Drafts, Support
+from diffusion_forcing.algorithms.planning.candidates import DRAWS, SLACK, CandidatePlanner, Drafts, Support, Verdict
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import batch, options, planning, randn
 
@@ -207,7 +207,27 @@ def test_a_continued_plan_is_kept_where_it_is_supported_and_drawn_anew_where_not
     assert (kept[:, :6] - first[:, 3:9]).abs().mean() < (kept[:, :6] - first[:, 3:9].roll(1, 0)).abs().mean()
     planner.support = everywhere(longest_step=1e-9)
     planner.plan_normalized(start, goal, 12, previous=first[:, 3:], restart=1, generator=generator)
-    assert calls == [3]
+    assert calls == [3] * DRAWS  # nothing is supported
+
+
+def test_candidates_are_drawn_again_until_one_is_supported() -> None:
+    planner, (start, goal) = searching(candidates=2), problem()
+    judged, calls = planner._choose, []
+
+    def second_time(drafts: Drafts, count: int) -> tuple[Drafts, Verdict]:
+        """Problem 1 is solved at once, the others when they are drawn again."""
+        calls.append(count)
+        kept, verdict = judged(drafts, count)
+        supported = torch.tensor([False, True, False]) if len(calls) == 1 else torch.ones(count, dtype=torch.bool)
+        return kept, verdict._replace(supported=supported)
+
+    planner._choose = second_time  # type: ignore[method-assign]
+    noise = randn(3, *planner.noise_shape(12), seed=4)
+    found = planner.plan_normalized(start, goal, 12, noise=noise, generator=seeded())
+    assert calls == [3, 2]
+    planner._choose = judged  # type: ignore[method-assign]
+    again = planner.plan_normalized(start, goal, 12, noise=-noise.roll(1, 2), generator=seeded())
+    torch.testing.assert_close(found[0], again[0], atol=1e-3, rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------- support

@@ -118,6 +118,8 @@ class Support:
         return cls(grid, (frame[0], frame[1]), frame[2], frame[3])
 
 
+DRAWS = 4
+"""Times that candidates are drawn for a problem as long as none of them is supported."""
 JUMP, WALL = 3.0, 30.0
 """Among plans without support: what a metre of too long a step counts, and one where the data has never been, in metres of way."""
 
@@ -253,7 +255,8 @@ class CandidateOptions:
 
 
 class CandidatePlanner(GoalTokenPlanner):
-    """Draws `candidates` plans for each problem and takes the shortest that the data supports; if none is, the one that is least wrong."""
+    """Draws `candidates` plans for each problem and takes the shortest that the data supports. Where none is, it draws again, up to `DRAWS`
+    times, and at last takes the one that is least wrong."""
 
     def __init__(self, *args: Any, search: CandidateOptions, support: Support, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -285,13 +288,23 @@ class CandidatePlanner(GoalTokenPlanner):
             shape = (len(start), *self.noise_shape(horizon))
             noise = self.sampler.noise(shape, start.device, generator)
         keep = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        least = torch.full((len(start),), torch.inf, device=start.device)
         frames = start.new_empty(len(start), (self.options.max_tokens - 1) * self.bundle.frame_stack, self.bundle.width)
         if previous is not None and restart is not None:
             kept, verdict = self._choose(self._continued(start, goal, previous, restart, noise, generator), len(start))
             frames, keep = self.frames_of(kept), verdict.supported
-        if not keep.all():
-            drafts = self._drawn(start[~keep], goal[~keep], noise[~keep], generator, on_row)
-            frames[~keep] = self.frames_of(self._choose(drafts, int((~keep).sum()))[0])
+        for draw in range(DRAWS):
+            left = (~keep).nonzero().flatten()
+            if not len(left):
+                break
+            # Noise that depends on the given noise alone: turned along the tokens, and with another sign.
+            drawn = noise[left].roll(draw, dims=2) * (-1) ** draw
+            kept, verdict = self._choose(self._drawn(start[left], goal[left], drawn, generator, on_row), len(left))
+            wrong = self._order(kept, verdict)
+            better = (wrong < least[left]) | (draw == 0)
+            frames[left[better]] = self.frames_of(kept)[better]
+            least[left] = torch.minimum(wrong, least[left])
+            keep[left] = verdict.supported
         return frames[:, :horizon]
 
     def _drawn(
