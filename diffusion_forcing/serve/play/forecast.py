@@ -138,6 +138,7 @@ class ForecastPlayer:
             trained=self.model is not None,
             steps=len(data.table),
             rows=self.model.options.diffusion.sampling_timesteps if self.model is not None else 1,
+            together=self.model is not None and self.model.options.scheduling_matrix == "full_sequence",
         )
 
     # ------------------------------------------------------------------------------------------------ forecasts

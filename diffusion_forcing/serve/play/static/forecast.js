@@ -124,7 +124,7 @@ export function mount({ stage, side, say, token, signal }) {
       steps.element,
       about(
         t(
-          "Each step of time is a token. What is known has no noise; the step that is sampled next falls from pure noise to clean, and those behind it still wait as noise.",
+          "Each step of time is a token. What is known has no noise. The shipped model samples one step after the other: the next falls from pure noise to clean, and those behind it still wait as noise. The model for tables of your own takes all steps down together.",
         ),
         t(
           "A point that you give is a token, or a part of one, without noise: the sampler keeps it and denoises the rest of the step until both agree, and every later step sees it.",
@@ -420,11 +420,18 @@ export function mount({ stage, side, say, token, signal }) {
 
   function levels(done, horizon, rows) {
     const columns = Array.from({ length: horizon }, (_, k) => k);
-    steps.set(
-      Array.from({ length: horizon + 1 }, (_, row) => columns.map((k) => (k < row ? 0 : 1))),
-      done,
-      t("step {n} of {all}, {rows} rows each", { n: done, all: horizon, rows }),
-    );
+    if (data.together)
+      steps.set(
+        Array.from({ length: rows + 1 }, (_, row) => columns.map(() => 1 - row / rows)),
+        Math.round((done / horizon) * rows),
+        t("all {all} steps together, {rows} rows", { all: horizon, rows }),
+      );
+    else
+      steps.set(
+        Array.from({ length: horizon + 1 }, (_, row) => columns.map((k) => (k < row ? 0 : 1))),
+        done,
+        t("step {n} of {all}, {rows} rows each", { n: done, all: horizon, rows }),
+      );
   }
 
   function rest() {
