@@ -1,8 +1,7 @@
 """A Slurm job from the inside: the script it runs, and how it is queued again before its time is over. `slurm` submits it.
 
-`{name}` in the `launch_template` of `cluster/*.yaml` stands for the value of that name. No text is pasted into the script: in a line of the
-shell it becomes the variable `"$DF_name"`, which sbatch takes over from the environment, and a line of `#SBATCH` with one is passed to sbatch
-as arguments. So nothing of a run's name is ever executed. A line with a null value is left out. Everything else stays as it is: `$HOME`.
+`{name}` in the `launch_template` of `cluster/*.yaml` stands for the value of that name, quoted for the shell, so nothing
+of a run's name is ever executed. A line with a null value is left out. Everything else stays as it is: `$HOME`.
 """
 
 from __future__ import annotations
@@ -28,12 +27,9 @@ from diffusion_forcing.terminal import tell
 FOLDER, SCRIPT = "slurm", "job.sh"
 """In the run's folder: the job's script, number and logs."""
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
-_QUOTED = re.compile(r"""\\(?:\{\w+\}|.)|'[^']*'|"(?:\\.|[^"\\])*"|`[^`]*`|(?P<comment>(?:^|\s)#.*)""")
-"""An escaped character, a quoted text or a comment of the shell."""
+_CLOSED = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|`[^`]*`|(?:^|(?<=\s))#[^\n]*|<<<""", re.DOTALL | re.MULTILINE)
+"""An escaped character, a quoted text, a comment or a here-string of the shell."""
 _DIRECTIVE = "#SBATCH"
-_LOG_NAME = re.compile(r"--output|--error|-o|-e")
-_VARIABLE = "DF_"
-"""Prefix of the variables of a script."""
 _PARAMS = ("env_name", "num_gpus", "gpu_type", "num_cpus", "memory", "time", "email", "partition", "account")
 """Parameters of base_slurm.yaml, which a template need not use."""
 OTHERS_SECONDS = 3.0
@@ -56,16 +52,16 @@ class ClusterOptions:
 
     def __post_init__(self) -> None:
         for name, value in self.params.items():
+            key = f"cluster.params.{name}"
             if name not in _PARAMS and f"{{{name}}}" not in self.launch_template:
-                raise UserError(
-                    f"unknown key cluster.params.{name}{did_you_mean(name, _PARAMS)}: launch_template has no {{{name}}}"
-                )
-            if not isinstance(value, str | int | float | bool | None):
-                raise UserError(f"cluster.params.{name} must be a number, text or null, got {value!r}")
+                near = did_you_mean(name, _PARAMS)
+                raise UserError(f"unknown key {key}{near}: launch_template has no {{{name}}}")
+            is_plain = isinstance(value, str | int | float | bool | None)
+            require(is_plain, f"{key} must be a number, text or null, got {value!r}")
         for name, lowest in (("num_gpus", 0), ("num_cpus", 1)):
             value = self.params.get(name, lowest)
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise UserError(f"cluster.params.{name} must be a whole number, at least {lowest}, got {value!r}")
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+            require(is_count, f"cluster.params.{name} must be a whole number, at least {lowest}, got {value!r}")
 
     def tasks_per_node(self, devices: int | str) -> int:
         """Processes on each machine: `experiment.training.devices`, or one per GPU. UserError if there are too few GPUs."""
@@ -97,90 +93,38 @@ class ClusterOptions:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What sbatch is given."""
-
-    script: str
-    arguments: tuple[str, ...]
-    """Before the script's name: the `#SBATCH` lines with a value."""
-    environment: dict[str, str]
-    """The variables of the script."""
-
-
 def script(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> str:
-    """The script alone of `make_job`."""
-    return make_job(template, values, python_args).script
-
-
-def make_job(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> Job:
-    """The template with `values`, and with `python_args` for {python_args}. UserError for an unknown name, or one within quotes."""
-    arguments: list[str] = []
-    environment: dict[str, str] = {}
-    lines = []
-
-    def variable(found: re.Match[str]) -> str:
-        words = []
-        for number, word in enumerate(python_args if found[1] == "python_args" else (values[found[1]],)):
-            if isinstance(word, (int, float)):  # of no characters that the shell knows
-                words.append(str(word).lower())
-                continue
-            name = f"{_VARIABLE}{found[1]}" + (f"_{number}" if found[1] == "python_args" else "")
-            environment[name] = _printable(found[1], word)
-            words.append(f'"${name}"')
-        return " ".join(words)
-
+    """The template with `values`, and `python_args` for {python_args}, each quoted. UserError for an unknown name, for one
+    within quotes, where quoting would not hold, and for a value that is no single line."""
+    words = {name: [str(value)] for name, value in values.items()} | {"python_args": list(python_args)}
+    code = ""
     for number, line in enumerate(template.splitlines(), start=1):
-        where = f"line {number} of cluster.launch_template"
-        names = _PLACEHOLDER.findall(line)
-        for name in names:
-            if name not in values and name != "python_args":
-                known = sorted({*values, "python_args"})
-                raise UserError(f"{where} has unknown {{{name}}}{did_you_mean(name, known)}; known: {', '.join(known)}")
-        if any(values.get(name, "") is None for name in names):
-            continue
-        if names and line.startswith(_DIRECTIVE):
-            arguments += _directive(line, values, where)
-        else:
-            _check_quoting(line, where)
-            lines.append(_PLACEHOLDER.sub(variable, line))
-    return Job(script="\n".join(lines) + "\n", arguments=tuple(arguments), environment=environment)
+        if not any(values.get(name, "") is None for name in _PLACEHOLDER.findall(line)):
+            code += _filled(line, code, words, f"line {number} of cluster.launch_template") + "\n"
+    return code
 
 
-def _directive(line: str, values: Mapping[str, Value], where: str) -> list[str]:
-    """The arguments of a line of #SBATCH: its words, and values within them."""
-    try:
-        words = shlex.split(line.removeprefix(_DIRECTIVE), comments=True)
-    except ValueError as failure:
-        raise UserError(f"{where} has a quote that is not closed") from failure
-    arguments = []
-    for before, word in zip(["", *words], words, strict=False):
-        percent = "%%" if _LOG_NAME.match(word) or _LOG_NAME.fullmatch(before) else "%"  # sbatch replaces %j there
+def _filled(line: str, before: str, words: Mapping[str, Sequence[str]], where: str) -> str:
+    """The line, which follows the script `before`, with `words` for its placeholders."""
+    is_directive = line.startswith(_DIRECTIVE)
 
-        def value(found: re.Match[str], percent: str = percent) -> str:
-            return _printable(found[1], values.get(found[1], "")).replace("%", percent)
+    def quoted(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in words:
+            raise UserError(f"{where} has unknown {{{name}}}{did_you_mean(name, words)}; known: {', '.join(words)}")
+        start = line[len(_DIRECTIVE) : found.start()] if is_directive else before + line[: found.start()]
+        rest = _CLOSED.sub("", start)
+        if "<<" in rest or rest.endswith("\\") or set(rest) & set("'\"`"):
+            raise UserError(f"{where} has {found[0]} within quotes; remove them: values are quoted automatically")
+        for word in words[name]:
+            require(
+                word.isprintable(), f"{name} {word!r} has a line break or another character that a script cannot hold"
+            )
+        text = shlex.join(words[name])
+        # sbatch replaces %j and the like in the names of logs
+        return text.replace("%", "%%") if is_directive and name == "log_dir" else text
 
-        arguments.append(_PLACEHOLDER.sub(value, word))
-    return arguments
-
-
-def _printable(name: str, value: Value) -> str:
-    text = str(value)
-    require(text.isprintable(), f"{name} {text!r} has a line break or another character that a script cannot hold")
-    return text
-
-
-def _check_quoting(line: str, where: str) -> None:
-    """UserError where the quotes around a value would not hold: inside other quotes, or in a text over several lines."""
-    for found in _QUOTED.finditer(line):
-        inside = _PLACEHOLDER.search(found[0])
-        if inside and not found["comment"]:
-            raise UserError(f"{where} has {inside[0]} within quotes; remove them: values are quoted automatically")
-    bare = _QUOTED.sub("", line)
-    if set("'\"`") & set(bare) or "<<" in bare.replace("<<<", ""):
-        raise UserError(
-            f"{where} starts a text that continues below (<< or an open quote); write that text into a file"
-        )
+    return _PLACEHOLDER.sub(quoted, line)
 
 
 def is_new_job(folder: Path) -> bool:

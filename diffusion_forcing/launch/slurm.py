@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import make_folder, open_file, read_json, write_atomic, write_json
-from diffusion_forcing.launch.cluster import FOLDER, SCRIPT, ClusterOptions, Job, make_job
+from diffusion_forcing.launch.cluster import FOLDER, SCRIPT, ClusterOptions, script
 from diffusion_forcing.launch.compose import as_yaml
 from diffusion_forcing.launch.run import Plan
 from diffusion_forcing.terminal import say
@@ -73,23 +73,22 @@ def _check(plan: Plan, options: ClusterOptions) -> None:
             f"a job always resumes from the newest checkpoint, got resume={named}: pass resume={plan.resumed}, or start a "
             f"new run with load={named}"
         )
-    _job(plan, options, Path("run"), ())
+    _script(plan, options, Path("run"), ())
 
 
 def _sbatch(plan: Plan, options: ClusterOptions, run: Run, words: Sequence[str]) -> str:
     """Write the configuration and the script, submit, and return the job's number."""
     folder = make_folder(run.folder.resolve() / FOLDER)
     again = [word for word in words if word.lstrip("+~").partition("=")[0].split(".")[0] not in ("resume", "cluster")]
-    made = _job(plan, options, folder.parent, again if plan.resumed else ())
-    write_atomic(folder / SCRIPT, made.script)
+    write_atomic(folder / SCRIPT, _script(plan, options, folder.parent, again if plan.resumed else ()))
     if not plan.resumed:
         run.config(as_yaml(_job_config(plan.config, offline=options.is_compute_node_offline)))
     run.finish("queued")  # before the job may start to write there
     # the variables of a job that one may sit in are not this job's
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in kept}
-    command = ["sbatch", "--parsable", "--export=ALL", *made.arguments, str(folder / SCRIPT)]
-    done = subprocess.run(command, env=environment | made.environment, capture_output=True, text=True, check=False)
+    command = ["sbatch", "--parsable", str(folder / SCRIPT)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     job = done.stdout.strip().partition(";")[0]
     if done.returncode or not job.isdigit():
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -98,8 +97,8 @@ def _sbatch(plan: Plan, options: ClusterOptions, run: Run, words: Sequence[str])
     return job
 
 
-def _job(plan: Plan, options: ClusterOptions, run: Path, words: Sequence[str]) -> Job:
-    """The job that resumes the run in `run` with the overrides `words`."""
+def _script(plan: Plan, options: ClusterOptions, run: Path, words: Sequence[str]) -> str:
+    """The script of a job that resumes the run in `run` with the overrides `words`."""
     experiment = plan.options["experiment"]
     values = options.values(
         name=plan.settings.run_name,
@@ -107,7 +106,7 @@ def _job(plan: Plan, options: ClusterOptions, run: Path, words: Sequence[str]) -
         devices=getattr(getattr(experiment, "training", None), "devices", "auto"),
         num_nodes=getattr(experiment, "num_nodes", 1),
     )
-    return make_job(options.launch_template, values, [f"resume={run}", *words])
+    return script(options.launch_template, values, [f"resume={run}", *words])
 
 
 def _job_config(config: DictConfig, *, offline: bool) -> DictConfig:
