@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, require
 from diffusion_forcing.options import leaves
 from diffusion_forcing.terminal import say, tell
 
@@ -23,8 +23,7 @@ _ENTRIES_SHOWN = 12
 
 def inspect(words: Sequence[str]) -> None:
     """`inspect PATH`: print what a checkpoint is. PATH: a value of `load=`."""
-    if len(words) != 1:
-        raise UserError(f"inspect takes one checkpoint, got {len(words)}; diffusion-forcing inspect PATH")
+    require(len(words) == 1, f"inspect takes one checkpoint, got {len(words)}; diffusion-forcing inspect PATH")
     from diffusion_forcing.checkpoints import load, resolve
 
     checkpoint = load(resolve(words[0]))
@@ -44,17 +43,16 @@ def inspect(words: Sequence[str]) -> None:
 
 def convert(words: Sequence[str]) -> None:
     """`convert IN.ckpt OUT`: check a released checkpoint, and write it in our format into the folder OUT."""
-    if len(words) != 2:
-        raise UserError(
-            f"convert takes a released checkpoint and a new folder, got {len(words)}; diffusion-forcing convert IN.ckpt OUT"
-        )
+    usage = (
+        f"convert takes a released checkpoint and a new folder, got {len(words)}; diffusion-forcing convert IN.ckpt OUT"
+    )
+    require(len(words) == 2, usage)
     from diffusion_forcing.checkpoints import export, load
     from diffusion_forcing.released.options import check_released
 
     source = Path(words[0])
     checkpoint = load(source)
-    if checkpoint.kind != "released":
-        raise UserError(f"{source} is in our format already; use load={source}")
+    require(checkpoint.kind == "released", f"{source} is in our format already; use load={source}")
     check_released(checkpoint)
     say(_summary(checkpoint))
     say(f"wrote {export(source, Path(words[1]))}; use load={words[1]}")

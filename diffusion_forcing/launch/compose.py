@@ -104,27 +104,24 @@ def check_targets(config: Mapping[str, Any], typed: Collection[str], *, own: boo
     """
     trackers = config.get(TRACKING)
     sections = {part: config[part] for part in PARTS}
-    sections |= (
-        {f"{TRACKING}.{name}": section for name, section in trackers.items()} if isinstance(trackers, Mapping) else {}
-    )
+    if isinstance(trackers, Mapping):
+        sections |= {f"{TRACKING}.{name}": section for name, section in trackers.items()}
     for where, section in sections.items():
         target = section.get(TARGET) if isinstance(section, Mapping) else None
         if not isinstance(target, str) or target.startswith("diffusion_forcing.") or f"{where}.{TARGET}" in typed:
             continue
         group, _, name = where.partition(".")
         choice = name or config[CHOICES].get(group)
-        if not own or choice not in choices_of(group) or _target_here(group, choice) != target:
+        chosen = f"[{choice}]" if name else choice
+        if (
+            not own
+            or choice not in choices_of(group)
+            or target != OmegaConf.select(_compose_files([f"{group}={chosen}"]), f"{where}.{TARGET}")
+        ):
             raise UserError(
                 f"the saved {where}.{TARGET} is {target}, which is not part of this package, nor what a yaml file in "
                 f"{FOLDER}/{group} here names for {group}={choice}; if you trust it, pass {where}.{TARGET}={target}"
             )
-
-
-def _target_here(group: str, choice: str) -> Any:
-    """The class that the yaml file of a choice names."""
-    if group == TRACKING:
-        return OmegaConf.select(_compose_files([f"{TRACKING}=[{choice}]"]), f"{TRACKING}.{choice}.{TARGET}")
-    return OmegaConf.select(_compose_files([f"{group}={choice}"]), f"{group}.{TARGET}")
 
 
 def _compose_on(config: DictConfig, words: Sequence[str]) -> DictConfig:
@@ -140,8 +137,7 @@ def _compose_on(config: DictConfig, words: Sequence[str]) -> DictConfig:
             if "wandb" in names and config["wandb"]["mode"] == "disabled":
                 config["wandb"]["mode"] = None
         elif override.key == "cluster":
-            chosen = None if override.value is None else _compose_files([_hydra_word(override)])["cluster"]
-            config["cluster"] = chosen
+            config["cluster"] = override.value and _compose_files([_hydra_word(override)])["cluster"]
         elif config[CHOICES].get(override.key) != override.value:
             raise UserError(
                 f"resume= keeps {override.key}={config[CHOICES].get(override.key)}, got '{override.text}'; "
@@ -155,9 +151,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     for part in PARTS:
         if OmegaConf.is_missing(config, part) or not isinstance(config._get_node(part), DictConfig):
             choice = config[CHOICES].get(part)
-            if choice is None or part not in config:
-                raise UserError(_choose(part))
-            raise UserError(f"{part}/{choice}.yaml is empty: it needs at least _target_, the class to build")
+            is_empty = choice is not None and part in config
+            empty = f"{part}/{choice}.yaml is empty: it needs at least _target_, the class to build"
+            raise UserError(empty if is_empty else _choose(part))
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as failure:
@@ -214,9 +210,7 @@ def _track_(config: DictConfig, names: Sequence[str]) -> None:
 
 def _names(choice: Any) -> list[str]:
     """`tracking` takes one name or a list."""
-    if choice is None:
-        return []
-    return [choice] if isinstance(choice, str) else list(choice)
+    return [choice] if isinstance(choice, str) else list(choice or ())
 
 
 def _check_choice(override: Override) -> None:
@@ -274,7 +268,7 @@ def _compose_files(group_words: list[str]) -> DictConfig:
         ) from failure
     except yaml.MarkedYAMLError as failure:
         mark = failure.problem_mark or failure.context_mark
-        place = f"{_relative(mark.name)} line {mark.line + 1}" if mark else "a yaml file"
+        place = f"{mark.name.removeprefix(f'{Path.cwd()}/')} line {mark.line + 1}" if mark else "a yaml file"
         raise UserError(f"{place} is not valid yaml: {failure.problem or failure.context}") from failure
     except RecursionError as failure:
         raise UserError("cannot compose the yaml files: nested too deeply, or a defaults list is circular") from failure
@@ -285,8 +279,3 @@ def _compose_files(group_words: list[str]) -> DictConfig:
     OmegaConf.set_struct(config, False)
     config[CHOICES] = choices
     return config
-
-
-def _relative(path: str) -> str:
-    """A path relative to the working directory, where it is inside."""
-    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path

@@ -9,12 +9,12 @@ used. Of an artifact only the known files are downloaded, and what they say is d
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.errors import UserError, explaining_os_errors, require
 from diffusion_forcing.files import (
     file_name,
@@ -27,14 +27,13 @@ from diffusion_forcing.files import (
     write_json,
 )
 from diffusion_forcing.terminal import say
-from diffusion_forcing.tracking.records import RUN_FILES, read_metadata
+from diffusion_forcing.tracking.records import RUN, RUN_FILES, read_metadata
 from diffusion_forcing.tracking.run import ID_LENGTH
 from diffusion_forcing.tracking.wandb import EXTRA, WandbOptions, installed, logged_in
 
 DOWNLOADS = "downloads"
 """Folder in outputs/ of checkpoints from W&B, named <run id>-<version>."""
 _SPEC = re.compile(rf"(?:(?P<entity>\w[\w.-]*)/(?P<project>\w[\w.-]*)/)?(?P<id>[a-z0-9]{{{ID_LENGTH}}})")
-_RUN = "run"  # folder in the artifact for the files of the run
 
 
 def is_run_id(spec: str) -> bool:
@@ -55,47 +54,35 @@ def fetch_checkpoint(spec: str, outputs: Path, options: WandbOptions) -> Path:
     Downloaded into outputs/downloads. UserError without wandb, a network, a login or such a run, or if it is damaged.
     """
     say(f"{spec} is not on this machine; looking for it on W&B")
-    if not installed():
-        raise UserError(f"wandb is not installed: {EXTRA}")
-    if not logged_in():
-        raise UserError("there is no W&B login on this machine; run wandb login or set WANDB_API_KEY")
-    from diffusion_forcing.checkpoints import format as native
+    require(installed(), f"wandb is not installed: {EXTRA}")
+    require(logged_in(), "there is no W&B login on this machine; run wandb login or set WANDB_API_KEY")
     from diffusion_forcing.tracking.wandb_upload import download_newest_checkpoint
 
     found = _SPEC.fullmatch(spec)
     assert found is not None
-    project, entity = found["project"] or options.project, found["entity"] or options.entity
     folder = outputs / DOWNLOADS
     with explaining_os_errors(f"cannot write the run from W&B into {folder}", "make room there"):
         make_folder(folder)
     files = (native.HEADER, native.MODEL, native.TRAINING, native.CARD)
+    project, entity = found["project"] or options.project, found["entity"] or options.entity
     return _checkpoint_in(download_newest_checkpoint(found["id"], project, entity, folder, files=files, check=_check))
 
 
 def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:
     """The run `spec` on W&B as a folder in `outputs`, for resume=, with its newest checkpoint."""
     source = fetch_checkpoint(spec, outputs, options)
-    metadata = read_metadata(source / _RUN) or {}
-    started = metadata.get("started")
-    if (
-        metadata.get("id") != spec.rpartition("/")[2]
-        or started is None
-        or not is_regular(source / _RUN / "config.yaml")
-    ):
+    metadata = read_metadata(source / RUN) or {}
+    is_whole = metadata.get("id") == spec.rpartition("/")[2] and is_regular(source / RUN / "config.yaml")
+    if not is_whole or "started" not in metadata:
         raise UserError(
             f"run {spec} on W&B cannot be resumed, it has weights only; load={spec} starts a new run from them"
         )
-    day, name = outputs / started[:10], f"{started[11:19].replace(':', '-')}-{file_name(metadata['name'])}"
+    started = metadata["started"]
+    place = outputs / started[:10] / f"{started[11:19].replace(':', '-')}-{file_name(metadata['name'])}"
     with explaining_os_errors(f"cannot write the run from W&B into {outputs}", "make room there"):
-        folder = new_folder(day, name)
-        try:
-            with replacing(folder) as temporary:
-                _write_run(temporary, source, metadata)
-        except BaseException:
-            for empty in (folder, day):
-                with contextlib.suppress(OSError):
-                    empty.rmdir()
-            raise
+        folder = new_folder(place.parent, place.name)
+        with replacing(folder) as temporary:
+            _write_run(temporary, source, metadata)
     with contextlib.suppress(OSError):  # a file system without links
         point_to(outputs / "latest-run", folder)
     say(f"run {metadata['id']} was downloaded from W&B: {folder}")
@@ -104,33 +91,23 @@ def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:
 
 def _write_run(folder: Path, source: Path, metadata: dict[str, Any]) -> None:
     """Write a run's folder from its downloaded checkpoint."""
-    from diffusion_forcing.checkpoints import format as native
-
-    checkpoints, header = folder / "checkpoints", native.read_header(source)
+    header = native.read_header(source)
     name = f"step-{header['step']:08d}"
-    (checkpoints / name).mkdir(parents=True)
+    checkpoint = folder / "checkpoints" / name
+    checkpoint.mkdir(parents=True)
     (folder / "pictures").mkdir()
     for file in (native.HEADER, *header["files"], native.CARD):
         if is_plain(file) and is_regular(source / file):
-            _link(source / file, checkpoints / name / file)
-    (checkpoints / "latest").symlink_to(name, target_is_directory=True)
+            shutil.copyfile(source / file, checkpoint / file)
+    (checkpoint.parent / "latest").symlink_to(name, target_is_directory=True)
     for file in RUN_FILES:
-        if is_regular(source / _RUN / file):
-            shutil.copyfile(source / _RUN / file, folder / file)
+        if is_regular(source / RUN / file):
+            shutil.copyfile(source / RUN / file, folder / file)
     write_json(folder / "run.json", metadata | {"status": "interrupted"})
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _check(folder: Path) -> None:
     """UserError unless the whole checkpoint in `folder` can be read."""
-    from diffusion_forcing.checkpoints import format as native
-
     found = _checkpoint_in(folder)
     if found.is_dir():
         native.verify(found)

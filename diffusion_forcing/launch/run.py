@@ -28,7 +28,6 @@ from diffusion_forcing.launch.compose import (
     read_overrides,
     resolved,
 )
-from diffusion_forcing.launch.fetch import asks_wandb, fetch_checkpoint, fetch_run
 from diffusion_forcing.launch.options import read_part
 from diffusion_forcing.launch.quick import import_lightning
 from diffusion_forcing.launch.structure import adopt_, check_task
@@ -65,18 +64,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         for key in ("name", "outputs", "load", "resume"):
-            if getattr(self, key) == "":
-                raise UserError(f"{key}= is empty: give {key}=VALUE or leave it out")
-            if "\0" in (getattr(self, key) or ""):
-                raise UserError(f"{key}= contains a null byte")
+            value = getattr(self, key)
+            require(value != "", f"{key}= is empty: give {key}=VALUE or leave it out")
+            require("\0" not in (value or ""), f"{key}= contains a null byte")
         # A shell leaves outputs=~/runs as it is.
         object.__setattr__(self, "outputs", str(Path(self.outputs).expanduser()))
         check_range("seeds", self.seeds, 1, 1000)
         check_range("seed", self.seed, 0, 2**32 - self.seeds)
-        if self.seeds > 1 and self.resume is not None:
-            raise UserError("seeds= starts new runs and resume= continues one: give one of them")
-        if self.load is not None and self.resume is not None:
-            raise UserError("load= starts a new run from a checkpoint and resume= continues a run: give one of them")
+        if self.resume is not None:
+            require(self.seeds == 1, "seeds= starts new runs and resume= continues one: give one of them")
+            only = "load= starts a new run from a checkpoint and resume= continues a run: give one of them"
+            require(self.load is None, only)
 
     @property
     def run_name(self) -> str:
@@ -118,7 +116,9 @@ def plan(words: Sequence[str]) -> Plan:
     if resumed is None:
         config = compose(words)
     else:
-        config = compose_on(_saved_config(resumed), words)
+        with explaining_os_errors(f"run {resumed} cannot be resumed: its config.yaml cannot be read", "copy it again"):
+            saved = read_config(resumed)
+        config = compose_on(saved, words)
         config["resume" if new_job else "load"] = None if new_job else overridden.get("load")
         config["outputs"] = str(outputs)
 
@@ -135,7 +135,7 @@ def plan(words: Sequence[str]) -> Plan:
     if spec:
         wandb, tracked = settings.wandb, "wandb" in (mapping.get("tracking") or {})
         outputs = Path(settings.outputs)
-        checkpoint = _find(spec, outputs, wandb, tracked=tracked, here=_local_checkpoint, there=fetch_checkpoint)
+        checkpoint = _find(spec, outputs, wandb, tracked=tracked, here=_local_checkpoint)
     adopted = []
     if checkpoint and settings.load and not new_job:
         check_task(mapping, checkpoint)
@@ -217,10 +217,8 @@ def _open_run(plan: Plan) -> Run | NullRun:
     """The run's folder, new or resumed; a process other than the main one writes nothing."""
     if not is_main_process():
         return NullRun(plan.resumed or Path(os.environ.get(_RUN_FOLDER, "outputs/null-run")))
-    if plan.resumed is not None:
-        run = Run.open(plan.resumed)
-    else:
-        run = Run.create(Path(plan.settings.outputs), plan.settings.run_name)
+    settings = plan.settings
+    run = Run.open(plan.resumed) if plan.resumed else Run.create(Path(settings.outputs), settings.run_name)
     os.environ[_RUN_FOLDER] = str(run.folder.resolve())
     return run
 
@@ -228,17 +226,16 @@ def _open_run(plan: Plan) -> Run | NullRun:
 @contextlib.contextmanager
 def _finishing(run: Run | NullRun) -> Iterator[None]:
     """Mark `run` as finished, interrupted or failed at the end of the block."""
+    status = "failed"
     try:
         yield
+        status = "finished"
     except (KeyboardInterrupt, SystemExit):
-        run.finish("interrupted")
-        raise
-    except BaseException:
-        run.finish("failed")
+        status = "interrupted"
         raise
     finally:
         os.environ.pop(_RUN_FOLDER, None)
-    run.finish("finished")
+        run.finish(status)
 
 
 @contextlib.contextmanager
@@ -277,11 +274,9 @@ def _check_tasks(experiment: type, algorithm: type, tasks: Sequence[str]) -> Non
 def _check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> None:
     """UserError if the parts are for different tasks, or if the experiment's own `check` refuses their options."""
     experiment, algorithm = (getattr(classes[where], "task", "") for where in ("experiment", "algorithm"))
-    if experiment and algorithm and experiment != algorithm:
-        raise UserError(
-            f"the experiment is for {experiment}, the algorithm for {algorithm}; "
-            "choose matching ones, as in experiment=exp_planning algorithm=df_planning"
-        )
+    fitting = "choose matching ones, as in experiment=exp_planning algorithm=df_planning"
+    is_same = experiment == algorithm or not (experiment and algorithm)
+    require(is_same, f"the experiment is for {experiment}, the algorithm for {algorithm}; {fitting}")
     check = getattr(classes["experiment"], "check", None)
     if callable(check):
         check(**options)
@@ -290,12 +285,12 @@ def _check_parts(classes: Mapping[str, type], options: Mapping[str, Any]) -> Non
 def _read_trackers(config: Mapping[str, Any], everywhere: Sequence[str]) -> Iterator[tuple[type[Tracker], Any]]:
     """Class and options of each tracker whose mode is not disabled. config: resolved."""
     sections = config.get("tracking") or {}
-    if not isinstance(sections, Mapping):
-        raise UserError(f"tracking must be a group, chosen as tracking=[wandb,tensorboard]; got {sections!r}")
+    is_group = isinstance(sections, Mapping)
+    require(is_group, f"tracking must be a group, chosen as tracking=[wandb,tensorboard]; got {sections!r}")
     for name, section in sections.items():
         where = f"tracking.{name}"
-        if not isinstance(section, Mapping):
-            raise UserError(f"{where} must be a tracker's options with _target_, got {section!r}")
+        is_section = isinstance(section, Mapping)
+        require(is_section, f"{where} must be a tracker's options with _target_, got {section!r}")
         cls, options = read_part(section, where, everywhere=everywhere)
         is_tracker = issubclass(cls, Tracker)
         require(is_tracker, f"{where}._target_={cls.__name__} is no subclass of {Tracker.__module__}.Tracker")
@@ -309,28 +304,20 @@ def _find_run(spec: str, outputs: Path, words: Sequence[str]) -> Path:
         return _local_run(spec, outputs)
     config = compose([word for word in words if word.lstrip("+").startswith(("wandb.", "tracking="))])
     wandb = build_options(WandbOptions, OmegaConf.to_container(config["wandb"]), "wandb")
-    return _find(
-        spec, outputs, wandb, tracked="wandb" in (config.get("tracking") or {}), here=_local_run, there=fetch_run
-    )
+    return _find(spec, outputs, wandb, tracked="wandb" in (config.get("tracking") or {}), here=_local_run)
 
 
-def _find(
-    spec: str,
-    outputs: Path,
-    wandb: WandbOptions,
-    *,
-    tracked: bool,
-    here: Callable[[str, Path], Path],
-    there: Callable[[str, Path, WandbOptions], Path],
-) -> Path:
-    """What load= or resume= names: found `here`, on this machine, or downloaded from `there`, W&B, if that is used."""
+def _find(spec: str, outputs: Path, wandb: WandbOptions, *, tracked: bool, here: Callable[[str, Path], Path]) -> Path:
+    """What load= or resume= names: found `here`, on this machine, or downloaded from W&B, if that is used."""
     try:
         return here(spec, outputs)
     except UserError as missing:
-        if _exists(spec) or not asks_wandb(spec, wandb, tracked=tracked):
+        from diffusion_forcing.launch import fetch
+
+        if _exists(spec) or not fetch.asks_wandb(spec, wandb, tracked=tracked):
             raise
         try:
-            return there(spec, outputs, wandb)
+            return (fetch.fetch_run if here is _local_run else fetch.fetch_checkpoint)(spec, outputs, wandb)
         except UserError as failure:
             raise UserError(f"{missing}; nor on W&B: {failure}") from failure
 
@@ -358,11 +345,6 @@ def _local_checkpoint(spec: str, outputs: Path) -> Path:
     return resolve(spec, outputs)
 
 
-def _saved_config(folder: Path) -> str:
-    with explaining_os_errors(f"run {folder} cannot be resumed: its config.yaml cannot be read", "copy it again"):
-        return read_config(folder)
-
-
 def _dotted_keys(mapping: Mapping[str, Any], where: str = "") -> Iterator[str]:
     for key, value in mapping.items():
         yield f"{where}{key}"
@@ -370,28 +352,17 @@ def _dotted_keys(mapping: Mapping[str, Any], where: str = "") -> Iterator[str]:
             yield from _dotted_keys(value, f"{where}{key}.")
 
 
-_RESULTS = (
-    ("index.html", "the run's page: open it in a browser"),
-    ("pictures", "images and videos"),
-    ("metrics.json", "the results as numbers"),
-    ("checkpoints", "checkpoints, for load= and resume="),
-)
-
-
 def report(run: Run | NullRun) -> None:
     """Where the run's results are; nothing for a run that keeps nothing."""
     if isinstance(run, NullRun):
         return
-    say(f"run {run.id} is done: {_near(run.folder)}")
-    for name, meaning in _RESULTS:
-        path = run.folder / name
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    path = run.folder.resolve()
+    say(f"run {run.id} is done: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    for name, meaning in (
+        ("index.html", "the run's page: open it in a browser"),
+        ("pictures", "images and videos"),
+        ("metrics.json", "the results as numbers"),
+        ("checkpoints", "checkpoints, for load= and resume="),
+    ):
+        if (path / name).is_file() or ((path / name).is_dir() and any((path / name).iterdir())):
             say(f"  {name:<13} {meaning}")
-
-
-def _near(path: Path) -> str:
-    """The path as seen from where the user stands."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -26,35 +26,33 @@ def runs(words: Sequence[str]) -> None:
     for word in words:
         if word.startswith("outputs="):
             outputs = Path(word.removeprefix("outputs=")).expanduser()
-        elif word in ("--yes", "--follow"):
-            flags.add(word)
         elif word.startswith("-"):
-            raise UserError(f"runs has no option '{word}'; allowed: --yes (with rm) and --follow (with sync)")
+            known = word in ("--yes", "--follow")
+            require(known, f"runs has no option '{word}'; allowed: --yes (with rm) and --follow (with sync)")
+            flags.add(word)
         else:
             rest.append(word)
-    if not outputs.is_dir():
-        raise UserError(f"there is no folder {outputs}; run this where the runs were started, or pass outputs=DIR")
+    is_folder = outputs.is_dir()
+    require(is_folder, f"there is no folder {outputs}; run this where the runs were started, or pass outputs=DIR")
     command = rest.pop(0) if rest and rest[0] in _COMMANDS else "page"
     every = read_runs(outputs)
-    ids = [word for word in dict.fromkeys(rest) if "=" not in word]
     if command == "ls":
-        if rest:
-            raise UserError(f"runs ls takes no further words, got '{rest[0]}'")
-        ls(every)
-    elif command == "best":
-        best(every, rest)
+        require(not rest, f"runs ls takes no further words, got '{' '.join(rest)}'")
+        return ls(every)
+    if command == "best":
+        return best(every, rest)
+    settings = [word for word in rest if command == "sync" and "=" in word]
+    chosen = [_find(outputs, name) for name in dict.fromkeys(rest) if name not in settings]
+    if command == "page":
+        return page(outputs, every, chosen)
+    is_right = len(chosen) == 1 if command == "show" else bool(chosen)
+    require(is_right, f"runs {command} takes the id of a run, got {len(chosen)}; runs ls lists them")
+    if command == "show":
+        show(chosen[0])
+    elif command == "rm":
+        rm(outputs, chosen, yes="--yes" in flags)
     else:
-        chosen = [_find(outputs, name) for name in (ids if command == "sync" else dict.fromkeys(rest))]
-        if command == "page":
-            page(outputs, every, chosen)
-        elif not chosen or (command == "show" and len(chosen) != 1):
-            raise UserError(f"runs {command} takes the id of a run, got {len(chosen)}; runs ls lists them")
-        elif command == "show":
-            show(chosen[0])
-        elif command == "rm":
-            rm(outputs, chosen, yes="--yes" in flags)
-        else:
-            sync(chosen, [word for word in rest if "=" in word], follow="--follow" in flags)
+        sync(chosen, settings, follow="--follow" in flags)
 
 
 def page(outputs: Path, every: Sequence[RunRecord], compared: Sequence[RunRecord]) -> None:
@@ -132,10 +130,8 @@ def sync(chosen: Sequence[RunRecord], words: Sequence[str], *, follow: bool = Fa
     from diffusion_forcing.tracking.wandb import EXTRA, LOG, WandbOptions, installed, start_upload
 
     for word in words:
-        if not word.startswith("wandb."):
-            raise UserError(f"runs sync takes wandb.KEY=VALUE besides the ids, got '{word}'")
-    if not installed():
-        raise UserError(f"runs sync needs wandb: {EXTRA}")
+        require(word.startswith("wandb."), f"runs sync takes wandb.KEY=VALUE besides the ids, got '{word}'")
+    require(installed(), f"runs sync needs wandb: {EXTRA}")
     for run in chosen:
         if run.status == "running" and not follow:
             raise UserError(f"run {run.id} is running; wait until it has ended, or pass --follow on another machine")
@@ -147,12 +143,10 @@ def sync(chosen: Sequence[RunRecord], words: Sequence[str], *, follow: bool = Fa
         process = start_upload(run.folder, options, resolved(config), follow=follow)
         try:
             code = process.wait()
-        except BaseException:
+        finally:
             process.terminate()
-            raise
-        if code:
-            log = run.folder / "wandb" / LOG
-            raise UserError(f"W&B does not have all of run {run.id}; the lines above and {log} say why")
+        log = run.folder / "wandb" / LOG
+        require(code == 0, f"W&B does not have all of run {run.id}; the lines above and {log} say why")
 
 
 def _find(outputs: Path, name: str) -> RunRecord:

@@ -158,7 +158,5 @@ def _overlap(key: str, other: str) -> bool:
 def _is_plain(value: Any) -> bool:
     """Numbers, booleans, None, text without interpolation, and lists of them."""
     if isinstance(value, list):
-        return all(_is_plain(entry) for entry in value)
-    return (
-        value in (None, {}) or isinstance(value, (bool, int, float)) or (isinstance(value, str) and "${" not in value)
-    )
+        return all(map(_is_plain, value))
+    return value in (None, {}) or isinstance(value, int | float) or (isinstance(value, str) and "${" not in value)

@@ -1,13 +1,11 @@
-"""Arrays to files that a browser shows: PNG (zlib alone, so that a run needs no image library) and MP4 (H.264, by
-PyAV).
+"""Arrays to files that a browser shows: PNG (by Pillow) and MP4 (H.264, by PyAV).
 
 Pixels are uint8 in [0, 255], rows first: an image is (h, w), (h, w, 3) or (h, w, 4), a video (t, h, w, 3).
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
+import io
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,28 +13,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # channels: PNG colour type (grey, RGB, RGBA)
 QUALITY = "20"  # x264's constant rate factor: 0 lossless … 51 worst; 18 to 23 looks right
 
 
 def png_bytes(pixels: NDArray[Any]) -> bytes:
     """A PNG file of `pixels`. ValueError for another shape or type than the module's."""
+    from PIL import Image
+
     pixels = np.asarray(pixels)
-    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in COLOUR_TYPES or 0 in pixels.shape:
+    is_image = pixels.dtype == np.uint8 and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)))
+    if not is_image or 0 in pixels.shape:
         raise ValueError(f"an image must be uint8 (h, w), (h, w, 3) or (h, w, 4), got {pixels.dtype} {pixels.shape}")
-    height, width = pixels.shape[:2]
-    rows = pixels.reshape(height, width * channels)
-    # Filter "up" (2): each row minus the one above, modulo 256, which compresses drawings well.
-    filtered = np.full((height, 1 + width * channels), 2, np.uint8)
-    filtered[0, 1:], filtered[1:, 1:] = rows[0], rows[1:] - rows[:-1]
-    header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[channels], 0, 0, 0)
-    data = zlib.compress(filtered.tobytes(), 6)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 class Mp4:
@@ -64,11 +54,9 @@ class Mp4:
 
         height, width = frames.shape[1:3]
         if self._container is None:
-            named = isinstance(
-                self._path, Path
-            )  # only a file with a name can be opened again, to move its index to the front
-            target, options = str(self._path) if named else self._path, {"movflags": "+faststart"} if named else {}
-            self._container = av.open(target, "w", format="mp4", options=options)
+            named = isinstance(self._path, Path)  # else it cannot be opened again, to move its index to the front
+            options = {"movflags": "+faststart"} if named else {}
+            self._container = av.open(str(self._path) if named else self._path, "w", format="mp4", options=options)
             rate, options = Fraction(self._fps).limit_denominator(1001), {"crf": QUALITY, "preset": "medium"}
             self._stream = self._container.add_stream("libx264", rate=rate, options=options)
             self._stream.width, self._stream.height = width + width % 2, height + height % 2

@@ -47,6 +47,8 @@ KILLED = "killed"
 """The status of a run that is "running" by its file, while its process on this machine has ended."""
 RUN_FILES = ("run.json", "config.yaml", "metrics.jsonl", "metrics.json")
 """What resuming needs of a run's folder besides a checkpoint."""
+RUN = "run"
+"""Folder in the artifact of a checkpoint for the `RUN_FILES`."""
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"),
     "video": (".mp4",),

@@ -121,17 +121,14 @@ class Run:
         folder = Path(folder)
         metadata = read_metadata(folder)
         if metadata is None:
-            raise UserError(
-                f"{str(folder)!r} has no run.json, or a damaged one; pass the id or the folder of another run"
-            )
+            raise UserError(f"{str(folder)!r} has no readable run.json; pass the id or the folder of another run")
         again = {"time": _now(), "command": list(sys.argv if command is None else command), "commit": _commit()}
         metadata.pop("ended", None)
         metadata |= {"status": "running", "host": socket.gethostname(), "pid": os.getpid()}
         metadata["resumed"] = [*metadata.get("resumed", []), again][-ENTRIES:]
         run = cls(folder, metadata)
-        with explaining_os_errors(
-            f"cannot resume the run in {str(folder)!r}", "it must be writable, and hold no links"
-        ):
+        remedy = "it must be writable, and hold no links"
+        with explaining_os_errors(f"cannot resume the run in {str(folder)!r}", remedy):
             for entry in folder.iterdir():
                 if entry.is_symlink():
                     raise OSError(errno.ELOOP, f"its {entry.name} is a link")
@@ -164,18 +161,15 @@ class Run:
         """
         record: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
         record |= {name: _number(value) for name, value in metrics.items()}
-        try:
-            if self._log is None:
-                self._log = Log(self.folder / "metrics.jsonl")
+        with self._never_stopping("metrics.jsonl"):
+            self._log = self._log or Log(self.folder / "metrics.jsonl")
             self._log.write(json.dumps(record).encode() + b"\n")
-        except OSError as error:
-            self._warn("metrics.jsonl", error)
         self._refresh()
         self._notify("log", int(step), metrics)
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
         """Merge headline numbers into metrics.json. Values: numbers (null if not finite) or short texts."""
-        self._metrics |= {name: _plain(value) for name, value in metrics.items()}
+        self._metrics |= {name: _number(value) for name, value in metrics.items()}
         with self._never_stopping("metrics.json"):
             write_json(self.folder / "metrics.json", self._metrics)
         self._refresh()
@@ -248,7 +242,7 @@ class Run:
             file = self.folder / "tables" / f"{file_name(name)}.csv"
             make_folder(file.parent)
             write_atomic(file, text.getvalue())
-            plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
+            plain = [{key: _number(value) for key, value in row.items()} for row in rows]
             write_json(file.with_suffix(".json"), {"rows": plain})
             self._show(name, {"kind": "table", "file": file.name, "caption": caption})
 
@@ -301,16 +295,10 @@ class Run:
         try:
             yield
         except Exception as error:
-            self._warn(what, error)
-
-    def _warn(self, what: str, error: Exception) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            warnings.warn(
-                f"{what} of run {self.id} could not be written, continuing without: {error}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            if what not in self._warned:
+                self._warned.add(what)
+                line = f"{what} of run {self.id} could not be written, continuing without: {error}"
+                warnings.warn(line, RuntimeWarning, stacklevel=4)
 
 
 class NullRun:
@@ -353,14 +341,9 @@ def _commit() -> str | None:
     return lines[1] if len(lines) == 2 and Path(lines[0]) == package.parent else None
 
 
-def _plain(value: Any) -> str | float | int | None:
-    return value if isinstance(value, str) else _number(value)
-
-
-def _number(value: Any) -> float | int | None:
+def _number(value: Any) -> str | float | int | None:
+    if value is None or isinstance(value, str):
+        return value
     if isinstance(value, int):
         return int(value)
-    if value is None:
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number := float(value)) else None

@@ -74,9 +74,8 @@ class Tensorboard(Tracker):
             return
         name = f"{entry['kind']}s/{entry['name']}"
         if entry["kind"] == "table":
-            rows = read_json((self._folder / "tables" / entry["file"]).with_suffix(".json"), {}, most=2**26).get(
-                "rows", []
-            )
+            file = (self._folder / "tables" / entry["file"]).with_suffix(".json")
+            rows = read_json(file, {}, most=2**26).get("rows", [])
             self._open().add_text(name, markdown(rows), self._step)
             return
         path = self._folder / "pictures" / entry["file"]

@@ -13,6 +13,7 @@ uploads the run in FOLDER as `start_upload` has written it into settings.json. E
 from __future__ import annotations
 
 import contextlib
+import math
 import netrc
 import os
 import subprocess
@@ -72,11 +73,8 @@ class Wandb(Tracker):
 
     Options = WandbOptions
     options: WandbOptions
-
-    def __init__(self, options: WandbOptions) -> None:
-        super().__init__(options)
-        self._messages: threading.Thread | None = None
-        self._id = ""
+    _messages: threading.Thread | None = None
+    _id = ""
 
     def start(self, run: Run, config: Mapping[str, Any]) -> None:
         if not installed():
@@ -89,12 +87,10 @@ class Wandb(Tracker):
 
     def finish(self, status: str) -> None:
         """Wait until the rest is uploaded, at most `finish_seconds`, and at most 5 s for an interrupted run."""
-        if self._messages is None:
-            return
         messages, self._messages = self._messages, None
-        longest = self.options.finish_seconds
-        if status == "interrupted":
-            longest = min(longest, INTERRUPTED_SECONDS)
+        if messages is None:
+            return
+        longest = min(self.options.finish_seconds, INTERRUPTED_SECONDS if status == "interrupted" else math.inf)
         with contextlib.suppress(KeyboardInterrupt):
             messages.join(min(longest, QUIET_SECONDS))
             if messages.is_alive() and longest > QUIET_SECONDS:
@@ -102,6 +98,14 @@ class Wandb(Tracker):
                 messages.join(longest - QUIET_SECONDS)
         if messages.is_alive():
             tell(f"the upload to W&B continues in the background; runs sync {self._id} sends what W&B lacks")
+
+
+def _repeat(process: subprocess.Popen[bytes]) -> None:
+    """Print the messages of `process` until it ends."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        tell(line.decode(errors="replace").rstrip())
+    process.poll()
 
 
 def installed() -> bool:
@@ -156,22 +160,14 @@ def start_upload(
         )
 
 
-def _repeat(process: subprocess.Popen[bytes]) -> None:
-    """Print the messages of `process` until it closes its output, when there is nothing left to wait for."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        tell(line.decode(errors="replace").rstrip())
-    process.poll()
-
-
 def main(folder: Path) -> int:
     # Standard output is for our messages only; wandb and its processes write into the log.
     terminal = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         tell(line)
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be closed
             terminal.write(f"{line}\n")
             terminal.flush()
 
@@ -180,12 +176,14 @@ def main(folder: Path) -> int:
             from diffusion_forcing.tracking.wandb_upload import Upload
 
             settings = read_json(folder / FOLDER / SETTINGS, {})
-            return 0 if Upload(folder, settings, say=say, hang_up=terminal.close).run() else 1
+            return 0 if Upload(folder, settings, report=report).run() else 1
         except Exception as error:
             failure = f"{type(error).__name__}: {first_line(error)}"
-            say(f"warning: the upload to W&B failed ({failure}); the run's folder has everything")
+            report(f"warning: the upload to W&B failed ({failure}); the run's folder has everything")
             raise
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(code)  # wandb would wait for what cannot be sent

@@ -37,6 +37,7 @@ from diffusion_forcing.files import (
 from diffusion_forcing.terminal import say
 from diffusion_forcing.tracking.records import (
     LINE_BYTES,
+    RUN,
     RUN_FILES,
     media_path,
     parse_line,
@@ -53,30 +54,18 @@ CONFIRM_SECONDS = 15.0  # for W&B to report the last row
 RETRIES = 1_000_000  # W&B's client waits for a lost network
 STEP = "trainer/global_step"  # the x axis of every curve, as Lightning's logger names it
 LINE = "line"  # the line of metrics.jsonl that a row is
-RUN = "run"
-"""Folder in the artifact of a checkpoint for the `RUN_FILES`."""
 ROWS_BYTES = 2**26  # of a table
 
 
 class Upload:
     """Uploads the run in a folder while it grows, until it has ended."""
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: Mapping[str, Any],
-        *,
-        say: Callable[[str], None],
-        hang_up: Callable[[], None],
-    ) -> None:
-        """`settings`: see `start_upload`. `say` prints a message; `hang_up` is called when nobody need wait longer."""
-        self.folder = folder
-        self.say = say
-        self.hang_up = hang_up
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, report: Callable[[str], None]) -> None:
+        """`settings`: see `start_upload`. `report` prints a message."""
+        self.folder, self.settings, self.report = folder, settings, report
         self.parent: int | None = settings["parent"]
-        self.settings = settings
         self.metadata = read_metadata(folder) or {}
-        self.online = self.settings["mode"] != "offline"
+        self.online = settings["mode"] != "offline"
         self.session: Any = None  # W&B's run; None while W&B is not available
         self._note = folder / "wandb" / f"sent-{settings['mode']}.json"
         self._lines = _Lines(folder / "metrics.jsonl", 0)
@@ -88,18 +77,15 @@ class Upload:
 
     def run(self) -> bool:
         """Upload until the run has ended; whether W&B has all of it."""
-        try:
-            while True:
-                status = self._status()  # read before the files: nothing is written after the run has ended
-                if self.session is None and (status or time.monotonic() >= self._next_try):
-                    self._connect()
-                if self.session is not None:
-                    self._send()
-                if status:
-                    return self._finish(status)
-                time.sleep(POLL_SECONDS)
-        finally:
-            wandb.teardown()
+        while True:
+            status = self._status()  # read before the files: nothing is written after the run has ended
+            if self.session is None and (status or time.monotonic() >= self._next_try):
+                self._connect()
+            if self.session is not None:
+                self._send()
+            if status:
+                return self._finish(status)
+            time.sleep(POLL_SECONDS)
 
     def _status(self) -> str | None:
         """How the run ended; None while it is running."""
@@ -128,7 +114,7 @@ class Upload:
         self._media_time, self._summary_time = note.get("media_time", 0), 0
         self._checkpoint = note.get("checkpoint", "")
         if self.online:
-            self.say(f"W&B: {self.session.url}")
+            self.report(f"W&B: {self.session.url}")
         self._warned = False
 
     def _open(self) -> Any:
@@ -214,7 +200,7 @@ class Upload:
             except WaitTimeoutError:
                 return True
             except Exception as error:
-                self.say(f"warning: uploading checkpoint {self._checkpoint} to W&B: {first_line(error)}")
+                self.report(f"warning: uploading checkpoint {self._checkpoint} to W&B: {first_line(error)}")
             self._artifact = None
         newest = self._newest()
         metadata = read_json(newest / "checkpoint.json", {})
@@ -230,7 +216,7 @@ class Upload:
                         artifact.add_file(str(path), name=name, skip_cache=True)
             except (OSError, ValueError) as error:
                 if newest.is_dir():  # else a newer one has replaced it
-                    self.say(f"warning: checkpoint {newest.name} cannot be uploaded to W&B: {first_line(error)}")
+                    self.report(f"warning: checkpoint {newest.name} cannot be uploaded to W&B: {first_line(error)}")
                     self._checkpoint = mark
                 return False
             self._artifact, self._checkpoint = self.session.log_artifact(artifact, aliases=["latest"]), mark
@@ -259,18 +245,14 @@ class Upload:
     def _finish(self, status: str) -> bool:
         """Close the session as the run ended; whether W&B has everything."""
         later = f"diffusion-forcing runs sync {self.metadata['id']} sends later what W&B lacks"
-        if self.session is None:
-            self.say(f"warning: W&B is not available at the end of the run; {later}")
-            return False
-        reason = unavailable() if self.online else None
+        reason = "W&B is not available" if self.session is None else unavailable() if self.online else None
         if reason is not None:
-            self.say(f"warning: {reason} at the end of the run; {later}")
-            self.hang_up()
-        else:
-            # The last checkpoint takes as long as it takes; an offline run only receives it.
-            while self._send_checkpoint(5) and self.online and unavailable() is None:
-                pass
-        whole = reason is None and (self._artifact is None or not self.online)
+            self.report(f"warning: {reason} at the end of the run; {later}")
+            return False
+        # The last checkpoint takes as long as it takes; an offline run only receives it.
+        while self._send_checkpoint(5) and self.online and unavailable() is None:
+            pass
+        whole = self._artifact is None or not self.online
         try:
             self.session.summary["status"] = status
             self.session.finish(exit_code=0 if status == "finished" else 1)
@@ -278,31 +260,29 @@ class Upload:
         except Exception as error:
             say(f"finish: {first_line(error)}")
             whole = False
-        if whole:
-            note = {"lines": self._lines.sent, "media_time": self._media_time, "checkpoint": self._checkpoint}
-            write_json(self._note, note)
-            if not self.online:
-                self.say(f"W&B, offline: upload it with wandb sync {Path(self.session.dir).parent}")
-        elif reason is None:
-            self.say(f"warning: W&B has not received all of the run; {later}")
-        return whole
+        if not whole:
+            self.report(f"warning: W&B has not received all of the run; {later}")
+            return False
+        note = {"lines": self._lines.sent, "media_time": self._media_time, "checkpoint": self._checkpoint}
+        write_json(self._note, note)
+        if not self.online:
+            self.report(f"W&B, offline: upload it with wandb sync {Path(self.session.dir).parent}")
+        return True
 
     def _confirmed(self) -> bool:
         """Whether W&B says that it has every line; finish() succeeds also where an upload failed."""
+        place = f"{self.session.entity}/{self.session.project}/{self.session.id}"
         deadline = time.monotonic() + CONFIRM_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(Exception):
-                found = wandb.Api(timeout=CONNECT_SECONDS).run(
-                    f"{self.session.entity}/{self.session.project}/{self.session.id}"
-                )
-                if int(found.summary.get(LINE) or 0) >= self._lines.sent:
+                if int(wandb.Api(timeout=CONNECT_SECONDS).run(place).summary.get(LINE) or 0) >= self._lines.sent:
                     return True
             time.sleep(POLL_SECONDS)
         return False
 
     def _warn(self, reason: str) -> None:
         if not self._warned:
-            self.say(f"warning: {reason}; the run's folder has everything, W&B is tried again")
+            self.report(f"warning: {reason}; the run's folder has everything, W&B is tried again")
             self._warned = True
 
 
