@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-_LONGEST = 4000
+_LONGEST = 1000
 """Characters of a message."""
 
 
@@ -20,7 +20,7 @@ class UserError(Exception):
     value from a file that has several lines is put on one; a very long one is shortened."""
 
     def __init__(self, message: object = "") -> None:
-        text = " ".join(str(message).splitlines())
+        text = " ".join(str(message).split())
         super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}")
 
     everywhere = False

@@ -178,13 +178,9 @@ def folders(parent: Path) -> list[Path]:
 
 
 def recover(folder: Path) -> None:
-    """Restore every folder in `folder` whose replacement was interrupted between its two renames: its process runs no longer."""
+    """Restore every folder in `folder` whose replacement was interrupted between its two renames."""
     for path, found in _leftovers(folder):
-        process = int(found["process"])
-        # The `.old` of a replacement in progress goes with its `.tmp`.
-        own = path.with_suffix(".tmp") in _IN_PROGRESS
-        interrupted = not own if process == os.getpid() else not is_alive(process)
-        if interrupted and found["kind"] == "old" and not path.with_name(found["name"]).exists():
+        if found["kind"] == "old" and not path.with_name(found["name"]).exists():
             with contextlib.suppress(OSError):
                 os.replace(path, path.with_name(found["name"]))
 
@@ -192,10 +188,8 @@ def recover(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """After `recover`, delete what processes that run no longer left half written in `folder`."""
     recover(folder)
-    for path, found in _leftovers(folder):
-        process = int(found["process"])
-        if path.with_suffix(".tmp") not in _IN_PROGRESS if process == os.getpid() else not is_alive(process):
-            _delete(path)
+    for path, _ in _leftovers(folder):
+        _delete(path)
 
 
 @contextmanager
@@ -290,9 +284,15 @@ def _open_log(path: Path) -> io.FileIO:
     return log  # type: ignore[no-any-return]
 
 
-def _leftovers(folder: Path) -> list[tuple[Path, re.Match[str]]]:
-    matches = [(path, _LEFTOVER.fullmatch(path.name)) for path in Path(folder).glob(".*")]
-    return [(path, found) for path, found in matches if found]
+def _leftovers(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
+    """What is half written in `folder`, by processes that run no longer."""
+    for path in list(Path(folder).glob(".*")):
+        if found := _LEFTOVER.fullmatch(path.name):
+            process = int(found["process"])
+            # the `.old` of a replacement in progress goes with its `.tmp`
+            in_progress = path.with_suffix(".tmp") in _IN_PROGRESS if process == os.getpid() else is_alive(process)
+            if not in_progress:
+                yield path, found
 
 
 def is_alive(process: int) -> bool:

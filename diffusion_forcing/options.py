@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -102,28 +102,28 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise _wrong(where, hint, value, near=did_you_mean(value, map(str, inner)) if isinstance(value, str) else "")
     if dataclasses.is_dataclass(hint):
         return build_options(hint, value, where)  # type: ignore[arg-type]
-    if _is_subclass(origin, Sequence):
-        return _convert_sequence(hint, value, where)
-    if _is_subclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise _wrong(where, hint, value)
+    if _is_subclass(origin, Sequence) and isinstance(value, list | tuple):
+        items = inner or (Any,)
+        if origin is tuple and inner and inner[-1] is not Ellipsis:
+            if len(value) != len(items):
+                raise UserError(f"{where} must have {len(items)} values, got {len(value)}: {_shown(value)}")
+        else:
+            items = items[:1] * len(value)
+        pairs = enumerate(zip(items, value, strict=True))
+        entries = [_convert(item, entry, f"{where}[{i}]") for i, (item, entry) in pairs]
+        return entries if origin is list else tuple(entries)
+    if _is_subclass(origin, Mapping) and isinstance(value, Mapping):
         item = inner[1] if inner else Any
         return {str(key): _convert(item, entry, _join(where, str(key))) for key, entry in value.items()}
-    return _convert_scalar(hint, value, where)
-
-
-def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint not in _SCALARS:
-        raise TypeError(f"{where}: an option cannot be annotated {hint!r}")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
-    if hint is float and is_number:
-        return float(value)
-    if hint is int and is_number and int(value) == value:
-        return int(value)
+    if is_number and (hint is float or (hint is int and int(value) == value)):
+        return hint(value)
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint in (bool, str, type(None)) and isinstance(value, hint):
         return value
+    if hint not in _SCALARS and not _is_subclass(origin, Collection):
+        raise TypeError(f"{where}: an option cannot be annotated {hint!r}")
     raise _wrong(where, hint, value)
 
 
@@ -139,19 +139,6 @@ def _convert_union(hint: Any, value: Any, where: str) -> Any:
     if nested and (isinstance(value, (Mapping, list)) or len(nested) == len(options) - 1):
         return _convert(nested[0], value, where)  # raises the more precise error
     raise _wrong(where, hint, value)
-
-
-def _convert_sequence(hint: Any, value: Any, where: str) -> Any:
-    kind, items = get_origin(hint) or hint, get_args(hint)
-    if not isinstance(value, (list, tuple)):
-        raise _wrong(where, hint, value)
-    if kind is tuple and items and items[-1] is not Ellipsis:
-        if len(value) != len(items):
-            raise UserError(f"{where} must have {len(items)} values, got {len(value)}: {_shown(value)}")
-    else:
-        items = (items[0] if items else Any,) * len(value)
-    entries = [_convert(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(items, value, strict=True))]
-    return entries if kind is list else tuple(entries)
 
 
 def _wrong(where: str, hint: Any, value: Any, *, near: str = "") -> UserError:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,7 +24,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.limits import Refused, check_limit, limit, refusing
+from diffusion_forcing.limits import Refused, check_limit, check_ratio, limit, refusing
+
+_TENSOR_BYTES = 1 << 30
+"""Bytes of tensors that any file may hold."""
 
 
 def read_arrays(path: Path) -> Any:
@@ -71,6 +76,37 @@ def check_torch_file(path: Path) -> None:
                 if member.filename.lower().endswith(".pkl"):  # PyTorch's names have no case
                     check_limit("PICKLE_BYTES", member.file_size, "a pickle")
                     check_pickle(io.BytesIO(archive.read(member)))
+
+
+def load_torch(path: Path, *, allowed: Iterable[Any] = (), mmap: bool = False) -> Any:
+    """What `torch.save` wrote, its tensors on the CPU: tensors, plain values, and the kinds `allowed`; nothing else is
+    made. `Refused`, RuntimeError or OSError for a damaged file, UnpicklingError for other kinds of objects."""
+    import torch
+
+    check_torch_file(path)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+            warnings.simplefilter("ignore")  # remarks on the pickle of a file that is refused, or fine
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        kind = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest is advice to load it anyway
+        raise pickle.UnpicklingError(
+            f"it names {kind[1]}" if kind else "it is not made of tensors and plain values"
+        ) from None
+    # Tensors may share their numbers, as an expanded one does: copies must not exceed the file many times.
+    seen, left, whole = set(), [content], 0
+    while left:
+        one = left.pop()
+        if isinstance(one, torch.Tensor):
+            if one.layout != torch.strided or one.device.type != "cpu":
+                raise Refused(f"holds a tensor of layout {one.layout} on {one.device}")
+            whole += one.numel() * one.element_size()
+        elif isinstance(one, Mapping | list | tuple | set | frozenset) and id(one) not in seen:
+            seen.add(id(one))
+            left += one.values() if isinstance(one, Mapping) else one
+    if whole > _TENSOR_BYTES:
+        check_ratio(whole, path.stat().st_size)
+    return content
 
 
 def count_items(value: Any) -> int:

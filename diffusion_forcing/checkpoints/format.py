@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import pickle
-import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from importlib import metadata as installed
@@ -37,13 +36,12 @@ from diffusion_forcing.errors import UserError, check_choice, require
 from diffusion_forcing.files import replacing
 from diffusion_forcing.limits import Refused, load_json, reading
 from diffusion_forcing.options import merged
-from diffusion_forcing.pickles import check_torch_file
+from diffusion_forcing.pickles import load_torch
 from diffusion_forcing.released import importer as released
 
 FORMAT = "diffusion-forcing checkpoint"
 VERSION = 1
 HEADER, MODEL, TRAINING, CARD = "checkpoint.json", "model.safetensors", "training.pt", "README.md"
-_FORMER_TRAINING = "training.safetensors"
 _LIBRARIES = ("torch", "lightning", "numpy", "safetensors")
 _NUMPY: Any = getattr(np, "_core", None) or np.core  # NumPy 2 and 1
 _REMEDY = "copy the whole folder again, or take another checkpoint"
@@ -114,9 +112,8 @@ def load(path: Path, *, training: bool = False) -> LoadedCheckpoint:
     """
     path = Path(path)
     if path.is_file():
-        require(
-            not training, f"cannot resume from {path}, a single file; load={path} starts a new run from its weights"
-        )
+        single = f"cannot resume from {path}, a single file; load={path} starts a new run from its weights"
+        require(not training, single)
         return released.load(path)
     header = read_header(path)
     with _checked(path, header, MODEL) as file:
@@ -156,8 +153,8 @@ def read_header(path: Path) -> dict[str, Any]:
     require(file.exists(), f"{path} is not a checkpoint: it has no {HEADER}; pass a checkpoint folder or a .ckpt file")
     with reading(file, _REMEDY):
         header = load_json(file)
-    if header.get("format") != FORMAT:
-        raise UserError(f'{file} was not written by this project (no "format": "{FORMAT}"); take another checkpoint')
+    ours = f'{file} was not written by this project (no "format": "{FORMAT}"); take another checkpoint'
+    require(header.get("format") == FORMAT, ours)
     if header.get("version") != VERSION:
         raise UserError(
             f"{path} has checkpoint format version {header.get('version')!r}, this program reads {VERSION}; "
@@ -167,8 +164,8 @@ def read_header(path: Path) -> dict[str, Any]:
     is_complete = isinstance(files, dict) and MODEL in files and isinstance(step, int) and 0 <= step < 2**63
     is_complete = is_complete and all(name == Path(name).name and name != ".." for name in dict(files or {}))
     is_named = isinstance(metadata, dict) and all(isinstance(metadata.get(key, ""), str) for key in ("task", "line"))
-    if not (is_complete and is_named):
-        raise UserError(f"{file} is damaged (needs step, facts and files with {MODEL}); take another checkpoint")
+    damage = f"{file} is damaged (needs step, facts and files with {MODEL}); take another checkpoint"
+    require(is_complete and is_named, damage)
     return header
 
 
@@ -182,11 +179,11 @@ def fingerprint(file: Path) -> dict[str, Any]:
 
 
 def _write_training(state: dict[str, Any], file: Path) -> None:
-    """`state` as `file`. Nothing is kept that `_read_training` would refuse: that shows now, not when resuming."""
+    """`state` as `file`. Nothing is kept that `load_torch` would refuse: that shows now, not when resuming."""
     try:
         with file.open("wb") as stream:
             torch.save(state, stream)
-        _read_training(file, mmap=True)  # reads no tensor
+        load_torch(file, allowed=_PLAIN, mmap=True)  # reads no tensor
     except (pickle.PickleError, AttributeError, TypeError) as error:
         raise TypeError(
             f"a callback, scheduler or module keeps more than tensors and plain values in its state_dict(): {error}"
@@ -196,29 +193,12 @@ def _write_training(state: dict[str, Any], file: Path) -> None:
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
-def _read_training(file: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """What `_write_training` wrote, its tensors on the CPU. UnpicklingError for any other kind of object."""
-    check_torch_file(file)
-    try:
-        with torch.serialization.safe_globals(_PLAIN):
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        kind = re.search(r"GLOBAL (\S+)", str(error))  # the rest is advice to load it anyway
-        raise pickle.UnpicklingError(f"it holds a {kind[1]}" if kind else "it is no PyTorch file") from None
-    released.check_tensors(state, file.stat().st_size)
-    return state
-
-
 def _load_training(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-    if _FORMER_TRAINING in header["files"]:
-        raise UserError(
-            f"cannot resume from {path}: diffusion-forcing {_writer(header)} kept its training state in another format; "
-            f"resume with that version, or load={path} starts a new run from its weights"
-        )
-    if TRAINING not in header["files"]:
-        raise UserError(f"cannot resume from {path}: it keeps weights only; load={path} starts a new run from them")
+    weights_only = f"cannot resume from {path}: it keeps weights only; load={path} starts a new run from them"
+    require(TRAINING in header["files"], weights_only)
     with _checked(path, header, TRAINING) as file:
-        return _read_training(file)
+        state: dict[str, Any] = load_torch(file, allowed=_PLAIN)
+        return state
 
 
 def _writer(header: Mapping[str, Any]) -> str:
@@ -259,15 +239,11 @@ def sized_by(checkpoint: Path | None) -> Iterator[None]:
             )
 
     modules = torch.nn.modules.module
-    hooks = (
-        modules.register_module_parameter_registration_hook(count),
-        modules.register_module_buffer_registration_hook(count),
-    )
-    try:
-        yield
-    finally:
+    hooks = modules.register_module_parameter_registration_hook, modules.register_module_buffer_registration_hook
+    with contextlib.ExitStack() as registered:
         for hook in hooks:
-            hook.remove()
+            registered.callback(hook(count).remove)
+        yield
 
 
 def _libraries() -> dict[str, str]:
@@ -300,18 +276,14 @@ def export(
     path_out = Path(path_out)
     if dtype is not None:
         check_choice("dtype", dtype, _DTYPES)
-    if path_out.exists():
-        raise UserError(f"{path_out} exists already; remove it or export to another folder")
+    require(not path_out.exists(), f"{path_out} exists already; remove it or export to another folder")
     loaded = load(Path(path_in))
-    weights = {
-        key: value.to(_DTYPES[dtype]) if dtype and value.is_floating_point() else value
-        for key, value in loaded.weights.items()
-    }
-    for key, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise UserError(
-                f"{path_in}: '{key}' is not finite{f' as {dtype}' if dtype else ''}; export as float32 or take another checkpoint"
-            )
+    weights = {}
+    for key, value in loaded.weights.items():
+        weights[key] = value.to(_DTYPES[dtype]) if dtype and value.is_floating_point() else value
+        finite = bool(torch.isfinite(weights[key]).all())
+        as_type = f" as {dtype}" if dtype else ""
+        require(finite, f"{path_in}: '{key}' is not finite{as_type}; export as float32 or take another checkpoint")
     metadata = loaded.metadata | {"exported_from": {"kind": loaded.kind, "name": loaded.path.name}}
     if sampling:
         metadata["sampling"] = merged(metadata.get("sampling") or {}, sampling)

@@ -80,7 +80,7 @@ def _in_folder(path: Path, what: str) -> Path:
     found = latest(path)
     if found is None:
         raise UserError(
-            f"{what}: no checkpoint in {path}; the run ended before its first one, or this is not a run's folder"
+            f"{what}: no checkpoint in {path}; the run ended before its first one, or it is no run's folder"
         )
     return found
 

@@ -21,7 +21,6 @@ from diffusion_forcing.terminal import forgiving_output, say, tell
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-LONGEST_LINE = 1000
 SHORT_OPTION, MOST_OPTIONS = 48, 5
 """Characters and number of the options of a checkpoint that are printed."""
 COMMANDS = {
@@ -91,10 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if "debug=true" in [word.lower().lstrip("+") for word in words]:
             traceback.print_exc()
-        line = " ".join(str(mistake).split())
-        if len(line) > LONGEST_LINE:  # a very long path or value
-            line = f"{line[: LONGEST_LINE - 300]} … {line[-290:]}"
-        tell(f"error: {line}")
+        tell(f"error: {mistake}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         tell("interrupted")

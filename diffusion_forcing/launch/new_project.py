@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, explaining_os_errors, require
 from diffusion_forcing.terminal import say
 
 TEMPLATE_NAME = "my_project"
@@ -24,8 +24,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 def new(words: Sequence[str]) -> None:
     """The command; words: its arguments."""
-    if len(words) != 1 or words[0].startswith("-"):
-        raise UserError(f"new takes the name of one project, got {len(words)}: diffusion-forcing new my_project")
+    is_name = len(words) == 1 and not words[0].startswith("-")
+    require(is_name, f"new takes the name of one project, got {len(words)}: diffusion-forcing new my_project")
     folder = Path(words[0]).expanduser()
     name = write_project(folder)
     parts = "dataset=my_dataset algorithm=my_algorithm experiment=my_experiment"
@@ -44,16 +44,15 @@ def write_project(folder: Path) -> str:
     name = folder.resolve().name
     check_name(name)
     existed = folder.exists()
-    try:
-        if existed and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UserError(f"{folder} exists already and is not an empty folder; choose another name or remove it")
-        _write(template(), folder, name)
-    except OSError as failure:
-        if not existed:  # leave no incomplete project
-            shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(
-            f"cannot write {folder}: {failure.strerror or failure}; choose a folder you may write to"
-        ) from failure
+    is_free = not existed or (folder.is_dir() and not any(folder.iterdir()))
+    require(is_free, f"{folder} exists already and is not an empty folder; choose another name or remove it")
+    with explaining_os_errors(f"cannot write {folder}", "choose a folder you may write to"):
+        try:
+            _write(template(), folder, name)
+        except OSError:
+            if not existed:  # leave no incomplete project
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     return name
 
 

@@ -187,10 +187,8 @@ def _distance_of_halves(samples: Features, rng: np.random.Generator) -> float:
     half = len(samples) // 2
     if half < 2:
         return float("nan")
-    orders = [rng.permutation(len(samples)) for _ in range(SPLITS)]
-    return float(
-        np.mean([frechet_distance(samples[order[:half]], samples[order[half : 2 * half]]) for order in orders])
-    )
+    shuffled = [samples[rng.permutation(len(samples))] for _ in range(SPLITS)]
+    return float(np.mean([frechet_distance(both[:half], both[half : 2 * half]) for both in shuffled]))
 
 
 def _moments(samples: Features) -> tuple[Features, Features]:

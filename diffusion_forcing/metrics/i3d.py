@@ -12,7 +12,6 @@ jax and flax are not needed.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion_forcing.files import write_atomic
 from diffusion_forcing.metrics.weights import Unavailable, WeightFile
 from diffusion_forcing.pickles import load_arrays
 
@@ -183,10 +181,6 @@ def load_i3d() -> I3D | Unavailable:
     data = WEIGHTS.read()
     if isinstance(data, Unavailable):
         return data
-    if not WEIGHTS.cached.exists():  # the package may be removed then
-        with contextlib.suppress(OSError):
-            WEIGHTS.cached.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(WEIGHTS.cached, data)
     network = I3D()
     network.load_state_dict(state_of_flax(load_arrays(data)))
     return network.eval()

@@ -9,7 +9,7 @@ torch-fidelity 0.4.0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -166,25 +166,15 @@ class Mixed(nn.Module):
         return torch.cat(found, dim=1)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        if not self.branches[-1]:
-            return F.max_pool2d(x, 3, 2)
-        if self.by_maximum:
-            return F.max_pool2d(x, 3, 1, 1)
-        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        if self.branches[-1] and not self.by_maximum:
+            return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        return F.max_pool2d(x, 3, 1, 1) if self.branches[-1] else F.max_pool2d(x, 3, 2)
 
 
 class Unit(nn.Module):
     """Convolution, batch normalisation with stored statistics, ReLU."""
 
-    def __init__(
-        self,
-        channels: int,
-        width: int,
-        kernel: int | tuple[int, int],
-        *,
-        stride: int = 1,
-        padding: int | tuple[int, int] = 0,
-    ) -> None:
+    def __init__(self, channels: int, width: int, kernel: Any, *, stride: int = 1, padding: Any = 0) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(width, eps=0.001)

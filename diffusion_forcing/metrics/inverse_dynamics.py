@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_forcing.errors import UserError, first_line
+from diffusion_forcing.errors import UserError, first_line, require
 from diffusion_forcing.metrics.video import check_frames, full_precision
 
 TASK = "inverse_dynamics"
@@ -70,16 +70,12 @@ def actions_recognised(frames: Tensor, actions: Tensor, network: InverseDynamics
     actions: (b, t, a) one-hot. UserError for frames or actions that the network was not trained for.
     """
     frames = check_frames(frames, metric="inverse dynamics", length=2)
-    if tuple(frames.shape[2:]) != (network.channels, network.resolution, network.resolution):
-        raise UserError(
-            f"inverse dynamics was trained on frames {(network.channels, network.resolution, network.resolution)}, these are "
-            f"{tuple(frames.shape[2:])}; train it on them with tools/train_inverse_dynamics.py"
-        )
-    if actions.shape[-1] != network.actions:
-        raise UserError(
-            f"inverse dynamics tells {network.actions} actions apart, these have {actions.shape[-1]} numbers (with frame_skip the actions of "
-            "all skipped frames); train it on them with tools/train_inverse_dynamics.py"
-        )
+    again = "train it on them with tools/train_inverse_dynamics.py"
+    size, trained = tuple(frames.shape[2:]), (network.channels, network.resolution, network.resolution)
+    require(size == trained, f"inverse dynamics was trained on frames {trained}, these are {size}; {again}")
+    numbers = f"{actions.shape[-1]} numbers (with frame_skip the actions of all skipped frames)"
+    is_known = actions.shape[-1] == network.actions
+    require(is_known, f"inverse dynamics tells {network.actions} actions apart, these have {numbers}; {again}")
     pairs = torch.stack([frames[:, :-1], frames[:, 1:]], dim=2).flatten(0, 1)
     with torch.no_grad(), full_precision(frames.device):
         recognised = torch.cat([network(part).argmax(dim=-1) for part in pairs.split(256)])

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import check_choice
 
 
 class Reference(NamedTuple):
@@ -72,12 +72,7 @@ def normalized_score(returns: ArrayLike, maze: str) -> NDArray[np.float64]:
 
     `maze`: "umaze", "medium" or "large"; UserError for another one, which has no reference.
     """
-    if maze not in REFERENCE_SCORES:
-        near = did_you_mean(maze, REFERENCE_SCORES)
-        raise UserError(
-            f"maze '{maze}' has no D4RL reference score{near}; "
-            f"choose from {', '.join(REFERENCE_SCORES)}, or use the raw return"
-        )
+    check_choice("the maze of a D4RL reference score", maze, REFERENCE_SCORES)
     random, expert = REFERENCE_SCORES[maze]
     return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)
 

@@ -25,7 +25,7 @@ from torchmetrics.functional.image import (
     universal_image_quality_index,
 )
 
-from diffusion_forcing.errors import UserError, did_you_mean, require
+from diffusion_forcing.errors import UserError, check_choice, require
 
 SLACK = 1e-4
 """How far outside [0, 1] rounding may go (half precision rounds 1 to 1.0; a resize overshoots by less)."""
@@ -35,10 +35,6 @@ PSNR_CAP = 100.0
 """PSNR in dB of a perfect frame, as if its mse were 1e-10. Rounding to 8 bits alone limits PSNR to 59 dB."""
 WINDOW = 11
 """Side of SSIM's and UIQI's window in pixels."""
-
-
-def _mse(prediction: Tensor, truth: Tensor) -> Tensor:
-    return (prediction - truth).square().mean(dim=(1, 2, 3))
 
 
 def _psnr(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -52,15 +48,11 @@ def _ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     return similarity.reshape(len(prediction))
 
 
-def _uiqi(prediction: Tensor, truth: Tensor) -> Tensor:
-    return universal_image_quality_index(prediction, truth, reduction="none").mean(dim=(1, 2, 3))
-
-
 FRAME_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": _mse,
+    "mse": lambda prediction, truth: (prediction - truth).square().mean(dim=(1, 2, 3)),
     "psnr": _psnr,
     "ssim": _ssim,
-    "uiqi": _uiqi,
+    "uiqi": lambda *frames: universal_image_quality_index(*frames, reduction="none").mean(dim=(1, 2, 3)),
 }
 """Functions of predicted and true frames, (n, c, h, w) each, that return (n,)."""
 
@@ -71,9 +63,7 @@ def frame_curves(prediction: Tensor, truth: Tensor, metrics: Sequence[str] = tup
     UserError for an unknown metric and for frames that `check_frames` refuses, such as ones too small for SSIM or UIQI.
     """
     for name in metrics:
-        if name not in FRAME_METRICS:
-            near = did_you_mean(name, FRAME_METRICS)
-            raise UserError(f"'{name}' is not a metric of frames{near}; choose from {', '.join(FRAME_METRICS)}")
+        check_choice("metrics", name, FRAME_METRICS)
     windowed = next((name for name in metrics if name in ("ssim", "uiqi")), "")
 
     def score(prediction: Tensor, truth: Tensor) -> Tensor:

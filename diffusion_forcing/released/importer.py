@@ -13,8 +13,6 @@ forgot `embed.` of time series.
 from __future__ import annotations
 
 import pickle
-import re
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,16 +23,13 @@ from torch import Tensor
 
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError, first_line, require
-from diffusion_forcing.limits import Refused, check_ratio
-from diffusion_forcing.pickles import check_torch_file
+from diffusion_forcing.pickles import load_torch
 from diffusion_forcing.released import sizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _NETWORKS = ("diffusion_model.model.", "transition_model.model.", "transition_model.x_from_z.")
 _BESIDE = ("init_z", "init_encoder.")
 _SHARED = ".freqs"
-_SMALL = 1 << 30
-"""Bytes of tensors that any file may hold."""
 
 
 def trained(keys: Iterable[str]) -> list[str]:
@@ -74,15 +69,7 @@ def state_by_name(
 
 NETWORK_PREFIX = "diffusion_model.model."
 _COMPILED = "_orig_mod."
-_OWN = (
-    "data_mean",
-    "data_std",
-    "diffusion_model.",
-    "transition_model.",
-    "init_z",
-    "init_encoder.",
-    "embed.",
-)  # what is not a metric's
+_OWN = ("data_mean", "data_std", "diffusion_model.", "transition_model.", *_BESIDE, "embed.")  # what is not a metric's
 _USE = (
     "released checkpoints hold `diffusion_model.model.transformer.*` (v1.5 planning), `diffusion_model.model.….init_conv.*` (v1.5 video) "
     "or `transition_model.*` (the RNN line)"
@@ -97,16 +84,17 @@ def load(path: Path) -> LoadedCheckpoint:
     state = _state_dict(path, content)
     recurrent = any(key.startswith(sizes.PREFIX) for key in state)
     task = sizes.task(state) if recurrent else _task(path, state)
-    statistics: dict[str, Tensor] = {
-        key: state[key].to(torch.float32) for key in ("data_mean", "data_std") if key in state
-    }
+    statistics = {key: state[key].float() for key in ("data_mean", "data_std") if key in state}
     try:
         if recurrent:
             weights, tables = sizes.weights(state), sizes.tables(state)
             metadata = sizes.metadata(task, weights, tables, statistics)
         else:
-            weights = _without(state, NETWORK_PREFIX)
-            tables = {key.removeprefix("diffusion_model."): value for key, value in state.items() if _is_table(key)}
+            own = {key: value for key, value in state.items() if key.startswith("diffusion_model.")}
+            weights = {
+                key.removeprefix(NETWORK_PREFIX): own.pop(key) for key in list(own) if key.startswith(NETWORK_PREFIX)
+            }
+            tables = {key.removeprefix("diffusion_model."): value for key, value in own.items()}
             read_sizes = sizes.of_video if task == "video" else sizes.of_planning
             metadata = read_sizes(weights, tables, statistics)
             weights = sizes.our_names(weights) if task == "video" else weights
@@ -129,14 +117,11 @@ def load(path: Path) -> LoadedCheckpoint:
 
 def _renaming(recurrent: bool, task: str) -> Callable[[str], str | None]:
     """From the released name of a network's weight to ours; to None for a constant."""
-
-    def ours(key: str) -> str | None:
-        if recurrent:
-            return key.removeprefix(sizes.PREFIX)
-        key = key.removeprefix(NETWORK_PREFIX)
-        return next(iter(sizes.our_names({key: torch.empty(0)})), None) if task == "video" else key
-
-    return ours
+    if recurrent:
+        return lambda key: key.removeprefix(sizes.PREFIX)
+    if task != "video":
+        return lambda key: key.removeprefix(NETWORK_PREFIX)
+    return lambda key: next(iter(sizes.our_names({key.removeprefix(NETWORK_PREFIX): torch.empty(0)})), None)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -156,48 +141,25 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path} is not a checkpoint (neither a PyTorch file nor one of our folders); pass load=<a checkpoint>"
         )
     try:
-        check_torch_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on the pickle of a file that is refused, or fine
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
-        check_tensors(content, size)
+        content = load_torch(path, mmap=zipped)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it names {named[1]}" if named else "it is not made of tensors and plain values"
         raise UserError(
-            f"{path} may run code when opened ({what}), so it was not opened; where it was made, save its weights alone: "
+            f"{path} may run code when opened ({error}), so it was not opened; where it was made, save its weights alone: "
             "torch.save(checkpoint['state_dict'], FILE)"
         ) from None
     except Exception as error:  # a hostile file makes torch raise anything
         raise UserError(f"{path} is damaged or truncated ({first_line(error)}); get it again") from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; pass load=<a checkpoint>")
+    kind = type(content).__name__
+    require(isinstance(content, Mapping), f"{path} holds a {kind}, not a checkpoint; pass load=<a checkpoint>")
     return content
-
-
-def check_tensors(content: Any, stored: int) -> None:
-    """`Refused` for tensors in nested containers that share their numbers, as an expanded one does, so often that copies
-    exceed `stored` bytes many times."""
-    seen, left, whole = set(), [content], 0
-    while left:
-        one = left.pop()
-        if isinstance(one, Tensor):
-            if one.layout != torch.strided or one.device.type != "cpu":
-                raise Refused(f"holds a tensor of layout {one.layout} on {one.device}")
-            whole += one.numel() * one.element_size()
-        elif isinstance(one, Mapping | list | tuple | set | frozenset) and id(one) not in seen:
-            seen.add(id(one))
-            left += one.values() if isinstance(one, Mapping) else one
-    if whole > _SMALL:
-        check_ratio(whole, stored)
 
 
 def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors by name, compiled prefixes removed. Also a bare state dict, as upstream's `rewrite_compiled_ckpt`
     writes it."""
     state = content.get("state_dict", content)
-    if not isinstance(state, Mapping):
-        raise UserError(f"{path} has a state_dict that is a {type(state).__name__}; pass load=<a checkpoint>")
+    kind = type(state).__name__
+    require(isinstance(state, Mapping), f"{path} has a state_dict that is a {kind}; pass load=<a checkpoint>")
     tensors = {str(key).replace(_COMPILED, ""): value for key, value in state.items() if isinstance(value, Tensor)}
     require(bool(tensors), f"{path} holds no weights; pass load=<a checkpoint>")
     own = {key: value for key, value in tensors.items() if key.startswith(_OWN)}
@@ -209,15 +171,8 @@ def _task(path: Path, state: Mapping[str, Tensor]) -> str:
     network = [key.removeprefix(NETWORK_PREFIX) for key in state if key.startswith(NETWORK_PREFIX)]
     if any(key.startswith("transformer.layers.") for key in network):
         return "planning"
-    if any("init_conv." in key or "down_blocks." in key for key in network):
-        return "video"
-    first = next(iter(state))
-    raise UserError(f"{path} is not a Diffusion Forcing checkpoint (its first weight is '{first}'); {_USE}")
-
-
-def _is_table(key: str) -> bool:
-    return key.startswith("diffusion_model.") and not key.startswith(NETWORK_PREFIX)
-
-
-def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    is_video = any("init_conv." in key or "down_blocks." in key for key in network)
+    require(
+        is_video, f"{path} is not a Diffusion Forcing checkpoint (its first weight is '{next(iter(state))}'); {_USE}"
+    )
+    return "video"

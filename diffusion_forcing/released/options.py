@@ -38,7 +38,7 @@ from diffusion_forcing.limits import check_limit
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.unet3d import UNet3D
-from diffusion_forcing.pickles import check_torch_file
+from diffusion_forcing.pickles import load_torch
 
 LINES = {"rnn": "the paper's RNN line", "v1.5": "the attention line (v1.5)"}
 _RESOLUTION = 256  # any that can be halved as often as a released U-Net does: its parameters do not depend on it
@@ -59,18 +59,17 @@ def released_network(metadata: Mapping[str, Any]) -> nn.Module:
 def check_released(checkpoint: LoadedCheckpoint) -> None:
     """UserError with the first key in which a released `checkpoint` is not the network that its sizes say."""
     network = released_network(checkpoint.metadata)
-    what = f"the {checkpoint.metadata['task']} network of {LINES[checkpoint.metadata['line']]}"
-    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    for key, shape in own.items():
-        if key not in checkpoint.weights:
-            raise UserError(f"{checkpoint.path} lacks '{key}' {list(shape)} of {what}; get the checkpoint again")
-        found = tuple(checkpoint.weights[key].shape)
-        if found != shape:
-            raise UserError(
-                f"{checkpoint.path}: '{key}' is {list(found)}, in {what} it is {list(shape)}; get the checkpoint again"
-            )
+    what = (
+        f"the {checkpoint.metadata['task']} network of {LINES[checkpoint.metadata['line']]}; get the checkpoint again"
+    )
+    path, own = checkpoint.path, network.state_dict()
+    for key, value in own.items():
+        shape = list(value.shape)
+        require(key in checkpoint.weights, f"{path} lacks '{key}' {shape} of {what}")
+        found = list(checkpoint.weights[key].shape)
+        require(found == shape, f"{path}: '{key}' is {found}, not {shape} as in {what}")
     for key in checkpoint.weights:
-        require(key in own, f"{checkpoint.path}: '{key}' has no place in {what}; get the checkpoint again")
+        require(key in own, f"{path}: '{key}' has no place in {what}")
 
 
 def _attention(metadata: Mapping[str, Any]) -> nn.Module:
@@ -179,8 +178,7 @@ def released_video_structure(metadata: Mapping[str, Any], resolution: int) -> di
     diffusion: dict[str, Any] = {"architecture": architecture}
     if "timesteps" in metadata:
         diffusion["timesteps"] = metadata["timesteps"]
-    schedule = _schedule_of(metadata)
-    if schedule is not None:
+    if schedule := _schedule_of(metadata):
         diffusion["beta_schedule"] = schedule
     return {
         "norm": "clip",
@@ -195,22 +193,18 @@ def released_recurrent_structure(metadata: Mapping[str, Any], resolution: int | 
     """As `released_video_structure`, for a checkpoint of the paper's RNN line: of video, or of mazes, where there is no `resolution`."""
     sizes = ("network_size", "num_gru_layers", "num_mlp_layers", "self_condition", "timesteps")
     diffusion = {key: metadata[key] for key in sizes if key in metadata}
-    schedule = _schedule_of(metadata)
-    if schedule is not None:
+    if schedule := _schedule_of(metadata):
         diffusion["beta_schedule"] = schedule
-    if resolution is None:
-        found = {"frame_stack": metadata["frame_stack"], "z_shape": metadata["z_shape"], "diffusion": diffusion}
-        if metadata["task"] == "prediction":  # released networks take no conditions, though they carry an embedding
-            found |= {"network": "rnn", "scaling": "global", "use_covariates": metadata["external_cond_dim"] > 0}
-        return found
-    channels, *sides = metadata["z_shape"]
-    structure = {
-        "frame_stack": metadata["frame_stack"],
-        "z_shape": [channels, *(sides or (resolution, resolution))],
-        "learnable_init_z": metadata["learnable_init_z"],
-        "diffusion": diffusion,
-    }
-    return structure if metadata["external_cond_dim"] else {**structure, "external_cond_dim": 0}
+    structure = {"frame_stack": metadata["frame_stack"], "z_shape": metadata["z_shape"], "diffusion": diffusion}
+    if metadata["task"] == "prediction":  # released networks take no conditions, though they carry an embedding
+        structure |= {"network": "rnn", "scaling": "global", "use_covariates": metadata["external_cond_dim"] > 0}
+    if resolution is not None:
+        channels, *sides = metadata["z_shape"]
+        structure["z_shape"] = [channels, *(sides or (resolution, resolution))]
+        structure["learnable_init_z"] = metadata["learnable_init_z"]
+        if not metadata["external_cond_dim"]:
+            structure["external_cond_dim"] = 0
+    return structure
 
 
 def _schedule_of(metadata: Mapping[str, Any]) -> str | None:
@@ -242,8 +236,7 @@ def _read_statistic(name: str, path: Path) -> float | list[Any]:
     """The number, or the numbers of each colour, in the array that `path` holds. Nothing in the file is run."""
     try:
         if path.suffix == ".pt":
-            check_torch_file(path)
-            array = torch.load(path, map_location="cpu", weights_only=True).numpy()
+            array = load_torch(path).numpy()
         else:
             array = read_npy(path)
         check_limit("PIXELS", array.size, "a statistic")

@@ -35,11 +35,7 @@ def of_planning(weights: Tensors, tables: Tensors, statistics: Tensors) -> dict[
         "features": features,
         "frame_stack": x_dim // features,
         "external_cond_dim": inputs - x_dim - width // 2,
-        "architecture": {
-            "network_size": width,
-            "num_layers": max(layers) + 1,
-            "dim_feedforward": feedforward,
-        },
+        "architecture": {"network_size": width, "num_layers": max(layers) + 1, "dim_feedforward": feedforward},
     }
     if "betas" in tables:
         metadata["timesteps"] = tables["betas"].numel()
@@ -135,11 +131,8 @@ def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The diffusion schedule's."""
-    return {
-        key.removeprefix(PREFIX): value
-        for key, value in state.items()
-        if key.startswith(PREFIX) and not key.startswith(_NETWORK)
-    }
+    own = {key: value for key, value in state.items() if key.startswith(PREFIX) and not key.startswith(_NETWORK)}
+    return {key.removeprefix(PREFIX): value for key, value in own.items()}
 
 
 def metadata(
@@ -198,9 +191,7 @@ def _mlp_inputs(network: Mapping[str, Tensor], layers: int) -> int | None:
     if layers:
         first = "mlp.0.weight" if layers == 1 else "0.mlp.0.weight"
         return shape_of(network, f"model.mlp_before_gru.{first}", 2)[1]
-    if not _gru_layers(network):
-        return None
-    return shape_of(network, "model.gru_stack.0.weight_ih", 2)[1]
+    return shape_of(network, "model.gru_stack.0.weight_ih", 2)[1] if _gru_layers(network) else None
 
 
 def _gru_layers(network: Mapping[str, Tensor]) -> int:

@@ -171,13 +171,8 @@ class PolicyServer:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._gate: Gate | None = None
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.MAXMSGSIZE, _MAX_MESSAGE),
-            (zmq.RCVHWM, _WAITING),
-            (zmq.SNDTIMEO, 1000),
-        ):
-            self._socket.setsockopt(option, value)
+        self._socket.linger, self._socket.maxmsgsize = 0, _MAX_MESSAGE
+        self._socket.rcvhwm, self._socket.sndtimeo = _WAITING, 1000
         try:
             self._socket.bind(inner_address(self._folder))
             inner = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
@@ -238,13 +233,13 @@ class PolicyServer:
             if reply != STOPPED:
                 self.answered += 1
                 self.seconds.append(time.perf_counter() - began)
-        except UserError as mistake:
+        except Exception as failure:
             self.refused += 1
-            reply = f"error: {' '.join(str(mistake).split())}".encode()
-        except Exception as failure:  # our fault, which must not end other clients' work
-            self.refused += 1
-            self._say(f"a request failed: {type(failure).__name__}: {failure}")
-            reply = f"error: the server failed ({type(failure).__name__}); send stop and start again".encode()
+            line = " ".join(str(failure).split())
+            if not isinstance(failure, UserError):  # our fault, which must not end other clients' work
+                self._say(f"a request failed: {type(failure).__name__}: {failure}")
+                line = f"the server failed ({type(failure).__name__}); send stop and start again"
+            reply = f"error: {line}".encode()
         try:
             self._socket.send_multipart([*frames[:start], reply])
         except zmq.ZMQError:

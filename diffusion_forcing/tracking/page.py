@@ -7,13 +7,13 @@ page of all runs links to the runs' folders. What is shown comes from `records`,
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import csv
 import io
 import math
 import os
 import shlex
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import groupby
@@ -189,7 +189,7 @@ def _media(run: RunRecord) -> list[dict[str, Any]]:
         source, size = _data_uri(path, room if entry["kind"] == "image" else min(room, VIDEO_BYTES))
         poster, extra = _data_uri(path.with_name(entry["poster"]), room - size) if entry["poster"] else ("", 0)
         room -= size + extra
-        wide = entry["kind"] == "image" and _png_width(path) > WIDE
+        wide = source.startswith("data:image/png") and int.from_bytes(b64decode(source[22:54])[16:20], "big") > WIDE
         # An SVG that is opened by itself may run scripts.
         file = "" if path.suffix.lower() == ".svg" else link
         shown.append({**entry, "source": source or link, "link": file, "wide": wide, "poster": poster})
@@ -230,21 +230,11 @@ def _data_uri(path: Path, most: int) -> tuple[str, int]:
         content = read_bytes(path, max(0, most))
     except OSError:
         return "", 0
-    return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(content).decode()}", len(content)
-
-
-def _png_width(path: Path) -> int:
-    """A PNG's width in pixels; 0 for another file."""
-    head = b""
-    with contextlib.suppress(OSError), open_file(path) as file:
-        head = file.read(24)
-    return int.from_bytes(head[16:20], "big") if head.startswith(b"\x89PNG") else 0
+    return f"data:{MIME[path.suffix.lower()]};base64,{b64encode(content).decode()}", len(content)
 
 
 def _short(cell: str) -> str:
     """A table's cell; a long decimal number in five digits."""
-    cell = clean(cell, CELL)
-    try:
-        return f"{float(cell):.5g}" if "." in cell and len(cell) > 7 else cell
-    except ValueError:
-        return cell
+    with contextlib.suppress(ValueError):
+        return f"{float(cell):.5g}" if "." in cell and len(cell) > 7 else clean(cell, CELL)
+    return clean(cell, CELL)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
+from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors, require
 from diffusion_forcing.files import (
     folders,
     is_alive,
@@ -93,8 +93,7 @@ class RunRecord:
         return media_path(self.folder, entry)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ranked:
+class Ranked(NamedTuple):
     """A run's value of a metric; `step` is where a curve has its best value, None for a headline number."""
 
     run: RunRecord
@@ -123,9 +122,7 @@ def read_run(folder: Path) -> RunRecord | None:
     metadata = read_metadata(folder)
     if metadata is None:
         return None
-    step = None
-    for record in read_log(folder / "metrics.jsonl", LAST_BYTES):
-        step = int(record["step"])
+    steps = [int(record["step"]) for record in read_log(folder / "metrics.jsonl", LAST_BYTES)]
     return RunRecord(
         folder=folder,
         id=metadata["id"],
@@ -134,7 +131,7 @@ def read_run(folder: Path) -> RunRecord | None:
         metadata=metadata,
         metrics=read_results(folder),
         media=tuple(read_media(folder)),
-        step=step,
+        step=steps[-1] if steps else None,
     )
 
 
@@ -196,22 +193,20 @@ def read_media(folder: Path) -> Iterator[dict[str, str]]:
     """The entries of media.json that are complete and whose files are in the run's folder."""
     here = {path.name for path in folders(folder)}
     for entry in islice(read_json(folder / "pictures" / "media.json", {}).values(), ENTRIES):
-        if not isinstance(entry, dict):
+        fields = entry if isinstance(entry, dict) else {}
+        kind, name, file, poster = (fields.get(key) for key in ("kind", "name", "file", "poster"))
+        if not (isinstance(kind, str) and isinstance(name, str) and is_plain(file) and _place(kind) in here):
             continue
-        kind, file, poster = (entry.get(key) for key in ("kind", "file", "poster"))
-        suffixes = SUFFIXES.get(kind, ()) if isinstance(kind, str) else ()
-        if not is_plain(file) or Path(file).suffix.lower() not in suffixes or _place(str(kind)) not in here:
-            continue
-        if not isinstance(entry.get("name"), str) or not is_regular(folder / _place(str(kind)) / file):
-            continue
-        shown = is_plain(poster) and poster.endswith(".png") and is_regular(folder / "pictures" / poster)
-        yield {
-            "kind": str(kind),
-            "name": clean(entry["name"], NAME),
-            "file": file,
-            "caption": _text(entry.get("caption")) or "",
-            "poster": str(poster) if shown else "",
-        }
+        place = folder / _place(kind)
+        if Path(file).suffix.lower() in SUFFIXES.get(kind, ()) and is_regular(place / file):
+            shown = is_plain(poster) and poster.endswith(".png") and is_regular(place / poster)
+            yield {
+                "kind": kind,
+                "name": clean(name, NAME),
+                "file": file,
+                "caption": _text(fields.get("caption")) or "",
+                "poster": str(poster) if shown else "",
+            }
 
 
 def rank(runs: Sequence[RunRecord], metric: str, *, highest: bool) -> list[Ranked]:
@@ -221,19 +216,16 @@ def rank(runs: Sequence[RunRecord], metric: str, *, highest: bool) -> list[Ranke
     """
     found, known = [], set()
     for run in runs:
-        known |= set(run.metrics)
         value = run.metrics.get(metric)
+        curves = {} if isinstance(value, (int, float)) else run.curves()
+        known |= {*run.metrics, *curves}
         if isinstance(value, (int, float)):
-            found.append(Ranked(run=run, value=float(value), step=None))
-            continue
-        curves = run.curves()
-        known |= set(curves)
-        if points := curves[metric].points() if metric in curves else []:
+            found.append(Ranked(run, float(value), None))
+        elif points := curves[metric].points() if metric in curves else []:
             best = max(points, key=lambda p: p.high) if highest else min(points, key=lambda p: p.low)
-            found.append(Ranked(run=run, value=best.high if highest else best.low, step=int(best.last)))
-    if not found:
-        shown = ", ".join(sorted(known)[:20]) or "none yet"
-        raise UserError(f"no run has the metric '{metric}'{did_you_mean(metric, known)}; available: {shown}")
+            found.append(Ranked(run, best.high if highest else best.low, int(best.last)))
+    shown = ", ".join(sorted(known)[:20]) or "none yet"
+    require(bool(found), f"no run has the metric '{metric}'{did_you_mean(metric, known)}; available: {shown}")
     return sorted(found, key=lambda entry: entry.value, reverse=highest)
 
 
@@ -256,11 +248,9 @@ def remove(run: RunRecord, outputs: Path) -> None:
             day.rmdir()
     link = outputs / "latest-run"
     if link.is_symlink() and not link.exists():
-        left = read_runs(outputs)
-        if left:
+        link.unlink()
+        if left := read_runs(outputs):
             point_to(link, left[0].folder)
-        else:
-            link.unlink()
 
 
 def media_path(folder: Path, entry: Mapping[str, str]) -> Path:
@@ -313,11 +303,9 @@ def _words(value: Any) -> list[str] | None:
 
 def _resumes(value: Any) -> list[dict[str, Any]] | None:
     """When and how the run was resumed."""
-    if not isinstance(value, list):
-        return None
     keys: dict[str, Callable[[Any], Any]] = {"time": _time, "command": _words, "commit": _text}
-    found = [entry for entry in value[:ENTRIES] if isinstance(entry, dict)]
-    return [{key: read(entry.get(key)) for key, read in keys.items()} for entry in found]
+    entries = value[:ENTRIES] if isinstance(value, list) else []
+    return [{key: read(one.get(key)) for key, read in keys.items()} for one in entries if isinstance(one, dict)]
 
 
 _KEYS: dict[str, Callable[[Any], Any]] = {

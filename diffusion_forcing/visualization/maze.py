@@ -69,8 +69,8 @@ def draw_plans(
     walls, count = _checked_walls(walls), len(plans)
     episodes = [plans, *([None] * count if each is None else each for each in (trajectories, starts, goals))]
     titles = [""] * count if titles is None else titles
-    if count == 0 or any(len(each) != count for each in (*episodes, titles)):
-        lengths = [len(each) for each in (*episodes, titles)]
+    lengths = [len(each) for each in (*episodes, titles)]
+    if set(lengths) != {count} or count == 0:
         raise ValueError(
             f"plans, trajectories, starts, goals and titles must be equally long, not empty, got {lengths}"
         )

@@ -61,7 +61,8 @@ def episode_video(
             left = MARGIN + number * (small + GAP // 2)
             canvas.text(left, HEAD + side + 10, name, size=11, colour=SOFT)
             if number < len(images):
-                canvas.frame(left, below, _resize(images[number], small))
+                at = np.arange(small) * images[number].shape[0] // small  # the nearest pixels
+                canvas.frame(left, below, images[number][at][:, at])
         over = now == len(scene) - 1
         text = ("both fruits are swapped" if success else "not done") if over else f"action {now}"
         colour = (GOOD if success else BAD) if over else INK
@@ -92,9 +93,3 @@ def decision_grid(
                 if image is not None:
                     canvas.frame(left + column * cell, above, image[0], scale=scale)
     return canvas.array()
-
-
-def _resize(image: Pixels, side: int) -> Pixels:
-    """(h, h, 3) → (side, side, 3), the nearest pixels."""
-    index = np.arange(side) * image.shape[0] // side
-    return image[index][:, index]

@@ -3,7 +3,6 @@ traceback, and none writes outside its run's folder or runs anything it holds.""
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from diffusion_forcing.launch import compose
 from diffusion_forcing.launch import run as launch_run
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.new_project import write_project
@@ -48,23 +46,6 @@ def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), str(world), *sys.path])
     return folder
-
-
-@pytest.fixture
-def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The yaml files of one choice of groups are composed once for all cases."""
-    monkeypatch.setattr(compose, "_compose_files", _remembered)
-
-
-_real_compose = compose._compose_files
-_composed: dict[tuple[str, ...], Any] = {}
-
-
-def _remembered(group_words: list[str]) -> Any:
-    key = tuple(group_words)
-    if key not in _composed:
-        _composed[key] = _real_compose(group_words)
-    return copy.deepcopy(_composed[key])
 
 
 def everything(folder: Path) -> set[Path]:
@@ -114,7 +95,7 @@ WORDS = {
 
 @pytest.mark.parametrize("kind", WORDS)
 def test_malformed_words_are_one_line_each(
-    kind: str, here: Path, composed_once: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(launch_run, "perform", not_started)
     cases = list(WORDS[kind]())
@@ -127,7 +108,7 @@ def test_malformed_words_are_one_line_each(
 
 
 def test_strange_words_are_one_line_each(
-    here: Path, composed_once: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(launch_run, "perform", not_started)
     found = refused([(word, lambda word=word: [*MINE, word]) for word in STRANGE], capsys)
@@ -255,7 +236,7 @@ def _in_their_own_folders(
     assert not found, told(found)
 
 
-def test_there_are_more_than_two_hundred_of_them(world: Path, composed_once: None) -> None:
+def test_there_are_more_than_two_hundred_of_them(world: Path) -> None:
     run = next(world.glob("outputs/*/*/run.json")).parent
     files = [
         *malformed_files.yaml_cases(),

@@ -140,26 +140,6 @@ def test_a_pickle_with_other_content_is_never_read(tmp_path: Path, monkeypatch: 
     assert isinstance(found, Unavailable) and "other.ckpt has SHA-256" in found.because
 
 
-@needs_package
-def test_released_weights_are_kept_so_that_the_package_may_be_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path))
-    assert isinstance(load_i3d(), I3D)
-    monkeypatch.delenv("DIFFUSION_FORCING_I3D", raising=False)
-    monkeypatch.setattr(i3d, "WEIGHTS", replace(i3d.WEIGHTS, package="no_such_package_here==1"))
-    assert isinstance(load_i3d(), I3D)
-    (tmp_path / "i3d-kinetics-400.ckpt").write_bytes(b"damaged")
-    assert isinstance(load_i3d(), Unavailable)
-
-
-@needs_package
-def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path / "file"))
-    assert isinstance(load_i3d(), I3D)
-
-
 @needs_weights
 @pytest.mark.slow
 def test_the_logits_are_those_of_the_package_s_own_flax_model() -> None:
