@@ -34,7 +34,7 @@ from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_of
 from diffusion_forcing.datasets.series.smoothing import Base
 from diffusion_forcing.datasets.series.steps import checked_freq, count_and_unit, lags_of
 from diffusion_forcing.datasets.series.table import Table
-from diffusion_forcing.errors import UserError, first_line
+from diffusion_forcing.errors import UserError, first_line, require
 from diffusion_forcing.files import write_json
 from diffusion_forcing.limits import load_json, reading
 from diffusion_forcing.options import build_options
@@ -219,8 +219,7 @@ def _table(entry: Mapping[str, Any], freq: str, *, ahead: int, number: int = 0) 
     if target.ndim not in (1, 2):
         raise UserError(f"entry {number} has a target of shape {target.shape}; give (V, T), one series a row")
     target = np.atleast_2d(target)
-    if not target.shape[-1]:
-        raise UserError(f"entry {number} has an empty target; give at least one step of history")
+    require(bool(target.shape[-1]), f"entry {number} has an empty target; give at least one step of history")
     for name in _UNUSED:
         if entry.get(name) is not None and np.size(entry[name]):
             warnings.warn(f"{name} is not used: the forecaster is conditioned on dates, lags and series", stacklevel=3)

@@ -66,8 +66,7 @@ def push(words: Sequence[str]) -> None:
     parser.add_argument("--license", default="mit")
     parser.add_argument("places", nargs="*")
     given = parser.parse_intermixed_args(list(words))
-    if len(given.places) != 2:
-        raise UserError(f"push takes a checkpoint and a place on the hub, got {len(given.places)}; {usage}")
+    require(len(given.places) == 2, f"push takes a checkpoint and a place on the hub, got {len(given.places)}; {usage}")
     from diffusion_forcing.checkpoints import hub, resolve
 
     path, place = given.places
@@ -135,8 +134,7 @@ def convert_robot(words: Sequence[str]) -> None:
         raise UserError(f"convert-robot has no option '{unknown[0]}'{near}; options: {', '.join(allowed)}")
     given = vars(known)
     folders = [Path(folder).expanduser() for folder in given.pop("folders")]
-    if len(folders) != 2:
-        raise UserError(f"convert-robot takes a folder and a new one, got {len(folders)}; {usage}")
+    require(len(folders) == 2, f"convert-robot takes a folder and a new one, got {len(folders)}; {usage}")
     if "cameras" in given:
         given["cameras"] = _cameras(given["cameras"])
     options = ConvertOptions(**given)

@@ -81,8 +81,14 @@ def fetch_run(spec: str, outputs: Path, options: WandbOptions) -> Path:
     place = outputs / started[:10] / f"{started[11:19].replace(':', '-')}-{file_name(metadata['name'])}"
     with explaining_os_errors(f"cannot write the run from W&B into {outputs}", "make room there"):
         folder = new_folder(place.parent, place.name)
-        with replacing(folder) as temporary:
-            _write_run(temporary, source, metadata)
+        try:
+            with replacing(folder) as temporary:
+                _write_run(temporary, source, metadata)
+        except BaseException:
+            for empty in (folder, place.parent):
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
+            raise
     with contextlib.suppress(OSError):  # a file system without links
         point_to(outputs / "latest-run", folder)
     say(f"run {metadata['id']} was downloaded from W&B: {folder}")

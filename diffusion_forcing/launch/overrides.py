@@ -45,8 +45,7 @@ class Override:
 
 def parse(word: str, groups: frozenset[str]) -> Override:
     """One argument. groups: the names that choose a yaml file. Raises UserError if it cannot be read."""
-    if not word.strip():
-        raise UserError(f"an override is empty; {_EXAMPLES}")
+    require(bool(word.strip()), f"an override is empty; {_EXAMPLES}")
     plain = _ASSIGNMENT.fullmatch(word)
     if plain and plain["key"] in TEXT_KEYS:
         return Override(text=word, key=plain["key"], value=_unquoted(plain["value"]))

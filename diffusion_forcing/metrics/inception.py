@@ -35,30 +35,30 @@ class Layer(NamedTuple):
 
     name: str
     width: int
-    kernel: int | tuple[int, int] = 1
+    kernel: tuple[int, int] = (1, 1)
     stride: int = 1
 
 
 Branch = Sequence[Layer | tuple[Layer, Layer]]
 """Layers one after the other; two in one place are side by side."""
+SQUARE, TALL, WIDE = (3, 3), (7, 1), (1, 7)
 
 
 def _a(pooled: int) -> list[Branch]:
     return [
         [Layer("branch1x1", 64)],
-        [Layer("branch5x5_1", 48), Layer("branch5x5_2", 64, 5)],
-        [Layer("branch3x3dbl_1", 64), Layer("branch3x3dbl_2", 96, 3), Layer("branch3x3dbl_3", 96, 3)],
+        [Layer("branch5x5_1", 48), Layer("branch5x5_2", 64, (5, 5))],
+        [Layer("branch3x3dbl_1", 64), Layer("branch3x3dbl_2", 96, SQUARE), Layer("branch3x3dbl_3", 96, SQUARE)],
         [Layer("branch_pool", pooled)],
     ]
 
 
 def _c(width: int) -> list[Branch]:
-    tall, wide = (7, 1), (1, 7)
-    double = [Layer(f"branch7x7dbl_{i}", width, kernel) for i, kernel in ((1, 1), (2, tall), (3, wide), (4, tall))]
+    double = [Layer(f"branch7x7dbl_{i}", width, kernel) for i, kernel in enumerate(((1, 1), TALL, WIDE, TALL), 1)]
     return [
         [Layer("branch1x1", 192)],
-        [Layer("branch7x7_1", width), Layer("branch7x7_2", width, wide), Layer("branch7x7_3", 192, tall)],
-        [*double, Layer("branch7x7dbl_5", 192, wide)],
+        [Layer("branch7x7_1", width), Layer("branch7x7_2", width, WIDE), Layer("branch7x7_3", 192, TALL)],
+        [*double, Layer("branch7x7dbl_5", 192, WIDE)],
         [Layer("branch_pool", 192)],
     ]
 
@@ -70,22 +70,20 @@ def _e() -> list[Branch]:
     return [
         [Layer("branch1x1", 320)],
         [Layer("branch3x3_1", 384), pair("branch3x3_2")],
-        [Layer("branch3x3dbl_1", 448), Layer("branch3x3dbl_2", 384, 3), pair("branch3x3dbl_3")],
+        [Layer("branch3x3dbl_1", 448), Layer("branch3x3dbl_2", 384, SQUARE), pair("branch3x3dbl_3")],
         [Layer("branch_pool", 192)],
     ]
 
 
 _B: list[Branch] = [
-    [Layer("branch3x3", 384, 3, 2)],
-    [Layer("branch3x3dbl_1", 64), Layer("branch3x3dbl_2", 96, 3), Layer("branch3x3dbl_3", 96, 3, 2)],
+    [Layer("branch3x3", 384, SQUARE, 2)],
+    [Layer("branch3x3dbl_1", 64), Layer("branch3x3dbl_2", 96, SQUARE), Layer("branch3x3dbl_3", 96, SQUARE, 2)],
     [],
 ]
+_SEVEN = [Layer(f"branch7x7x3_{i}", 192, kernel) for i, kernel in enumerate(((1, 1), WIDE, TALL), 1)]
 _D: list[Branch] = [
-    [Layer("branch3x3_1", 192), Layer("branch3x3_2", 320, 3, 2)],
-    [
-        *(Layer("branch7x7x3_1", 192), Layer("branch7x7x3_2", 192, (1, 7))),
-        *(Layer("branch7x7x3_3", 192, (7, 1)), Layer("branch7x7x3_4", 192, 3, 2)),
-    ],
+    [Layer("branch3x3_1", 192), Layer("branch3x3_2", 320, SQUARE, 2)],
+    [*_SEVEN, Layer("branch7x7x3_4", 192, SQUARE, 2)],
     [],
 ]
 MIXED: dict[str, tuple[int, list[Branch]]] = {
@@ -141,47 +139,45 @@ class Mixed(nn.Module):
 
     def __init__(self, channels: int, branches: Sequence[Branch], *, by_maximum: bool) -> None:
         super().__init__()
-        self.branches = branches
+        self.places = [[_side_by_side(place) for place in branch] for branch in branches]
         self.by_maximum = by_maximum
-        for branch in branches:
+        for branch in self.places:
             width = channels
-            for place in branch:
-                side_by_side = (place,) if isinstance(place, Layer) else place
-                for layer in side_by_side:
-                    high, wide = (layer.kernel,) * 2 if isinstance(layer.kernel, int) else layer.kernel
-                    padding = (high // 2, wide // 2) if layer.stride == 1 else (0, 0)
-                    unit = Unit(width, layer.width, (high, wide), stride=layer.stride, padding=padding)
-                    self.add_module(layer.name, unit)
-                width = sum(layer.width for layer in side_by_side)
+            for layers in branch:
+                for layer in layers:
+                    high, wide = layer.kernel if layer.stride == 1 else (0, 0)
+                    padding = (high // 2, wide // 2)
+                    self.add_module(layer.name, Unit(width, layer.width, layer.kernel, layer.stride, padding))
+                width = sum(layer.width for layer in layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to the branches' channels, one after the other."""
         found = []
-        for branch in self.branches:
-            y = self._pooled(x) if branch is self.branches[-1] else x
-            for place in branch:
-                side_by_side = (place,) if isinstance(place, Layer) else place
-                y = torch.cat([self.get_submodule(layer.name)(y) for layer in side_by_side], dim=1)
+        for branch in self.places:
+            y = self._pooled(x) if branch is self.places[-1] else x
+            for layers in branch:
+                y = torch.cat([self.get_submodule(layer.name)(y) for layer in layers], dim=1)
             found.append(y)
         return torch.cat(found, dim=1)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        if self.branches[-1] and not self.by_maximum:
+        if self.places[-1] and not self.by_maximum:
             return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        return F.max_pool2d(x, 3, 1, 1) if self.branches[-1] else F.max_pool2d(x, 3, 2)
+        return F.max_pool2d(x, 3, 1, 1) if self.places[-1] else F.max_pool2d(x, 3, 2)
 
 
-class Unit(nn.Module):
-    """Convolution, batch normalisation with stored statistics, ReLU."""
+def _side_by_side(place: Layer | tuple[Layer, Layer]) -> Sequence[Layer]:
+    return (place,) if isinstance(place, Layer) else place
 
-    def __init__(self, channels: int, width: int, kernel: Any, *, stride: int = 1, padding: Any = 0) -> None:
+
+class Unit(nn.Sequential):
+    """Convolution, batch normalisation with stored statistics, ReLU: (n, channels, h, w) to (n, width, …)."""
+
+    def __init__(self, channels: int, width: int, kernel: Any, stride: int = 1, padding: Any = 0) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=padding, bias=False)
+        self.conv = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(width, eps=0.001)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, channels, h, w) to (n, width, …)."""
-        return F.relu(self.bn(self.conv(x)))
+        self.relu = nn.ReLU()
 
 
 def resized(x: Tensor) -> Tensor:

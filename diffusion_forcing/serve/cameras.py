@@ -154,8 +154,7 @@ class _RealCameras(Cameras):
             except _FAILURES as failure:
                 failures.append(f"{name}: {str(failure) or 'no frame'}")
                 images.append(np.full((3, self._size, self._size), _GREY, np.uint8))
-        if len(failures) == len(self.names):
-            raise UserError(f"no camera gives an image ({'; '.join(failures)})")
+        require(len(failures) != len(self.names), f"no camera gives an image ({'; '.join(failures)})")
         if executed is not None:
             self._state = executed[-1]
         return np.stack(images), self._state

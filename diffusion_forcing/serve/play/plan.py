@@ -20,7 +20,7 @@ from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import resolve, shipped
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.vector import VectorMaze
-from diffusion_forcing.errors import UserError, check_choice
+from diffusion_forcing.errors import UserError, check_choice, require
 from diffusion_forcing.experiments.planning import play
 from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import built, command, plan_of
@@ -96,8 +96,7 @@ class PlanPlayer:
     def __init__(self, places: dict[str, Place] | None = None) -> None:
         self._places = {} if places is None else places
         self._words = shipped_planners() if places is None else {name: place.words for name, place in places.items()}
-        if not self._words:
-            raise UserError("no planner is shipped with this installation; install the package again")
+        require(bool(self._words), "no planner is shipped with this installation; install the package again")
 
     def play(self, session: Session) -> None:
         self.name = "medium" if "medium" in self._words else next(iter(self._words))

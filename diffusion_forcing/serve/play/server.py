@@ -27,7 +27,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
 
-from diffusion_forcing.errors import UserError, check_range
+from diffusion_forcing.errors import UserError, check_range, require
 from diffusion_forcing.serve.play import messages
 from diffusion_forcing.serve.play.session import Player, Session, Stage, packed
 
@@ -65,8 +65,7 @@ class PlayOptions:
     def __post_init__(self) -> None:
         check_range("--port", self.port, 0, 65535)
         check_range("--threads", self.threads, 1, 64)
-        if not self.host:
-            raise UserError("--host is empty; give 127.0.0.1 for this machine alone, or an address of it")
+        require(bool(self.host), "--host is empty; give 127.0.0.1 for this machine alone, or an address of it")
 
     @property
     def local(self) -> bool:
