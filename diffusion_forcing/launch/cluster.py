@@ -96,7 +96,10 @@ class ClusterOptions:
 def script(template: str, values: Mapping[str, Value], python_args: Sequence[str]) -> str:
     """The template with `values`, and `python_args` for {python_args}, each quoted. UserError for an unknown name, for one
     within quotes, where quoting would not hold, and for a value that is no single line."""
-    words = {name: [str(value)] for name, value in values.items()} | {"python_args": list(python_args)}
+    words = {
+        name: [str(value).lower() if value is True or value is False else str(value)] for name, value in values.items()
+    }
+    words["python_args"] = list(python_args)
     code = ""
     for number, line in enumerate(template.splitlines(), start=1):
         if not any(values.get(name, "") is None for name in _PLACEHOLDER.findall(line)):
@@ -117,9 +120,8 @@ def _filled(line: str, before: str, words: Mapping[str, Sequence[str]], where: s
         if "<<" in rest or rest.endswith("\\") or set(rest) & set("'\"`"):
             raise UserError(f"{where} has {found[0]} within quotes; remove them: values are quoted automatically")
         for word in words[name]:
-            require(
-                word.isprintable(), f"{name} {word!r} has a line break or another character that a script cannot hold"
-            )
+            what = f"{name} {word!r} has a line break or another character that a script cannot hold"
+            require(word.isprintable(), what)
         text = shlex.join(words[name])
         # sbatch replaces %j and the like in the names of logs
         return text.replace("%", "%%") if is_directive and name == "log_dir" else text
