@@ -17,10 +17,10 @@ _compose = compose._compose_files
 _composed: dict[tuple[Any, ...], Any] = {}
 
 
-def _state(folder: Path) -> list[tuple[str, int, int]]:
-    """The yaml files of a user's folder, and when they were written."""
-    files = [(file, file.stat()) for file in sorted(folder.rglob("*.yaml")) if folder != PACKAGE_FOLDER]
-    return [(str(file), status.st_mtime_ns, status.st_size) for file, status in files]
+def _state(folder: Path) -> list[tuple[Path, bytes]]:
+    """What the yaml files of a user's folder hold."""
+    files = sorted(folder.rglob("*.yaml")) if folder != PACKAGE_FOLDER else []
+    return [(file.relative_to(folder), file.read_bytes()) for file in files if file.is_file()]
 
 
 def _compose_once(group_words: list[str]) -> Any:
