@@ -75,11 +75,11 @@ def fetch(spec: str) -> Path:
     return header.parent
 
 
-def push(checkpoint: Path, spec: str, *, private: bool = False, license: str = "mit", message: str = "") -> str:
+def push(checkpoint: Path, spec: str, *, private: bool = False, license: str = "mit") -> str:
     """Upload the weights, metadata and card of a checkpoint to `spec`; the repository is made if it is not there.
 
     checkpoint: one of our folders or a released `.ckpt`; what only training needs is left out. private, license: of a
-    repository that is made, and of the card. message: of the commit. Returns the address of what was uploaded.
+    repository that is made, and of the card. Returns the address of what was uploaded.
     UserError without a login or the right to write.
     """
     place, hub = place_of(spec), _client()
@@ -97,8 +97,9 @@ def push(checkpoint: Path, spec: str, *, private: bool = False, license: str = "
         with _explained(place):
             api = hub.HfApi(library_name=LIBRARY)
             api.create_repo(place.repo, private=private, exist_ok=True)
-            message = message or f"Upload a checkpoint with {LIBRARY}"
-            api.create_commit(place.repo, additions, commit_message=message, revision=place.revision)
+            api.create_commit(
+                place.repo, additions, commit_message=f"Upload a checkpoint with {LIBRARY}", revision=place.revision
+            )
     return str(place)
 
 

@@ -52,7 +52,7 @@ FRAME_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda prediction, truth: (prediction - truth).square().mean(dim=(1, 2, 3)),
     "psnr": _psnr,
     "ssim": _ssim,
-    "uiqi": lambda *frames: universal_image_quality_index(*frames, reduction="none").mean(dim=(1, 2, 3)),
+    "uiqi": lambda one, other: universal_image_quality_index(one, other, reduction="none").mean(dim=(1, 2, 3)),
 }
 """Functions of predicted and true frames, (n, c, h, w) each, that return (n,)."""
 

@@ -84,7 +84,7 @@ def load(path: Path) -> LoadedCheckpoint:
     state = _state_dict(path, content)
     recurrent = any(key.startswith(sizes.PREFIX) for key in state)
     task = sizes.task(state) if recurrent else _task(path, state)
-    statistics = {key: state[key].float() for key in ("data_mean", "data_std") if key in state}
+    statistics: dict[str, Tensor] = {key: state[key].float() for key in ("data_mean", "data_std") if key in state}
     try:
         if recurrent:
             weights, tables = sizes.weights(state), sizes.tables(state)
