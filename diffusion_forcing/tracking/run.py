@@ -121,7 +121,7 @@ class Run:
         folder = Path(folder)
         metadata = read_metadata(folder)
         if metadata is None:
-            raise UserError(f"{str(folder)!r} has no readable run.json; pass the id or the folder of another run")
+            raise UserError(f"{str(folder)!r} has no run.json or a damaged one; pass the id or folder of another run")
         again = {"time": _now(), "command": list(sys.argv if command is None else command), "commit": _commit()}
         metadata.pop("ended", None)
         metadata |= {"status": "running", "host": socket.gethostname(), "pid": os.getpid()}

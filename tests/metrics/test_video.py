@@ -130,7 +130,7 @@ def test_small_frames_and_unknown_metrics_are_refused_by_name() -> None:
     for name in ("ssim", "uiqi"):
         with pytest.raises(UserError, match=f"{name} needs frames of at least 11x11 pixels, got 10x16"):
             frame_curves(small, small, [name])
-    with pytest.raises(UserError, match=r"'snr' is not a metric of frames.*did you mean 'psnr'.*mse, psnr, ssim, uiqi"):
+    with pytest.raises(UserError, match=r"'snr' is unknown.*mse, psnr, ssim, uiqi.*did you mean 'psnr'"):
         frame_curves(small, small, ["snr"])
 
 

@@ -245,6 +245,7 @@ def test_a_wandb_that_cannot_be_imported_is_one_warning_and_the_run(
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('no binary for this machine')\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'packages'}")
+    monkeypatch.setattr("diffusion_forcing.tracking.wandb.QUIET_SECONDS", 600.0)  # a slow machine is not announced
     run = start(tmp_path / "outputs")
     run.finish()
     error = capfd.readouterr().err
