@@ -28,7 +28,7 @@ from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.diffusion import DiffusionForcing
 from diffusion_forcing.diffusion.history import Cache
-from diffusion_forcing.diffusion.noise import normal, uniform
+from diffusion_forcing.diffusion.noise import normal
 from diffusion_forcing.errors import UserError, check_choice, check_positive, check_range
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
@@ -304,13 +304,8 @@ class Forecasting(ForcingAlgorithm):
 
     def draw(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Levels (b, t) and noise like x: (b, t, V) of a training batch."""
-        options, device, shape = self.options, x.device, x.shape[:2]
-        levels = self.draw_levels(*shape, generator=generator)
-        if options.gt_cond_prob or options.gt_first_frame:
-            clean = uniform(shape, generator=generator, device=device) < options.gt_cond_prob
-            clean[:, 0] |= uniform((shape[0],), generator=generator, device=device) < options.gt_first_frame
-            levels = torch.where(clean, 0, levels)
-        return levels, normal(x.shape, generator=generator, device=device)
+        levels = self.shown_clean(self.draw_levels(*x.shape[:2], generator=generator), generator)
+        return levels, normal(x.shape, generator=generator, device=x.device)
 
     def loss(
         self, encoded: Encoded, levels: Tensor, noise: Tensor, *, forcing: DiffusionForcing | None = None
@@ -401,17 +396,16 @@ class Forecasting(ForcingAlgorithm):
     ) -> Iterator[tuple[int, Tensor]]:
         """Scaled chunks (len(rows), n, V) of paths, one for each window number in `rows`, each with the steps that are
         done."""
-        options, context = self.options, self.spec.context_length
-        length = encoded.x.shape[1]
-        within_reach = length <= context + self.spec.prediction_length
-        cache: Cache = "exact" if within_reach else "streaming"
+        options, context, length = self.options, self.spec.context_length, encoded.x.shape[1]
+        window = context + self.spec.prediction_length
+        cache: Cache = "exact" if length <= window else "streaming"
         together = options.chunk_size
         if options.past_shown == "same" or not options.causal:
             cache, together = "none", self.spec.prediction_length if together == -1 else together
-        chunks = self.sampler(forcing, resample=options.resample, past=options.past_shown).stream(
+        chunks = self.sampler(forcing, resample=options.resample).stream(
             encoded.x[rows, :context],
             length,
-            window=context + self.spec.prediction_length,
+            window=window,
             chunk_size=together,
             cache=cache,
             conditions=None if encoded.conditions is None else encoded.conditions[rows],

@@ -402,7 +402,7 @@ class Video(ForcingAlgorithm):
     def sampler(self, forcing: DiffusionForcing | None = None, **more: Any) -> Sampler:
         options = self.options
         scales = {name: getattr(options, name) for name in ("condition_scale", "history_scale", "history_level")}
-        return super().sampler(forcing, past=options.past_shown, **scales, **more)
+        return super().sampler(forcing, **scales, **more)
 
     def predict(self, context: Tensor, length: int, **options: Any) -> Tensor:
         """A clip of `length` frames that begins with `context`: (b, t₀, c, h, w) → (b, length, c, h, w), in [0, 1].

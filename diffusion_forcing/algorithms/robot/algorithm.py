@@ -28,7 +28,7 @@ from diffusion_forcing.algorithms.robot.augmentation import jitter, paste_patche
 from diffusion_forcing.algorithms.robot.tokens import NUMBERS, Flat, Layout, Tiled, from_vector, to_vector
 from diffusion_forcing.algorithms.video import UNetOptions
 from diffusion_forcing.datasets.batch import RobotBatch
-from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent, per_token
+from diffusion_forcing.diffusion import DiffusionForcing, mask_absent, per_token
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.parameterization import noise_further
 from diffusion_forcing.errors import check_fixed, check_not_negative, check_positive, check_range, require
@@ -407,9 +407,6 @@ class Robot(ForcingAlgorithm):
             chosen = (self.part_of == part) & per_token(part_levels[..., part] > levels, x)
             x = torch.where(chosen, noisier, x)
         return x
-
-    def sampler(self, forcing: DiffusionForcing | None = None, **more: Any) -> Sampler:
-        return super().sampler(forcing, past=self.options.past_shown, **more)
 
     def describe(self) -> dict[str, Any]:
         """What goes into a checkpoint: the task, and the options that the weights depend on."""

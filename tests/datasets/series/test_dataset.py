@@ -163,9 +163,8 @@ def test_windows_that_are_kept_from_training_leave_half_of_the_data(tmp_path: Pa
     assert (fixed.test_ends, fixed.known_until) == ([], steps)
 
 
-@pytest.mark.slow
-def test_two_thousand_series_are_cut_and_one_more_is_refused(tmp_path: Path) -> None:
-    names = ",".join(f"s{n}" for n in range(2001))
+def test_more_series_than_dataset_variates_are_refused(tmp_path: Path) -> None:
+    names = ",".join(f"s{n}" for n in range(11))
     path = str(wide(tmp_path / "many.csv", 40, names))
     options: dict[str, Any] = {
         "source": "csv",
@@ -174,10 +173,10 @@ def test_two_thousand_series_are_cut_and_one_more_is_refused(tmp_path: Path) -> 
         "test_windows": 2,
         "validation_windows": 2,
     }
-    with pytest.raises(UserError, match=r"2,001 series, dataset.variates allows 2,000"):
-        TimeSeries(SeriesOptions(**options)).prepare()
-    data = TimeSeries(SeriesOptions(**options, variates=3000))
-    assert data.training().__getitems__([0, 1]).lagged.shape == (2, 6, 3, 2001)
+    with pytest.raises(UserError, match=r"11 series, dataset.variates allows 10"):
+        TimeSeries(SeriesOptions(**options, variates=10)).prepare()
+    data = TimeSeries(SeriesOptions(**options, variates=11))
+    assert data.training().__getitems__([0, 1]).lagged.shape == (2, 6, 3, 11)
 
 
 # -------------------------------------------------------------------------------------------------- real data
