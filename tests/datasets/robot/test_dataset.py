@@ -148,13 +148,13 @@ def test_batches_are_as_long_as_their_longest_and_say_what_is_padding() -> None:
 
 @pytest.mark.slow
 def test_the_data_set_makes_what_is_missing_and_reads_it(tmp_path: Path, toy: None) -> None:
-    data = RobotDataset(options(tmp_path))
+    data = RobotDataset(options(tmp_path, workers=1))
     data.prepare(progress=False)
     assert len(data.training()) == 3 * STACK
     assert len(data.validation()) == 1
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
     (tmp_path / "training" / "000001.npz").unlink()
-    more = RobotDataset(options(tmp_path, num_episodes=4))
+    more = RobotDataset(options(tmp_path, num_episodes=4, workers=1))
     assert len(more.training()) == 4 * STACK
     assert {path: path.read_bytes() for path in before} == before
     one = RobotDataset(options(tmp_path, n_cameras=1, observation_shape=(3 + STACK, 16, 16)))
