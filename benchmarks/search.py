@@ -70,7 +70,7 @@ def measure(words: list[str], episodes: int, plans: int) -> dict[str, float]:
                 for points in (played.trajectories[:, 0], played.goals)
             )
             began = time.perf_counter()
-            planner.plan(start, goal, options.episode_len, generator=torch.Generator().manual_seed(index))
+            planner.plan(start, goal, options.plan_len, generator=torch.Generator().manual_seed(index))
             seconds.append(time.perf_counter() - began)
     keys = ("success_rate", "success_rate_stderr", "first_reach", "first_reach_stderr")
     numbers = {key: float(report[f"planning/{key}"]) for key in keys}

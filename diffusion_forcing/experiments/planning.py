@@ -105,7 +105,7 @@ def play(
     for step in range(steps):
         waiting = ~reached if stays else np.ones(n, dtype=bool)
         if step % every == 0 and waiting.any():
-            horizon, index = min(options.episode_len, -(-(steps - step) // skip)), np.flatnonzero(waiting)
+            horizon, index = min(options.plan_len, -(-(steps - step) // skip)), np.flatnonzero(waiting)
             seeds: list[tuple[int, ...]] = [(seed, first_episode + int(i), NOISE_STREAM, step) for i in index]
             if options.ease_when_stuck:
                 # Halve the guidance of a ball that is back at an earlier place: it was led in a circle or into a wall.
@@ -431,7 +431,7 @@ class PlanningExperiment(BaseExperiment):
     def _horizon(self, group: Episodes) -> int:
         """Steps of the longest plan."""
         options = self.algorithm.options
-        return min(options.episode_len, -(-group.rewards.shape[1] // options.frame_skip))
+        return min(options.plan_len, -(-group.rewards.shape[1] // options.frame_skip))
 
     def _rows_of_plan(
         self, planner: Planner, group: Episodes, episode: int, device: torch.device

@@ -21,6 +21,7 @@ from diffusion_forcing.algorithms.planning.candidates import (
 )
 from diffusion_forcing.algorithms.planning.guidance import GuidanceWeights
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
+from diffusion_forcing.algorithms.planning.stitching import StitchedNetwork
 from diffusion_forcing.algorithms.planning.tokens import Bundle
 from diffusion_forcing.algorithms.planning.tree_search import TreeOptions, TreeSearchPlanner
 from diffusion_forcing.datasets.batch import SequenceBatch
@@ -71,6 +72,7 @@ class PlanningOptions(AlgorithmOptions):
     roots: int = 0
     branch_at: float = 0.5
     tree: TreeOptions = field(default_factory=TreeOptions)
+    stitched_len: int = 0
     plot_start_goal: bool = True
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
 
@@ -101,6 +103,16 @@ class PlanningOptions(AlgorithmOptions):
         self.candidate_options()
         ahead = not (self.goal_token and self.causal)
         require(ahead, "algorithm.goal_token=True needs a network that sees ahead: algorithm.causal=False")
+        if self.stitched_len:
+            require(
+                self.goal_token and self.stitched_len > self.episode_len and self.stitched_len % self.frame_stack == 0,
+                f"algorithm.stitched_len is {self.stitched_len}; with algorithm.goal_token=True, a multiple of algorithm.frame_stack "
+                f"{self.frame_stack} above dataset.episode_len {self.episode_len} joins windows, and 0 plans within one",
+            )
+            require(
+                self.max_tokens >= 5,
+                f"windows of {self.max_tokens} tokens are too short to overlap; lower algorithm.frame_stack",
+            )
         if self.goal_token and self.baseline:
             raise UserError(
                 f"algorithm.goal_token=True holds two tokens clean, which algorithm.noise_level={self.noise_level} never "
@@ -144,6 +156,11 @@ class PlanningOptions(AlgorithmOptions):
 
     def _check_context(self) -> None:
         check_fixed("algorithm", self, {"context_frames": 1}, "a plan, which starts from one observation,")
+
+    @property
+    def plan_len(self) -> int:
+        """Steps of the longest plan."""
+        return self.stitched_len or self.episode_len
 
     @property
     def max_tokens(self) -> int:
@@ -280,9 +297,19 @@ class Planning(ForcingAlgorithm):
 
     def planner(self, *, guidance_scale: float | None = None) -> Planner:
         """The planner over the network one samples with, as the options say; with another guidance scale where one is given."""
-        options, sampler = self.options, self.sampler()
+        options, forcing = self.options, self.sampling_forcing()
+        if options.stitched_len:
+            stitched = StitchedNetwork(
+                forcing.network,
+                tokens=options.max_tokens,
+                width=self.bundle.token_width,
+                overlap=(options.max_tokens - 2) // 2,
+                timesteps=options.diffusion.timesteps,
+            )
+            forcing = forcing.over(stitched.to(self.device))
+        sampler = self.sampler(forcing)
         drawn = PlannerOptions(
-            max_tokens=options.max_tokens,
+            max_tokens=options.plan_len // options.frame_stack + 1,
             guidance_scale=options.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_weights=options.guidance_weights,
             mcg_samples=options.mcg_samples,

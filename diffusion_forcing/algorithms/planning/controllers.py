@@ -191,7 +191,7 @@ class PlanningAgent:
         options, skip = self.options, self.options.frame_skip
         start, target = (torch.tensor(array, dtype=torch.float32, device=self._device) for array in (now, goals))
         with torch.no_grad():
-            steps, _ = self.planner.plan(start, target, options.episode_len, generator=self._generator)
+            steps, _ = self.planner.plan(start, target, options.plan_len, generator=self._generator)
         self.plans += len(now)
         positions = each_step(steps.observations[..., :2].cpu().numpy().astype(np.float64), now[:, :2], skip)
         if self.planner.bundle.action_dim:
