@@ -25,6 +25,8 @@ class StitchedNetwork(nn.Module):
     the trained window, the places of start and goal included; overlap: tokens that neighbouring windows share.
     """
 
+    noise: Tensor
+
     def __init__(self, network: nn.Module, *, tokens: int, width: int, overlap: int, timesteps: int) -> None:
         super().__init__()
         self.network = network
