@@ -169,8 +169,9 @@ CORE = {
     "safetensors",
     "rich",
     "jinja2",
+    "PIL",
 }
-DRAWING = {"matplotlib", "PIL", "av"}
+DRAWING = {"matplotlib", "av"}
 TASKS = {
     "planning": (("mazes.maze2d", "mazes.pointmaze"), {"mujoco", "gymnasium", "h5py", *DRAWING}),
     "video": (("video.dataset",), {"vizdoom", "labmaze", "torchmetrics", "gymnasium", *DRAWING}),
