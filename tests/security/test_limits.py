@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import os
-import pickle
 import resource
 import shutil
 import struct
@@ -30,7 +29,6 @@ from diffusion_forcing.arrays import map_npy, read_npy, read_npz, write_npy
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets import parquet
 from diffusion_forcing.datasets.mazes import d4rl
-from diffusion_forcing.datasets.mazes.generate import _stored
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
 from diffusion_forcing.datasets.robot.video import read_image
 from diffusion_forcing.datasets.series.files import read_file
@@ -499,13 +497,6 @@ def test_a_cache_with_a_torn_or_missing_file_is_made_again(tmp_path: Path, name:
         damage(tmp_path / "c" / name)
         store = open_store(tmp_path / "source", tmp_path / "c", steps)
         assert len(store.rewards) == 40 and store.episodes.tolist() == [[0, 40]] and store.statistics
-
-
-def test_a_torn_shard_is_made_again(tmp_path: Path) -> None:
-    assert _stored(tmp_path / "missing.npz", 3) is None
-    for content in (b"", b"PK\x03\x04", pickle.dumps(1)):
-        (tmp_path / "a.npz").write_bytes(content)
-        assert _stored(tmp_path / "a.npz", 3) is None
 
 
 def test_hdf5_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
