@@ -11,13 +11,31 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import (
+    UserError,
+    check_choice,
+    check_minimum,
+    check_not_negative,
+    check_positive,
+    check_range,
+    did_you_mean,
+)
 
 T = TypeVar("T")
+
+# Types of options with limits, which `check_limits` checks.
+Count = Annotated[int, partial(check_minimum, least=1)]
+Natural = Annotated[int, partial(check_minimum, least=0)]
+Positive = Annotated[float, check_positive]
+NotNegative = Annotated[float, check_not_negative]
+Share = Annotated[float, partial(check_range, low=0, high=1)]
+Decay = Annotated[float, partial(check_range, low=0, high=0.999999)]
+
 LARGEST = 2**63
 """Numbers must be smaller, which excludes nan, infinity and impossible tensor sizes."""
 _SCALARS = {
@@ -57,6 +75,34 @@ def build_options(cls: type[T], mapping: Any, where: str, *, everywhere: Sequenc
     except (UserError, ValueError) as refusal:
         message = str(refusal)
         raise UserError(message if where in message else f"{where}: {message}") from refusal
+
+
+def check_limits(where: str, options: Any) -> None:
+    """UserError for the first field of a dataclass whose value its annotation does not allow: a `Literal`, or a type with
+    limits such as `Count`, `Share | None` or `tuple[Count, ...]`. where: dotted key of the options."""
+    for name, choices, checks in _limits(type(options)):  # type: ignore[arg-type]
+        key, value = f"{where}.{name}", getattr(options, name)
+        if choices:
+            check_choice(key, value, choices)
+        for number in value if isinstance(value, tuple) else (value,):
+            for check in checks if isinstance(number, (int, float)) else ():
+                check(key, number)
+
+
+@cache
+def _limits(cls: type) -> list[tuple[str, tuple[str, ...], list[Callable[[str, Any], None]]]]:
+    """Each field's name, the choices of its `Literal`, and the checks in its annotation and in those of base classes."""
+
+    def checks(hint: Any) -> list[Any]:
+        return [*getattr(hint, "__metadata__", ()), *(check for inner in get_args(hint) for check in checks(inner))]
+
+    bases = [typing.get_type_hints(base, include_extras=True) for base in cls.__mro__ if dataclasses.is_dataclass(base)]
+    found = []
+    for name in (field.name for field in dataclasses.fields(cls)):
+        hints = [hints[name] for hints in bases if name in hints]
+        choices = get_args(hints[0]) if get_origin(hints[0]) is Literal else ()
+        found.append((name, choices, list(dict.fromkeys(check for hint in hints for check in checks(hint)))))
+    return found
 
 
 def unknown_key(key: str, allowed: Sequence[str], everywhere: Sequence[str] = ()) -> str:

@@ -18,7 +18,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from diffusion_forcing.algorithms.parallel import Share, SharedGenerator
+from diffusion_forcing.algorithms import parallel
+from diffusion_forcing.algorithms.parallel import SharedGenerator
 from diffusion_forcing.checkpoints import hub, load, resolve, save
 from diffusion_forcing.checkpoints.format import sized_by
 from diffusion_forcing.diffusion import (
@@ -38,9 +39,20 @@ from diffusion_forcing.diffusion.ema import Average
 from diffusion_forcing.diffusion.loss_weighting import Weighting, weighting_of
 from diffusion_forcing.diffusion.noise import uniform
 from diffusion_forcing.diffusion.noise_levels import MATRICES, NoiseLevel
-from diffusion_forcing.errors import UserError, check_not_negative, check_positive, check_range, require
+from diffusion_forcing.errors import UserError, check_range, require
 from diffusion_forcing.limits import check_limit, limit, reading
-from diffusion_forcing.options import build_options, merged, whole_numbers
+from diffusion_forcing.options import (
+    Count,
+    Decay,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    build_options,
+    check_limits,
+    merged,
+    whole_numbers,
+)
 
 A = TypeVar("A", bound="ForcingAlgorithm")
 CLASSES = {
@@ -59,14 +71,13 @@ CLASSES = {
 class TransformerOptions:
     """Sizes of `networks.Transformer`; the released planners have 12 layers of width 128."""
 
-    network_size: int = 128
-    num_layers: int = 12
-    attn_heads: int = 4
-    dim_feedforward: int = 512
+    network_size: Count = 128
+    num_layers: Count = 12
+    attn_heads: Count = 4
+    dim_feedforward: Count = 512
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            check_positive(f"algorithm.diffusion.architecture.{name}", value)
+        check_limits("algorithm.diffusion.architecture", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,30 +90,27 @@ class NoisingOptions:
     objective: Literal["pred_noise", "pred_x0", "pred_v", "pred_edm"] = "pred_x0"
     beta_schedule: Literal["linear", "cosine", "sigmoid", "edm"] = "linear"
     schedule_fn_kwargs: dict[str, Any] = field(default_factory=dict)
-    clip_noise: float = 20.0
+    clip_noise: Positive = 20.0
     use_fused_snr: bool = False
-    snr_clip: float = 5.0
-    cum_snr_decay: float = 0.98
+    snr_clip: Positive = 5.0
+    cum_snr_decay: Share = 0.98
     timesteps: int = 1000
     sampling_timesteps: int = 50
-    ddim_sampling_eta: float = 0.0
+    ddim_sampling_eta: Share = 0.0
     stabilization_level: int = 10
     distilled_steps: int | None = None
 
     def __post_init__(self) -> None:
         where = "algorithm.diffusion"
+        check_limits(where, self)
         check_range(f"{where}.timesteps", self.timesteps, 1, limit("NOISE_LEVELS"))
         check_range(f"{where}.sampling_timesteps", self.sampling_timesteps, 1, self.timesteps)
         check_range(f"{where}.stabilization_level", self.stabilization_level, 1, self.timesteps)
-        check_range(f"{where}.cum_snr_decay", self.cum_snr_decay, 0, 1)
-        check_range(f"{where}.ddim_sampling_eta", self.ddim_sampling_eta, 0, 1)
-        check_positive(f"{where}.clip_noise", self.clip_noise)
         if self.distilled_steps is not None and self.sampling_timesteps > self.distilled_steps:
             raise UserError(
                 f"{where}.sampling_timesteps is {self.sampling_timesteps}, but these are the weights of a student that was distilled for at most "
                 f"{self.distilled_steps}; pass {where}.sampling_timesteps={self.distilled_steps}, or load its teacher"
             )
-        check_positive(f"{where}.snr_clip", self.snr_clip)
 
     @property
     def weighting(self) -> Weighting:
@@ -125,33 +133,28 @@ class DiffusionOptions(NoisingOptions):
 class AlgorithmOptions:
     """The options of every algorithm: `algorithm/df_base.yaml`."""
 
-    lr: float = 5e-4
-    weight_decay: float = 1e-4
-    warmup_steps: int = 10000
+    lr: Positive = 5e-4
+    weight_decay: NotNegative = 1e-4
+    warmup_steps: Natural = 10000
     optimizer_beta: tuple[float, float] = (0.9, 0.999)
-    ema_decay: float = 0.999
-    frame_stack: int = 1
-    frame_skip: int = 1
+    ema_decay: Decay = 0.999
+    frame_stack: Count = 1
+    frame_skip: Count = 1
     context_frames: int = 1
     external_cond_dim: int = 0
     noise_level: NoiseLevel = "random_all"
     causal: bool = True
     scheduling_matrix: Literal["full_sequence", "pyramid", "autoregressive", "trapezoid"] = "autoregressive"
-    uncertainty_scale: float = 1.0
+    uncertainty_scale: NotNegative = 1.0
     chunk_size: int = 1
-    guidance_scale: float = 0.0
+    guidance_scale: NotNegative = 0.0
     debug: bool = False
     diffusion: NoisingOptions = field(default_factory=NoisingOptions)
 
     def __post_init__(self) -> None:
-        check_positive("algorithm.frame_stack", self.frame_stack)
-        check_positive("algorithm.frame_skip", self.frame_skip)
-        check_positive("algorithm.lr", self.lr)
-        for name in ("guidance_scale", "uncertainty_scale", "weight_decay", "warmup_steps"):
-            check_not_negative(f"algorithm.{name}", getattr(self, name))
+        check_limits("algorithm", self)
         for beta in self.optimizer_beta:
             require(0 <= beta < 1, f"algorithm.optimizer_beta is {list(self.optimizer_beta)}; both must lie in [0, 1)")
-        check_range("algorithm.ema_decay", self.ema_decay, 0, 0.999999)
         self._check_noise_level()
 
     def _check_noise_level(self) -> None:
@@ -188,19 +191,16 @@ class RecurrentDiffusionOptions(NoisingOptions):
     denoised twice, the second time with the first prediction as an input (Chen et al. 2023).
     """
 
-    cum_snr_decay: float = 0.9
+    cum_snr_decay: Share = 0.9
     use_snr: bool = False
     use_cum_snr: bool = False
-    network_size: int = 32
-    num_gru_layers: int = 1
+    network_size: Count = 32
+    num_gru_layers: Natural = 1
     self_condition: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = "algorithm.diffusion"
-        check_positive(f"{where}.network_size", self.network_size)
-        check_not_negative(f"{where}.num_gru_layers", self.num_gru_layers)
-        require(not self.use_fused_snr, f"{where}.use_fused_snr: here it is use_snr=True use_cum_snr=True")
+        require(not self.use_fused_snr, "algorithm.diffusion.use_fused_snr: here it is use_snr=True use_cum_snr=True")
 
     @property
     def weighting(self) -> Weighting:
@@ -215,14 +215,12 @@ class RecurrentDiffusionOptions(NoisingOptions):
 class RecurrentMLPOptions(RecurrentDiffusionOptions):
     """The RNN line's settings for tokens that are vectors. num_mlp_layers: on either side of the GRU cells."""
 
-    num_mlp_layers: int = 0
+    num_mlp_layers: Natural = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = "algorithm.diffusion"
-        check_not_negative(f"{where}.num_mlp_layers", self.num_mlp_layers)
         even = self.network_size % 2 == 0 and self.network_size >= 4
-        require(even, f"{where}.network_size is {self.network_size}; it must be even and at least 4")
+        require(even, f"algorithm.diffusion.network_size is {self.network_size}; it must be even and at least 4")
 
 
 def chosen(options: Any, *names: str) -> dict[str, Any]:
@@ -255,7 +253,7 @@ class ForcingAlgorithm(lightning.LightningModule):
     """What its checkpoints are for, written into their metadata."""
     line = ""
     """The code line of its checkpoints; empty where the options choose it."""
-    share: Share | None = None
+    share: parallel.Share | None = None
     """This process's share of the current batch, where several processes share it. The experiment sets it before each batch."""
 
     def __init__(self, options: AlgorithmOptions, network: nn.Module | None) -> None:

@@ -29,9 +29,10 @@ from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.diffusion import DiffusionForcing
 from diffusion_forcing.diffusion.history import Cache
 from diffusion_forcing.diffusion.noise import normal
-from diffusion_forcing.errors import UserError, check_choice, check_positive, check_range
+from diffusion_forcing.errors import UserError, check_positive
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp
+from diffusion_forcing.options import Count, Natural, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,9 @@ class ForecastingDiffusionOptions(RecurrentMLPOptions):
 
     objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
     beta_schedule: Literal["linear", "cosine", "sigmoid"] = "cosine"
-    network_size: int = 64
-    num_gru_layers: int = 4
-    num_mlp_layers: int = 1
+    network_size: Count = 64
+    num_gru_layers: Natural = 4
+    num_mlp_layers: Natural = 1
     architecture: TransformerOptions = field(default_factory=TransformerOptions)
 
 
@@ -69,37 +70,30 @@ class ForecastingOptions(AlgorithmOptions):
     network: Literal["rnn", "transformer"] = "rnn"
     z_shape: tuple[int, ...] = (1024,)
     learnable_init_z: bool = False
-    gt_first_frame: float = 0.0
-    gt_cond_prob: float = 0.0
+    gt_first_frame: Share = 0.0
+    gt_cond_prob: Share = 0.0
     use_covariates: bool = True
     scaling: Literal["base", "global"] = "base"
     together: bool = True
     keep_range: bool = True
     pool: bool = True
-    calc_crps_sum: int = 100
-    paths_at_once: int = 1000
-    resample: int = 4
+    calc_crps_sum: Count = 100
+    paths_at_once: Count = 1000
+    resample: Count = 4
     diffusion: ForecastingDiffusionOptions = field(default_factory=ForecastingDiffusionOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("algorithm.calc_crps_sum", self.calc_crps_sum)
-        check_positive("algorithm.paths_at_once", self.paths_at_once)
-        check_positive("algorithm.resample", self.resample)
-        check_range("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
-        check_range("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
         if self.frame_stack != 1 or self.frame_skip != 1:
             raise UserError(
                 f"algorithm.frame_stack is {self.frame_stack}, algorithm.frame_skip {self.frame_skip}; "
                 "a token is one time step: leave both 1"
             )
-        check_choice("algorithm.network", self.network, ("rnn", "transformer"))
         if not self.causal and self.network != "transformer":
             raise UserError(
                 f"algorithm.causal=False algorithm.network={self.network}: only the transformer can look at later steps; "
                 "set algorithm.network=transformer, or algorithm.causal=True"
             )
-        check_choice("algorithm.scaling", self.scaling, ("base", "global"))
         if not self.together and self.scaling == "global":
             raise UserError(
                 "algorithm.together=False algorithm.scaling=global: one network for all series needs them in the same units; "

@@ -37,6 +37,7 @@ from diffusion_forcing.errors import (
 )
 from diffusion_forcing.networks.recurrent import recurrent_unet
 from diffusion_forcing.networks.unet3d import UNet3D
+from diffusion_forcing.options import Count, Decay, NotNegative, Positive, Share, check_limits
 
 METRICS = ("mse", "psnr", "ssim", "uiqi", "lpips", "fid", "fvd")
 """What `algorithm.metrics` may name; the first four are always there."""
@@ -46,25 +47,20 @@ METRICS = ("mse", "psnr", "ssim", "uiqi", "lpips", "fid", "fvd")
 class UNetOptions:
     """Sizes of `networks.UNet3D`. attn_resolutions: feature maps (pixels a side) with attention. patch_size: 1 in released networks."""
 
-    network_size: int = 64
-    attn_heads: int = 4
-    attn_dim_head: int = 64
-    dim_mults: tuple[int, ...] = (1, 2, 4, 8)
-    attn_resolutions: tuple[int, ...] = (16, 32, 64, 128)
+    network_size: Count = 64
+    attn_heads: Count = 4
+    attn_dim_head: Count = 64
+    dim_mults: tuple[Count, ...] = (1, 2, 4, 8)
+    attn_resolutions: tuple[Count, ...] = (16, 32, 64, 128)
     use_init_temporal_attn: bool = True
     use_linear_attn: bool = True
     time_emb_type: Literal["rotary", "sinusoidal"] = "rotary"
-    patch_size: int = 1
+    patch_size: Count = 1
 
     def __post_init__(self) -> None:
         where = "algorithm.diffusion.architecture"
-        for name in ("network_size", "attn_heads", "attn_dim_head", "patch_size"):
-            check_positive(f"{where}.{name}", getattr(self, name))
+        check_limits(where, self)
         require(bool(self.dim_mults), f"{where}.dim_mults is empty; give one factor a stage, such as [1,2,4,8]")
-        for size in (*self.dim_mults, *self.attn_resolutions):
-            check_positive(
-                f"{where}.dim_mults and attn_resolutions: {list(self.dim_mults)}, {list(self.attn_resolutions)}", size
-            )
         widths = [self.network_size * mult for mult in (1, *self.dim_mults)]
         if any(width % 8 for width in widths):
             raise UserError(
@@ -81,9 +77,9 @@ class VideoDiffusionOptions(NoisingOptions):
 
     objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
     beta_schedule: Literal["linear", "cosine", "sigmoid"] = "sigmoid"
-    clip_noise: float = 6.0
+    clip_noise: Positive = 6.0
     use_fused_snr: bool = True
-    cum_snr_decay: float = 0.96
+    cum_snr_decay: Share = 0.96
     sampling_timesteps: int = 100
     stabilization_level: int = 15
     architecture: UNetOptions = field(default_factory=UNetOptions)
@@ -103,19 +99,19 @@ class VideoOptions(AlgorithmOptions):
     observation_shape: tuple[int, int, int] = (3, 128, 128)
     n_frames: int = 10
     context_frames: int = 2
-    frame_skip: int = 2
+    frame_skip: Count = 2
     action_kind: Literal["discrete", "continuous"] = "discrete"
-    lr: float = 8e-5
-    weight_decay: float = 2e-3
+    lr: Positive = 8e-5
+    weight_decay: NotNegative = 2e-3
     optimizer_beta: tuple[float, float] = (0.9, 0.99)
     norm: Literal["frame", "clip"] = "frame"
     cache: Literal["exact", "streaming", "none"] = "exact"
     sink_frames: int = 0
-    condition_dropout: float = 0.1
-    condition_scale: float = 1.0
-    history_scale: float = 1.0
+    condition_dropout: Share = 0.1
+    condition_scale: NotNegative = 1.0
+    history_scale: NotNegative = 1.0
     history_level: int | None = None
-    second_ema_decay: float = 0.0
+    second_ema_decay: Decay = 0.0
     metrics: tuple[str, ...] = ("fvd",)
     diffusion: VideoDiffusionOptions = field(default_factory=VideoDiffusionOptions)
 
@@ -124,12 +120,8 @@ class VideoOptions(AlgorithmOptions):
         self._check_data()
         self._check_lengths()
         self._check_cache()
-        check_range("algorithm.condition_dropout", self.condition_dropout, 0, 1)
-        check_range("algorithm.second_ema_decay", self.second_ema_decay, 0, 0.999999)
         needs_first = self.second_ema_decay and not self.ema_decay
         require(not needs_first, "algorithm.second_ema_decay needs a first average; set algorithm.ema_decay too")
-        check_not_negative("algorithm.condition_scale", self.condition_scale)
-        check_not_negative("algorithm.history_scale", self.history_scale)
         if self.history_level is not None:
             check_range("algorithm.history_level", self.history_level, 0, self.diffusion.timesteps - 2)
         if self.condition_scale != 1 and not self.external_cond_dim:
@@ -521,11 +513,11 @@ class RecurrentUNetOptions(RecurrentDiffusionOptions):
 
     objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
     beta_schedule: Literal["linear", "cosine", "sigmoid"] = "sigmoid"
-    clip_noise: float = 6.0
+    clip_noise: Positive = 6.0
     use_snr: bool = True
     use_cum_snr: bool = True
     sampling_timesteps: int = 100
-    network_size: int = 48
+    network_size: Count = 48
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -547,16 +539,14 @@ class RecurrentVideoOptions(VideoOptions):
 
     z_shape: tuple[int, int, int] = (16, 64, 64)
     learnable_init_z: bool = True
-    gt_first_frame: float = 0.0
-    gt_cond_prob: float = 0.0
+    gt_first_frame: Share = 0.0
+    gt_cond_prob: Share = 0.0
     cache: Literal["exact", "streaming", "none"] = "streaming"
     diffusion: RecurrentUNetOptions = field(default_factory=RecurrentUNetOptions)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         check_fixed("algorithm", self, {"causal": True, "norm": "frame", "sink_frames": 0}, "a recurrent network")
         super().__post_init__()
-        check_range("algorithm.gt_first_frame", self.gt_first_frame, 0, 1)
-        check_range("algorithm.gt_cond_prob", self.gt_cond_prob, 0, 1)
         check_positive("algorithm.z_shape", min(self.z_shape))
         if tuple(self.z_shape[1:]) != tuple(self.observation_shape[1:]):
             raise UserError(

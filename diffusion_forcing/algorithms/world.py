@@ -29,9 +29,10 @@ from diffusion_forcing.diffusion import (
 )
 from diffusion_forcing.diffusion.noise import uniform
 from diffusion_forcing.diffusion.noise_levels import LevelDensity
-from diffusion_forcing.errors import UserError, check_fixed, check_not_negative, check_positive, check_range
+from diffusion_forcing.errors import UserError, check_fixed, check_range
 from diffusion_forcing.networks.flow import Warped
 from diffusion_forcing.networks.world import WorldNetwork
+from diffusion_forcing.options import Count, Decay, Natural, NotNegative, Share, check_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +42,13 @@ class WorldNetworkOptions:
 
     size: Literal["A", "B", "C"] = "A"
     window: int = 16
-    past_frames: int = 2
-    registers: int = 4
+    past_frames: Count = 2
+    registers: Natural = 4
     warp: bool = True
 
     def __post_init__(self) -> None:
         where = "algorithm.diffusion.architecture"
-        check_positive(f"{where}.past_frames", self.past_frames)
-        check_not_negative(f"{where}.registers", self.registers)
+        check_limits(where, self)
         if self.window <= self.past_frames:
             raise UserError(f"{where}.window is {self.window}; it must exceed past_frames, {self.past_frames}")
 
@@ -62,13 +62,9 @@ class WorldDiffusionOptions(NoisingOptions):
     sampling_timesteps: int = 2
     stabilization_level: int = 190
     noisy_context: bool = True
-    offset_noise: float = 0.2
+    offset_noise: NotNegative = 0.2
     levels: LevelDensity = field(default_factory=LevelDensity)
     architecture: WorldNetworkOptions = field(default_factory=WorldNetworkOptions)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_negative("algorithm.diffusion.offset_noise", self.offset_noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +76,22 @@ class WorldOptions(VideoOptions):
     `training.max_steps` on; self_rollout_rounds: how often they are predicted anew behind such a past."""
 
     noise_level: Literal["noisy_past", "mixture"] = "noisy_past"  # type: ignore[assignment]
-    weight_decay: float = 1e-2
+    weight_decay: NotNegative = 1e-2
     optimizer_beta: tuple[float, float] = (0.9, 0.95)
-    warmup_steps: int = 200
-    ema_decay: float = 0.998
+    warmup_steps: Natural = 200
+    ema_decay: Decay = 0.998
     cache: Literal["exact", "streaming", "none"] = "streaming"
-    lr_decay: float = 0.35
-    warp_loss: float = 0.3
+    lr_decay: Share = 0.35
+    warp_loss: NotNegative = 0.3
     unscored_frames: int = 2
     quantize: bool = True
-    self_rollout: float = 0.0
-    self_rollout_start: float = 0.67
-    self_rollout_rounds: int = 2
+    self_rollout: Share = 0.0
+    self_rollout_start: Share = 0.67
+    self_rollout_rounds: Count = 2
     diffusion: WorldDiffusionOptions = field(default_factory=WorldDiffusionOptions)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("algorithm.lr_decay", self.lr_decay, 0, 1)
-        check_not_negative("algorithm.warp_loss", self.warp_loss)
-        check_not_negative("algorithm.unscored_frames", self.unscored_frames)
-        check_range("algorithm.self_rollout", self.self_rollout, 0, 1)
-        check_range("algorithm.self_rollout_start", self.self_rollout_start, 0, 1)
-        check_positive("algorithm.self_rollout_rounds", self.self_rollout_rounds)
         if self.self_rollout and self.noise_level != "noisy_past":
             raise UserError(
                 f"algorithm.self_rollout={self.self_rollout} replaces a past that stands beside the frames that are denoised; "

@@ -23,7 +23,7 @@ from diffusion_forcing.algorithms.imputation import check_can_impute, impute
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
 from diffusion_forcing.datasets.series.smoothing import Base
-from diffusion_forcing.errors import UserError, check_minimum, require
+from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.experiments import devices, imputing
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import best_of, load_weights
@@ -42,6 +42,7 @@ from diffusion_forcing.metrics.forecasting import (
     seasonal,
     why_missing,
 )
+from diffusion_forcing.options import Count
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans, draw_gaps
 
@@ -56,11 +57,7 @@ class ForecastingExperimentOptions(ExperimentOptions):
     """`experiment=exp_prediction`. patience: validations without a better CRPS_sum after which training stops; null: it
     does not."""
 
-    patience: int | None = 6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_minimum("experiment.patience", self.patience, 1)
+    patience: Count | None = 6
 
 
 class EarlyStopping(lightning_callbacks.EarlyStopping):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import ClassVar, Literal
 
-from diffusion_forcing.errors import UserError, check_choice, check_minimum, check_not_negative
+from diffusion_forcing.errors import UserError, check_choice, check_minimum
+from diffusion_forcing.options import Count, Natural, NotNegative, check_limits
 
 _PRECISIONS = {
     "16": "16-mixed",
@@ -24,38 +25,37 @@ _CHECKPOINTING = "experiment.training.checkpointing"
 class DataOptions:
     """How batches are read."""
 
-    num_workers: int | None = None
+    num_workers: Natural | None = None
     """Processes that load batches ahead; null: none for a dataset that makes whole batches, else up to 4."""
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        check_minimum("experiment.data.num_workers", self.num_workers, 0)
+        check_limits("experiment.data", self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimOptions:
     """How gradients become a step."""
 
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: Count = 1
     """Batches whose gradients are averaged before each optimiser step."""
-    gradient_clip_val: float = 0.0
+    gradient_clip_val: NotNegative = 0.0
     """Largest gradient norm; 0: not clipped."""
 
     def __post_init__(self) -> None:
-        check_minimum("experiment.training.optim.accumulate_grad_batches", self.accumulate_grad_batches, 1)
-        check_minimum("experiment.training.optim.gradient_clip_val", self.gradient_clip_val, 0)
+        check_limits("experiment.training.optim", self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointingOptions:
     """When checkpoints are written and which are kept; names and meaning as in Lightning's ModelCheckpoint."""
 
-    every_n_train_steps: int | None = 5000
+    every_n_train_steps: Natural | None = 5000
     """Optimiser steps between checkpoints; null or 0: none by steps."""
-    every_n_epochs: int | None = None
+    every_n_epochs: Natural | None = None
     train_time_interval: str | None = None
     """Wall time between checkpoints, `HH:MM:SS` or `DD:HH:MM:SS`."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """The newest checkpoints that are always kept."""
     monitor: str | None = None
     """A metric, such as `validation/loss`: its best checkpoints are kept too."""
@@ -81,11 +81,8 @@ class CheckpointingOptions:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        check_minimum(f"{_CHECKPOINTING}.every_n_train_steps", self.every_n_train_steps, 0)
-        check_minimum(f"{_CHECKPOINTING}.every_n_epochs", self.every_n_epochs, 0)
-        check_minimum(f"{_CHECKPOINTING}.keep_last", self.keep_last, 1)
+        check_limits(_CHECKPOINTING, self)
         check_minimum(f"{_CHECKPOINTING}.save_top_k", self.save_top_k, -1)
-        check_choice(f"{_CHECKPOINTING}.mode", self.mode, ("min", "max"))
         _ = self.interval
         if self.filename is not None:
             _check_filename(self.filename)
@@ -107,17 +104,17 @@ class TrainingOptions:
     """Compile the network; or the name of a torch.compile mode."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How processes share the work: ddp keeps the model in each, fsdp splits it; auto: ddp if there are several."""
-    devices: int | Literal["auto"] = "auto"
+    devices: Count | Literal["auto"] = "auto"
     """Processes on each machine, one per GPU; auto: all GPUs, else one, or as many as Slurm or torchrun started."""
-    lr: float = 1e-3
-    batch_size: int = 16
+    lr: NotNegative = 1e-3
+    batch_size: Count = 16
     """Samples per batch and process."""
     max_epochs: int | None = 1000
     max_steps: int = -1
     """Optimiser steps; -1: no limit."""
     max_time: str | None = None
     """Wall time, `HH:MM:SS` or `DD:HH:MM:SS`, counted over all sessions of the run."""
-    log_every_n_steps: int = 10
+    log_every_n_steps: Count = 10
     """Steps between lines of metrics.jsonl; its training/loss is the mean since the line before."""
     data: DataOptions = field(default_factory=DataOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
@@ -125,14 +122,9 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         precision_name("training", self.precision)
-        check_not_negative("experiment.training.lr", self.lr)
-        check_choice("experiment.training.strategy", self.strategy, ("auto", "ddp", "fsdp"))
-        if isinstance(self.devices, int):
-            check_minimum("experiment.training.devices", self.devices, 1)
-        check_minimum("experiment.training.batch_size", self.batch_size, 1)
+        check_limits("experiment.training", self)
         check_minimum("experiment.training.max_epochs", self.max_epochs, -1)
         check_minimum("experiment.training.max_steps", self.max_steps, -1)
-        check_minimum("experiment.training.log_every_n_steps", self.log_every_n_steps, 1)
         _ = self.time_limit
 
     @property
@@ -150,7 +142,7 @@ class TestOptions:
 
     precision: str | int = "16-mixed"
     compile: bool | str = False
-    batch_size: int = 16
+    batch_size: Count = 16
     limit_batch: int | float | None = None
     """Batches that are used: a number (int), a share of all (float in [0, 1]), or null for all."""
     inference_mode: bool = True
@@ -159,7 +151,7 @@ class TestOptions:
 
     def __post_init__(self) -> None:
         precision_name(self.task, self.precision)
-        check_minimum(f"experiment.{self.task}.batch_size", self.batch_size, 1)
+        check_limits(f"experiment.{self.task}", self)
         limit = self.limit_batch
         if limit is not None and (limit < 0 or (isinstance(limit, float) and limit > 1)):
             raise UserError(
@@ -174,15 +166,13 @@ class ValidationOptions(TestOptions):
 
     task: ClassVar[str] = "validation"
 
-    val_every_n_step: int | None = 2000
+    val_every_n_step: Count | None = 2000
     """Validate during training every so many optimiser steps; null: not by steps."""
-    val_every_n_epoch: int | None = None
+    val_every_n_epoch: Count | None = None
     """Validate during training every so many epochs; null: not by epochs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_minimum("experiment.validation.val_every_n_step", self.val_every_n_step, 1)
-        check_minimum("experiment.validation.val_every_n_epoch", self.val_every_n_epoch, 1)
         if self.val_every_n_step is not None and self.val_every_n_epoch is not None:
             raise UserError(
                 f"experiment.validation.val_every_n_step={self.val_every_n_step} and "
@@ -194,13 +184,13 @@ class ValidationOptions(TestOptions):
 class DistillationOptions:
     """The task `distill`; everything else about it is training's."""
 
-    steps: int = 2
+    steps: Count = 2
     """The most sampling steps that the student takes."""
     grid: int = 32
     """Levels of the teacher's curve, from noise to data, between which the student is made to agree."""
 
     def __post_init__(self) -> None:
-        check_minimum("experiment.distillation.steps", self.steps, 1)
+        check_limits("experiment.distillation", self)
         check_minimum("experiment.distillation.grid", self.grid, 2)
 
 
@@ -209,7 +199,7 @@ class ExperimentOptions:
     """One experiment: which tasks, in order, and how each is run."""
 
     tasks: tuple[str, ...] = ("training",)
-    num_nodes: int = 1
+    num_nodes: Count = 1
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Of float32 matrix products, in every task: `torch.set_float32_matmul_precision`. high: TF32 on an NVIDIA GPU;
     medium: bfloat16."""
@@ -219,8 +209,7 @@ class ExperimentOptions:
     test: TestOptions = field(default_factory=TestOptions)
 
     def __post_init__(self) -> None:
-        check_minimum("experiment.num_nodes", self.num_nodes, 1)
-        check_choice("experiment.matmul_precision", self.matmul_precision, ("highest", "high", "medium"))
+        check_limits("experiment", self)
 
 
 def precision_name(task: str, value: str | int) -> str:

@@ -29,12 +29,13 @@ from diffusion_forcing.algorithms.planning.tree_search import TreeSearchPlanner
 from diffusion_forcing.diffusion.history import OnRow
 from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze
-from diffusion_forcing.errors import check_minimum, require
+from diffusion_forcing.errors import require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
 from diffusion_forcing.metrics.planning import planning_report
+from diffusion_forcing.options import Count, Natural
 from diffusion_forcing.progress import Bar
 
 Array = NDArray[np.float64]
@@ -217,15 +218,13 @@ class PlanningExperimentOptions(ExperimentOptions):
     every episode; each its own where empty. No oracle is reported for a chosen start or goal.
     """
 
-    episodes: int = 100
-    episode_seed: int = 0
+    episodes: Count = 100
+    episode_seed: Natural = 0
     start: tuple[float, ...] = ()
     goal: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_minimum("experiment.episodes", self.episodes, 1)
-        check_minimum("experiment.episode_seed", self.episode_seed, 0)
         for name, point in (("start", self.start), ("goal", self.goal)):
             require(
                 len(point) in (0, 2),

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from diffusion_forcing.algorithms.robot.algorithm import Robot, RobotPolicyOptions
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
 from diffusion_forcing.environments.swap.environment import SwapBatch, SwapEnv
-from diffusion_forcing.errors import check_minimum, check_range, require
+from diffusion_forcing.errors import require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions
+from diffusion_forcing.options import Count, Natural, Share
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.visualization.robot import decision_grid, episode_video
 
@@ -45,19 +46,12 @@ class RobotExperimentOptions(ExperimentOptions):
     """`experiment=exp_robot`. episodes: number that `test` plays, with seeds from `episode_seed`; distractors,
     blocking: see `SwapEnv`; films: number of episodes recorded. episodes_in_training: played at each validation."""
 
-    episodes: int = 100
-    episode_seed: int = 0
-    distractors: int = 0
-    blocking: float = 0.0
-    films: int = 4
-    episodes_in_training: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_minimum("experiment.episodes", self.episodes, 1)
-        for name in ("episode_seed", "films", "episodes_in_training", "distractors"):
-            check_minimum(f"experiment.{name}", getattr(self, name), 0)
-        check_range("experiment.blocking", self.blocking, 0, 1)
+    episodes: Count = 100
+    episode_seed: Natural = 0
+    distractors: Natural = 0
+    blocking: Share = 0.0
+    films: Natural = 4
+    episodes_in_training: Natural = 8
 
 
 class RobotExperiment(BaseExperiment):

@@ -263,8 +263,8 @@ def test_paths_of_a_known_distribution_come_back_in_data_units(scaling: str) -> 
         ({"guidance_scale": 1.0}, "a forecast has no goal"),
         ({"z_shape": (4, 4)}, "a forecaster's latent is a vector"),
         ({"z_shape": (9,), "diffusion": {"num_gru_layers": 4}}, r"algorithm\.z_shape is \[9\]; it must be a multiple"),
-        ({"calc_crps_sum": 0}, r"algorithm\.calc_crps_sum is 0"),
-        ({"paths_at_once": 0}, r"algorithm\.paths_at_once is 0"),
+        ({"calc_crps_sum": 0}, r"algorithm\.calc_crps_sum .*got 0"),
+        ({"paths_at_once": 0}, r"algorithm\.paths_at_once .*got 0"),
     ],
 )
 def test_what_cannot_be_is_one_line(changes: dict[str, Any], message: str) -> None:

@@ -31,11 +31,12 @@ from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.diffusion import DiffusionForcing, mask_absent, per_token
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.parameterization import noise_further
-from diffusion_forcing.errors import check_fixed, check_not_negative, check_positive, check_range, require
+from diffusion_forcing.errors import check_fixed, check_positive, check_range, require
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.sensors import SensorNetwork
 from diffusion_forcing.networks.unet3d import UNet3D
+from diffusion_forcing.options import Count, Natural, Positive, Share, check_limits
 
 DOWNSAMPLING = 8
 """Factor by which every network for robots downsamples images."""
@@ -46,11 +47,11 @@ class ImageEncoderOptions:
     """The convolutional encoder of action_packing=vector (`networks.sensors`). features: numbers per token; width:
     channels."""
 
-    features: int = 128
+    features: Count = 128
     width: int = 16
 
     def __post_init__(self) -> None:
-        check_positive("algorithm.diffusion.eyes.features", self.features)
+        check_limits("algorithm.diffusion.eyes", self)
         fits = self.width >= 8 and self.width % 8 == 0
         require(fits, f"algorithm.diffusion.eyes.width is {self.width}; it must be a multiple of 8")
 
@@ -62,7 +63,7 @@ class RobotDiffusionOptions(RecurrentMLPOptions):
 
     beta_schedule: Literal["linear", "cosine", "sigmoid"] = "cosine"
     sampling_timesteps: int = 25
-    num_mlp_layers: int = 2
+    num_mlp_layers: Natural = 2
     architecture: UNetOptions = field(
         default_factory=lambda: UNetOptions(network_size=32, attn_dim_head=32, attn_resolutions=(4, 8))
     )
@@ -93,8 +94,8 @@ class RobotPolicyOptions(AlgorithmOptions):
     or one per camera. Without part_noise, a token has the level of its noisiest camera.
     """
 
-    lr: float = 5e-4
-    warmup_steps: int = 2000
+    lr: Positive = 5e-4
+    warmup_steps: Natural = 2000
     observation_shape: tuple[int, int, int] = (21, 32, 32)
     n_cameras: int = 2
     action_stack: int = 15
@@ -107,17 +108,17 @@ class RobotPolicyOptions(AlgorithmOptions):
     action_packing: Literal["tiled", "vector"] = "tiled"
     z_shape: tuple[int, ...] = (32, 32, 32)
     learnable_init_z: bool = True
-    gt_first_frame: float = 0.5
-    gt_cond_prob: float = 0.0
-    random_start: float = 0.0
-    part_noise: float = 0.0
-    crop: int = 2
-    jitter: float = 0.1
-    patches: int = 0
-    action_share: float | None = None
+    gt_first_frame: Share = 0.5
+    gt_cond_prob: Share = 0.0
+    random_start: Share = 0.0
+    part_noise: Share = 0.0
+    crop: Natural = 2
+    jitter: Share = 0.1
+    patches: Natural = 0
+    action_share: Share | None = None
     memory: bool = True
     detect_blocked: bool = True
-    blocked_contrast: float = 0.02
+    blocked_contrast: Share = 0.02
     observation_noise_level: int | tuple[int, ...] = 0
     diffusion: RobotDiffusionOptions = field(default_factory=RobotDiffusionOptions)
 
@@ -129,11 +130,6 @@ class RobotPolicyOptions(AlgorithmOptions):
         super().__post_init__()
         for name in ("n_cameras", "action_stack", "n_frames", "data_std"):
             check_positive(f"dataset.{name}", getattr(self, name))
-        for name in ("gt_first_frame", "gt_cond_prob", "random_start", "part_noise", "jitter", "blocked_contrast"):
-            check_range(f"algorithm.{name}", getattr(self, name), 0, 1)
-        check_range("algorithm.action_share", self.action_share or 0, 0, 1)
-        check_not_negative("algorithm.crop", self.crop)
-        check_not_negative("algorithm.patches", self.patches)
         self._check_tokens()
         self._check_network()
         if self.network == "rnn":

@@ -18,13 +18,10 @@ from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze
 from diffusion_forcing.errors import (
     UserError,
-    check_choice,
-    check_minimum,
-    check_not_negative,
-    check_positive,
     require,
 )
 from diffusion_forcing.files import locked
+from diffusion_forcing.options import Count, Natural, NotNegative, Positive, check_limits
 from diffusion_forcing.terminal import say
 
 _MAX_IN_WALLS = 0.01
@@ -43,9 +40,9 @@ class MazeOptions(ABC):
     """Id of the library's maze; ignored if `maze_map` is given."""
     maze_map: str | None = None
     r"""Any maze as text, rows separated by `\`: '#####\#OOG#\#####'."""
-    episode_len: int = 600
+    episode_len: Count = 600
     """Steps in a window after its first, `frame_skip` steps of the environment each."""
-    frame_skip: int = 1
+    frame_skip: Count = 1
     """Every so many steps of the environment are one step of a window."""
     gamma: float = 1.0
     """Discount of returns, in (0, 1]; goals are reached by guidance here, so nothing is discounted."""
@@ -54,22 +51,21 @@ class MazeOptions(ABC):
     action_mean: tuple[float, ...] = (0.0, 0.0)
     action_std: tuple[float, ...] = (0.740, 0.746)
     reward_mean: float = 0.0
-    reward_std: float = 1.0
+    reward_std: Positive = 1.0
     source: str = "auto"
-    """Where the data comes from: one of `sources`."""
+    """Where the data comes from."""
     sha256: str = ""
     """SHA-256 that the downloaded training file must have; neither library publishes one."""
     save_dir: str = "data/maze2d"
     """Folder of the data files and their caches."""
     path: str | None = None
     """Data made elsewhere."""
-    action_noise: float = 0.5
+    action_noise: NotNegative = 0.5
     """Standard deviation of the noise on generated actions; 0.5 gives the published data's statistics."""
-    generate_seed: int = 0
+    generate_seed: Natural = 0
 
     library: ClassVar[str]
     """Whose public data it is; in lower case it is the source that downloads it."""
-    sources: ClassVar[tuple[str, ...]]
     _mazes: ClassVar[tuple[Mapping[str, Maze], Callable[[str], Maze], Callable[[str], Maze]]]
     """The library's mazes by name, and what reads a map and an id."""
     _from_path: ClassVar[tuple[str, ...]] = ("path",)
@@ -78,8 +74,8 @@ class MazeOptions(ABC):
     """Numbers of an observation that may be modelled."""
 
     def __post_init__(self) -> None:
+        check_limits("dataset", self)
         is_custom = self.maze.name == "custom"
-        check_choice("dataset.source", self.source, self.sources)
         require(
             bool(self.path) or self.source not in self._from_path,
             f"dataset.source={self.source} needs dataset.path=<file or folder>",
@@ -92,10 +88,6 @@ class MazeOptions(ABC):
             self.source != self.library.lower() or not is_custom,
             f"dataset.source={self.source} has no data for a custom dataset.maze_map; use dataset.source=generate",
         )
-        for key, least in (("episode_len", 1), ("frame_skip", 1), ("generate_seed", 0)):
-            check_minimum(f"dataset.{key}", getattr(self, key), least)
-        check_not_negative("dataset.action_noise", self.action_noise)
-        check_positive("dataset.reward_std", self.reward_std)
         for kind, widths in (("observation", self._observed), ("action", (0, 2))):
             mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
             if len(mean) not in widths or len(std) != len(mean):

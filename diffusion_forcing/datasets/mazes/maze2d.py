@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,6 @@ class Maze2dOptions(MazeOptions):
     """Share of the steps, the last ones, kept out of training; if 0, validation windows are training windows."""
 
     library = "D4RL"
-    sources = get_args(Source)
     _from_path = ("path", "minari")
     _mazes = (MAZES, Maze.from_ascii, maze_of_id)
 

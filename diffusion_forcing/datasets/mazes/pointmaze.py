@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ from diffusion_forcing.environments.mazes.point import (
     point_oracle_rewards,
     task_numbers,
 )
-from diffusion_forcing.errors import check_choice, check_minimum
+from diffusion_forcing.errors import check_minimum
+from diffusion_forcing.options import Count
 
 Source = Literal["auto", "generate", "ogbench", "path"]
 
@@ -49,7 +50,7 @@ class PointMazeOptions(MazeOptions):
     source: Source = "auto"
     url: str = OGBENCH_URL
     """Web folder of pointmaze-*-v0.npz."""
-    num_episodes: int = 1000
+    num_episodes: Count = 1000
     """Trajectories to generate, and a tenth as many for validation."""
     trajectory_len: int = 1001
     """Steps of a generated trajectory."""
@@ -59,16 +60,11 @@ class PointMazeOptions(MazeOptions):
     """The physics: rebuilt here, or OGBench's own environments."""
 
     library = "OGBench"
-    sources = get_args(Source)
     _observed = (2,)
     _mazes = (POINT_MAZES, point_maze, as_point_maze)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("dataset.kind", self.kind, get_args(ogbench.Kind))
-        check_choice("dataset.protocol", self.protocol, get_args(Protocol))
-        check_choice("dataset.simulator", self.simulator, get_args(Simulator))
-        check_minimum("dataset.num_episodes", self.num_episodes, 1)
         check_minimum("dataset.trajectory_len", self.trajectory_len, 2)
 
     @property

@@ -32,9 +32,10 @@ from diffusion_forcing.datasets.robot.source import (
     check_camera,
     save_demonstration,
 )
-from diffusion_forcing.errors import check_minimum, check_range, require
+from diffusion_forcing.errors import check_range, require
 from diffusion_forcing.files import replacing
 from diffusion_forcing.limits import VARIABLE, Refused, limit
+from diffusion_forcing.options import Count, Natural, check_limits
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.terminal import say
 
@@ -116,15 +117,15 @@ class RobotOptions:
     """
 
     save_dir: str = "data/robot_swap"
-    action_stack: int = 15
-    n_frames: int = 40
+    action_stack: Count = 15
+    n_frames: Count = 40
     n_cameras: int = 2
     cameras: tuple[str, ...] = CAMERAS
     resolution: int = 32
     observation_shape: tuple[int, int, int] = (21, 32, 32)
-    tail: int = 1
-    num_episodes: int = 150
-    num_validation_episodes: int = 10
+    tail: Natural = 1
+    num_episodes: Count = 150
+    num_validation_episodes: Count = 10
     generate_seed: int = 0
     noise: float = 0.008
     distractors: int = 0
@@ -137,9 +138,7 @@ class RobotOptions:
     action_std: tuple[float, ...] = (0.215, 0.33, 0.18, *(1.0,) * 9, 0.5)
 
     def __post_init__(self) -> None:
-        for name in ("action_stack", "n_frames", "num_episodes", "num_validation_episodes"):
-            check_minimum(f"dataset.{name}", getattr(self, name), 1)
-        check_minimum("dataset.tail", self.tail, 0)
+        check_limits("dataset", self)
         check_range("dataset.n_cameras", self.n_cameras, 1, len(self.cameras))
         require(
             len(set(self.cameras)) == len(self.cameras) and all(self.cameras),

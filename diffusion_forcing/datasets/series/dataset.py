@@ -24,7 +24,8 @@ from diffusion_forcing.datasets.series.smoothing import Base, choose, seasons_of
 from diffusion_forcing.datasets.series.steps import count_and_unit, lags_of, season_of
 from diffusion_forcing.datasets.series.synthetic import SyntheticWindows, synthetic_table
 from diffusion_forcing.datasets.series.table import Table
-from diffusion_forcing.errors import UserError, check_minimum, did_you_mean, require
+from diffusion_forcing.errors import UserError, did_you_mean, require
+from diffusion_forcing.options import Count, Natural, check_limits
 
 Source = Literal["ecb", "load", "csv", "gluonts", "synthetic"]
 ECB = ("AUD", "GBP", "CAD", "CHF", "JPY", "NZD", "SGD", "SEK")
@@ -68,31 +69,20 @@ class SeriesOptions:
     columns: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
     currencies: tuple[str, ...] = ECB
-    variates: int = 2000
-    prediction_length: int | None = None
-    context_length: int | None = None
-    test_windows: int | None = None
-    validation_windows: int | None = None
-    lags: tuple[int, ...] | None = None
+    variates: Count = 2000
+    prediction_length: Count | None = None
+    context_length: Count | None = None
+    test_windows: Natural | None = None
+    validation_windows: Natural | None = None
+    lags: tuple[Count, ...] | None = None
     known_future: tuple[str, ...] = ()
-    epoch_windows: int = 3200
+    epoch_windows: Count = 3200
 
     def __post_init__(self) -> None:
+        check_limits("dataset", self)
         if self.source == "csv":
             require(bool(self.path), "dataset=ts_csv needs dataset.path=<a CSV or Parquet file>")
             require(self.prediction_length is not None, "dataset=ts_csv needs dataset.prediction_length=<steps>")
-        counts = (
-            "prediction_length",
-            "context_length",
-            "variates",
-            "epoch_windows",
-        )
-        for name in counts:
-            check_minimum(f"dataset.{name}", getattr(self, name), 1)
-        for name in ("test_windows", "validation_windows"):
-            check_minimum(f"dataset.{name}", getattr(self, name), 0)
-        for lag in self.lags or ():
-            check_minimum("dataset.lags", lag, 1)
         require(bool(self.currencies), "dataset.currencies is empty; name at least one, such as GBP")
 
 

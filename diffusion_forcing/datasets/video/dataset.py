@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ from diffusion_forcing.datasets.video.clips import Clips
 from diffusion_forcing.datasets.video.decode import FrameReader, VideoCache
 from diffusion_forcing.datasets.video.episode import Episode, open_index, save_index
 from diffusion_forcing.datasets.video.files import has_clips, splits_of
-from diffusion_forcing.errors import UserError, check_choice, check_minimum, require
+from diffusion_forcing.errors import UserError, check_minimum, require
+from diffusion_forcing.options import Count, Natural, check_limits
 from diffusion_forcing.terminal import say
 
 Source = Literal["auto", "download", "generate", "path"]
@@ -34,35 +35,28 @@ CACHE_FOLDER = ".cache"
 """In save_dir: the index and the decoded frames. Deleting it costs only the time to make it again."""
 _MAX_NAMED = 10
 """Files left out that are named; any more are only counted."""
-_MINIMA = {
-    **dict.fromkeys(("n_frames", "frame_skip", "validation_multiplier"), 1),
-    **dict.fromkeys(("num_episodes", "num_validation_episodes", "num_test_episodes", "generate_seed"), 0),
-    **dict.fromkeys(("context_length", "external_cond_dim", "workers"), 0),
-    "resolution": 8,
-    "episode_frames": 2,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoDatasetOptions:
     """The keys of `dataset.*`. After frame_skip, T = n_frames, times validation_multiplier outside training."""
 
-    n_frames: int = 16
+    n_frames: Count = 16
     """Frames of a clip."""
     resolution: int = 64
     """Height and width of a frame. Larger frames are cropped to a square and reduced; none is ever enlarged."""
-    context_length: int = 2
+    context_length: Natural = 2
     """Context frames of a rollout."""
-    frame_skip: int = 2
+    frame_skip: Count = 2
     """A clip takes every frame_skip-th frame; all actions in between are kept."""
-    validation_multiplier: int = 1
+    validation_multiplier: Count = 1
     """Clips of validation and test are this many times as long."""
     data_mean: float | tuple[float, ...] = 0.5
     """Mean of pixels in [0, 1]: one number, or one for each colour."""
     data_std: float | tuple[float, ...] = 0.5
     observation_shape: tuple[int, ...] = (3, 64, 64)
     """Follows from resolution: [3, resolution, resolution]."""
-    external_cond_dim: int = 0
+    external_cond_dim: Natural = 0
     """Number of discrete actions, or width of a continuous action. 0: actions are not used."""
     action_kind: ActionKind = "discrete"
     action_shift: int = 1
@@ -84,25 +78,23 @@ class VideoDatasetOptions:
     """Size of all parts together, compared with the free disk space before downloading; 0: unknown."""
     generator: Generator = "none"
     """The simulator of this data set (`source=generate`)."""
-    num_episodes: int = 0
+    num_episodes: Natural = 0
     """Training episodes to generate; likewise the next two."""
-    num_validation_episodes: int = 0
-    num_test_episodes: int = 0
+    num_validation_episodes: Natural = 0
+    num_test_episodes: Natural = 0
     episode_frames: int = 300
     """Frames of a generated episode."""
-    generate_seed: int = 0
-    workers: int = 0
+    generate_seed: Natural = 0
+    workers: Natural = 0
     """Processes or threads that generate and decode; 0: one for each core."""
 
     def __post_init__(self) -> None:
-        for key, least in _MINIMA.items():
-            check_minimum(f"dataset.{key}", getattr(self, key), least)
+        check_limits("dataset", self)
+        check_minimum("dataset.resolution", self.resolution, 8)
+        check_minimum("dataset.episode_frames", self.episode_frames, 2)
         require(self.action_shift in (0, 1), f"dataset.action_shift must be 0 or 1, got {self.action_shift}")
         fraction = self.validation_fraction
         require(0 <= fraction < 1, f"dataset.validation_fraction must be in [0, 1), got {fraction}")
-        choices = {"source": Source, "cache": Cache, "action_kind": ActionKind, "generator": Generator}
-        for key, kind in choices.items():
-            check_choice(f"dataset.{key}", getattr(self, key), get_args(kind))
         require(
             self.observation_shape == (3, self.resolution, self.resolution),
             f"dataset.observation_shape is {list(self.observation_shape)}, but follows from "

@@ -22,7 +22,7 @@ from torch import nn
 from diffusion_forcing.algorithms.parallel import gathered
 from diffusion_forcing.algorithms.video import Video, VideoOptions
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.errors import UserError, check_minimum, require
+from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
@@ -32,6 +32,7 @@ from diffusion_forcing.experiments.video import report
 from diffusion_forcing.experiments.video.drawing import Drawing
 from diffusion_forcing.experiments.video.judge import JudgeOptions, first_clips, judge, load_inverse_dynamics
 from diffusion_forcing.experiments.video.rollouts import OPENING, Roller, Scores, frame_metrics
+from diffusion_forcing.options import Count, Natural, check_limits
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.tracking.run import NullRun
 
@@ -43,11 +44,11 @@ TEST_SEED_OFFSET, INTERPOLATION_SEED_OFFSET = 10_000, 20_000
 class InterpolationOptions:
     """The task `interpolation`; its batches and precision are validation's."""
 
-    end_frames: int = 1
+    end_frames: Count = 1
     """Observed frames at the end of a clip, beside its context."""
 
     def __post_init__(self) -> None:
-        check_minimum("experiment.interpolation.end_frames", self.end_frames, 1)
+        check_limits("experiment.interpolation", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class VideoExperimentOptions(ExperimentOptions):
 
     rollouts_in_training: bool = True
     """Each validation during training also rolls clips out, and draws them."""
-    films: int = 4
+    films: Natural = 4
     """Clips of validation and test that are drawn."""
     shuffled_actions: bool = True
     """For a model conditioned on actions: roll out again with other clips' actions, and compare."""
@@ -64,10 +65,6 @@ class VideoExperimentOptions(ExperimentOptions):
     """Keep the predicted frames of every batch of the three tasks: predictions/*.npy, (b, n, h, w, 3) uint8."""
     interpolation: InterpolationOptions = field(default_factory=InterpolationOptions)
     judge: JudgeOptions = field(default_factory=JudgeOptions)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.films >= 0, f"experiment.films is {self.films}; it must be 0 (no pictures) or more")
 
 
 class VideoExperiment(BaseExperiment):

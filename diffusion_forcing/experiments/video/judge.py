@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import resolve
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.errors import UserError, check_minimum, check_not_negative
+from diffusion_forcing.errors import UserError, check_minimum
 from diffusion_forcing.experiments.video.rollouts import ACTION, LAPLACIAN, PIXEL_SQUARE, Roller
 from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics, actions_recognised
 from diffusion_forcing.metrics.rollouts import (
@@ -39,6 +39,7 @@ from diffusion_forcing.metrics.rollouts import (
     thumbnails,
 )
 from diffusion_forcing.metrics.video import frame_curves
+from diffusion_forcing.options import Count, Natural, check_limits
 from diffusion_forcing.visualization.curves import Panel, draw_horizon
 
 LATE = 32
@@ -52,23 +53,20 @@ class JudgeOptions:
 
     inverse_dynamics: str | None = None
     """Checkpoint of a classifier that tells actions from frames (tools/train_inverse_dynamics.py); null: obedience is not measured."""
-    frames: int = 0
+    frames: Natural = 0
     """Predicted frames of the long rollouts; 0: none."""
     rollouts: int = 32
     """How many long rollouts, one from each clip."""
-    turns: tuple[int, ...] = ()
+    turns: tuple[Count, ...] = ()
     """Memory: turn so often one way and back, and compare with where it started."""
     turn: tuple[int, int] = (1, 2)
     """Numbers of the actions that turn one way and back."""
-    speed_frames: int = 0
+    speed_frames: Natural = 0
     """Frames of one clip that are timed, once the window is full; 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("frames", "speed_frames"):
-            check_not_negative(f"experiment.judge.{name}", getattr(self, name))
+        check_limits("experiment.judge", self)
         check_minimum("experiment.judge.rollouts", self.rollouts, 2)
-        for count in self.turns:
-            check_minimum("experiment.judge.turns", count, 1)
 
     @property
     def anything(self) -> bool:
