@@ -82,7 +82,8 @@ def defined() -> frozenset[str]:
         }
         for node in ast.walk(tree):
             for field in ("id", "attr", "name", "arg", "module", "asname"):
-                words.update(re.findall(r"\w+", str(getattr(node, field, None) or "")))
+                if isinstance(name := getattr(node, field, None), str):
+                    words.update(re.findall(r"\w+", name))
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
                 words.update(re.findall(r"\w+", node.value))
     for file in (ROOT / "diffusion_forcing" / "configurations").rglob("*.yaml"):
