@@ -90,7 +90,7 @@ def test_the_lowest_versions_are_those_of_the_requirements() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lowest: dict[str, set[str]] = {}
     for line in itertools.chain(project["dependencies"], *project["optional-dependencies"].values()):
-        found = re.fullmatch(r"([\w.-]+)(?:\[[^]]*\])?([^;]*)", line)
+        found = re.fullmatch(r"([\w.-]+)(?:\[[^]]*\])?([^;]*)(?:;.*)?", line)
         assert found is not None
         bound = re.search(r"[>=]=([\d.]+)", found[2])
         if bound is not None:

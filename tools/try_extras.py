@@ -53,7 +53,7 @@ COMMANDS = {
     "minari": "python -c 'import minari; from diffusion_forcing.datasets.mazes import minari as ours; print(ours.__doc__)'",
     "benchmarks": "python -c 'import statsforecast, lightgbm, statsmodels, vega_datasets'",
     "docs": "python -m mkdocs --version && python -c 'import material, mkdocstrings_handlers.python'",
-    "dev": "diffusion-forcing new my_project && cd my_project && python -m pytest -q && ruff check .",
+    "dev": "diffusion-forcing new my_project && cd my_project && python -m pytest -q && ruff --version && mypy --version",
 }
 """Extra: the command that needs it, for a shell in an empty folder."""
 

@@ -39,7 +39,7 @@ _STYLES = 5
 _SKIES = 3
 _SIDES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 """Neighbours (di, dj) clockwise, as the sides of a cell follow each other from its north-west corner."""
-INSTALL = "it comes with the extra 'video': pip install 'diffusion-forcing[video]'"
+INSTALL = "it comes with the extra 'video': pip install 'diffusion-forcing[video]' (labmaze: up to Python 3.12)"
 
 
 def build_wad(walls: NDArray[np.bool_], rng: np.random.Generator) -> bytes:
