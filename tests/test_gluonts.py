@@ -14,7 +14,7 @@ pytest.importorskip("gluonts")
 import pandas
 from gluonts.dataset.common import ListDataset
 from gluonts.dataset.multivariate_grouper import MultivariateGrouper
-from gluonts.evaluation import MultivariateEvaluator, make_evaluation_predictions
+from gluonts.evaluation import MultivariateEvaluator, backtest_metrics, make_evaluation_predictions
 from gluonts.model.predictor import Predictor
 
 from diffusion_forcing.errors import UserError
@@ -57,6 +57,17 @@ def test_their_evaluation_runs_on_our_predictor(predictor: DiffusionForcingPredi
     evaluator = MultivariateEvaluator(quantiles=[0.1, 0.5, 0.9], target_agg_funcs={"sum": np.sum})
     scores, _ = evaluator(iter(truths), iter(forecasts), num_series=2)
     assert 0 < scores["m_sum_mean_wQuantileLoss"] < 0.05  # a wave of ±1 about 21; copying its mean has 0.04
+
+
+def test_their_backtest_scores_a_predictor_that_our_estimator_trained(predictor: DiffusionForcingPredictor) -> None:
+    data = MultivariateGrouper(max_target_dim=2, num_test_dates=1)(ListDataset(series(STEPS + AHEAD), freq="D"))
+    evaluator = MultivariateEvaluator(quantiles=[0.1, 0.5, 0.9])
+    scores = [
+        backtest_metrics(data, each, evaluator, num_samples=20)[0]["mean_wQuantileLoss"]
+        for each in (predictor, estimator(max_steps=1).train(grouped(), cache_data=True))
+    ]
+    assert 0 < scores[0] < scores[1]
+    assert scores[0] < 0.05
 
 
 def test_a_predictor_is_kept_and_found_again(predictor: DiffusionForcingPredictor, tmp_path: Path) -> None:

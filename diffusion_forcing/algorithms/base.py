@@ -501,17 +501,27 @@ class ForcingAlgorithm(lightning.LightningModule):
     def take_data(self, metadata: Mapping[str, Any]) -> None:
         """Take what a checkpoint's metadata says of the data, before its weights: for networks that are sized by the data."""
 
-    def push_to_hub(self, repo: str, *, card: str | None = None, private: bool = False, license: str = "mit") -> str:
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        card: str | None = None,
+        private: bool = False,
+        license: str = "mit",
+        results: str | Path | None = None,
+    ) -> str:
         """Upload the weights to sample with, their metadata and a model card to the Hugging Face Hub; `from_pretrained` loads them back.
 
         repo: `user/repo`, made where it is not there, or `hf://user/repo[@branch][/folder]`. card: its text in Markdown. private, license:
-        of a new repository, and of the card. Returns the address for `load=`. UserError without a login or the right to write.
+        of a new repository, and of the card. results: the folder of the run that tested it, or its results.json: the card's model-index.
+        Returns the address for `load=`. UserError without a login or the right to write.
         """
         hub.place_of(repo)
         with tempfile.TemporaryDirectory() as folder:
             weights = {key: value.contiguous() for key, value in self.sampling_weights().items()}
             path = save(Path(folder) / type(self).__name__, None, metadata=self.metadata(), model=weights, card=card)
-            return hub.push(path, repo, private=private, license=license)
+            measured = None if results is None else Path(results)
+            return hub.push(path, repo, private=private, license=license, results=measured)
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of its weights: `describe()`, and how a student is to be sampled."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints.format import export
 from diffusion_forcing.errors import UserError, first_line
-from diffusion_forcing.limits import Refused, check_limit
+from diffusion_forcing.limits import Refused, check_limit, load_json, reading
 
 SCHEME = "hf://"
 LIBRARY = "diffusion-forcing"
@@ -28,6 +28,12 @@ _PLACE = re.compile(r"(?:hf://)?(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\
 _FORM = "hf://user/repo, hf://user/repo@revision or hf://user/repo/folder"
 _LIMITS = {native.HEADER: "JSON_BYTES", native.MODEL: "ARRAY_BYTES", native.CARD: "RUN_JSON_BYTES"}
 """The files that are downloaded, and the limit on the size of each."""
+_RESULTS = "results.json"
+_NETWORK = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+_NOT_OURS = re.compile(
+    r"oracle_(?!ratio)|^naive/|^data/|_(?:copy|mean|blend|truth|shuffled)(?:_|$)|pixel|seconds|unreached"
+)
+"""Results that are no scores of the model: of references, of the data, counts and times."""
 PIPELINES = {
     "planning": "reinforcement-learning",
     "robot": "robotics",
@@ -75,21 +81,27 @@ def fetch(spec: str) -> Path:
     return header.parent
 
 
-def push(checkpoint: Path, spec: str, *, private: bool = False, license: str = "mit") -> str:
+def push(
+    checkpoint: Path, spec: str, *, private: bool = False, license: str = "mit", results: Path | None = None
+) -> str:
     """Upload the weights, metadata and card of a checkpoint to `spec`; the repository is made if it is not there.
 
     checkpoint: one of our folders or a released `.ckpt`; what only training needs is left out. private, license: of a
-    repository that is made, and of the card. Returns the address of what was uploaded.
-    UserError without a login or the right to write.
+    repository that is made, and of the card. results: a results.json, or a run's folder with one, whose numbers become
+    the card's model-index; without it, that of the run which the checkpoint lies in. Returns the address of what was
+    uploaded. UserError without a login or the right to write.
     """
     place, hub = place_of(spec), _client()
     checkpoint = Path(checkpoint)
+    measured = _read_results(results, checkpoint)
     written = checkpoint / native.CARD
     text = written.read_text("utf-8") if written.is_file() else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = export(checkpoint, Path(temporary) / "checkpoint", dtype=None)
         facts = native.read_header(folder)["facts"]
-        (folder / native.CARD).write_text(model_card(text, facts, place=place, license=license), "utf-8")
+        (folder / native.CARD).write_text(
+            model_card(text, facts, place=place, license=license, results=measured), "utf-8"
+        )
         additions = [
             hub.CommitOperationAdd(f"{place.folder}/{name}" if place.folder else name, folder / name)
             for name in _LIMITS
@@ -103,11 +115,19 @@ def push(checkpoint: Path, spec: str, *, private: bool = False, license: str = "
     return str(place)
 
 
-def model_card(text: str | None, facts: dict[str, Any], *, place: Place, license: str = "mit") -> str:
+def model_card(
+    text: str | None,
+    facts: dict[str, Any],
+    *,
+    place: Place,
+    license: str = "mit",
+    results: Mapping[str, Any] | None = None,
+) -> str:
     """A checkpoint's card with the front matter that the hub reads, and how to load it. text: None for a short card of
-    the facts; one that has a front matter is left as it is."""
+    the facts; one that has a front matter keeps it. results: the content of a results.json, which becomes the card's
+    model-index."""
     if text is not None and text.startswith("---\n"):
-        return text
+        return _with_results(text, place, results)
     task = str(facts.get("task", ""))
     tags = [LIBRARY, *([task] if task else []), *([facts["env_id"]] if isinstance(facts.get("env_id"), str) else [])]
     data = _client().ModelCardData(
@@ -120,7 +140,56 @@ def model_card(text: str | None, facts: dict[str, Any], *, place: Place, license
     load = f"load={place}"
     if load not in body:
         body = f"{body.rstrip()}\n\n## Loading it\n```\npip install '{LIBRARY}[hub]'\n{LIBRARY} {load} …\n```\n"
-    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+    return _with_results(f"---\n{data.to_yaml()}\n---\n\n{body}", place, results)
+
+
+def _with_results(card: str, place: Place, results: Mapping[str, Any] | None) -> str:
+    """The card with the model's own scores as the hub's model-index, in place of one that it had."""
+    if results is None:
+        return card
+    hub, dataset, task = _client(), results["dataset"], str(results["task"])
+    found = hub.ModelCard(card, ignore_metadata_errors=True)
+    found.data.model_name = place.repo.partition("/")[2]
+    scores = [
+        hub.EvalResult(
+            task_type=PIPELINES.get(task, task),
+            dataset_type=dataset["name"],
+            dataset_name=dataset["id"] or dataset["name"],
+            metric_type=metric["name"].rpartition("/")[2],
+            metric_name=metric["name"],
+            metric_value=metric["value"],
+            dataset_split=results["tasks"][-1] if results["tasks"] else None,
+            dataset_args={"command": results["command"], "seed": results["seed"], **results["counts"]},
+            metric_args={"stderr": metric["stderr"], "interval_95": metric["interval"]},
+        )
+        for metric in results["metrics"]
+        if metric["value"] is not None and not _NOT_OURS.search(metric["name"])
+    ]
+    if not scores:
+        return card
+    found.data.eval_results = scores
+    return str(found)
+
+
+def _read_results(results: Path | None, checkpoint: Path) -> dict[str, Any] | None:
+    """The content of results.json: that of the path `results`, else of the run in which `checkpoint` lies; None without
+    one. UserError for a file that is none."""
+    if results is None and checkpoint.parent.name != "checkpoints":
+        return None
+    path = checkpoint.parents[1] if results is None else results
+    path = path / _RESULTS if path.is_dir() else path
+    if results is None and not path.is_file():
+        return None
+    with reading(path, "evaluate the model again, or leave --results out"):
+        content = load_json(path)
+        if content.get("format") != "diffusion-forcing/results" or content.get("format_version") != 1:
+            raise Refused("is no results.json of this version")
+        dataset, kept = content["dataset"], ("name", "value", "stderr", "interval")
+        return {
+            **{key: content[key] for key in ("task", "tasks", "seed", "counts", "command")},
+            "dataset": {"name": str(dataset["name"]), "id": dataset["id"]},
+            "metrics": [{key: metric[key] for key in kept} for metric in content["metrics"]],
+        }
 
 
 def _download(place: Place, name: str) -> Path:
@@ -167,7 +236,7 @@ def _explained(place: Place) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         reason = f"has no revision '{place.revision}'"
     except errors.LocalEntryNotFoundError:
-        reason = "cannot be reached and was not downloaded before: check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+        reason = f"cannot be reached and was not downloaded before: {_NETWORK}"
     except errors.EntryNotFoundError:
         reason = f"holds no checkpoint of this project there (no {native.HEADER} with {native.MODEL}); name its folder as in {_FORM}"
     except errors.HfHubHTTPError as error:
@@ -175,5 +244,5 @@ def _explained(place: Place) -> Iterator[None]:
         login = ": hf auth login, or set HF_TOKEN to a token that may write" if status in (401, 403) else ""
         reason = f"was refused by the hub ({status}){login or f': {first_line(error)}'}"
     except Exception as error:
-        reason = f"cannot be reached: {type(error).__name__}: {first_line(error)}"
+        reason = f"cannot be reached: {_NETWORK} ({type(error).__name__}: {first_line(error)})"
     raise UserError(f"{place} {reason}") from None

@@ -125,9 +125,12 @@ class ForecastingExperiment(BaseExperiment):
     def training(self) -> None:
         """Train until validation/crps_sum no longer improves, and continue with the best checkpoint."""
         if self._callbacks():
+            training = self.options.training
+            limits = {name: getattr(training, name) for name in ("max_steps", "max_epochs", "max_time")}
+            ends = " or ".join(f"{name}={value}" for name, value in limits.items() if value not in (None, -1))
             self._say_once(
-                f"training stops after {self.options.patience} validations in a row without a better "
-                f"{self.options.training.checkpointing.monitor}: often long before experiment.training.max_epochs"
+                f"training ends at {ends or 'no set step'}, and sooner where {training.checkpointing.monitor} "
+                f"has not improved in {self.options.patience} validations in a row"
             )
         super().training()
         options = self.options.training.checkpointing

@@ -319,8 +319,8 @@ class PlanningExperiment(BaseExperiment):
         self.run.summary(report)
         for key in PRINTED:
             if f"planning/{key}" in report:
-                stderr = report[f"planning/{key}_stderr"]
-                self._say(f"  {key:24s} {report[f'planning/{key}']:9.4g} ± {stderr:.2g}")
+                error = f" ± {report[f'planning/{key}_stderr']:.2g}" if len(rewards) > 1 else ""
+                self._say(f"  {key:24s} {report[f'planning/{key}']:9.4g}{error}")
 
     def _draw(
         self, task: str, played: Episodes, planner: Planner, device: torch.device, seed: int, goal_distance: float

@@ -133,8 +133,9 @@ class RobotExperiment(BaseExperiment):
         if success.any():
             metrics["robot/actions_of_success"] = float(actions[success].mean())
         self.run.summary(metrics)
+        error = f" ± {100 * stderr:.0f}" if len(success) > 1 else ""
         self._say(
-            f"  success {100 * rate:.0f} % ± {100 * stderr:.0f} of {len(success)} episodes, "
+            f"  success {100 * rate:.0f} %{error} of {len(success)} episodes, "
             f"distractors {self.options.distractors}, blocking {self.options.blocking}"
         )
         together = min(len(success), self.options.test.batch_size)

@@ -59,19 +59,24 @@ def convert(words: Sequence[str]) -> None:
 
 
 def push(words: Sequence[str]) -> None:
-    """`push PATH hf://user/repo [--private]`: upload a checkpoint. PATH: a value of `load=`."""
-    usage = "diffusion-forcing push PATH hf://user/repo [--private] [--license mit]"
+    """`push PATH hf://user/repo [--private]`: upload a checkpoint. PATH: a value of `load=`. --results: the run that tested it."""
+    usage = "diffusion-forcing push PATH hf://user/repo [--private] [--license mit] [--results RUN]"
     parser = Parser("push", usage=usage, add_help=False, allow_abbrev=False)
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--license", default="mit")
+    parser.add_argument("--results")
     parser.add_argument("places", nargs="*")
     given = parser.parse_intermixed_args(list(words))
     require(len(given.places) == 2, f"push takes a checkpoint and a place on the hub, got {len(given.places)}; {usage}")
     from diffusion_forcing.checkpoints import hub, resolve
+    from diffusion_forcing.tracking.records import find_run
 
     path, place = given.places
     hub.place_of(place)
-    uploaded = hub.push(resolve(path), place, private=given.private, license=given.license)
+    results = given.results and (
+        Path(given.results) if Path(given.results).exists() else find_run(Path("outputs"), given.results)
+    )
+    uploaded = hub.push(resolve(path), place, private=given.private, license=given.license, results=results)
     say(f"uploaded {path}; use load={uploaded}")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_forcing import __version__
 from diffusion_forcing.errors import UserError, check_choice, check_range, explaining_os_errors, first_line, require
 from diffusion_forcing.experiments.processes import is_main_process
 from diffusion_forcing.files import run_folders
@@ -167,10 +168,25 @@ def start(plan: Plan) -> Run | NullRun:
     saved = plan.config.copy()
     saved["resume"] = None  # the file describes the run, not this start of it
     run.config(as_yaml(saved))
+    run.describe(_facts(plan))
     with requeued_when_preempted(f"continue with resume={run.id}"), _finishing(run), _explained_memory_errors():
         run.follow([cls(options) for cls, options in plan.trackers], resolved(plan.config))
         perform(plan, run)
     return run
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """What results.json says of the run."""
+    settings, choices, options = plan.settings, plan.settings.choices, plan.options
+    dataset, source = options["dataset"], settings.load or (plan.checkpoint and str(plan.checkpoint))
+    return {
+        "task": getattr(plan.classes["algorithm"], "task", None),
+        "tasks": list(options["experiment"].tasks),
+        "dataset": {"name": choices.get("dataset"), "id": getattr(dataset, "env_id", None)},
+        "model": {"name": choices.get("algorithm"), "checkpoint": source},
+        "seed": settings.seed,
+        "version": f"diffusion-forcing {__version__}",
+    }
 
 
 def perform(plan: Plan, run: Any) -> None:

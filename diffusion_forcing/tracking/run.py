@@ -5,6 +5,7 @@
         config.yaml     the configuration it ran with
         metrics.jsonl   one line for each `log` call: {"step": 10, "time": <seconds since 1970>, "training/loss": 0.31}
         metrics.json    the headline numbers, merged by `summary`
+        results.json    the same for leaderboards (`results.py`), of a run that was described
         checkpoints/    written by the trainer
         pictures/       png and mp4 files, and media.json with their captions
         tables/         csv, and the same as json
@@ -55,6 +56,7 @@ from diffusion_forcing.files import (
 from diffusion_forcing.tracking.media import Mp4, png_bytes
 from diffusion_forcing.tracking.page import run_page
 from diffusion_forcing.tracking.records import ENTRIES, SUFFIXES, read_media, read_metadata, read_run
+from diffusion_forcing.tracking.results import results
 from diffusion_forcing.tracking.tracker import Tracker
 
 ID_LENGTH = 8  # lower-case letters and digits, a letter first; there are 2e12 such ids
@@ -74,6 +76,7 @@ class Run:
         self.pictures = folder / "pictures"
         self._metadata = metadata
         self._metrics: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
         self._media: dict[str, dict[str, Any]] = {}
         self._log: Log | None = None
         self._warned: set[str] = set()
@@ -154,6 +157,10 @@ class Run:
                 tracker.start(self, config)
                 self._trackers.append(tracker)
 
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """What is evaluated, on which data and with which seed: plain values for results.json, which is written from now on."""
+        self._facts = dict(facts)
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append `metrics` at `step` to metrics.jsonl, at once.
 
@@ -172,6 +179,8 @@ class Run:
         self._metrics |= {name: _number(value) for name, value in metrics.items()}
         with self._never_stopping("metrics.json"):
             write_json(self.folder / "metrics.json", self._metrics)
+            if self._facts:
+                write_json(self.folder / "results.json", results(self._metadata, self._facts, self._metrics))
         self._refresh()
         self._notify("summary", metrics)
 
@@ -313,7 +322,7 @@ class NullRun:
 
     def _nothing(self, *_: Any, **__: Any) -> None: ...
 
-    follow = log = summary = image = video = table = config = finish = _nothing
+    describe = follow = log = summary = image = video = table = config = finish = _nothing
 
     @contextlib.contextmanager
     def video_writer(self, name: str, fps: float = 20, caption: str = "") -> Iterator[Callable[[NDArray[Any]], None]]:

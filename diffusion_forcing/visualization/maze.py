@@ -4,7 +4,8 @@ Positions are in D4RL's coordinates, (…, 2) or wider (velocities and what foll
 p0 along the maze's rows, which go down as in its ASCII map, and p1 along its columns, which go right. The wall box of
 cell (i, j) is the square of side 1 around (i - 0.2, j - 0.2). A plan is coloured by its own time, from blue (now) to
 orange (its end); the executed trajectory is the dark line over it; the start is a green dot, the goal a red star in
-the circle that is rewarded, of radius 0.5 in D4RL's mazes. Images are uint8, (h, w, 3) or (t, h, w, 3). Inputs are never edited.
+the circle that is rewarded, of radius 0.5 in D4RL's mazes; in a video of an execution a green ring lies around it while
+the agent is inside. Images are uint8, (h, w, 3) or (t, h, w, 3). Inputs are never edited.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def video_of_execution(
     maze = MazeFigure(walls, pixels, radius=radius)
     (axes,) = maze.axes
     maze.mark(axes, path[0], goal)
-    maze.legend(plan=True, executed=True, goal=goal is not None)
+    maze.legend(plan=True, executed=True, goal=goal is not None, rewarded=target is not None)
     colours = _time_colours(followed.shape[1] - 1)
     plan = LineCollection([], colors=colours, lw=maze.cell / 18 + 1, alpha=0.75, capstyle="round", zorder=4)
     axes.add_collection(plan)
@@ -287,7 +288,15 @@ class MazeFigure:
         axes = self.axes[0]
         return axes.text(1, 1.02, "", transform=axes.transAxes, ha="right", va="bottom", fontsize=9, color=SOFT)
 
-    def legend(self, *, plan: bool = False, noise: bool = False, executed: bool = False, goal: bool = False) -> None:
+    def legend(
+        self,
+        *,
+        plan: bool = False,
+        noise: bool = False,
+        executed: bool = False,
+        goal: bool = False,
+        rewarded: bool = False,
+    ) -> None:
         """The entries asked for, and the start, in one row at most as wide as the figure."""
         handles: list[Any] = []
         for wanted, colours, text in ((plan, TIME, "plan: now to its end"), (noise, NOISE, "plan: clean to noise")):
@@ -299,6 +308,9 @@ class MazeFigure:
         if goal:
             text = "goal, rewarded in the circle" if self.width > 600 else "goal"
             handles.append(Line2D([], [], marker="*", color=GOAL, ls="none", ms=12, mec="white", label=text))
+        if rewarded:
+            ring = {"marker": "o", "ls": "none", "mfc": "none", "mec": START, "mew": 2}
+            handles.append(Line2D([], [], ms=9, label="goal reached", **ring))
 
         def draw(size: float) -> Legend:
             return self.figure.legend(

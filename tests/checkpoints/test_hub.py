@@ -17,8 +17,10 @@ import yaml
 from diffusion_forcing.algorithms.planning.algorithm import Planning
 from diffusion_forcing.checkpoints import hub, load, resolve, save
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.files import write_json
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.run import plan
+from diffusion_forcing.tracking.results import results
 from tests.algorithms.small import planning
 from tests.checkpoints.hub_server import TOKEN, HubServer
 from tests.docs.blocks import ROOT, blocks
@@ -104,6 +106,46 @@ def test_a_run_s_checkpoint_is_pushed_and_loaded_by_command(
     assert found.weights["w"].dtype == torch.float16
     assert main(["inspect", "hf://me/run/of/mine"]) == 0
     assert "step 7" in capsys.readouterr().out
+
+
+def test_the_scores_of_a_run_become_the_card_s_model_index(server: HubServer, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    run = tmp_path / "run"
+    checkpoint = save(run / "checkpoints" / "step-1", None, metadata={"task": "planning"}, model={"w": torch.ones(1)})
+    facts = {
+        "task": "planning",
+        "tasks": ["test"],
+        "dataset": {"name": "maze2d_medium", "id": "maze2d-medium-v1"},
+        "seed": 3,
+    }
+    metrics = {"planning/success_rate": 1.0, "planning/success_rate_stderr": 0.0, "planning/episodes": 8}
+    metrics |= {"planning/oracle_success_rate": 1.0, "planning/seconds_per_plan": 0.1, "planning/first_reach": None}
+    write_json(run / "results.json", results({"command": ["main.py", "a=b c"]}, facts, metrics))
+    assert main(["push", str(checkpoint), "hf://me/scored"]) == 0
+    planning().push_to_hub("me/scored/again", results=run)
+    for name in ("README.md", "again/README.md"):
+        text = server.repositories["me/scored"]["main"][name].decode()
+        (score,) = huggingface_hub.ModelCard(text).data.eval_results
+        assert (score.task_type, score.dataset_type, score.dataset_name, score.dataset_split) == (
+            "reinforcement-learning",
+            "maze2d_medium",
+            "maze2d-medium-v1",
+            "test",
+        )
+        assert score.dataset_args == {"command": "python -m main 'a=b c'", "seed": 3, "planning/episodes": 8}
+        assert (score.metric_name, score.metric_value) == ("planning/success_rate", 1.0)
+        assert score.metric_args["interval_95"] == pytest.approx([0.6756, 1], abs=1e-4)
+        assert text.split("---\n")[2].strip().startswith("# ")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "diffusion-forcing/results", "format_version": 1}'])
+def test_a_file_that_is_no_results_json_is_one_line(server: HubServer, tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        planning().push_to_hub("me/none", results=tmp_path)
+    assert str(tmp_path / "results.json") in str(caught.value) and "\n" not in str(caught.value)
+    assert "me/none" not in server.repositories
 
 
 def test_a_branch_a_commit_and_what_was_committed_later_are_told_apart(server: HubServer, tmp_path: Path) -> None:

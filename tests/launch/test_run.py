@@ -12,6 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import diffusion_forcing
 from diffusion_forcing.launch import run as launch_run
 from diffusion_forcing.launch.cli import main
 from tests.launch.conftest import MINE
@@ -74,6 +75,15 @@ def test_tasks_run_in_the_order_given_and_users_add_their_own(project: Path) -> 
         "training",
         "my_task",
     ]
+
+
+def test_results_json_says_what_was_measured_and_on_what(project: Path) -> None:
+    assert main([*MINE, "seed=4"]) == 0
+    found = json.loads((only_run(project) / "results.json").read_text())
+    assert (found["format"], found["format_version"], found["seed"]) == ("diffusion-forcing/results", 1, 4)
+    assert (found["dataset"], found["tasks"]) == ({"name": "mine", "id": None}, ["training"])
+    assert found["metrics"] == [{"name": "loss", "value": 0.5, "stderr": None, "interval": None}]
+    assert found["version"] == f"diffusion-forcing {diffusion_forcing.__version__}"
 
 
 def test_the_seed_decides_what_is_drawn(project: Path) -> None:
