@@ -29,7 +29,7 @@ from diffusion_forcing.algorithms.planning.tree_search import TreeSearchPlanner
 from diffusion_forcing.diffusion.history import OnRow
 from diffusion_forcing.environments.mazes.maze2d import Goal
 from diffusion_forcing.environments.mazes.vector import VectorMaze
-from diffusion_forcing.errors import require
+from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import compile_network
@@ -233,7 +233,7 @@ class PlanningExperimentOptions(ExperimentOptions):
 
 
 class PlanningExperiment(BaseExperiment):
-    """Tasks: generate_dataset, training, validation, test."""
+    """Tasks: generate_dataset, export_minari, training, validation, test."""
 
     Options = PlanningExperimentOptions
     task = "planning"
@@ -248,6 +248,16 @@ class PlanningExperiment(BaseExperiment):
     def generate_dataset(self) -> None:
         """Make or finish the maze data with the waypoint controller (`dataset.num_steps`, `dataset.action_noise`)."""
         self.dataset.generate(progress=True)
+
+    def export_minari(self) -> None:
+        """Write the maze data as a local Minari data set (extra `minari`), and say how to load it."""
+        export = getattr(self.dataset, "export_minari", None)
+        if export is None:
+            raise UserError("only dataset=maze2d_* can be written as a Minari data set; choose one of them")
+        self._prepare(weights=False)
+        folder = export()
+        name = f"{folder.parent.name}/{folder.name}"
+        self._say(f"wrote {folder}; minari.load_dataset('{name}'), or dataset.source=minari dataset.path={name}")
 
     def training(self) -> None:
         """As every training; a planner with goal tokens first looks at where the data has been, for `algorithm.search`."""

@@ -377,7 +377,7 @@ def report(run: Run | NullRun) -> None:
     for name, meaning in (
         ("index.html", "the run's page: open it in a browser"),
         ("pictures", "images and videos"),
-        ("metrics.json", "the results as numbers"),
+        ("metrics.json", "the results as numbers; results.json: the same for leaderboards"),
         ("checkpoints", "checkpoints, for load= and resume="),
     ):
         if (path / name).is_file() or ((path / name).is_dir() and any((path / name).iterdir())):

@@ -24,13 +24,15 @@ from diffusion_forcing.datasets.mazes.base import MazeDataset, MazeOptions
 from diffusion_forcing.datasets.mazes.generate import generate
 from diffusion_forcing.datasets.windows import Store, Windows
 from diffusion_forcing.environments.mazes.layout import MAZES, Maze, maze_of_id
-from diffusion_forcing.environments.mazes.maze2d import Goal
+from diffusion_forcing.environments.mazes.maze2d import Goal, environment_spec
 from diffusion_forcing.environments.mazes.vector import VectorMaze2d
 from diffusion_forcing.environments.mazes.waypoint import oracle_rewards
 from diffusion_forcing.errors import check_minimum, require
 
 Source = Literal["auto", "d4rl", "generate", "minari", "path"]
 
+_MINARI = "diffusion_forcing"
+"""The namespace of what is exported."""
 D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/maze2d"
 
 
@@ -93,6 +95,11 @@ class Maze2d(MazeDataset):
 
     def oracle(self, episodes: int, *, seed: int, goal: Goal) -> NDArray[np.float64]:
         return oracle_rewards(self.maze, episodes, seed=seed, goal=goal)
+
+    def export_minari(self, dataset_id: str | None = None) -> Path:
+        """Write the data as a local Minari data set, `diffusion_forcing/<maze>-v0` unless `dataset_id` is given; its folder."""
+        maze, name = self.maze, dataset_id or f"{_MINARI}/{self.options.maze_name}-v0"
+        return minari.write(name, self.store, environment=environment_spec(maze), steps=maze.max_steps)
 
     def _border(self) -> int:
         """First step of the validation part."""

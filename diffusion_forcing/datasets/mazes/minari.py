@@ -1,4 +1,4 @@
-"""Read a local Minari data set of gymnasium-robotics' PointMaze into D4RL's frame.
+"""Minari data sets: read those of gymnasium-robotics' PointMaze and our own, and write our data as one.
 
 Minari's HDF5 layout (`data/main_data.hdf5`, one group for each episode) is read directly; other formats need the
 package `minari` (`pip install 'diffusion-forcing[minari]'`). An episode of T actions has T + 1 observations. The last
@@ -7,13 +7,15 @@ ends an episode, but not the motion.
 
 The origin of PointMaze is the middle of the map, with x to the right and y up. For H rows and W columns `x' = H/2 - 0.7
 - y`, `y' = x + W/2 - 0.7`, the velocity is (-vy, vx) and the action (-ay, ax): the same physics seen from D4RL's
-corner.
+corner. A data set that `write` made is in D4RL's frame already, as the environment that its metadata names.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.mazes import d4rl
-from diffusion_forcing.datasets.windows import Steps
+from diffusion_forcing.datasets.windows import Steps, Store
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import reached
-from diffusion_forcing.errors import UserError, require
-from diffusion_forcing.limits import check_expansion, reading
+from diffusion_forcing.errors import UserError, first_line, require
+from diffusion_forcing.limits import check_expansion, load_json, reading
 
 _ORIGIN = 0.7
 """m: from the outer corner of D4RL's map to the origin of its frame."""
 _SAME = 1e-4
 """Two states nearer than this are the same: the episode continues in the next."""
+
+_EXTRA = "pip install 'diffusion-forcing[minari]'"
 
 Episode = tuple[NDArray[Any], NDArray[Any]]
 """Observations (T + 1, 4) and actions (T, 2) in PointMaze's frame."""
@@ -51,7 +55,7 @@ def to_d4rl(
 
 def find(name: str) -> Path:
     """The folder of a Minari data set: `name` itself, or below $MINARI_DATASETS_PATH (~/.minari/datasets)."""
-    root = Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
+    root = _root()
     for folder in (Path(name).expanduser(), root / name):
         if (folder / "data").is_dir():
             return folder
@@ -73,17 +77,70 @@ def read(folder: Path, maze: Maze) -> Steps:
     found = _from_hdf5(main) if main.exists() else _from_package(folder)
     episodes = [(observations, actions) for observations, actions in found if len(actions)]
     require(bool(episodes), f"{folder} holds no episodes; record or download the data set again")
-    observations, actions = to_d4rl(
-        np.concatenate([states[:-1] for states, _ in episodes]),
-        np.concatenate([actions for _, actions in episodes]),
-        maze.shape,
-    )
+    observations = np.concatenate([states[:-1] for states, _ in episodes])
+    actions = np.concatenate([actions for _, actions in episodes])
+    if not _is_ours(folder):
+        observations, actions = to_d4rl(observations, actions, maze.shape)
     ends = np.zeros(len(actions), dtype=bool)
     ends[np.cumsum([len(actions) for _, actions in episodes]) - 1] = [
         not np.allclose(before[-1], after[0], atol=_SAME) for (before, _), (after, _) in itertools.pairwise(episodes)
     ] + [True]
     rewards = reached(observations[:, :2], maze.fixed_goal.astype(np.float64))
     return {"observations": observations, "actions": actions, "rewards": rewards, "ends": ends}
+
+
+def write(dataset_id: str, store: Store, *, environment: Any, steps: int) -> Path:
+    """Write the episodes of `store`, D4RL's or generated, as the local Minari data set `dataset_id`; returns its folder.
+
+    A stretch of motion longer than `steps` becomes several episodes, each of which goes on from the one before it; the
+    last action of a stretch has no following observation and is left out. Rewards are those after an action, as
+    `environment`, a Gymnasium EnvSpec, gives them. `UserError` without the package, or where the id is taken or malformed.
+    """
+    try:
+        import minari
+        from minari.data_collector import EpisodeBuffer
+    except ImportError as error:
+        raise UserError(f"writing a Minari data set needs {_EXTRA}") from error
+    folder = _root() / dataset_id
+    require(not folder.exists(), f"{folder} exists; run `minari delete {dataset_id}` first, or choose another id")
+    episodes = []
+    for first, end in store.episodes.tolist():
+        for begin in range(first, end - 1, steps):
+            last = min(begin + steps, end - 1)
+            ended = np.arange(begin + 1, last + 1) == last
+            episodes.append(
+                EpisodeBuffer(
+                    observations=np.asarray(store.observations[begin : last + 1], np.float64),
+                    actions=np.asarray(store.actions[begin:last]),
+                    rewards=np.asarray(store.rewards[begin + 1 : last + 1]),
+                    terminations=np.zeros(last - begin, bool),
+                    truncations=ended,
+                )
+            )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Minari asks for an author and a description
+            minari.create_dataset_from_buffers(dataset_id, episodes, env=environment)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, (OSError, ValueError)):
+            raise
+        raise UserError(f"cannot write the Minari data set {dataset_id}: {first_line(error)}") from error
+    return folder
+
+
+def _root() -> Path:
+    """Where Minari keeps its data sets."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the data was recorded in our environment, in D4RL's frame."""
+    path = folder / "data" / "metadata.json"
+    if not path.exists():
+        return False
+    with reading(path, "get the data set again"):
+        return '"diffusion_forcing/maze2d-' in str(load_json(path).get("env_spec", ""))
 
 
 def _from_hdf5(path: Path) -> Iterator[Episode]:
@@ -113,9 +170,7 @@ def _from_package(folder: Path) -> Iterator[Episode]:
     try:
         from minari import MinariDataset
     except ImportError as error:
-        raise UserError(
-            f"{folder} is not in Minari's HDF5 format; reading it needs pip install 'diffusion-forcing[minari]'"
-        ) from error
+        raise UserError(f"{folder} is not in Minari's HDF5 format; reading it needs {_EXTRA}") from error
     with reading(folder, "get the data set again"):
         for episode in MinariDataset(folder / "data").iterate_episodes():
             observations = episode.observations

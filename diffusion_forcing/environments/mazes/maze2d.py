@@ -15,12 +15,14 @@ trajectories with gymnasium-robotics' PointMaze.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import gymnasium
 import mujoco
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from diffusion_forcing.environments.mazes.layout import Maze, as_maze
@@ -277,3 +279,11 @@ def top_view(
     for point, radius, colour in ((goal, 0.2, (200, 60, 50)), (position, 0.1, (40, 90, 200))):
         image[(x[:, None] - point[0]) ** 2 + (y[None, :] - point[1]) ** 2 <= radius**2] = colour
     return image
+
+
+def environment_spec(maze: Maze) -> EnvSpec:
+    """What makes `Maze2dEnv` of `maze` in Gymnasium: that of a registered maze, else of its map."""
+    spec = copy.deepcopy(gymnasium.spec(f"diffusion_forcing/maze2d-{maze.name}-v1"))
+    if maze.name == "custom":
+        spec.kwargs["maze"] = maze.text
+    return spec

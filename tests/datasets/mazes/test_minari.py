@@ -42,7 +42,7 @@ def record(folder: Path, lengths: tuple[int, ...], *, nested: bool = True) -> Pa
     return folder
 
 
-def options(folder: Path, path: str, **changes: Any) -> Maze2dOptions:
+def options(folder: Path, path: str | None, **changes: Any) -> Maze2dOptions:
     return Maze2dOptions(
         **{
             "env_id": "maze2d-umaze-v1",
@@ -98,21 +98,76 @@ def test_a_data_set_that_minari_itself_wrote_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_format: str
 ) -> None:
     minari = pytest.importorskip("minari")
-    pytest.importorskip("jax", reason="minari writes data sets with jax")
-    if data_format == "arrow":
-        pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow")
     robotics = pytest.importorskip("gymnasium_robotics")
     gymnasium.register_envs(robotics)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    env = minari.DataCollector(gymnasium.make("PointMaze_UMaze-v3", max_episode_steps=25), data_format=data_format)
+    env = gymnasium.make("PointMaze_UMaze-v3", max_episode_steps=25)
+    episodes = []
     for seed in range(2):
-        env.reset(seed=seed)
-        while not any(env.step(env.action_space.sample())[2:4]):
-            pass
-    env.create_dataset("local/pm-v0")
+        states, actions, is_over = [env.reset(seed=seed)[0]], [], False
+        while not is_over:
+            actions.append(env.action_space.sample())
+            state, _, *ends, _ = env.step(actions[-1])
+            states.append(state)
+            is_over = any(ends)
+        ended = np.arange(25) == 24
+        observations = {key: np.array([state[key] for state in states]) for key in states[0]}
+        episodes.append(
+            minari.data_collector.EpisodeBuffer(
+                observations=observations,
+                actions=np.array(actions),
+                rewards=np.zeros(25),
+                terminations=np.zeros(25, bool),
+                truncations=ended,
+            )
+        )
+    minari.create_dataset_from_buffers("local/pm-v0", episodes, env=env, data_format=data_format)
     found = read(find("local/pm-v0"), UMAZE)
     assert np.flatnonzero(found["ends"]).tolist() == [24, 49]
     assert UMAZE.contains(found["observations"][:, :2]).all()
+
+
+@pytest.mark.parametrize("maze_map", [None, r"#####\#OOG#\#O#O#\#####"])
+def test_our_data_is_read_by_minari_with_its_environment_and_by_us_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maze_map: str | None
+) -> None:
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    made = {"maze_map": maze_map, "source": "generate", "num_steps": 700, "validation_fraction": 0.0}
+    ours = Maze2d(options(tmp_path / "data", None, **made))
+    name = "/".join(ours.export_minari().parts[-2:])
+    theirs = minari.load_dataset(name)
+    steps = ours.maze.max_steps
+    assert [len(episode.actions) for episode in theirs] == [*[steps] * (699 // steps), 699 % steps]
+    assert theirs.total_steps == 699
+
+    env, episode = theirs.recover_environment().unwrapped, theirs[0]
+    assert env.maze.rows == ours.maze.rows
+    for step in range(0, 100, 9):
+        now, after = episode.observations[step : step + 2]
+        env.reset(options={"start": now[:2], "velocity": now[2:]})
+        observation, reward, *_ = env.step(episode.actions[step])
+        assert observation == pytest.approx(after, abs=1e-5)
+        assert reward == episode.rewards[step]
+
+    again = Maze2d(options(tmp_path / "again", name, maze_map=maze_map))
+    for values in ("observations", "actions", "rewards"):
+        assert np.array_equal(getattr(again.store, values), getattr(ours.store, values)[:-1]), values
+    assert again.store.episodes.tolist() == [[0, 699]]
+    with pytest.raises(UserError, match="minari delete"):
+        ours.export_minari()
+
+
+def test_an_export_that_fails_leaves_nothing_and_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    ours = Maze2d(options(tmp_path / "data", None, source="generate", num_steps=50))
+    for name in ("no version", "a/b"):
+        with pytest.raises(UserError) as caught:
+            ours.export_minari(name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+        assert not (tmp_path / "minari" / name).exists()
 
 
 def test_an_episode_without_its_last_observation_loses_its_last_action_and_spoils_no_other(tmp_path: Path) -> None:
