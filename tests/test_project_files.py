@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
+import inspect
 import itertools
 import re
 import runpy
@@ -16,7 +18,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-import diffusion_forcing
+from tools import site_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 YAML = sorted(
@@ -123,6 +125,26 @@ def test_the_dockerfile_is_well_formed_and_uses_what_the_context_has() -> None:
     assert {stamp.removeprefix(".venv/.has-") for stamp in stamps} == {"planning", "play"} <= extras
 
 
+def public_names() -> set[str]:
+    """Every name that the package or a package inside it exports by `__all__`."""
+    packages = [file.parent for file in (ROOT / "diffusion_forcing").rglob("__init__.py") if "\n__all__" in file.read_text("utf-8")]
+    names = {f"{package.relative_to(ROOT)}".replace("/", ".") for package in packages}
+    assert {"diffusion_forcing", "diffusion_forcing.diffusion"} <= names
+    return {name for module in names for name in importlib.import_module(module).__all__} - {"__version__"}
+
+
+def test_every_public_name_is_on_a_page_of_the_api_and_has_a_docstring() -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("gluonts")
+    places = re.findall(r"^::: (\S+)$", "".join(site_pages.api_pages().values()), re.MULTILINE)
+    assert len(places) == len(set(places))
+    assert public_names() <= {place.rpartition(".")[2] for place in places}
+    for place in places:
+        module, _, name = place.rpartition(".")
+        documented = getattr(importlib.import_module(module), name)
+        assert not callable(documented) or len((inspect.getdoc(documented) or "").split()) > 3, place
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_has_every_public_name(tmp_path: Path) -> None:
     pytest.importorskip("mkdocstrings")
@@ -131,4 +153,7 @@ def test_the_site_is_built_without_a_warning_and_has_every_public_name(tmp_path:
     assert done.returncode == 0, done.stderr
     pages = "".join(page.read_text("utf-8") for page in (tmp_path / "api").glob("*.html"))
     named = set(re.findall(r'id="diffusion_forcing\.[\w.]*?(\w+)"', pages))
-    assert set(diffusion_forcing.__all__) - {"__version__"} <= named
+    assert public_names() <= named
+    for notebook in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        page = (tmp_path / "notebooks" / f"{notebook.stem}.html").read_text("utf-8")
+        assert "data:image/png;base64," in page and notebook.stem in (tmp_path / "index.html").read_text("utf-8")

@@ -1,13 +1,17 @@
 """Hooks of mkdocs.yml: the pages of the site that are not in docs/.
 
 What a page links to outside docs/ becomes a page below source/: a text as it is, a program in a block. The public names
-of the package become the pages below api/, one for each group of `diffusion_forcing/__init__.py`.
+of the package become the pages below api/, one for each group of `diffusion_forcing/__init__.py`, with those of the
+packages that have an `__all__` of their own. A notebook becomes a page with the outputs that are stored in it.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,10 @@ from mkdocs.structure.files import File
 from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"diffusion": "method", "networks": "networks", "checkpoints": "checkpoints"}
+"""Packages with an `__all__` of their own, and the page for those of its names that are in no group; torch alone imports them."""
+ADAPTERS = {"forecasting": ("gluonts.DiffusionForcingEstimator", "gluonts.DiffusionForcingPredictor")}
+"""Names for other libraries, which need these to be imported."""
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"""(\]\(|^\[[^\]]+\]: |\bsrc=")([^)\s"#:]+)(?=[)\s"#])""", re.MULTILINE)
 _GROUP = re.compile(r"^    # (.+)\n((?:    \"\w+\": \".*\",\n)+)", re.MULTILINE)
@@ -32,7 +40,8 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are not in docs/, and what they link to in turn."""
-    for page, text in api_pages().items():
+    notebooks = {f"notebooks/{path.stem}.md": notebook_page(path) for path in (ROOT / "docs/notebooks").glob("*.ipynb")}
+    for page, text in {**api_pages(), **notebooks}.items():
         files.append(File.generated(config, page, content=text))
     waiting = [
         path for file in files.documentation_pages() if file.abs_src_path for path in linked(Path(file.abs_src_path))
@@ -53,13 +62,39 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def api_pages() -> dict[str, str]:
-    """Page: text, of each group of public names."""
+    """Page: text, of each group of public names, with those of the packages that are in no group."""
     groups = _GROUP.findall((ROOT / "diffusion_forcing" / "__init__.py").read_text("utf-8"))
+    found = {title.removeprefix("the "): _NAME.findall(names) for title, names in groups}
+    listed = {name for names in found.values() for name, _ in names}
+    places = {title: [f"{home(module, name)}.{name}" for name, module in names] for title, names in found.items()}
+    for package, title in PACKAGES.items():
+        module = import_module(f"diffusion_forcing.{package}")
+        own = [inspect.unwrap(getattr(module, name)) for name in module.__all__ if name not in listed]
+        places.setdefault(title, []).extend(
+            f"{each.__module__.removeprefix('diffusion_forcing.')}.{each.__name__}" for each in own
+        )
+    for title, names in ADAPTERS.items():
+        places[title].extend(names)
     return {
-        f"api/{title.removeprefix('the ').replace(' ', '_')}.md": f"# {title.removeprefix('the ').capitalize()}\n"
-        + "".join(f"\n::: diffusion_forcing.{home(module, name)}.{name}\n" for name, module in _NAME.findall(names))
-        for title, names in groups
+        f"api/{title.replace(' ', '_')}.md": f"# {title.capitalize()}\n"
+        + "".join(f"\n::: diffusion_forcing.{place}\n" for place in entries)
+        for title, entries in places.items()
     }
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as a page: its texts, its code in blocks, and what its cells have printed and drawn."""
+    parts = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                parts.append(f"![output](data:image/png;base64,{''.join(data['image/png']).strip()})")
+            elif text := "".join(output.get("text", data.get("text/plain", ""))).rstrip():
+                parts.append(f"```text\n{text}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def home(module: str, name: str) -> str:
