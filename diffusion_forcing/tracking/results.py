@@ -45,8 +45,8 @@ def _metric(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     interval = [low, high] if low is not None and high is not None else None
     if interval is None and value is not None and stderr is not None and count != 1:
         # Where all or none succeed the standard error is 0, and the normal interval would be a point.
-        exact = short in ("success_rate", "oracle_success_rate") and bool(count)
-        interval = _wilson(value, count) if exact else [value - _Z * stderr, value + _Z * stderr]
+        exact = short in ("success_rate", "oracle_success_rate") and count
+        interval = _wilson(value, exact) if exact else [value - _Z * stderr, value + _Z * stderr]
     interval = interval and [float(f"{bound:.6g}") for bound in interval]
     return {"name": name, "value": value, "stderr": None if count == 1 else stderr, "interval": interval}
 

@@ -78,6 +78,13 @@ def commands(page: Path) -> list[tuple[str, str]]:
     return found
 
 
+def programs(page: Path) -> list[str]:
+    """The files of our programs that a page runs: `python -m benchmarks.x` and `python examples/x.py`."""
+    text = "".join(block.text for block in blocks(page) if not block.mark)
+    found = re.findall(r"^(?:\$ )?python (?:-m (benchmarks[.\w]*)|((?:examples|tools)/\S+))", text, re.MULTILINE)
+    return [file or f"{module.replace('.', '/')}.py" for module, file in found]
+
+
 def links(page: Path) -> list[str]:
     """Targets of the relative links and images of a page: `file`, `file#heading` or `#heading`."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))

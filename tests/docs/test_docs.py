@@ -32,6 +32,7 @@ from tests.docs.blocks import (
     links,
     make_targets,
     page_name,
+    programs,
     runnable,
     shown_files,
 )
@@ -156,10 +157,18 @@ def test_a_make_target_that_a_page_names_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_every_block_that_is_not_run_says_why(page: Path) -> None:
+def test_a_program_that_a_page_runs_exists(page: Path) -> None:
+    assert [file for file in programs(page) if not (ROOT / file).is_file()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != ROOT], ids=page_name)
+def test_every_block_is_run_or_composed_or_a_file_or_says_why_not(page: Path) -> None:
+    checked = re.compile(r"^(?:\$ )?(?:python|diffusion-forcing|make|pip|pytest) ", re.MULTILINE)
     for block in blocks(page):
         if block.mark == "not run":
             assert len(block.value.split()) > 1
+        elif block.mark != "file" and block.language != "python":
+            assert checked.search(block.text), f"line {block.line} is checked by nothing; mark it with its reason"
 
 
 def test_the_pages_that_readers_are_sent_to_are_there() -> None:
