@@ -127,7 +127,11 @@ def test_the_dockerfile_is_well_formed_and_uses_what_the_context_has() -> None:
 
 def public_names() -> set[str]:
     """Every name that the package or a package inside it exports by `__all__`."""
-    packages = [file.parent for file in (ROOT / "diffusion_forcing").rglob("__init__.py") if "\n__all__" in file.read_text("utf-8")]
+    packages = [
+        file.parent
+        for file in (ROOT / "diffusion_forcing").rglob("__init__.py")
+        if "\n__all__" in file.read_text("utf-8")
+    ]
     names = {f"{package.relative_to(ROOT)}".replace("/", ".") for package in packages}
     assert {"diffusion_forcing", "diffusion_forcing.diffusion"} <= names
     return {name for module in names for name in importlib.import_module(module).__all__} - {"__version__"}

@@ -309,8 +309,8 @@ class MazeFigure:
             text = "goal, rewarded in the circle" if self.width > 600 else "goal"
             handles.append(Line2D([], [], marker="*", color=GOAL, ls="none", ms=12, mec="white", label=text))
         if rewarded:
-            ring = {"marker": "o", "ls": "none", "mfc": "none", "mec": START, "mew": 2}
-            handles.append(Line2D([], [], ms=9, label="goal reached", **ring))
+            ring = Line2D([], [], marker="o", ls="none", ms=9, mfc="none", mec=START, mew=2, label="goal reached")
+            handles.append(ring)
 
         def draw(size: float) -> Legend:
             return self.figure.legend(
