@@ -18,6 +18,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import diffusion_forcing
 from tools import site_pages
 
 ROOT = Path(__file__).resolve().parents[1]
