@@ -19,7 +19,7 @@ from tests.networks.test_world import small_size  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
-UNET = {"network_size": 8, "dim_mults": (1, 2), "attn_resolutions": (4, 8), "attn_heads": 2, "attn_dim_head": 4}
+UNET = {"network_size": 8, "dim_mults": (1, 2), "attn_resolutions": (8,), "attn_heads": 2, "attn_dim_head": 4}
 NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "unet": (lambda: UNet3D(3, 8, **UNET), (3, 8, 8)),
     "transformer": (lambda: Transformer(4, causal=True, num_layers=2), (4,)),

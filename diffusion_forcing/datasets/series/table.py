@@ -26,7 +26,7 @@ from diffusion_forcing.datasets.series.steps import (
     quietly,
     usual_distance,
 )
-from diffusion_forcing.errors import UserError, did_you_mean, first_line
+from diffusion_forcing.errors import UserError, did_you_mean, first_line, require
 from diffusion_forcing.limits import VARIABLE, limit
 
 
@@ -143,12 +143,11 @@ def read_simbench(variates: int) -> Table:
     file = folder / "networks" / "1-complete_data-mixed-all-0-sw" / "LoadProfile.csv"
     if not file.is_file():
         raise UserError(f"{file} is missing; install the package again: pip install --no-deps simbench==1.6.3")
-    frame = pandas.read_csv(file, sep=";")
-    frame.index = pandas.to_datetime(frame["time"], dayfirst=True)
-    hourly = frame[[name for name in frame.columns if str(name).endswith("_pload")]].resample("h").mean()
-    if len(hourly.columns) < variates:
-        raise UserError(f"dataset.variates is {variates}; simbench has {len(hourly.columns)} load profiles")
-    return regular(hourly.iloc[:, :variates], "h", "simbench")
+    names = [name for name in pandas.read_csv(file, sep=";", nrows=0).columns if str(name).endswith("_pload")]
+    require(len(names) >= variates, f"dataset.variates is {variates}; simbench has {len(names)} load profiles")
+    frame = pandas.read_csv(file, sep=";", index_col="time", usecols=["time", *names[:variates]])
+    frame.index = pandas.to_datetime(frame.index, format="%d.%m.%Y %H:%M")
+    return regular(frame.resample("h").mean(), "h", "simbench")
 
 
 def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[int], int]:

@@ -148,7 +148,7 @@ def test_batches_are_as_long_as_their_longest_and_say_what_is_padding() -> None:
 
 @pytest.mark.slow
 def test_the_data_set_makes_what_is_missing_and_reads_it(tmp_path: Path, toy: None) -> None:
-    data = RobotDataset(options(tmp_path, workers=1))
+    data = generated(tmp_path)
     data.prepare(progress=False)
     assert len(data.training()) == 3 * STACK
     assert len(data.validation()) == 1

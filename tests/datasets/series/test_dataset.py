@@ -23,7 +23,7 @@ from diffusion_forcing.datasets.series.dataset import (
     spec_of,
 )
 from diffusion_forcing.datasets.series.smoothing import Base, Method
-from diffusion_forcing.datasets.series.steps import checked_freq, date_features
+from diffusion_forcing.datasets.series.steps import checked_freq, date_features, lags_of
 from diffusion_forcing.datasets.series.table import Table
 from diffusion_forcing.errors import UserError
 
@@ -201,7 +201,7 @@ def test_load_profiles_are_a_year_of_hours() -> None:
     data = TimeSeries(SeriesOptions(source="load", prediction_length=24, variates=96))
     data.prepare()
     assert data.table.values.shape == (8784, 96)
-    assert (data.table.freq, data.spec.lags) == ("h", (1, 24, 168))
+    assert (data.table.freq, lags_of(data.table.freq)) == ("h", (1, 24, 168))
     assert -0.5 < np.nanmin(data.table.values) < np.nanmax(data.table.values) < 10  # shares of a customer's peak
     assert (~data.table.observed).sum() == 96  # the hour that summer time leaves out
 
