@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
@@ -95,27 +95,21 @@ class Scores:
             self.curves[who, metric].append(np.where(valid.cpu().numpy(), values.double().numpy(), np.nan))
 
 
+@dataclass
 class Roller:
-    """Rolls batches of clips out with `sampler` and scores them."""
+    """Rolls batches of clips out with `sampler` and scores them.
 
-    def __init__(
-        self,
-        video: Video,
-        sampler: Sampler,
-        *,
-        metrics: Sequence[str],
-        seed: int,
-        inverse: InverseDynamics | None = None,
-        on_frames: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        """metrics: of single frames. inverse: tells the actions of generated frames. on_frames: called with the number of frames just
-        predicted, clips times length."""
-        self.video = video
-        self.inverse = inverse
-        self.sampler = sampler
-        self.metrics = metrics
-        self.seed = seed
-        self.on_frames = on_frames
+    metrics: of single frames. inverse: tells the actions of generated frames. on_frames: called with the number of frames
+    just predicted, clips times length.
+    """
+
+    video: Video
+    sampler: Sampler
+    _: KW_ONLY
+    metrics: Sequence[str]
+    seed: int
+    inverse: InverseDynamics | None = None
+    on_frames: Callable[[int], None] = lambda count: None
 
     def roll(self, batch: VideoBatch, number: int, scores: Scores, *, on_chunk: OnChunk | None = None) -> None:
         """Predict the clips of batch `number` from their context and add to `scores`, on the model's device."""
