@@ -21,7 +21,7 @@ PLAN := $(BIN)/python -m main experiment=exp_planning algorithm=df_planning expe
   experiment.episodes=4 algorithm.goal=random
 
 # What a target installs: one extra of pyproject.toml, or everything where `make setup` has installed everything before
-EVERYTHING := planning,ogbench,video,forecasting,benchmarks,robot,play,hub,wandb,tensorboard,docs,dev
+EVERYTHING := planning,ogbench,minari,video,forecasting,benchmarks,robot,play,hub,wandb,tensorboard,docs,dev
 needs = $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.has-$(1))
 
 define install

@@ -29,7 +29,8 @@ from diffusion_forcing.datasets.windows import Steps, Store
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import reached
 from diffusion_forcing.errors import UserError, first_line, require
-from diffusion_forcing.limits import check_expansion, load_json, reading
+from diffusion_forcing.files import read_json
+from diffusion_forcing.limits import check_expansion, reading
 
 _ORIGIN = 0.7
 """m: from the outer corner of D4RL's map to the origin of its frame."""
@@ -136,11 +137,7 @@ def _root() -> Path:
 
 def _is_ours(folder: Path) -> bool:
     """Whether the data was recorded in our environment, in D4RL's frame."""
-    path = folder / "data" / "metadata.json"
-    if not path.exists():
-        return False
-    with reading(path, "get the data set again"):
-        return '"diffusion_forcing/maze2d-' in str(load_json(path).get("env_spec", ""))
+    return '"diffusion_forcing/maze2d-' in str(read_json(folder / "data" / "metadata.json", {}).get("env_spec", ""))
 
 
 def _from_hdf5(path: Path) -> Iterator[Episode]:
