@@ -20,6 +20,7 @@ import av
 import numpy as np
 
 from diffusion_forcing.datasets.video.container import Pixels, opened, resize, shown_packets, upright
+from diffusion_forcing.errors import UserError
 from diffusion_forcing.limits import Refused, check_limit
 
 _TOLERANCE = 0.25
@@ -54,6 +55,11 @@ class VideoWriter:
         self, path: Path, size: tuple[int, int], fps: float, codec: str = "lossless", *, key_every: float = 1.0
     ) -> None:
         chosen, rate = CODECS[codec], Fraction(fps).limit_denominator(1001)
+        if chosen.encoder not in av.codecs_available:
+            have = ", ".join(name for name, known in CODECS.items() if known.encoder in av.codecs_available)
+            raise UserError(
+                f"codec '{codec}' needs ffmpeg's encoder {chosen.encoder}, which PyAV {av.__version__} lacks; install a newer av, or choose of {have}"
+            )
         self.frames = self.bytes = 0
         self._time_base = 1 / rate
         container = av.open(str(path), "w", format="mp4")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -27,6 +28,7 @@ from diffusion_forcing.datasets.robot.lerobot_writer import (
     write_lerobot,
 )
 from diffusion_forcing.datasets.robot.source import read_demonstration
+from diffusion_forcing.datasets.robot.video import CODECS, VideoWriter
 from diffusion_forcing.errors import UserError
 from tests.datasets.robot.makers import CAMERAS, demonstration
 
@@ -319,12 +321,18 @@ def test_nothing_is_left_of_a_set_that_could_not_be_written(tmp_path: Path) -> N
 
 def test_common_codecs_lose_little_of_smooth_pictures(tmp_path: Path) -> None:
     smooth = np.stack([frame_of(1, frame) for frame in range(5)])
-    for codec in ("h264", "av1"):
+    for codec in {"h264", "av1"} & {name for name, known in CODECS.items() if known.encoder in av.codecs_available}:
         root = write_lerobot(
             tmp_path / codec, [("training", {**demonstration(4), "front": smooth})], LeRobotOptions(codec=codec)
         )
         seen = LeRobotSet(root).images("training", 0, "front")
         assert 0 < np.abs(seen.astype(int) - smooth).mean() < 8
+
+
+def test_an_encoder_that_pyav_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libsvtav1"})
+    with pytest.raises(UserError, match=r"'av1' needs .*libsvtav1.*lossless, h264"):
+        VideoWriter(tmp_path / "a.mp4", (8, 8), 10, "av1")
 
 
 def test_statistics_are_numpys_and_those_of_parts_join_to_the_whole() -> None:
