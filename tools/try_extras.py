@@ -42,8 +42,7 @@ COMMANDS = {
     "dataset.num_test_episodes=1",
     "forecasting": 'python -c \'print("time,a"); [print(f"2020-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24}") for i in range(720)]\' > a.csv '
     "&& diffusion-forcing forecast a.csv --horizon 12",
-    "robot": RUN
-    + "dataset=robot_swap load=robot_swap_small experiment.tasks=[test] experiment.episodes=1",
+    "robot": RUN + "dataset=robot_swap load=robot_swap_small experiment.tasks=[test] experiment.episodes=1",
     "play": "(timeout 120 diffusion-forcing play --no-browser --port 8765 & for i in $(seq 110); do sleep 1; "
     "python -c 'import urllib.request as u; print(u.urlopen(\"http://127.0.0.1:8765\").status)' 2>/dev/null && kill $! && exit 0; done; exit 1)",
     "fvd": "python -c 'from diffusion_forcing.metrics.i3d import load_i3d; print(sum(p.numel() for p in load_i3d().parameters()))'",
