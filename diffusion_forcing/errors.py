@@ -20,7 +20,7 @@ class UserError(Exception):
     value from a file that has several lines is put on one; a very long one is shortened."""
 
     def __init__(self, message: object = "") -> None:
-        text = " ".join(str(message).split())
+        text = " ".join(str(message).splitlines())
         super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}")
 
     everywhere = False
@@ -39,11 +39,12 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
-def check_choice(key: str, value: object, allowed: Collection[str]) -> None:
+def check_choice(key: str, value: object, allowed: Collection[object]) -> None:
     """`UserError` unless `value` is one of `allowed`. key: the name a user knows it by, like dataset.source."""
     if value not in allowed:
-        hint = did_you_mean(str(value), allowed)
-        raise UserError(f"{key} {value!r} is unknown; choose one of {', '.join(allowed)}{hint}")
+        choices = [str(choice) for choice in allowed]
+        hint = did_you_mean(str(value), choices)
+        raise UserError(f"{key} {value!r} is unknown; choose one of {', '.join(choices)}{hint}")
 
 
 def check_minimum(key: str, value: float | None, least: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -84,8 +85,8 @@ def check_limits(where: str, options: Any) -> None:
         key, value = f"{where}.{name}", getattr(options, name)
         if choices:
             check_choice(key, value, choices)
-        for number in value if isinstance(value, tuple) else (value,):
-            for check in checks if isinstance(number, (int, float)) else ():
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            for check in checks if isinstance(number, numbers.Real) else ():
                 check(key, number)
 
 
@@ -94,7 +95,8 @@ def _limits(cls: type) -> list[tuple[str, tuple[str, ...], list[Callable[[str, A
     """Each field's name, the choices of its `Literal`, and the checks in its annotation and in those of base classes."""
 
     def checks(hint: Any) -> list[Any]:
-        return [*getattr(hint, "__metadata__", ()), *(check for inner in get_args(hint) for check in checks(inner))]
+        own = [check for check in getattr(hint, "__metadata__", ()) if callable(check)]
+        return [*own, *(check for inner in get_args(hint) for check in checks(inner))]
 
     bases = [typing.get_type_hints(base, include_extras=True) for base in cls.__mro__ if dataclasses.is_dataclass(base)]
     found = []

@@ -31,7 +31,7 @@ _LIMITS = {native.HEADER: "JSON_BYTES", native.MODEL: "ARRAY_BYTES", native.CARD
 _RESULTS = "results.json"
 _NETWORK = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
 _NOT_OURS = re.compile(
-    r"oracle_(?!ratio)|^naive/|^data/|_(?:copy|mean|blend|truth|shuffled)(?:_|$)|pixel|seconds|unreached"
+    r"oracle_(?!ratio)|^naive/|^data/|_(?:copy|mean|blend|truth|shuffled|interpolation|last_season)(?:_|$)|pixel|seconds|unreached"
 )
 """Results that are no scores of the model: of references, of the data, counts and times."""
 PIPELINES = {
@@ -172,14 +172,16 @@ def _with_results(card: str, place: Place, results: Mapping[str, Any] | None) ->
 
 
 def _read_results(results: Path | None, checkpoint: Path) -> dict[str, Any] | None:
-    """The content of results.json: that of the path `results`, else of the run in which `checkpoint` lies; None without
-    one. UserError for a file that is none."""
+    """The content of results.json: that of the path `results`, else of the run in which `checkpoint` lies, unless the
+    checkpoint was written after it; None without one. UserError for a file that is none."""
     if results is None and checkpoint.parent.name != "checkpoints":
         return None
     path = checkpoint.parents[1] if results is None else results
     path = path / _RESULTS if path.is_dir() else path
-    if results is None and not path.is_file():
-        return None
+    if results is None:
+        header = checkpoint / native.HEADER
+        if not path.is_file() or path.stat().st_mtime < header.stat().st_mtime:
+            return None
     with reading(path, "evaluate the model again, or leave --results out"):
         content = load_json(path)
         if content.get("format") != "diffusion-forcing/results" or content.get("format_version") != 1:

@@ -275,7 +275,8 @@ class ForecastingExperiment(BaseExperiment):
     def _draw_gaps(self, task: str, windows: SeriesWindows, samples: np.ndarray, target: np.ndarray) -> None:
         """The last window, of the series with most gaps."""
         table, end = windows.table, int(windows.ends[-1])
-        shown = table.values[end - len(target) : end]
+        start = max(0, end - len(target))  # a short table begins within its window
+        shown, samples, target = table.values[start:end], samples[:, start - end :], target[start - end :]
         most = np.argsort(-np.isnan(shown).sum(axis=0), kind="stable")[:MOST_DRAWN]
         self.run.image(
             f"{task}_gaps",
@@ -284,7 +285,7 @@ class ForecastingExperiment(BaseExperiment):
                 samples[..., most],
                 target[:, most],
                 names=[table.names[series] for series in most],
-                times=table.times(end - len(target), len(target)),
+                times=table.times(start, end - start),
             ),
             caption="The last window: what was observed, 50, 80 and 90 % of the paths in the gaps, and what was hidden",
         )

@@ -28,7 +28,7 @@ def hide(observed: Mask, share: float, pattern: str, block: int, random: np.rand
     hidden = np.zeros_like(observed)
     for series in range(observed.shape[1]):
         places = np.flatnonzero(observed[:, series])
-        count = min(round(share * len(places)), len(places) - 1)
+        count = max(0, min(round(share * len(places)), len(places) - 1))
         if pattern == "points":
             hidden[random.choice(places, count, replace=False), series] = True
             continue
@@ -53,7 +53,7 @@ def windows_with_gaps(dataset: TimeSeries) -> list[int]:
     length = dataset.context_length + dataset.prediction_length
     ends = [*range(length, len(dataset.table), length), len(dataset.table)]
     gaps = ~dataset.table.observed.all(axis=1)
-    return [end for end in ends if gaps[end - length : end].any()]
+    return [end for end in ends if gaps[max(0, end - length) : end].any()]
 
 
 def interpolated(values: Array) -> Array:

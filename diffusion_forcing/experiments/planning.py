@@ -453,9 +453,13 @@ class PlanningExperiment(BaseExperiment):
         levels: list[NDArray[np.int64]] = []
 
         def keep(row: int, x: torch.Tensor, s: torch.Tensor) -> None:
+            sampled = s.expand(len(x), -1)[:, future].numpy()
+            if levels and sampled.min() > levels[-1].min():  # candidates are drawn again: show the last draw
+                rows.clear()
+                levels.clear()
             frames = planner.bundle.decode(planner.bundle.unstack(x[:, future])).observations
             rows.append(frames[:, :horizon, :2].cpu().numpy())
-            levels.append(s.expand(len(x), -1)[:, future].numpy())
+            levels.append(sampled)
 
         plan = self._plan_again(planner, group, episode, device, keep)
         # Of a tree, whose batches differ in size, the first node of each; what comes after a candidate's goal is not drawn.

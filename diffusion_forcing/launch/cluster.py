@@ -30,6 +30,8 @@ _PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
 _CLOSED = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|`[^`]*`|(?:^|(?<=\s))#[^\n]*|<<<""", re.DOTALL | re.MULTILINE)
 """An escaped character, a quoted text, a comment or a here-string of the shell."""
 _DIRECTIVE = "#SBATCH"
+_LOG = re.compile(r"\s(?:--(?:output|error)[=\s]|-[oe])\s*\S*$")
+_PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 _PARAMS = ("env_name", "num_gpus", "gpu_type", "num_cpus", "memory", "time", "email", "partition", "account")
 """Parameters of base_slurm.yaml, which a template need not use."""
 OTHERS_SECONDS = 3.0
@@ -122,11 +124,18 @@ def _filled(line: str, before: str, words: Mapping[str, Sequence[str]], where: s
         for word in words[name]:
             what = f"{name} {word!r} has a line break or another character that a script cannot hold"
             require(word.isprintable(), what)
-        text = shlex.join(words[name])
-        # sbatch replaces %j and the like in the names of logs
-        return text.replace("%", "%%") if is_directive and name == "log_dir" else text
+        if not is_directive:
+            return shlex.join(words[name])
+        is_log = _LOG.search(line[: found.start()]) is not None  # where sbatch replaces %j and the like
+        return " ".join(_directive_word(word.replace("%", "%%") if is_log else word) for word in words[name])
 
     return _PLACEHOLDER.sub(quoted, line)
+
+
+def _directive_word(word: str) -> str:
+    """`word` as one argument of a #SBATCH line, where a backslash is an escape within single quotes too."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return word if _PLAIN.fullmatch(word) else f'"{escaped}"'
 
 
 def is_new_job(folder: Path) -> bool:

@@ -44,9 +44,9 @@ def write_project(folder: Path) -> str:
     name = folder.resolve().name
     check_name(name)
     existed = folder.exists()
-    is_free = not existed or (folder.is_dir() and not any(folder.iterdir()))
-    require(is_free, f"{folder} exists already and is not an empty folder; choose another name or remove it")
     with explaining_os_errors(f"cannot write {folder}", "choose a folder you may write to"):
+        is_free = not existed or (folder.is_dir() and not any(folder.iterdir()))
+        require(is_free, f"{folder} exists already and is not an empty folder; choose another name or remove it")
         try:
             _write(template(), folder, name)
         except OSError:

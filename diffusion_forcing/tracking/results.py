@@ -23,8 +23,8 @@ def results(metadata: Mapping[str, Any], facts: Mapping[str, Any], metrics: Mapp
     version). metrics: of metrics.json."""
     counts = {name: value for name, value in metrics.items() if name.rpartition("/")[2] in COUNTS}
     listed = [name for name in metrics if name not in counts and not name.endswith(_BESIDE)]
-    words = metadata["command"]
-    program = "diffusion-forcing" if Path(words[0]).name in ("__main__.py", "diffusion-forcing") else "python -m main"
+    words = (metadata.get("resumed") or [{}])[-1].get("command") or metadata.get("command") or ["main.py"]
+    program = "diffusion-forcing" if Path(words[0]).stem in ("__main__", "diffusion-forcing") else "python -m main"
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

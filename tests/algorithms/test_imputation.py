@@ -87,9 +87,10 @@ def test_so_many_values_are_hidden(pattern: str, share: float) -> None:
     np.testing.assert_array_equal(hidden.sum(axis=0), np.round(share * observed.sum(axis=0)))
     runs = (np.diff(hidden.astype(int), axis=0) == 1).sum()
     assert (runs < 0.4 * hidden.sum()) == (pattern == "blocks")
-    one = np.zeros((9, 1), bool)
-    one[4] = True
-    assert not hide(one, 0.5, pattern, 4, random).any()
+    for places in ([4], []):
+        few = np.zeros((9, 1), bool)
+        few[places] = True
+        assert not hide(few, 0.5, pattern, 4, random).any()
 
 
 def test_simple_fillings() -> None:
@@ -104,6 +105,14 @@ def dataset_of(values: np.ndarray) -> TimeSeries:
     table, length = Table(values, "2020-01-01", "D", ("a", "b")), 4
     dataset._read = lambda: (table, [], length)  # type: ignore[method-assign]
     return dataset
+
+
+def test_a_table_shorter_than_a_window_has_its_gaps_in_one() -> None:
+    values = np.ones((30, 2))
+    values[5:9, 0] = np.nan
+    dataset = dataset_of(values)
+    dataset.split = dataset.split._replace(context_length=40)
+    assert windows_with_gaps(dataset) == [30]
 
 
 def test_windows_hold_every_gap_and_no_hidden_value() -> None:

@@ -3,9 +3,11 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import numpy as np
 import pytest
 
 from diffusion_forcing.algorithms.base import DiffusionOptions, TransformerOptions
+from diffusion_forcing.algorithms.video import UNetOptions
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import options
 
@@ -95,3 +97,10 @@ def test_options_are_frozen() -> None:
 def test_the_window_is_the_present_and_the_stacked_future() -> None:
     assert options().max_tokens == 1 + 12 // 3
     assert options(frame_stack=12, chunk_size=12).max_tokens == 2
+
+
+@pytest.mark.parametrize("sizes", [[1, 0], (1, 0), [np.int64(0)]])
+def test_limits_hold_for_lists_and_numpy_numbers(sizes: Any) -> None:
+    with pytest.raises(UserError, match=r"dim_mults"):
+        UNetOptions(dim_mults=sizes)
+    assert UNetOptions(dim_mults=(1, 2)).dim_mults == (1, 2)

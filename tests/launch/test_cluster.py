@@ -83,7 +83,7 @@ def test_every_value_is_a_word_of_its_own_and_lines_without_a_value_are_left_out
     job = scripted(name=NASTY, nodes=2, num_gpus=4, gpu_type="volta", memory=None)
     lines = job.splitlines()
     assert shlex.split(lines[1]) == ["#SBATCH", f"--job-name={NASTY}"]
-    assert lines[2] == "#SBATCH --output='/my logs/50%%'/%j.out"
+    assert lines[2] == '#SBATCH --output="/my logs/50%%"/%j.out'
     for argument in ("--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=8", "--gres=gpu:volta:4"):
         assert f"#SBATCH {argument}" in lines
     for absent in ("--mem", "--mail", "conda", "partition", "None"):
@@ -167,7 +167,7 @@ def test_every_cluster_of_ours_makes_a_script(slurm: Path, choice: str, capsys: 
     (folder,) = slurm.glob("outputs/*/*-x-y")
     text = (slurm / "submitted.sh").read_text()
     assert text == (folder / "slurm" / "job.sh").read_text()
-    assert "#SBATCH --job-name='x y'" in text and "#SBATCH --time=0:30:0" in text
+    assert '#SBATCH --job-name="x y"' in text and "#SBATCH --time=0:30:0" in text
     assert f"-m diffusion_forcing resume={shlex.quote(str(folder))} &" in text and "dataset.mean" not in text
     assert json.loads((folder / "run.json").read_text())["status"] == "queued"
     saved = yaml.safe_load((folder / "config.yaml").read_text())
@@ -340,3 +340,13 @@ def test_where_the_nodes_are_offline_the_job_knows_of_no_wandb_and_this_machine_
     (other,) = slurm.glob("outputs/*/*-vision")
     assert yaml.safe_load((other / "config.yaml").read_text())["wandb"]["mode"] == "online"
     assert "process 4711 here uploads the run to W&B" in capsys.readouterr().out
+
+
+def test_a_directive_keeps_backslashes_and_percent_signs() -> None:
+    template = "#SBATCH --job-name={name}\n#SBATCH -o logs/{name}.out\n#SBATCH --chdir={log_dir}\n"
+    lines = script(template, {"name": 'a\\b "50%j"', "log_dir": "/tmp/50%"}, []).splitlines()
+    assert lines == [
+        '#SBATCH --job-name="a\\\\b \\"50%j\\""',
+        '#SBATCH -o logs/"a\\\\b \\"50%%j\\"".out',
+        "#SBATCH --chdir=/tmp/50%",
+    ]

@@ -129,9 +129,9 @@ class PlanningOptions(AlgorithmOptions):
         require(0 < self.gamma <= 1, f"algorithm.gamma is {self.gamma}; it must be above 0 and at most 1")
         for name in ("warm_start", "guidance_stop", "refine"):
             check_range(f"algorithm.{name}", getattr(self, name), 0, 1)
-        if self.warm_start > 0 and self.open_loop_horizon >= self.episode_len * self.frame_skip:
+        if self.warm_start > 0 and self.open_loop_horizon >= self.plan_len * self.frame_skip:
             raise UserError(
-                f"algorithm.warm_start is {self.warm_start}, but nothing of a plan of {self.episode_len * self.frame_skip} steps is left "
+                f"algorithm.warm_start is {self.warm_start}, but nothing of a plan of {self.plan_len * self.frame_skip} steps is left "
                 f"when replanning after algorithm.open_loop_horizon {self.open_loop_horizon}; replan earlier or set warm_start to 0"
             )
         if self.warm_start > 0 and self.open_loop_horizon % self.frame_skip:

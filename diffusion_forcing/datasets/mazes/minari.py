@@ -103,7 +103,7 @@ def write(dataset_id: str, store: Store, *, environment: Any, steps: int) -> Pat
     except ImportError as error:
         raise UserError(f"writing a Minari data set needs {_EXTRA}") from error
     folder = _root() / dataset_id
-    require(not folder.exists(), f"{folder} exists; run `minari delete {dataset_id}` first, or choose another id")
+    require(not folder.exists(), f"{folder} exists; run `minari delete {dataset_id}` first")
     episodes = []
     for first, end in store.episodes.tolist():
         for begin in range(first, end - 1, steps):

@@ -27,7 +27,7 @@ from diffusion_forcing.datasets.robot.source import (
 )
 from diffusion_forcing.datasets.robot.video import write_video
 from diffusion_forcing.errors import check_choice, check_range, explaining_os_errors, require
-from diffusion_forcing.files import replacing, write_json
+from diffusion_forcing.files import remove_leftovers, replacing, write_json
 from diffusion_forcing.progress import Bar
 
 
@@ -94,6 +94,7 @@ def _read_all(
 def _write_ours(
     source: RobotSource, target: Path, tasks: Sequence[tuple[str, int]], options: ConvertOptions, bar: Bar
 ) -> None:
+    remove_leftovers(target.parent)
     with (
         explaining_os_errors(f"cannot write {target}", "make room or choose another folder"),
         replacing(target) as folder,
@@ -104,6 +105,8 @@ def _write_ours(
             _write_one(source, split, index, path, options)
             bar.advance(1)
         write_json(folder / NOTE, {"source": str(source.root.resolve()), "fps": options.fps})
+        if target.exists():
+            target.rmdir()  # fails where something has been put there meanwhile
 
 
 def _write_one(source: RobotSource, split: str, index: int, path: Path, options: ConvertOptions) -> None:
