@@ -258,7 +258,7 @@ class ForecastingExperiment(BaseExperiment):
                 )
         self.run.table("imputed", rows, caption="What was missing: mean and quantiles of the paths")
         self._draw_gaps("impute", windows, samples[-1], np.full(samples[-1].shape[1:], np.nan))
-        self._say(f"filled {len(rows):,} gaps: {self.run.folder / 'tables' / 'imputed.csv'}")
+        self._say(f"filled {len(rows):,} missing values: {self.run.folder / 'tables' / 'imputed.csv'}")
 
     def _fill(self, windows: SeriesWindows, task: str) -> np.ndarray:
         """Sample paths (n, paths, L, V) of whole windows with their gaps filled."""
@@ -287,7 +287,8 @@ class ForecastingExperiment(BaseExperiment):
                 names=[table.names[series] for series in most],
                 times=table.times(start, end - start),
             ),
-            caption="The last window: what was observed, 50, 80 and 90 % of the paths in the gaps, and what was hidden",
+            caption="The last window: what was observed, and 50, 80 and 90 % of the paths in its gaps"
+            + (", and what was hidden" if np.isfinite(target).any() else ""),
         )
 
     def _forecast(self, task: str) -> None:
@@ -301,6 +302,7 @@ class ForecastingExperiment(BaseExperiment):
         self.run.summary(
             {f"naive/{way}_{name}": of[f"forecast/{name}"] for way, of in naive.items() for name in COMPARED}
         )
+        self._say(f"{task}: {len(windows)} windows of {samples.shape[2]} steps, {samples.shape[1]} paths each")
         self._say(f"  {'':12s} {'forecast':>9s}" + "".join(f" {way:>9s}" for way in naive))
         if not np.isfinite(report["forecast/crps_sum"]):
             self._say(f"  crps_sum is missing: {why_missing(samples, target)}")
@@ -402,7 +404,9 @@ class ForecastingExperiment(BaseExperiment):
         self.run.image(
             f"{task}_fans",
             draw_fans(history[:, :shown], samples[..., :shown], target[..., :shown], names=names, times=times),
-            caption=f"The last {task} window: history, 50, 80 and 90 % of the paths, and what was observed",
+            caption="Behind the end of the data: history, and 50, 80 and 90 % of the paths"
+            if task == "forecast"
+            else f"The last {task} window: history, 50, 80 and 90 % of the paths, and what was observed",
         )
         if task == "forecast":
             return

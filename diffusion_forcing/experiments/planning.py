@@ -361,7 +361,7 @@ class PlanningExperiment(BaseExperiment):
                 titles=[_title(group.rewards[i]) for i in shown],
                 radius=radius,
             ),
-            caption=f"Plans and what became of them: episodes 0 to {shown[-1]} of seed {seed}",
+            caption=f"Plans and what became of them: the first {len(shown)} of seed {seed}",
         )
         longest = int(np.linalg.norm(group.goals - starts, axis=1)[: len(shown)].argmax())
         goal = group.goals[longest] if marked else None

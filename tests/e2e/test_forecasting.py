@@ -87,7 +87,7 @@ def test_gaps_are_hidden_and_scored_and_filled(capfd: pytest.CaptureFixture[str]
     assert len({(row["time"], row["series"]) for row in rows}) == len(rows) == 16
     assert all(row["q0.05"] <= row["q0.5"] <= row["q0.95"] for row in rows)
     assert {"test_imputation_gaps.png", "impute_gaps.png"} <= {p.name for p in (folder / "pictures").iterdir()}
-    assert "filled 16 gaps" in capfd.readouterr().err
+    assert "filled 16 missing values" in capfd.readouterr().err
     assert main([*TINY, *CSV, "experiment.tasks=[impute]"]) == 2
     assert "every value needs a token" in capfd.readouterr().err
 
