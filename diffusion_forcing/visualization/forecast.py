@@ -90,16 +90,20 @@ def _charts(
     columns = 1 if len(names) == 1 else 2
     rows = -(-len(names) // columns)
     figure = new_figure(width, rows * row)
+    entries: dict[str, Any] = {}
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
         draw(axes, number)
         axes.set_title(name, fontsize=10, color=INK)
         axes.grid(color=LINE, lw=0.6)
+        axes.set_axisbelow(True)
         axes.tick_params(labelsize=8)
         if dated:
             axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
-        if number == 0:
-            axes.legend(fontsize=7, framealpha=0.8, edgecolor="none", loc="best")
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    place = {"loc": "outside lower center", "ncols": len(entries), "frameon": False}
+    figure.legend(list(entries.values()), list(entries), fontsize=8, **place)
     return to_array(figure)
 
 
