@@ -102,7 +102,7 @@ def _charts(
             axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    place = {"loc": "outside lower center", "ncols": len(entries), "frameon": False}
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": len(entries), "frameon": False}
     figure.legend(list(entries.values()), list(entries), fontsize=8, **place)
     return to_array(figure)
 
