@@ -57,7 +57,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_demo_plans_in_mazes_of_three_sizes(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_plans_in_mazes_of_four_sizes(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [
         f"algorithm.diffusion.architecture.{key}" for key in ("num_layers=1", "network_size=16", "dim_feedforward=16")
     ]
@@ -65,7 +65,7 @@ def test_demo_plans_in_mazes_of_three_sizes(elsewhere: Path, capsys: pytest.Capt
         words = [f"dataset=maze2d_{maze}", "experiment=exp_planning", "algorithm=df_planning", *sizes]
         save_untrained(f"maze2d_{maze}_x", [*words, "dataset.action_mean=[]", "dataset.action_std=[]"], FEW_STEPS)
     folders = run_demo("demo", ["experiment.episodes=1", "dataset.episode_len=60"], capsys)
-    assert [re.sub(r"^[\d-]*demo_", "", folder.name) for folder in folders] == ["umaze", "medium", "large"]
+    assert [re.sub(r"^[\d-]*demo_", "", folder.name) for folder in folders] == ["umaze", "medium", "large", "giant"]
     for folder in folders:
         assert json.loads((folder / "metrics.json").read_text())["planning/episodes"] == 1
         assert (folder / "pictures" / "validation_plans.png").is_file()
@@ -137,7 +137,7 @@ def test_the_command_lines_of_a_demo_fit_the_shipped_checkpoints(
         (
             "test",
             {"planning", "ogbench", "video", "forecasting", "robot", "play", "wandb", "tensorboard", "docs", "dev"}
-            | {"benchmarks", "hub"},
+            | {"benchmarks", "hub", "minari"},
         ),
     ],
 )
