@@ -137,7 +137,11 @@ def _root() -> Path:
 
 def _is_ours(folder: Path) -> bool:
     """Whether the data was recorded in our environment, in D4RL's frame."""
-    return '"diffusion_forcing/maze2d-' in str(read_json(folder / "data" / "metadata.json", {}).get("env_spec", ""))
+    file = folder / "data" / "metadata.json"
+    metadata = read_json(file, {})
+    # Without it nobody knows in which frame the positions are.
+    require(bool(metadata) or not file.exists(), f"{file} is damaged; get the data set again")
+    return '"diffusion_forcing/maze2d-' in str(metadata.get("env_spec", ""))
 
 
 def _from_hdf5(path: Path) -> Iterator[Episode]:

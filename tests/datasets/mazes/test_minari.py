@@ -219,6 +219,14 @@ def test_a_broken_data_set_is_refused_in_one_line(tmp_path: Path, spoil: Any, wo
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", ""])
+def test_damaged_metadata_which_would_say_the_frame_is_refused(tmp_path: Path, damage: str) -> None:
+    folder = record(tmp_path / "set-v0", (15,))
+    (folder / "data" / "metadata.json").write_text(damage)
+    with pytest.raises(UserError, match=r"metadata\.json is damaged"):
+        read(folder, MAZES["umaze"])
+
+
 def test_a_folder_in_another_format_without_metadata_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "set-v0" / "data").mkdir(parents=True)
     with pytest.raises(UserError) as caught:
