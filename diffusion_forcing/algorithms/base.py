@@ -264,7 +264,7 @@ class ForcingAlgorithm(lightning.LightningModule):
         self._steps_before = 0
         self._sampling: Mapping[str, Any] = {}  # the settings that came with the weights
         # Of a student; in a tuple, because it is neither trained nor a part of the module's state.
-        self._teachers: tuple[nn.Module, ...] = ()
+        self.teachers: tuple[nn.Module, ...] = ()
         if network is not None:
             self.put_network(network)
 
@@ -433,18 +433,18 @@ class ForcingAlgorithm(lightning.LightningModule):
         )
         self.options = replace(self.options, diffusion=diffusion)
         teacher = copy.deepcopy(self.sampling_network).eval().requires_grad_(False)
-        self._teachers = (teacher,)
+        self.teachers = (teacher,)
         self.take_weights(self.sampling_weights())
         average = None if self.ema is None else self.ema.module
         self.forcing = Distillation(self.forcing, teacher, target=average, grid=grid)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A student's training state has its teacher, so that resuming needs no other checkpoint."""
-        for teacher in self._teachers:
+        for teacher in self.teachers:
             checkpoint["teacher"] = teacher.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for teacher in self._teachers:
+        for teacher in self.teachers:
             require("teacher" in checkpoint, "this checkpoint has no teacher; resume it with tasks=[training]")
             teacher.load_state_dict(checkpoint["teacher"])
 

@@ -7,6 +7,7 @@ noisy frames are trained behind).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -81,21 +82,22 @@ class Window:
     count: int
     present: bool
 
-    def visible(self, first: int, end: int, start: int, stop: int) -> Tensor | None:
-        """(end − first, stop − start) bool for the frames first … end − 1, over the frames start … stop − 1, the memory's
+    def visible(self, first: int, end: int, start: int, stop: int, device: torch.device) -> Tensor | None:
+        """(end − first, stop − start) bool on `device` for the frames first … end − 1, over the frames start … stop − 1, the memory's
         first being 0; None where nothing is hidden, found without reading a tensor, so that compiled graphs stay whole."""
         if (
             self.slots - self.count <= start > end - 1 + self.slots - self.length
             and stop <= first + self.slots + self.present
         ):
             return None
-        frame = torch.arange(first, end)[:, None] + self.slots
-        other = torch.arange(start, stop)
+        frame = torch.arange(first, end, device=device)[:, None] + self.slots
+        other = torch.arange(start, stop, device=device)
         return (other > frame - self.length) & (other < frame + self.present) & (other >= self.slots - self.count)
 
 
-BLOCK = 4
-"""Frames whose queries are attended together on a CPU: fewer look at less that their mask hides, more make longer products."""
+BLOCKS = {"cpu": 4}
+OTHER_BLOCKS = 8
+"""Frames whose queries are attended together in training, by device: fewer look at less that their mask hides, more make longer products."""
 
 
 def attention(
@@ -104,19 +106,21 @@ def attention(
     """softmax(q kᵀ/√d) v of queries (b, heads, t, pixels, d) over registers (heads, r, d), the frames of `past`: (b, heads, frames, pixels, d)
     that `window` shows, and the query's own frame of `own`: (b, heads, t, pixels, d)."""
     time, frames = query.shape[2], past[0].shape[2]
-    # On a CPU the fused kernel is fast for a few frames, and slow in its backward pass.
-    few = time <= BLOCK and not torch.is_grad_enabled()
-    if few or query.device.type != "cpu":
-        return fused_attention(query, registers, past, own, window)
+    device = query.device
+    block = BLOCKS.get(device.type, OTHER_BLOCKS)
+    if time <= block and not torch.is_grad_enabled():
+        return fused_attention(query, registers, past, own, window.visible(0, time, 0, frames, device))
+    # On a CPU the fused kernel has a slow backward pass; and softmax computes in float32 inside, and need not store it.
+    attend, plain = (_block_attention, True) if device.type == "cpu" else (fused_attention, False)
     found = []
-    with torch.autocast("cpu", enabled=False):  # softmax computes in float32 inside, and need not store it
-        for first in range(0, time, BLOCK):
-            end = min(first + BLOCK, time)
+    with torch.autocast("cpu", enabled=False) if plain else nullcontext():
+        for first in range(0, time, block):
+            end = min(first + block, time)
             start, stop = max(0, first + window.slots - window.length + 1), min(frames, end + window.slots)
-            visible = window.visible(first, end, start, stop)
             seen = past[0][:, :, start:stop], past[1][:, :, start:stop]
             now = None if own is None else (own[0][:, :, first:end], own[1][:, :, first:end])
-            found.append(_block_attention(query[:, :, first:end], registers, seen, now, visible))
+            visible = window.visible(first, end, start, stop, device)
+            found.append(attend(query[:, :, first:end], registers, seen, now, visible))
     return torch.cat(found, dim=2) if len(found) > 1 else found[0]
 
 
@@ -150,15 +154,15 @@ def _block_attention(
 
 
 def fused_attention(
-    query: Tensor, registers: KeysAndValues, past: KeysAndValues, own: KeysAndValues | None, window: Window
+    query: Tensor, registers: KeysAndValues, past: KeysAndValues, own: KeysAndValues | None, visible: Tensor | None
 ) -> Tensor:
-    """`attention` by PyTorch's fused kernel, with all keys side by side."""
+    """`attention` by PyTorch's fused kernel, with all keys side by side; visible: (t, frames) bool, None: all."""
     time, pixels = query.shape[2:4]
-    visible = window.visible(0, time, 0, past[0].shape[2])
     seen = [past] if own is None else [past, own]
     if own is not None and (visible is not None or time > 1):
-        visible = torch.ones(time, past[0].shape[2], dtype=torch.bool) if visible is None else visible
-        visible = torch.cat([visible, torch.eye(time, dtype=torch.bool)], dim=1)
+        if visible is None:
+            visible = torch.ones(time, past[0].shape[2], dtype=torch.bool, device=query.device)
+        visible = torch.cat([visible, torch.eye(time, dtype=torch.bool, device=query.device)], dim=1)
     keys, values = (
         torch.cat([registers[i].expand(len(query), -1, -1, -1), *(part[i].flatten(2, 3) for part in seen)], dim=2)
         for i in (0, 1)
@@ -166,7 +170,7 @@ def fused_attention(
     mask = None
     if visible is not None:
         mask = F.pad(visible.repeat_interleave(pixels, 1), (registers[0].shape[1], 0), value=True)
-        mask = mask.repeat_interleave(pixels, 0).to(query.device)
+        mask = mask.repeat_interleave(pixels, 0)
     found = F.scaled_dot_product_attention(query.flatten(2, 3), keys, values, attn_mask=mask)
     return found.unflatten(2, (time, pixels))
 

@@ -255,7 +255,7 @@ def test_a_student_learns_from_its_teacher_behind_a_past() -> None:
     clips = model.encode(batch())
     draws = model.draw(clips, generator=torch.Generator().manual_seed(1))
     model.distill(grid=8, steps=1)
-    (teacher,) = model._teachers
+    (teacher,) = model.teachers
     weights = [value.clone() for value in teacher.state_dict().values()]
     optimizer = torch.optim.Adam(model.network.parameters(), lr=3e-4)
     errors = []

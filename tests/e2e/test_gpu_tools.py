@@ -1,4 +1,4 @@
-"""The GPU run, rehearsed on a CPU at toy size: every stage works, and what it brings home is a checkpoint that loads."""
+"""The programs for a lent GPU, rehearsed on a CPU at toy size: what they bring home is a checkpoint that loads."""
 
 from __future__ import annotations
 
@@ -6,66 +6,90 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from diffusion_forcing.checkpoints import load
-from diffusion_forcing.datasets.batch import VideoBatch
-from tools.gpu.run import OnCard
+from diffusion_forcing.algorithms.world import World
+from diffusion_forcing.launch.run import plan
+from tools.gpu.world import Episodes
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = (
-    *(
-        "dataset.episode_frames=30",
-        "dataset.n_frames=10",
-        "dataset.resolution=32",
-        "algorithm.diffusion.architecture.size=A",
-    ),
-    "experiment.judge.inverse_dynamics=null",  # it knows 64x64 only
+    "dataset.n_frames=6",
+    "dataset.context_length=2",
+    "dataset.resolution=32",
+    "dataset.episode_frames=30",
+    "algorithm.diffusion.architecture.size=A",
 )
 
 
-@pytest.mark.slow
-def test_the_whole_run_works_at_toy_size(tmp_path: Path) -> None:
-    pytest.importorskip("vizdoom")
-    pytest.importorskip("labmaze")
-    run = [sys.executable, ROOT / "tools/gpu/pack.py", tmp_path / "pack", "--no-wheels"]
-    subprocess.run(run, check=True, capture_output=True)
-    words = ["--toy", "--seconds", "1", "--distil-seconds", "1", "--episodes", "3", *TOY]
+def rehearse(program: str, folder: Path, *words: str) -> list[dict[str, object]]:
+    """Packs the sources, runs a program from the pack and returns the rows of its log."""
+    pack = [sys.executable, ROOT / "tools/gpu/pack.py", folder / "pack", "--no-wheels"]
+    subprocess.run(pack, check=True, capture_output=True)
     ended = subprocess.run(
-        [sys.executable, "tools/gpu/run.py", tmp_path / "out", *words],
-        cwd=tmp_path / "pack",
+        [sys.executable, f"tools/gpu/{program}.py", folder / "out", *words],
+        cwd=folder / "pack",
         env={**os.environ, "PYTHONPATH": "."},
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
-    rows = [json.loads(line) for line in (tmp_path / "out" / "run.jsonl").read_text().splitlines()]
-    assert {"check", "measure", "data", "train", "distil", "judge teacher", "judge student"} <= {
-        row["stage"] for row in rows
-    }
-    assert rows[-1] == {"seconds": rows[-1]["seconds"], "stage": "end", "failed": []}
-    for name in ("teacher", "student"):
-        numbers = json.loads((tmp_path / "out" / f"{name}.json").read_text())
-        assert {"test/psnr_frame_1", "test/long_alive", "test/turn_2_back_psnr"} <= numbers.keys()
-        pieces = sorted((tmp_path / "out").glob(f"world_{name}.tar.*"))
-        assert max(piece.stat().st_size for piece in pieces) <= 16 << 20
-        (tmp_path / "whole.tar").write_bytes(b"".join(piece.read_bytes() for piece in pieces))
-        with tarfile.open(tmp_path / "whole.tar") as archive:
-            archive.extractall(tmp_path, filter="data")
-        loaded = load(tmp_path / f"world_{name}")
-        assert ("sampling" in loaded.metadata) == (name == "student")
+    (log,) = (folder / "out").glob("*.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_clips_on_the_card_are_the_episodes_clips() -> None:
-    frames = torch.arange(2 * 6).reshape(2, 6, 1, 1, 1).to(torch.uint8)
-    known = torch.ones(2, 6, dtype=torch.bool)
-    clips = OnCard(VideoBatch(frames, frames[..., 0, 0].float(), known, known), 4, torch.device("cpu"))
-    assert len(clips) == 2 * 3
-    batch = clips.__getitems__([0, 2, 3, 5])
-    assert batch.frames.flatten(1).tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [6, 7, 8, 9], [8, 9, 10, 11]]
-    assert torch.equal(batch.actions[..., 0], batch.frames[..., 0, 0, 0].float())
+@pytest.mark.slow
+def test_a_teacher_and_its_student_come_home(tmp_path: Path) -> None:
+    pytest.importorskip("vizdoom")
+    pytest.importorskip("labmaze")
+    words = [
+        "--seconds",
+        "4",
+        "--batch",
+        "2",
+        "--episodes",
+        "3",
+        "--first",
+        "1",
+        "--size",
+        "A",
+        "--backend",
+        "aot_eager",
+    ]
+    rows = rehearse("world", tmp_path, *words, *TOY)
+    assert [row["compiled"] for row in rows if "compiled" in row] == [True, True]
+    trained = {row["stage"]: row["steps"] for row in rows if "steps" in row}
+    assert trained.keys() == {"teacher", "student"} and all(trained.values())
+    for name in trained:
+        world = World.from_pretrained(tmp_path / "out" / str(name))
+        assert (world.options.diffusion.distilled_steps == 2) == (name == "student")
+        assert torch.isfinite(world.predict(torch.rand(1, 2, 3, 32, 32), 4, actions=torch.zeros(1, 4, 3))).all()
+
+
+@pytest.mark.slow
+def test_the_checks_pass_on_the_processor_itself(tmp_path: Path) -> None:
+    rows = rehearse("check", tmp_path, "--models", "df_world", "--", *TOY)
+    assert rows[-1] == {"stage": "end", "failed": []}
+    assert [row["stage"] for row in rows] == ["start", "check", "measure", "measure", "end"]
+
+
+def test_clips_are_those_of_the_episodes_and_actions_lead_to_their_frames(tmp_path: Path) -> None:
+    frames = np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None], (10, 32, 32, 3))
+    np.savez(tmp_path / "0.npz", video=frames, actions=np.arange(10) % 3)
+    episodes = Episodes(tmp_path, 1, torch.device("cpu"))
+    while not episodes.count:
+        time.sleep(0.05)
+    ready = plan(["dataset=video_labmaze", "algorithm=df_world", *TOY])
+    world = ready.classes["algorithm"](ready.options["algorithm"])
+    tokens, present, conditions = episodes.clips(world, 8)
+    shown = (world.frames(tokens)[:, :, 0, 0, 0] * 255).round().long()
+    assert (shown.diff(dim=1) == 1).all() and (shown[:, 0] >= 1).all() and present.all()
+    # The action that is stored with a frame leads to the next one; the last condition says that it is known.
+    assert torch.equal(conditions[..., :3].argmax(-1), (shown - 1) % 3)
+    assert (conditions[..., 3] == 1).all()

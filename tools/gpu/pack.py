@@ -1,8 +1,8 @@
-"""Gathers what `tools/gpu/run.py` needs on a machine without a package index: the sources, and the wheels that PyTorch's images lack.
+"""Gathers what the programs of this folder need on a machine without a package index: the sources, and the wheels that PyTorch's images lack.
 
     python tools/gpu/pack.py build/gpu [--python 3.12] [--no-wheels]
 
-There: `pip install --no-index --no-deps --target site wheels/*.whl`, then `PYTHONPATH=site:. python tools/gpu/run.py OUT`.
+There: `pip install --no-index --no-deps --target site wheels/*.whl`, then `PYTHONPATH=site:stubs:. python tools/gpu/world.py OUT`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,23 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("diffusion_forcing", "tools", "main.py", "pretrained/labmaze64_actions")
-WHEELS = ("vizdoom==1.3.2", "labmaze==1.0.6", "hydra-core==1.3.2", "omegaconf==2.3.0")
-"""Beside what such images have: torch, lightning, numpy, safetensors, rich, jinja2, matplotlib, pillow, torchmetrics."""
+SOURCES = ("diffusion_forcing", "tools", "main.py")
+WHEELS = (
+    "vizdoom==1.3.2",
+    "labmaze==1.0.6",
+    "gymnasium==1.4.0",
+    "farama-notifications==0.0.6",
+    "hydra-core==1.3.2",
+    "omegaconf==2.3.0",
+)
+"""Beside what such images have: torch, lightning, numpy, safetensors, rich, jinja2, pillow, cloudpickle."""
+STUB = '''"""Stands for PyAV, whose wheel is as large as all others together: no file is decoded here."""
+
+from types import SimpleNamespace
+
+VideoReformatter = SimpleNamespace(reformat=None)
+video = SimpleNamespace(reformatter=SimpleNamespace(VideoReformatter=VideoReformatter))
+'''
 BUILT = ("antlr4-python3-runtime==4.9.3",)
 """Published as a source only: a wheel is built here, which fits everywhere."""
 MOST = 64 << 20
@@ -40,6 +54,8 @@ def main() -> None:
         else:
             shutil.copy(ROOT / name, target)
     if not arguments.no_wheels:
+        (folder / "stubs").mkdir()
+        (folder / "stubs" / "av.py").write_text(STUB)
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         system = [f"--platform=manylinux_2_{n}_x86_64" for n in (28, 27, 17)] + ["--platform=manylinux2014_x86_64"]
         target_python = ["--only-binary=:all:", f"--python-version={arguments.python}", "--implementation=cp", *system]
