@@ -21,7 +21,7 @@ def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
     """The checkpoint that `spec` names: a checkpoint folder of ours, or a single file (a released `.ckpt`).
 
     `spec`: a path to either or to a file inside ours, a run's folder (its newest checkpoint), the id of a run below
-    `outputs`, a shipped checkpoint's name (`maze2d_medium_x` or `pretrained/maze2d_medium_x`), or a place on the hub
+    `outputs`, a shipped checkpoint's name (`maze2d_medium_goal` or `pretrained/maze2d_medium_goal`), or a place on the hub
     (`hf://user/repo[@revision][/folder]`), which is downloaded. UserError naming what is missing and how to get it.
     """
     if spec.startswith(hub.SCHEME):

@@ -64,7 +64,7 @@ groups and their choices (a `configurations/` folder in the working directory co
 common keys
   +name=NAME                              name of the run
   experiment.tasks=[training,validation]  tasks in order: training, validation, test, generate_dataset, your own methods
-  load=PATH|RUN ID|NAME|hf://user/repo    start from a checkpoint; a shipped one by its name, as in load=maze2d_medium_x
+  load=PATH|RUN ID|NAME|hf://user/repo    start from a checkpoint; a shipped one by its name, as in load=maze2d_medium_goal
   resume=RUN ID                           continue a run: weights, optimiser, step, random state, log
   tracking=wandb|tensorboard|[wandb,tensorboard]   add trackers; wandb.mode=online|offline wandb.entity= wandb.project=
   seed=0   seeds=1   debug=True   outputs=outputs
@@ -76,7 +76,7 @@ examples
   python -m main dataset=video_labmaze load=RUN_ID experiment.tasks=[validation] +name=roll
   python -m main dataset=maze2d_medium dataset.action_mean=[] dataset.action_std=[] \\
       dataset.observation_mean=[3.5092521,3.4765592] dataset.observation_std=[1.3371079,1.52102] +name=maze2d_medium_x
-  python -m main dataset=maze2d_medium load=maze2d_medium_x experiment.tasks=[validation] +name=plan"""
+  python -m main dataset=maze2d_medium load=maze2d_medium_goal experiment.tasks=[validation] +name=plan"""
 
 
 @forgiving_output()

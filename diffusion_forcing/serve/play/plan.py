@@ -99,7 +99,7 @@ class PlanPlayer:
         require(bool(self._words), "no planner is shipped with this installation; install the package again")
 
     def play(self, session: Session) -> None:
-        self.name = "medium" if "medium" in self._words else next(iter(self._words))
+        self.name = next((name for name in self._words if name.startswith("medium")), next(iter(self._words)))
         session.send("mazes", mazes=list(self._words), chosen=self.name)
         self._choose(self.name, None)
         self._show_maze(session)

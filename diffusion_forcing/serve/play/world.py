@@ -25,7 +25,7 @@ from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
-MODEL = ("dataset=video_labmaze", "algorithm=df_world", "load=labmaze64_world")
+MODEL = ("dataset=video_labmaze", "algorithm=df_world", "load=labmaze64_world_student")
 ACTIONS = ("forward", "left", "right")
 STARTS = Path(__file__).parent / "static" / "starts.npz"
 """First frames and actions of a few test mazes, for where there is no simulator."""
