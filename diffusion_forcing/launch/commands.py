@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusion_forcing.checkpoints import LoadedCheckpoint
 
 _NUMBERS_SHOWN = 8
-_ENTRIES_SHOWN = 12
+_CHARACTERS_SHOWN = 100
 
 
 def inspect(words: Sequence[str]) -> None:
@@ -80,13 +80,17 @@ def push(words: Sequence[str]) -> None:
     say(f"uploaded {path}; use load={uploaded}")
 
 
+NETWORKS = {"rnn": "recurrent networks", "v1.5": "attention networks", "world": "the world model's network"}
+"""What trained here has, by the line of its checkpoint."""
+
+
 def _summary(checkpoint: LoadedCheckpoint) -> str:
     """One line: kind, line, task, sizes, parameters, step."""
     from diffusion_forcing.released.options import LINES
 
     metadata = checkpoint.metadata
     kind = "released checkpoint" if checkpoint.kind == "released" else "checkpoint"
-    line = LINES.get(str(metadata.get("line")), "an unknown line")
+    line = (NETWORKS if "structure" in metadata else LINES).get(str(metadata.get("line")), "an unknown line")
     sizes = ", ".join(f"{key} {metadata[key]}" for key in ("network_size", "z_shape", "frame_stack") if key in metadata)
     return (
         f"{kind} of {line}: {metadata.get('task', 'unknown task')}{f' ({sizes})' if sizes else ''}, "
@@ -99,9 +103,10 @@ def _parameters(checkpoint: LoadedCheckpoint) -> int:
 
 
 def _on_a_line(value: Any) -> str:
-    if isinstance(value, list) and len(value) > _ENTRIES_SHOWN:
-        return f"{json.dumps(value[:3])[:-1]}, … {len(value)} in all]"
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, list) and len(text) > _CHARACTERS_SHOWN:
+        return f"{text[:_CHARACTERS_SHOWN]}… {len(value)} in all"
+    return text
 
 
 def _few_numbers(value: Tensor) -> str:

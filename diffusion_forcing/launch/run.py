@@ -168,6 +168,8 @@ def start(plan: Plan) -> Run | NullRun:
     saved = plan.config.copy()
     saved["resume"] = None  # the file describes the run, not this start of it
     run.config(as_yaml(saved))
+    if not isinstance(run, NullRun):
+        say(f"run {run.id}: {run.folder}")
     run.describe(_facts(plan))
     with requeued_when_preempted(f"continue with resume={run.id}"), _finishing(run), _explained_memory_errors():
         run.follow([cls(options) for cls, options in plan.trackers], resolved(plan.config))
@@ -377,6 +379,8 @@ def report(run: Run | NullRun) -> None:
     for name, meaning in (
         ("index.html", "the run's page: open it in a browser"),
         ("pictures", "images and videos"),
+        ("tables", "tables, as CSV and JSON"),
+        ("forecast.npz", "all sampled paths"),
         ("metrics.json", "the results as numbers; results.json: the same for leaderboards"),
         ("checkpoints", "checkpoints, for load= and resume="),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from rich.table import Table
 from diffusion_forcing.errors import UserError, explaining_os_errors, require
 from diffusion_forcing.files import write_atomic
 from diffusion_forcing.terminal import say
-from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines
+from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines, started_with
 from diffusion_forcing.tracking.records import RunRecord, find_run, rank, read_config, read_run, read_runs, remove
 
 _COMMANDS = ("ls", "show", "best", "rm", "sync")
@@ -77,10 +78,10 @@ def ls(every: Sequence[RunRecord]) -> None:
 
 def show(run: RunRecord) -> None:
     """Print everything about one run."""
-    step = "none" if run.step is None else f"{run.step:,}"
-    say(f"{run.name} ({run.id}): {run.status}, started {run.started}, step {step}")
+    step = "" if run.step is None else f", step {run.step:,}"
+    say(f"{run.name} ({run.id}): {run.status}, started {run.started}{step}")
     say(f"  folder     {run.folder}")
-    say(f"  command    {' '.join(str(word) for word in run.metadata.get('command', []))}")
+    say(f"  command    {shlex.join(started_with(run.metadata.get('command', [])))}")
     for name, value in run.metrics.items():
         say(f"  {name}  {value:.6g}" if isinstance(value, float) else f"  {name}  {value}")
     for file in sorted((run.folder / "checkpoints").glob("*/checkpoint.json")):
