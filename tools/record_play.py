@@ -74,10 +74,12 @@ def play(page: Page, film: Film) -> None:
     page.keyboard.press("t")
     page.wait_for_timeout(400)
     film.start()
-    for key, seconds in (("ArrowUp", 2.2), ("ArrowLeft", 1.4), ("ArrowUp", 1.6)):
-        page.keyboard.down(key)
-        page.wait_for_timeout(1000 * seconds)
-        page.keyboard.up(key)
+    for _ in range(2):  # it drives by itself, then in another maze
+        page.keyboard.press("g")
+        page.wait_for_timeout(3000)
+        page.keyboard.press("g")
+        page.keyboard.press("n")
+        page.wait_for_timeout(300)
     film.stop()
 
     view(page, "plan", ".result.good")

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import mimetypes
+import os
 import secrets
 import socket
 import time
@@ -60,7 +61,7 @@ class PlayOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     browser: bool = True
-    threads: int = 1
+    threads: int = max(1, min(4, (os.cpu_count() or 1) // 2))
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, 0, 65535)

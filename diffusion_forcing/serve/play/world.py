@@ -25,7 +25,12 @@ from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
-MODEL = ("dataset=video_labmaze", "algorithm=df_world", "load=labmaze64_world_student")
+MODEL = (
+    *("dataset=video_labmaze", "algorithm=df_world", "load=labmaze64_world"),
+    *("algorithm.diffusion.sampling_timesteps=2", "algorithm.diffusion.ddim_sampling_eta=1"),
+    "algorithm.diffusion.stabilization_level=416",
+)
+"""Two steps and noise of σ 0.15 on the past, which keep colours for longer (docs/world_model.md)."""
 ACTIONS = ("forward", "left", "right")
 STARTS = Path(__file__).parent / "static" / "starts.npz"
 """First frames and actions of a few test mazes, for where there is no simulator."""
