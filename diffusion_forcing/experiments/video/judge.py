@@ -44,7 +44,7 @@ from diffusion_forcing.visualization.curves import Panel, draw_horizon
 
 LATE = 32
 """Frames over which numbers at frame 200 and at the end are averaged."""
-MOTION, CHANNEL, THUMBNAIL = "motion", "channel_", "thumbnail"
+MOTION, CONTRAST, CHANNEL, THUMBNAIL = "motion", "contrast", "channel_", "thumbnail"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,7 @@ def statistics(frames: Tensor, actions: Tensor, inverse: InverseDynamics | None)
     own = frames[:, 1:]
     found = {f"{CHANNEL}{i}": own[:, :, i].mean(dim=(2, 3)) for i in range(own.shape[2])}
     found |= {PIXEL_SQUARE: own.square().mean(dim=(2, 3, 4)), LAPLACIAN: laplacian_energy(own), MOTION: motion(frames)}
+    found[CONTRAST] = own.std(dim=(3, 4)).mean(dim=2)
     if inverse is not None:
         found[ACTION] = actions_recognised(frames, actions, inverse)
     return found | {THUMBNAIL: thumbnails(own)}
@@ -180,6 +181,7 @@ def _at(model: dict[str, Curve], real: dict[str, Curve], span: slice) -> dict[st
         "mean_difference": mean_interval(mean - real_mean),
         "channel_difference": Interval(*(np.array([end]) for end in (worst, np.nan, np.nan))),
         "deviation_ratio": deviation,
+        "contrast_ratio": mean_interval(averaged(CONTRAST) / real[CONTRAST].mean()),
         "sharpness": mean_interval(averaged(LAPLACIAN) / real[LAPLACIAN].mean()),
         "motion_ratio": mean_interval(averaged(MOTION) / real[MOTION].mean()),
     }
@@ -213,6 +215,7 @@ def draw_long(run: Any, task: str, long: Long) -> None:
         ("pixel deviation", deviation, real_deviation, None),
     ]
     for title, name in (
+        ("contrast within a frame", CONTRAST),
         ("texture (energy of the Laplacian)", LAPLACIAN),
         ("motion", MOTION),
         ("actions recognised", ACTION),

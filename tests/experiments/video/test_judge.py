@@ -12,13 +12,16 @@ from diffusion_forcing.checkpoints import save
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.video.judge import (
+    CHANNEL,
+    CONTRAST,
     JudgeOptions,
     endless,
     first_clips,
     judge,
     load_inverse_dynamics,
+    statistics,
 )
-from diffusion_forcing.experiments.video.rollouts import Roller
+from diffusion_forcing.experiments.video.rollouts import PIXEL_SQUARE, Roller
 from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics
 from diffusion_forcing.tracking.run import Run
 from tests.experiments.video.test_rollouts import GIVEN, batch, video
@@ -74,6 +77,7 @@ def test_real_video_that_plays_on_does_not_drift_and_lives(tmp_path: Path) -> No
     for at in ("16", "end"):
         assert abs(numbers[f"long_mean_difference_{at}"]) < 0.05
         assert 0.8 < numbers[f"long_deviation_ratio_{at}"] < 1.2
+        assert 0.8 < numbers[f"long_contrast_ratio_{at}"] < 1.2
         assert 0.5 < numbers[f"long_sharpness_{at}"] < 1.5  # the pattern differs from moment to moment
         assert numbers[f"long_actions_{at}"] > 0.9
         assert numbers[f"long_actions_relative_{at}_low"] <= numbers[f"long_actions_relative_{at}"]
@@ -89,6 +93,14 @@ def test_a_frozen_grey_frame_is_dead_blurred_and_disobedient(tmp_path: Path) -> 
     assert numbers["long_motion_ratio_end"] == 0
     assert numbers["long_deviation_ratio_end"] < 0.01
     assert numbers["long_actions_end"] == 0
+
+
+def test_fog_of_different_colours_deviates_and_has_no_contrast() -> None:
+    fog = torch.rand(4, 1, 3, 1, 1).expand(4, 6, 3, 8, 8)
+    found = statistics(fog, torch.zeros(4, 5, 3), None)
+    mean = torch.stack([found[f"{CHANNEL}{i}"] for i in range(3)]).mean()
+    assert (found[PIXEL_SQUARE].mean() - mean**2).sqrt() > 0.1
+    assert (found[CONTRAST] == 0).all()
 
 
 def test_who_turns_away_and_comes_back_to_the_same_frame_has_a_memory(tmp_path: Path) -> None:
