@@ -111,7 +111,8 @@ def measure(name: str, words: list[str], device: torch.device, log: Log, *, batc
         step()
     seconds = timed(step, device, repeat)
     flops = counter.get_total_flops()
-    share = {"mfu": round(flops / seconds / PEAK, 3)} if device.type == "cuda" else {}
+    known = device.type == "cuda" and any(card in torch.cuda.get_device_name() for card in ("H100", "H200"))
+    share = {"mfu": round(flops / seconds / PEAK, 3)} if known else {}
     options = video.options
     context, length = clips.frames[:1, : options.context_frames], options.n_frames + 4 * repeat
     actions = clips.actions[:1].repeat(1, 1 + length // options.n_frames, 1) if options.condition_width else None

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("diffusion_forcing", "tools", "main.py")
+SOURCES = ("diffusion_forcing", "tools", "main.py", "pretrained/labmaze64_world")
 WHEELS = (
     "vizdoom==1.3.2",
     "labmaze==1.0.6",
@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--no-wheels", action="store_true", help="the sources alone")
     arguments = parser.parse_args()
     folder = arguments.folder
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists() and any(folder.iterdir()):
+        sys.exit(f"{folder} is not empty; name a new folder, or remove it first")
     for name in SOURCES:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,9 +54,9 @@ def main() -> None:
             shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, target)
+    (folder / "stubs").mkdir()
+    (folder / "stubs" / "av.py").write_text(STUB)
     if not arguments.no_wheels:
-        (folder / "stubs").mkdir()
-        (folder / "stubs" / "av.py").write_text(STUB)
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         system = [f"--platform=manylinux_2_{n}_x86_64" for n in (28, 27, 17)] + ["--platform=manylinux2014_x86_64"]
         target_python = ["--only-binary=:all:", f"--python-version={arguments.python}", "--implementation=cp", *system]

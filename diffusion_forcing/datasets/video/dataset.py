@@ -254,7 +254,8 @@ def provide(options: VideoDatasetOptions, *, progress: bool = True) -> None:
     may_generate = source == "auto" and options.generator != "none" and (is_empty or (root / RECIPE).exists())
     if source == "generate" or may_generate:
         if progress and is_empty:
-            say(f"no clips in {root} yet: generating {options.num_episodes:,} training episodes ({options.generator})")
+            episodes = options.num_episodes + options.num_validation_episodes + options.num_test_episodes
+            say(f"no clips in {root} yet: generating {episodes:,} episodes ({options.generator})")
         generate_episodes(options, progress=progress)
     elif options.urls and source in ("auto", "download") and (is_unfinished(root) or is_empty):
         if progress and is_empty:
