@@ -97,7 +97,7 @@ class Window:
 
 BLOCKS = {"cpu": 4}
 OTHER_BLOCKS = 8
-"""Frames whose queries are attended together in training, by device: fewer look at less that their mask hides, more make longer products."""
+"""Frames whose queries are attended together, by device: fewer look at less that their mask hides, more make longer products."""
 
 
 def attention(

@@ -33,6 +33,7 @@ def cases() -> dict[str, Case]:
     from tests.algorithms import test_forecasting as series
     from tests.algorithms import test_planning_rnn as rnn
     from tests.algorithms import test_video as film
+    from tests.algorithms import test_world as dream
     from tests.algorithms.robot import test_algorithm as arm
 
     def seeded(algorithm: Any) -> Any:
@@ -96,6 +97,8 @@ def cases() -> dict[str, Case]:
     return {
         "saved and loaded": (370, video, reload, long_clips),
         "train video": (1, lambda: video(ema_decay=0.9), train_video, clips),
+        "train world": (1, lambda: dream.world(ema_decay=0.9), train_video, dream.batch()),
+        "roll world": (13, lambda: dream.world(cache="streaming"), roll, dream.batch(2, 9)),
         "train planning": (1, lambda: small.planning("xva", ema_decay=0.9), train_planning, shown),
         "train series": (1, lambda: series.build(ema_decay=0.9), train_series, windows),
         "roll none": (0, lambda: video(cache="none"), roll, long_clips),

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +63,11 @@ def test_a_teacher_and_its_student_come_home(tmp_path: Path) -> None:
     ]
     rows = rehearse("world", tmp_path, *words, *TOY)
     assert [row["compiled"] for row in rows if "compiled" in row] == [True, True]
-    trained = {row["stage"]: row["steps"] for row in rows if "steps" in row}
-    assert trained.keys() == {"teacher", "student"} and all(trained.values())
-    for name in trained:
-        world = World.from_pretrained(tmp_path / "out" / str(name))
+    assert [row["stage"] for row in rows if "steps" in row] == ["teacher", "student"]
+    teacher, student = (World.from_pretrained(tmp_path / "out" / name) for name in ("teacher", "student"))
+    weights = teacher.sampling_weights()
+    assert not all(torch.equal(weights[key], value) for key, value in student.sampling_weights().items())
+    for name, world in (("teacher", teacher), ("student", student)):
         assert (world.options.diffusion.distilled_steps == 2) == (name == "student")
         assert torch.isfinite(world.predict(torch.rand(1, 2, 3, 32, 32), 4, actions=torch.zeros(1, 4, 3))).all()
 
@@ -79,15 +79,21 @@ def test_the_checks_pass_on_the_processor_itself(tmp_path: Path) -> None:
     assert [row["stage"] for row in rows] == ["start", "check", "measure", "measure", "end"]
 
 
+def test_an_episode_that_cannot_be_read_is_told_to_who_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "0.npz").write_bytes(b"PK not really")
+    with pytest.raises(Exception, match="pickled"):
+        Episodes(tmp_path, 1, torch.device("cpu")).wait(1, lambda: None)
+
+
 def test_clips_are_those_of_the_episodes_and_actions_lead_to_their_frames(tmp_path: Path) -> None:
     frames = np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None], (10, 32, 32, 3))
     np.savez(tmp_path / "0.npz", video=frames, actions=np.arange(10) % 3)
     episodes = Episodes(tmp_path, 1, torch.device("cpu"))
-    while not episodes.count:
-        time.sleep(0.05)
+    episodes.wait(1, lambda: None)
     ready = plan(["dataset=video_labmaze", "algorithm=df_world", *TOY])
     world = ready.classes["algorithm"](ready.options["algorithm"])
     tokens, present, conditions = episodes.clips(world, 8)
+    assert conditions is not None
     shown = (world.frames(tokens)[:, :, 0, 0, 0] * 255).round().long()
     assert (shown.diff(dim=1) == 1).all() and (shown[:, 0] >= 1).all() and present.all()
     # The action that is stored with a frame leads to the next one; the last condition says that it is known.

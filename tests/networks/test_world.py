@@ -224,6 +224,23 @@ def test_the_fused_attention_of_a_gpu_is_that_of_a_cpu(monkeypatch: pytest.Monke
         assert torch.allclose(again, behind, atol=1e-5)
 
 
+def test_the_gradients_of_fused_blocks_are_those_of_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusion_forcing.networks import space_time
+
+    network, found = world(), []
+    clip = inputs(network, 7)
+    for _ in range(2):
+        network.zero_grad()
+        output, _ = network.behind(clip[0], clip[1], clip[0].flip(1), clip[1].flip(1), clip[2])
+        output.square().mean().backward()
+        found.append({name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None})
+        monkeypatch.setattr(space_time, "BLOCKS", {"cpu": 3})
+        monkeypatch.setattr(space_time, "_block_attention", space_time.fused_attention)
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.allclose(found[1][name], gradient, atol=1e-6, rtol=1e-3), name
+
+
 # ------------------------------------------------------------------------------------------------ the warp
 
 

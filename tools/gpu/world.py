@@ -10,9 +10,9 @@ float16), written every minute and at the end; OUT/log.jsonl has every number.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -78,9 +78,24 @@ class Episodes:
         self.folder, self.most, self.device = folder, most, device
         self.count = 0
         self.frames = self.actions = torch.empty(0)
+        self.failure: Exception | None = None
         threading.Thread(target=self._watch, daemon=True).start()
 
+    def wait(self, count: int, goes_on: Callable[[], None]) -> None:
+        """Until there are `count` episodes; `goes_on` raises where no more will come."""
+        while self.count < count:
+            if self.failure is not None:
+                raise self.failure
+            goes_on()
+            time.sleep(0.1)
+
     def _watch(self) -> None:
+        try:
+            self._read()
+        except Exception as error:  # `wait` raises it where somebody hears it
+            self.failure = error
+
+    def _read(self) -> None:
         seen = set[str]()
         while self.count < self.most:
             for path in sorted(self.folder.glob("*.npz")):
@@ -134,10 +149,8 @@ class Trainer:
     """What the training of teacher and student share."""
 
     def __init__(self, world: World, episodes: Episodes, batch: int, compiled: Behind, out: Path, log: Log) -> None:
-        self.world, self.episodes, self.batch, self.compiled, self.out, self.log = (
-            *(world, episodes, batch),
-            *(compiled, out, log),
-        )
+        self.world, self.episodes, self.batch = world, episodes, batch
+        self.compiled, self.out, self.log = compiled, out, log
 
     def loss(self, own_past: float = 0.0) -> Tensor:
         """Of a random batch; own_past: share of the past that the network predicts itself."""
@@ -219,11 +232,7 @@ class Trainer:
     def save(self, name: str, step: int) -> None:
         """The averaged weights as the checkpoint OUT/<name>, in the place of an older one."""
         weights = {key: value.half() for key, value in self.world.sampling_weights().items()}
-        partial = self.out / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        save(partial, None, metadata=self.world.metadata(), model=weights, step=step)
-        shutil.rmtree(self.out / name, ignore_errors=True)
-        partial.rename(self.out / name)
+        save(self.out / name, None, metadata=self.world.metadata(), model=weights, step=step)
 
 
 def main() -> None:
@@ -246,6 +255,8 @@ def main() -> None:
     parser.add_argument("--backend", default="inductor", help="of torch.compile; none: without it")
     parser.add_argument("words", nargs="*", help="more words of the command line")
     arguments = parser.parse_intermixed_args()
+    if not 0 < arguments.student < 1:
+        parser.error(f"--student is {arguments.student}; it is a share between 0 and 1")
     out: Path = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out)
@@ -258,6 +269,21 @@ def main() -> None:
 
     data = out.parent / f"{out.name}-data"
     making = generate(data, arguments.episodes, arguments.words, max(1, (os.cpu_count() or 1) - 2))
+    try:
+        run(arguments, making, data, out, device, log)
+    finally:
+        making.terminate()
+
+
+def run(
+    arguments: argparse.Namespace,
+    making: subprocess.Popen[bytes],
+    data: Path,
+    out: Path,
+    device: torch.device,
+    log: Log,
+) -> None:
+    """Teacher, then student, on the episodes that `making` writes to `data`."""
     episodes = Episodes(data / "training", arguments.episodes, device)
     ready = plan([*CONFIGURATION, f"algorithm.diffusion.architecture.size={arguments.size}", *arguments.words])
     world: World = ready.classes["algorithm"](ready.options["algorithm"])
@@ -269,21 +295,31 @@ def main() -> None:
     world.to(device)
     assert world.ema is not None
     log(parameters=sum(p.numel() for p in world.network.parameters()))
-    while episodes.count < min(arguments.first, arguments.episodes):
+
+    def goes_on() -> None:
         if making.poll():
-            sys.exit(f"generating the mazes ended with {making.returncode}")
-        time.sleep(0.5)
+            sys.exit(f"generating the mazes in {data} ended with {making.returncode}")
+
+    episodes.wait(min(arguments.first, arguments.episodes), goes_on)
+    file = out / "seconds"
+    file.unlink(missing_ok=True)
 
     def lasts(share: float) -> Callable[[], float]:
         """Seconds of a part of the training."""
-        file = out / "seconds"
-        return lambda: share * (float(file.read_text()) if file.exists() else arguments.seconds)
+
+        def now() -> float:
+            with contextlib.suppress(OSError, ValueError):  # not there, or half written
+                arguments.seconds = float(file.read_text())
+            return share * float(arguments.seconds)
+
+        return now
 
     compiled = (
         behind if arguments.backend == "none" else torch.compile(behind, dynamic=False, backend=arguments.backend)
     )
     trainer = Trainer(world, episodes, arguments.batch, compiled, out, log)
     trainer.compile(world.network)
+    goes_on()
     trainer.train("teacher", lasts(1 - arguments.student), lr=arguments.lr, warmup=200)
 
     world.distill(grid=32, steps=2)
@@ -302,7 +338,6 @@ def main() -> None:
     )
     if device.type == "cuda":
         log(memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 1))
-    making.terminate()
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ def test_a_generated_set_is_made_when_it_is_not_there_and_finished_when_it_was_b
         "validation": 2,
         "test": 1,
     }
-    assert "generating 3 training episodes (labmaze)" in capsys.readouterr().out
+    assert "generating 6 episodes (labmaze)" in capsys.readouterr().out
     (tmp_path / "training" / "000001.npz").unlink()
     again = data(tmp_path, **words)
     again.prepare(progress=False)
