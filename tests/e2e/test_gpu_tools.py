@@ -59,7 +59,7 @@ def test_a_teacher_and_its_student_come_home(tmp_path: Path) -> None:
         "--size",
         "A",
         "--backend",
-        "aot_eager",
+        "eager",
     ]
     rows = rehearse("world", tmp_path, *words, *TOY)
     assert [row["compiled"] for row in rows if "compiled" in row] == [True, True]
