@@ -88,7 +88,9 @@ def _in_folder(path: Path, what: str) -> Path:
 def _missing(spec: str, outputs: Path, runs: Iterable[str]) -> str:
     names = shipped()
     near = did_you_mean(str(spec).removeprefix(f"{SHIPPED}/"), [*names, *runs])
-    here = f"shipped here: {', '.join(names)} (a checkout has more)" if names else "none are shipped here"
+    here = (
+        f"shipped here: {', '.join(names)} (the wheel has fewer than a checkout)" if names else "none are shipped here"
+    )
     if os.sep in spec or Path(spec).suffix:
         return (
             f"the checkpoint {spec} does not exist (looked in {Path.cwd()}){near}: put a downloaded checkpoint at that "

@@ -54,9 +54,9 @@ def test_one_of_ours_is_inspected_by_its_name_and_not_converted(
 ) -> None:
     for name, networks in (("maze2d_medium_x", "attention"), ("ts_load_small", "recurrent")):
         assert main(["inspect", name]) == 0
-        told = capsys.readouterr().out
-        assert told.startswith(f"checkpoint of {networks} networks: ") and "mean" in told
-        assert max(map(len, told.splitlines())) < 200
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"checkpoint of {networks} networks: ") and "mean" in printed
+        assert max(map(len, printed.splitlines())) < 200
     assert main(["convert", "pretrained/maze2d_medium_x", str(tmp_path / "out")]) == 2
     assert "is in our format already" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -193,10 +193,10 @@ class Trainer:
         world, device, fused = self.world, self.world.device, self.world.device.type == "cuda"
         parameters = list(world.network.parameters())
         optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.95), weight_decay=1e-2, fused=fused)
-        begin = now = saved = told = seconds()
-        step = told_step = 0
+        begin = now = saved = logged = seconds()
+        step = logged_step = 0
         total = torch.zeros((), device=device)
-        while (share := (now - begin) / lasts()) < 1:
+        while (share := (now - begin) / max(lasts(), 1e-9)) < 1:
             rate = lr * min(1.0, (step + 1) / warmup) * min(1.0, (1 - share) / 0.4 + 0.01)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -214,14 +214,14 @@ class Trainer:
             if fused:
                 torch.cuda.synchronize()
             now = seconds()
-            if now - told > 10:
-                frames = (step - told_step) * self.batch * world.options.n_frames / (now - told)
-                row = {"loss": total.item() / (step - told_step), "norm": norm.item(), "rate": rate}
+            if now - logged > 10:
+                frames = (step - logged_step) * self.batch * world.options.n_frames / (now - logged)
+                row = {"loss": total.item() / (step - logged_step), "norm": norm.item(), "rate": rate}
                 rounded = {key: float(f"{value:.4g}") for key, value in row.items()}
                 self.log(
                     stage=name, step=step, **rounded, frames_per_second=round(frames), episodes=self.episodes.count
                 )
-                told, told_step = now, step
+                logged, logged_step = now, step
                 total.zero_()
             if now - saved > 60:
                 self.save(name, step)
