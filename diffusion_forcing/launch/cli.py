@@ -29,10 +29,10 @@ COMMANDS = {
     "convert-robot": "commands.convert_robot",
     "push": "commands.push",
     "runs": "runs_command.runs",
-    "forecast": "forecast_command.overrides",
-    "play": "play_command.play",
-    "serve-policy": "serve_command.serve_policy",
-    "new": "new_project.new",
+    "forecast": "commands.forecast",
+    "play": "commands.play",
+    "serve-policy": "commands.serve_policy",
+    "new": "commands.new",
 }
 """Sub-commands and the function in this folder that each calls; what it returns is the command line to run."""
 _HELP = ("--help", "-h")
@@ -153,8 +153,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 def _run(overrides: list[str]) -> int:
     gc.disable()  # importing creates many objects and little garbage: a tenth to a fifth of the time to start
     try:
-        from diffusion_forcing.launch.run import plan, report, start
-        from diffusion_forcing.launch.seeds import run_seeds
+        from diffusion_forcing.launch.run import plan, report, run_seeds, start
 
         checked = plan(overrides)
     except UserError as mistake:

@@ -1,24 +1,45 @@
-"""The sub-commands for files: `inspect`, `convert` and `push` for checkpoints, `convert-robot` for demonstrations."""
+"""The sub-commands: `inspect`, `convert` and `push` for checkpoints, `convert-robot` for demonstrations, `forecast`, `play`,
+`serve-policy` and `new`. `runs` has a file of its own."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib.util
 import json
+import keyword
+import re
+import shutil
+import signal
+import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffusion_forcing.errors import UserError, did_you_mean, require
-from diffusion_forcing.options import leaves
+from diffusion_forcing.errors import UserError, check_minimum, did_you_mean, explaining_os_errors, require
+from diffusion_forcing.options import build_options, leaves
 from diffusion_forcing.terminal import say, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffusion_forcing.checkpoints import LoadedCheckpoint
+    from diffusion_forcing.launch.run import Plan
+    from diffusion_forcing.serve.policy_server import ServeOptions
 
 _NUMBERS_SHOWN = 8
 _CHARACTERS_SHOWN = 100
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError instead of ending the process; no --help, which the command line has for all."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, add_help=False, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; {self.usage}")
 
 
 def inspect(words: Sequence[str]) -> None:
@@ -61,7 +82,7 @@ def convert(words: Sequence[str]) -> None:
 def push(words: Sequence[str]) -> None:
     """`push PATH hf://user/repo [--private]`: upload a checkpoint. PATH: a value of `load=`. --results: the run that tested it."""
     usage = "diffusion-forcing push PATH hf://user/repo [--private] [--license mit] [--results RUN]"
-    parser = Parser("push", usage=usage, add_help=False, allow_abbrev=False)
+    parser = Parser("push", usage=usage)
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--license", default="mit")
     parser.add_argument("--results")
@@ -114,21 +135,12 @@ def _few_numbers(value: Tensor) -> str:
     return f"{few}, … {list(value.shape)}" if value.numel() > _NUMBERS_SHOWN else few
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises UserError instead of ending the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; {self.usage}")
-
-
 def convert_robot(words: Sequence[str]) -> None:
     """`convert-robot SRC DST`: demonstrations of a robot in another layout."""
     from diffusion_forcing.datasets.robot.convert import ConvertOptions, convert_robot
 
     usage = "diffusion-forcing convert-robot SRC DST [--to ours|lerobot] [--allow-pickle]"
-    parser = Parser(
-        "convert-robot", usage=usage, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
+    parser = Parser("convert-robot", usage=usage, argument_default=argparse.SUPPRESS)
     parser.add_argument("folders", nargs="*", default=[])
     parser.add_argument("--allow-pickle", action="store_true")
     for option in ("--to", "--cameras", "--codec", "--task", "--robot-type"):
@@ -163,3 +175,215 @@ def _cameras(text: str) -> dict[str, str] | tuple[str, ...]:
     if not all(names) or len(videos) not in (0, len(names)) or len(set(names)) < len(names):
         raise UserError(f"--cameras is {text!r}; give different names as front,over or front=VIDEO,over=VIDEO")
     return dict(zip(names, videos, strict=True)) if videos else tuple(names)
+
+
+def forecast(words: Sequence[str]) -> list[str]:
+    """`forecast FILE`: the command line that it stands for, which forecasts a file's series by the shipped forecaster."""
+    usage = "diffusion-forcing forecast FILE --horizon STEPS [--minutes N] [key=value …]"
+    parser = Parser("forecast", usage=usage)
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--horizon", type=int, required=True)
+    parser.add_argument("--minutes", type=float, default=0.0)
+    settings = [word for word in words[1:] if "=" in word and not word.startswith("-")]
+    given = parser.parse_args([*words[:1], *(word for word in words[1:] if word not in settings)])
+    require(Path(given.file).expanduser().is_file(), f"{given.file} is not a file; give a CSV or Parquet file")
+    check_minimum("--horizon", given.horizon, 1)
+    if not 0 <= given.minutes < 10_000:
+        raise UserError(f"--minutes is {given.minutes:g}; give how long to train on the file, 0 or more")
+    tasks = ["experiment.tasks=[forecast]"]
+    if given.minutes:
+        seconds = max(1, round(60 * given.minutes))
+        clock = f"{seconds // 86400:02d}:{seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        tasks = ["experiment.tasks=[training,forecast]", f"experiment.training.max_time={clock}"]
+    quoted = given.file.replace("\\", "\\\\").replace("'", "\\'")
+    data = ["dataset=ts_csv", f"dataset.path='{quoted}'", f"dataset.prediction_length={given.horizon}"]
+    return [*data, "load=universal", "dataset.test_windows=0", "+name=forecast", *tasks, *settings]
+
+
+def play(words: Sequence[str]) -> None:
+    """`play`: the page on which the shipped models are played with."""
+    usage = "diffusion-forcing play [--port 8000] [--host 127.0.0.1] [--no-browser] [--threads 1]"
+    parser = Parser("play", usage=usage, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--no-browser", dest="browser", action="store_false")
+    given = vars(parser.parse_args(list(words)))
+    try:
+        from diffusion_forcing.serve.play.server import PlayOptions, create_app, serve
+        from diffusion_forcing.serve.play.session import builders
+    except ModuleNotFoundError as missing:
+        raise UserError(f"play needs the package '{missing.name}': pip install 'diffusion-forcing[play]'") from missing
+    options = PlayOptions(**given)
+    app = create_app(builders(options.threads))
+
+    def started(address: str) -> None:
+        say(f"the page is at {address}; Ctrl-C ends it")
+        if not options.local:
+            say(
+                f"warning: anyone who reaches {options.host} can use this page and this machine's processor; 127.0.0.1 is local only"
+            )
+        app.state.stages["world"].prepare()
+        if options.browser:
+            webbrowser.open(address)
+
+    serve(app, options, started=started)
+    say("the page has ended")
+
+
+_PARTS = {"dataset": "robot_swap", "algorithm": "df_robot", "experiment": "exp_robot"}
+_TOP_LEVEL = ("load", "name", "seed", "debug", "outputs")
+
+
+def serve_policy(words: Sequence[str]) -> None:
+    """`serve-policy load=NAME [address=… cameras=…] [key=value …]`: a trained policy answers a robot over ZeroMQ."""
+    from diffusion_forcing.launch.compose import parse
+    from diffusion_forcing.launch.quick import import_lightning
+    from diffusion_forcing.launch.run import plan
+
+    import_lightning()  # without scipy and matplotlib, which a server would hold
+    try:
+        from diffusion_forcing.serve.policy_server import ServeOptions
+    except ModuleNotFoundError as missing:
+        raise UserError(
+            f"serve-policy needs the package '{missing.name}': pip install 'diffusion-forcing[robot]'"
+        ) from missing
+    known = sorted(field.name for field in dataclasses.fields(ServeOptions))
+    given: dict[str, Any] = {}
+    overrides: list[str] = []
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        if key in known:
+            given[key] = parse(word, frozenset()).value
+        elif "." in key or key in (*_TOP_LEVEL, *_PARTS):
+            overrides.append(word)
+        else:
+            raise UserError(
+                f"serve-policy has no option '{word}'{did_you_mean(key, known)}; options, as key=value: {', '.join(known)}"
+            )
+    options = build_options(ServeOptions, given, "")
+    if not any(word.startswith("load=") for word in overrides):
+        raise UserError("serve-policy needs a policy: load=robot_swap_small, a run's id or a checkpoint's path")
+    chosen = {word.partition("=")[0] for word in overrides}
+    defaults = [f"{group}={choice}" for group, choice in _PARTS.items() if group not in chosen]
+    _serve(plan([*defaults, *overrides]), options)
+
+
+def _serve(checked: Plan, options: ServeOptions) -> None:
+    from diffusion_forcing.algorithms.robot.algorithm import Robot
+    from diffusion_forcing.checkpoints import format as native
+    from diffusion_forcing.datasets.robot.dataset import CAMERAS
+    from diffusion_forcing.experiments.checkpointing import load_weights
+    from diffusion_forcing.experiments.devices import device
+    from diffusion_forcing.experiments.loader import seed_all
+    from diffusion_forcing.serve.policy_server import PolicyServer
+
+    seed_all(checked.settings.seed)
+    with native.sized_by(checked.checkpoint):
+        robot = checked.classes["algorithm"](checked.options["algorithm"])
+    if not isinstance(robot, Robot):
+        raise UserError(f"serve-policy needs a robot's policy, got {type(robot).__name__}; choose algorithm=df_robot")
+    assert checked.checkpoint is not None
+    load_weights(robot, native.load(checked.checkpoint))
+    robot = robot.to(device()).eval()
+    names = CAMERAS[: robot.options.n_cameras]
+    server = PolicyServer(robot, options, cameras=names, say=say)
+    stops: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stops.append(number))
+    try:
+        server.warm_up()
+        say(f"{checked.checkpoint} answers at {server.address}; Ctrl-C ends it")
+        say(f"  cameras {options.cameras}: {', '.join(names)}")
+        say(f"  a reply is {robot.options.action_stack} actions of 8 float32 numbers; see examples/robot_client.py")
+        if not options.local:
+            say("warning: anyone who reaches this address can move the robot; tcp://127.0.0.1:… is local only")
+        server.serve(lambda: bool(stops))
+    finally:
+        say(server.report())
+        server.close()
+
+
+TEMPLATE_NAME = "my_project"
+"""A complete project in template/, whose name is replaced in file names and texts."""
+_NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*", "outputs", "data")
+_PROJECT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def new(words: Sequence[str]) -> None:
+    """`new NAME`: write a project of the user's own from the template that ships with the package."""
+    is_name = len(words) == 1 and not words[0].startswith("-")
+    require(is_name, f"new takes the name of one project, got {len(words)}: diffusion-forcing new my_project")
+    folder = Path(words[0]).expanduser()
+    name = write_project(folder)
+    parts = "dataset=my_dataset algorithm=my_algorithm experiment=my_experiment"
+    say(f"wrote {folder}: a dataset, an algorithm, an experiment with a task of its own, their yaml, and tests")
+    say("try:")
+    say(f"  cd {folder}")
+    say(f"  diffusion-forcing {parts} experiment.tasks=[training,my_task]")
+    say(f"  python -m pytest      {name}'s own tests")
+
+
+def write_project(folder: Path) -> str:
+    """Write the template as the project `folder`. Returns its name, that of the folder.
+
+    UserError if the name is not possible, or the folder exists and is not empty.
+    """
+    name = folder.resolve().name
+    check_name(name)
+    existed = folder.exists()
+    with explaining_os_errors(f"cannot write {folder}", "choose a folder you may write to"):
+        is_free = not existed or (folder.is_dir() and not any(folder.iterdir()))
+        require(is_free, f"{folder} exists already and is not an empty folder; choose another name or remove it")
+        try:
+            _write(template(), folder, name)
+        except OSError:
+            if not existed:  # leave no incomplete project
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    return name
+
+
+def check_name(name: str) -> None:
+    """UserError if `name` cannot be the name of a Python package, or is already in use."""
+    if not _PROJECT_NAME.fullmatch(name) or keyword.iskeyword(name):
+        near = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_")
+        hint = f"; write {near}" if _PROJECT_NAME.fullmatch(near) and not keyword.iskeyword(near) else ""
+        raise UserError(f"'{name}' cannot name a Python package: use lower-case letters, digits and _{hint}")
+    if name in sys.stdlib_module_names or name in ("tests", "configurations", "outputs", "data") or _is_installed(name):
+        raise UserError(
+            f"'{name}' is already the name of a Python package or of a folder in the project; write my_{name}"
+        )
+
+
+def template() -> Path:
+    """The template's folder: beside the package in a checkout, inside it where it is installed."""
+    package = Path(__file__).resolve().parents[1]
+    for place in (package.parent, package):
+        if (place / "template" / TEMPLATE_NAME / "pyproject.toml").is_file():
+            return place / "template" / TEMPLATE_NAME
+    raise UserError(f"the template of a project is missing in {package}; install diffusion-forcing again")
+
+
+def _write(source: Path, folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = sorted(source.iterdir())
+    left_out = _NOT_COPIED(str(source), [entry.name for entry in entries])
+    for entry in entries:
+        if entry.name in left_out:
+            continue
+        # git would apply a .gitignore to the template itself
+        target = ".gitignore" if entry.name == "gitignore" else entry.name.replace(TEMPLATE_NAME, name)
+        if entry.is_dir():
+            _write(entry, folder / target, name)
+        else:
+            (folder / target).write_text(entry.read_text("utf-8").replace(TEMPLATE_NAME, name), "utf-8")
+
+
+def _is_installed(name: str) -> bool:
+    """Whether `import name` finds a module outside the working directory."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and found.origin is not None and not Path(found.origin).is_relative_to(Path.cwd())

@@ -17,9 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.launch.compose import resolved
-from diffusion_forcing.launch.options import import_class
-from diffusion_forcing.launch.overrides import TARGET
+from diffusion_forcing.launch.compose import TARGET, import_class, resolved
 from diffusion_forcing.limits import check_limit, reading
 from diffusion_forcing.options import leaves, whole_numbers
 

@@ -17,7 +17,7 @@ import pytest
 
 from diffusion_forcing.checkpoints import shipped
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.launch import forecast_command, serve_command
+from diffusion_forcing.launch import commands as sub_commands
 from diffusion_forcing.launch import run as launch_run
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.fetch import is_run_id
@@ -95,12 +95,12 @@ def test_a_command_of_a_page_composes_or_says_what_the_page_says(
         assert main(words) == 0
         return
     if words[0] == "serve-policy":  # all but the serving
-        monkeypatch.setattr(serve_command, "_serve", lambda checked, options: None)
+        monkeypatch.setattr(sub_commands, "_serve", lambda checked, options: None)
         assert main(words) == 0
         return
     if words[0] == "forecast":
         Path(words[1]).touch()
-        words = forecast_command.overrides(words[1:])
+        words = sub_commands.forecast(words[1:])
     if words[0] == "play":
         pytest.importorskip("fastapi")
         monkeypatch.setattr("diffusion_forcing.serve.play.server.serve", lambda app, options, started: None)

@@ -26,7 +26,7 @@ from diffusion_forcing.experiments.debug import (
     sizes,
 )
 from diffusion_forcing.launch.cli import main
-from diffusion_forcing.launch.new_project import write_project
+from diffusion_forcing.launch.commands import write_project
 from tests.checkpoints.same import same
 from tests.experiments import toy
 

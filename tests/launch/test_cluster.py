@@ -20,8 +20,8 @@ from diffusion_forcing.experiments.processes import JOB_SIGNALS, Interrupted, In
 from diffusion_forcing.launch import slurm as submission
 from diffusion_forcing.launch.choices import PACKAGE_FOLDER, choices_of
 from diffusion_forcing.launch.cli import main
-from diffusion_forcing.launch.cluster import ClusterOptions, requeued_when_preempted, script
 from diffusion_forcing.launch.run import plan
+from diffusion_forcing.launch.slurm import ClusterOptions, requeued_when_preempted, script
 from tests.launch.conftest import MINE
 
 NASTY = "it's $(touch hacked) `touch hacked` \"; touch hacked #"

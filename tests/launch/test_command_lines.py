@@ -150,7 +150,7 @@ def test_a_part_of_ours_that_lacks_a_package_names_the_extra_to_install(
     def without_mujoco(name: str) -> None:
         raise ModuleNotFoundError("No module named 'mujoco'", name="mujoco")
 
-    monkeypatch.setattr("diffusion_forcing.launch.options.import_module", without_mujoco)
+    monkeypatch.setattr("diffusion_forcing.launch.compose.import_module", without_mujoco)
     assert main([]) == 2
     assert "needs the package 'mujoco'" in (error := capsys.readouterr().err)
     assert error.endswith("pip install 'diffusion-forcing[planning]'\n")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.launch.commands import forecast
 from diffusion_forcing.launch.compose import compose
-from diffusion_forcing.launch.forecast_command import overrides
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_stands_for_a_command_line() -> None:
-    words = overrides(["my sales' 2024.csv", "--horizon", "14", "outputs=elsewhere"])
+    words = forecast(["my sales' 2024.csv", "--horizon", "14", "outputs=elsewhere"])
     config = compose([word for word in words if not word.startswith("load=")])
     assert config.dataset.path == "my sales' 2024.csv"
     assert (config.dataset.prediction_length, config.outputs) == (14, "elsewhere")
@@ -28,14 +28,14 @@ def test_it_stands_for_a_command_line() -> None:
 
 
 def test_a_file_may_have_an_equal_sign() -> None:
-    assert "dataset.path='a=b.csv'" in overrides(["a=b.csv", "--horizon", "3"])
+    assert "dataset.path='a=b.csv'" in forecast(["a=b.csv", "--horizon", "3"])
 
 
 def test_minutes_are_trained_first() -> None:
-    config = compose([w for w in overrides(["a.csv", "--horizon", "3", "--minutes", "90.5"]) if "load" not in w])
+    config = compose([w for w in forecast(["a.csv", "--horizon", "3", "--minutes", "90.5"]) if "load" not in w])
     assert list(config.experiment.tasks) == ["training", "forecast"]
     assert config.experiment.training.max_time == "00:01:30:30"
-    assert "experiment.training.max_time=04:04:00:00" in overrides(["a.csv", "--horizon", "3", "--minutes", "6000"])
+    assert "experiment.training.max_time=04:04:00:00" in forecast(["a.csv", "--horizon", "3", "--minutes", "6000"])
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_minutes_are_trained_first() -> None:
 )
 def test_what_it_refuses_in_one_line(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        overrides(words)
+        forecast(words)

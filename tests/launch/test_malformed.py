@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_forcing.launch import run as launch_run
 from diffusion_forcing.launch.cli import main
-from diffusion_forcing.launch.new_project import write_project
+from diffusion_forcing.launch.commands import write_project
 from tests.launch import malformed_files, malformed_words
 from tests.launch.malformed_files import MINE
 

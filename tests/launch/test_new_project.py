@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_forcing.launch import new_project
+from diffusion_forcing.launch import commands
 from diffusion_forcing.launch.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,5 +118,5 @@ def test_the_template_is_found_in_an_installed_package_too(tmp_path: Path, monke
     (installed / "launch").mkdir(parents=True)
     (installed / "template" / "my_project").mkdir(parents=True)
     (installed / "template" / "my_project" / "pyproject.toml").touch()
-    monkeypatch.setattr(new_project, "__file__", str(installed / "launch" / "new_project.py"))
-    assert new_project.template() == installed / "template" / "my_project"
+    monkeypatch.setattr(commands, "__file__", str(installed / "launch" / "commands.py"))
+    assert commands.template() == installed / "template" / "my_project"

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.launch.overrides import apply_, parse
+from diffusion_forcing.launch.compose import apply_, parse
 
 GROUPS = frozenset({"dataset", "algorithm", "experiment", "cluster"})
 
