@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
+from diffusion_forcing.datasets.mazes.base import Windows
 from diffusion_forcing.datasets.mazes.maze2d import Maze2d, Maze2dOptions
-from diffusion_forcing.datasets.windows import Windows
 from diffusion_forcing.environments.mazes.layout import MAZES
 
 

@@ -18,7 +18,7 @@ import pandas
 from numpy.typing import NDArray
 
 from benchmarks.series import Series
-from diffusion_forcing.datasets.series.steps import quietly
+from diffusion_forcing.datasets.series.times import quietly
 
 Array = NDArray[np.float64]
 Predict = Callable[[], Array]

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
-from diffusion_forcing.networks.embeddings import sinusoidal
+from diffusion_forcing.networks.attention import sinusoidal
 
 MEAN, STD = (3.5092521, 3.4765592), (1.3371079, 1.52102)
 

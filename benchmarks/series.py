@@ -20,8 +20,8 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.series.steps import quietly
 from diffusion_forcing.datasets.series.table import read_ecb, read_simbench
+from diffusion_forcing.datasets.series.times import quietly
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import write_atomic
 

@@ -32,8 +32,8 @@ from diffusion_forcing.checkpoints.format import sized_by
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, spec_of
 from diffusion_forcing.datasets.series.smoothing import Base
-from diffusion_forcing.datasets.series.steps import checked_freq, count_and_unit, lags_of
 from diffusion_forcing.datasets.series.table import Table
+from diffusion_forcing.datasets.series.times import checked_freq, count_and_unit, lags_of
 from diffusion_forcing.errors import UserError, first_line, require
 from diffusion_forcing.files import write_json
 from diffusion_forcing.limits import load_json, reading

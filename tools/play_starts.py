@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_forcing.environments.labmaze.simulator import LabMaze, Walker
+from diffusion_forcing.environments.labmaze import LabMaze, Walker
 from diffusion_forcing.serve.play.world import STARTS
 
 MAZES, FRAMES = 6, 8

@@ -20,7 +20,7 @@ from diffusion_forcing.checkpoints import save
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.run import plan
-from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics, actions_recognised, inverse_dynamics_loss
+from diffusion_forcing.metrics.video import InverseDynamics, actions_recognised, inverse_dynamics_loss
 
 CARD = """# {name}: which action led from one frame to the next
 

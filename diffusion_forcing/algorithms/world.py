@@ -30,8 +30,8 @@ from diffusion_forcing.diffusion import (
 from diffusion_forcing.diffusion.noise import uniform
 from diffusion_forcing.diffusion.noise_levels import LevelDensity
 from diffusion_forcing.errors import UserError, check_fixed, check_range
-from diffusion_forcing.networks.flow import Warped
 from diffusion_forcing.networks.world import WorldNetwork
+from diffusion_forcing.networks.world_layers import Warped
 from diffusion_forcing.options import Count, Decay, Natural, NotNegative, Share, check_limits
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gymnasium
 
 _MAZE = "diffusion_forcing.environments.mazes.maze2d:Maze2dEnv"
-_SWAP = "diffusion_forcing.environments.swap.environment:SwapEnv"
+_SWAP = "diffusion_forcing.environments.swap:SwapEnv"
 
 for _space in ("", "diffusion_forcing/"):
     for _name, _steps in (("umaze", 300), ("medium", 600), ("large", 800)):

@@ -27,8 +27,7 @@ from diffusion_forcing.algorithms.planning.planner import Planner
 from diffusion_forcing.algorithms.planning.tokens import Steps
 from diffusion_forcing.algorithms.planning.tree_search import TreeSearchPlanner
 from diffusion_forcing.diffusion.history import OnRow
-from diffusion_forcing.environments.mazes.maze2d import Goal
-from diffusion_forcing.environments.mazes.vector import VectorMaze
+from diffusion_forcing.environments.mazes.maze2d import Goal, VectorMaze
 from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.algorithms.robot.algorithm import Robot, RobotPolicyOptions
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
-from diffusion_forcing.environments.swap.environment import SwapBatch, SwapEnv
+from diffusion_forcing.environments.swap import SwapBatch, SwapEnv
 from diffusion_forcing.errors import require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
@@ -28,7 +28,7 @@ from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions
 from diffusion_forcing.options import Count, Natural, Share
 from diffusion_forcing.progress import Bar
-from diffusion_forcing.visualization.robot import decision_grid, episode_video
+from diffusion_forcing.visualization.video import decision_grid, episode_video
 
 VIDEO_PIXELS = 192
 """Side of a camera's image in a video."""

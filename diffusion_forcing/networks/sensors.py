@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.networks.embeddings import WaveMLP
+from diffusion_forcing.networks.attention import WaveMLP
 
 HALVINGS = 3
 GROUPS = 8

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.networks.attention import SpatialAttention, TemporalAttention, Turn, rotation
-from diffusion_forcing.networks.embeddings import LevelEmbedding
+from diffusion_forcing.networks.attention import LevelEmbedding, SpatialAttention, TemporalAttention, Turn, rotation
 from diffusion_forcing.networks.memory import FrameCache, check_inputs
 
 Norm = Literal["frame", "clip"]

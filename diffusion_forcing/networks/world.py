@@ -23,10 +23,19 @@ from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError, check_choice, check_minimum, check_range, require
 from diffusion_forcing.networks.attention import KeysAndValues
-from diffusion_forcing.networks.film import FilmNorm, FilmWidths, FrameEmbedding, ResidualBlock, level_features
-from diffusion_forcing.networks.flow import Flow, Warped
 from diffusion_forcing.networks.memory import check_inputs
-from diffusion_forcing.networks.space_time import SpaceTimeBlock, Window, space_angles
+from diffusion_forcing.networks.world_layers import (
+    FilmNorm,
+    FilmWidths,
+    Flow,
+    FrameEmbedding,
+    ResidualBlock,
+    SpaceTimeBlock,
+    Warped,
+    Window,
+    level_features,
+    space_angles,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,7 @@ class Simulated(Cameras):
     """robot_swap. The actions of an answer are executed when the next one is asked for."""
 
     def __init__(self, options: CameraOptions, *, cameras: int, size: int, number: int) -> None:
-        from diffusion_forcing.environments.swap.environment import SwapBatch
+        from diffusion_forcing.environments.swap import SwapBatch
 
         self._make = lambda seed: SwapBatch(
             1, seed=seed, size=size, distractors=options.distractors, blocking=options.blocking, cameras=cameras

@@ -23,8 +23,8 @@ from diffusion_forcing.diffusion import Distillation
 from diffusion_forcing.diffusion.noise_levels import LevelDensity
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.structure import check_task
-from diffusion_forcing.networks.flow import Warped
 from diffusion_forcing.networks.world import SIZES, WorldSize
+from diffusion_forcing.networks.world_layers import Warped
 
 SIDE, ACTIONS = 16, 3
 

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_forcing.checkpoints import save
 from diffusion_forcing.launch.cli import main
-from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics
+from diffusion_forcing.metrics.video import InverseDynamics
 from tests.datasets.video_makers import moving_pattern, write_npz
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import diffusion_forcing.environments  # noqa: F401  (registers them)
+from diffusion_forcing.environments.mazes.maze2d import VectorMaze2d
 from diffusion_forcing.environments.mazes.point import POINT_MAZES, VectorPointMaze
-from diffusion_forcing.environments.mazes.vector import VectorMaze2d
 
 Make = Callable[[], Any]
 

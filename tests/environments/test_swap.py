@@ -13,9 +13,18 @@ from gymnasium.utils.env_checker import check_env
 
 pytest.importorskip("gymnasium_robotics")
 
-from diffusion_forcing.environments.swap.environment import REACH, SwapEnv
-from diffusion_forcing.environments.swap.expert import expert, moves
-from diffusion_forcing.environments.swap.scene import CAMERAS, DOWN, HOME, OBJECTS, SLOT_X, SLOTS_Y
+from diffusion_forcing.environments.swap import (
+    CAMERAS,
+    DOWN,
+    HOME,
+    OBJECTS,
+    REACH,
+    SLOT_X,
+    SLOTS_Y,
+    SwapEnv,
+    expert,
+    moves,
+)
 from diffusion_forcing.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from diffusion_forcing.algorithms.planning.controllers import hold
 from diffusion_forcing.algorithms.planning.planner import PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
 from diffusion_forcing.environments.mazes.layout import Maze
+from diffusion_forcing.environments.mazes.maze2d import VectorMaze2d
 from diffusion_forcing.environments.mazes.point import VectorPointMaze, point_maze
-from diffusion_forcing.environments.mazes.vector import VectorMaze2d
 from diffusion_forcing.experiments.planning import LEAST_PULL, Episodes, play
 
 MAZE = Maze.from_ascii(r"#######\#OOOOO#\#O###O#\#OOOOG#\#######")

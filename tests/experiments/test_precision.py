@@ -25,7 +25,7 @@ from diffusion_forcing.experiments.options import (
     TrainingOptions,
     ValidationOptions,
 )
-from diffusion_forcing.networks.embeddings import LevelEmbedding, WaveMLP
+from diffusion_forcing.networks.attention import LevelEmbedding, WaveMLP
 from tests.algorithms import small, test_forecasting, test_planning_rnn, test_video, test_video_rnn
 from tests.algorithms.robot import test_algorithm as test_robot
 from tests.experiments import toy

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics.distances import fvd_report, i3d_features, i3d_input
-from diffusion_forcing.metrics.frechet import frechet_distance
-from diffusion_forcing.metrics.i3d import CLASSES, RESOLUTION
+from diffusion_forcing.metrics.features import CLASSES, I3D_RESOLUTION
+from diffusion_forcing.metrics.frechet import frechet_distance, fvd_report, i3d_features, i3d_input
 from tests.metrics.clips import noise
 
 
@@ -26,7 +25,7 @@ class Means(nn.Module):
         self.calls = 0
 
     def forward(self, clips: Tensor) -> Tensor:
-        assert clips.shape[1] == 3 and clips.shape[3:] == (RESOLUTION, RESOLUTION)
+        assert clips.shape[1] == 3 and clips.shape[3:] == (I3D_RESOLUTION, I3D_RESOLUTION)
         assert clips.min() >= -1 and clips.max() <= 1
         self.calls += len(clips)
         features = torch.zeros(len(clips), CLASSES)
@@ -111,7 +110,7 @@ def test_the_network_sees_224_pixels_in_minus_one_to_one_and_grey_as_colour() ->
     frames = noise(2, 9, 1, 5, 7)
     before = frames.clone()
     seen = i3d_input(frames)
-    assert seen.shape == (2, 3, 9, RESOLUTION, RESOLUTION)
+    assert seen.shape == (2, 3, 9, I3D_RESOLUTION, I3D_RESOLUTION)
     assert torch.equal(seen[:, 0], seen[:, 2]) and torch.equal(frames, before)
     corner = frames[:, :, 0, 0, 0] * 2 - 1  # half-pixel centres: the outermost pixels are the corners' own
     assert torch.allclose(seen[:, 0, :, 0, 0], corner, atol=1e-6)

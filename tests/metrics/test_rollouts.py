@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_forcing.metrics.rollouts import (
+from diffusion_forcing.metrics.video import (
     Life,
     alive,
     bootstrap,

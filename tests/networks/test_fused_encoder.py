@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_forcing.networks import Transformer
-from diffusion_forcing.networks.fused_encoder import FusedEncoder, can_fuse
+from diffusion_forcing.networks.transformer import FusedEncoder, can_fuse
 
 
 def both(causal: bool = False) -> tuple[Transformer, torch.Tensor, torch.Tensor]:

@@ -8,8 +8,14 @@ from torch import Tensor
 
 from diffusion_forcing.diffusion import DiffusionForcing, Sampler, build_parameterization, build_schedule
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.networks.recurrent import Latent, Recurrent, recurrent_mlp, recurrent_unet
-from diffusion_forcing.networks.transitions import TransitionMLP, TransitionUNet
+from diffusion_forcing.networks.recurrent import (
+    Latent,
+    Recurrent,
+    TransitionMLP,
+    TransitionUNet,
+    recurrent_mlp,
+    recurrent_unet,
+)
 
 KINDS = ["mlp", "mlp without layers", "images", "images without a gru"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import KVCache, Transformer
-from diffusion_forcing.networks.embeddings import sinusoidal
+from diffusion_forcing.networks.attention import sinusoidal
 
 X, SIZE, LAYERS, HEADS, HIDDEN, CONDITIONS = 5, 32, 3, 4, 48, 2
 BATCH, TIME = 3, 9

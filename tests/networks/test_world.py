@@ -208,15 +208,15 @@ def test_a_trimmed_memory_is_that_of_the_last_frames_of_the_memory() -> None:
 
 
 def test_the_fused_attention_of_a_gpu_is_that_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_forcing.networks import space_time
+    from diffusion_forcing.networks import world_layers
 
     network = world()
     clip = inputs(network, 7)
     with torch.no_grad():
         plain, _ = network(*clip)
         behind, _ = network.behind(clip[0], clip[1], clip[0].flip(1), clip[1].flip(1), clip[2])
-        monkeypatch.setattr(space_time, "BLOCKS", {"cpu": 2})
-        monkeypatch.setattr(space_time, "_block_attention", space_time.fused_attention)
+        monkeypatch.setattr(world_layers, "BLOCKS", {"cpu": 2})
+        monkeypatch.setattr(world_layers, "_block_attention", world_layers.fused_attention)
         assert torch.allclose(network(*clip)[0], plain, atol=1e-5)
         _, memory = network(*cut(clip, 0, 5))
         assert torch.allclose(network(*cut(clip, 5, 7), memory)[0], plain[:, 5:], atol=1e-5)
@@ -225,7 +225,7 @@ def test_the_fused_attention_of_a_gpu_is_that_of_a_cpu(monkeypatch: pytest.Monke
 
 
 def test_the_gradients_of_fused_blocks_are_those_of_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_forcing.networks import space_time
+    from diffusion_forcing.networks import world_layers
 
     network, found = world(), []
     clip = inputs(network, 7)
@@ -234,8 +234,8 @@ def test_the_gradients_of_fused_blocks_are_those_of_plain_products(monkeypatch: 
         output, _ = network.behind(clip[0], clip[1], clip[0].flip(1), clip[1].flip(1), clip[2])
         output.square().mean().backward()
         found.append({name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None})
-        monkeypatch.setattr(space_time, "BLOCKS", {"cpu": 3})
-        monkeypatch.setattr(space_time, "_block_attention", space_time.fused_attention)
+        monkeypatch.setattr(world_layers, "BLOCKS", {"cpu": 3})
+        monkeypatch.setattr(world_layers, "_block_attention", world_layers.fused_attention)
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert torch.allclose(found[1][name], gradient, atol=1e-6, rtol=1e-3), name

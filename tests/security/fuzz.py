@@ -36,12 +36,13 @@ import pandas
 import torch
 
 from diffusion_forcing.checkpoints import format as native
-from diffusion_forcing.datasets.mazes import d4rl, minari, ogbench
+from diffusion_forcing.datasets.mazes.maze2d import read_d4rl, read_minari, write_d4rl
+from diffusion_forcing.datasets.mazes.pointmaze import read_ogbench
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
-from diffusion_forcing.datasets.robot.released import ReleasedFolders
+from diffusion_forcing.datasets.robot.source import ReleasedFolders
 from diffusion_forcing.datasets.series.files import read_file
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive
-from diffusion_forcing.datasets.video.decode import read_frames
+from diffusion_forcing.datasets.video.clips import read_frames
 from diffusion_forcing.datasets.video.episode import open_index
 from diffusion_forcing.environments.mazes.layout import MAZES
 from diffusion_forcing.errors import UserError
@@ -223,7 +224,7 @@ def _clip(name: str, write: Callable[[Path], object]) -> Callable[[Path], Path]:
 
 def _hdf5(path: Path) -> None:
     shapes = {"observations": (60, 4), "actions": (60, 2), "rewards": (60,), "terminals": (60,)}
-    d4rl.write(path, {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}, attributes={"a": 1})
+    write_d4rl(path, {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}, attributes={"a": 1})
 
 
 def _minari(folder: Path) -> Path:
@@ -356,10 +357,10 @@ READERS = {
         _read_table,
         BYTES,
     ),
-    "hdf5": Reader(_table("x.hdf5", _hdf5), lambda folder: d4rl.read(folder / "x.hdf5"), BYTES),
-    "minari": Reader(_minari, lambda folder: minari.read(folder, MAZES["umaze"]), BYTES),
+    "hdf5": Reader(_table("x.hdf5", _hdf5), lambda folder: read_d4rl(folder / "x.hdf5"), BYTES),
+    "minari": Reader(_minari, lambda folder: read_minari(folder, MAZES["umaze"]), BYTES),
     "ogbench": Reader(
-        _table("x.npz", _ogbench), lambda folder: ogbench.read(folder / "x.npz"), (*BYTES, change_member)
+        _table("x.npz", _ogbench), lambda folder: read_ogbench(folder / "x.npz"), (*BYTES, change_member)
     ),
     "info.json": Reader(_lerobot("meta/info.json"), _read_lerobot, (change, change_json, change_json)),
     "lerobot episodes": Reader(_lerobot("meta/episodes/**/*.parquet"), _read_lerobot, BYTES),

@@ -28,14 +28,14 @@ from diffusion_forcing import limits
 from diffusion_forcing.arrays import map_npy, read_npy, read_npz, write_npy
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets import parquet
-from diffusion_forcing.datasets.mazes import d4rl
+from diffusion_forcing.datasets.mazes import maze2d
+from diffusion_forcing.datasets.mazes.base import open_store
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
 from diffusion_forcing.datasets.robot.video import read_image
 from diffusion_forcing.datasets.series.files import read_file
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive
 from diffusion_forcing.datasets.video.container import inspect_video
 from diffusion_forcing.datasets.video.episode import open_index
-from diffusion_forcing.datasets.windows import open_store
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.limits import LIMITS, VARIABLE, Refused, check_limit, gunzip, limit, load_json
 from tests.security.fuzz import DATA
@@ -124,9 +124,9 @@ def test_arrays_come_back_as_they_were(tmp_path: Path, array: Any) -> None:
 
 
 def h5(folder: Path, edit: Callable[[h5py.File], object]) -> Path:
-    d4rl.write(folder / "a.hdf5", {"other": np.zeros(3)}, attributes={})
+    maze2d.write_d4rl(folder / "a.hdf5", {"other": np.zeros(3)}, attributes={})
     with h5py.File(folder / "a.hdf5", "a") as file:
-        for key, width in d4rl.REQUIRED.items():
+        for key, width in maze2d.REQUIRED.items():
             file[key] = np.zeros((50, *width), np.float32)
         edit(file)
     return folder / "a.hdf5"
@@ -174,7 +174,7 @@ def test_an_hdf5_file_is_read_within_itself_and_as_far_as_its_bytes(
 ) -> None:
     path, found = h5(tmp_path, edit), None
     with contextlib.suppress(UserError):
-        found = d4rl.read(path)
+        found = maze2d.read_d4rl(path)
     assert found is None or found["observations"].nbytes == 800  # chunks may be reserved
 
 
@@ -500,7 +500,7 @@ def test_a_cache_with_a_torn_or_missing_file_is_made_again(tmp_path: Path, name:
 
 
 def test_hdf5_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    d4rl.write(tmp_path / "a.hdf5", {"a": np.arange(5)}, attributes={"b": 2})
+    maze2d.write_d4rl(tmp_path / "a.hdf5", {"a": np.arange(5)}, attributes={"b": 2})
     with h5py.File(tmp_path / "a.hdf5") as file:
         assert file["a"][:].tolist() == [0, 1, 2, 3, 4] and file.attrs["b"] == 2
 
@@ -509,7 +509,7 @@ def test_hdf5_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
-        d4rl.write(tmp_path / "b.hdf5", {"a": np.arange(5)}, attributes={})
+        maze2d.write_d4rl(tmp_path / "b.hdf5", {"a": np.arange(5)}, attributes={})
     assert [path.name for path in tmp_path.iterdir()] == ["a.hdf5"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_forcing.visualization.robot import BLOCKED, HEAD, LAST_FRAMES, MARGIN, decision_grid, episode_video
+from diffusion_forcing.visualization.video import BLOCKED, HEAD, LAST_FRAMES, MARGIN, decision_grid, episode_video
 
 drawn = np.random.default_rng(0)
 SCENE = [drawn.integers(0, 256, (2, 48, 48, 3), np.uint8) for _ in range(5)]

@@ -31,8 +31,8 @@ from diffusion_forcing.algorithms.video import Clips
 from diffusion_forcing.algorithms.world import World
 from diffusion_forcing.checkpoints import save
 from diffusion_forcing.launch.run import plan
-from diffusion_forcing.networks.flow import Warped
 from diffusion_forcing.networks.world import WorldNetwork
+from diffusion_forcing.networks.world_layers import Warped
 
 STARTED = time.monotonic()
 CONFIGURATION = ("dataset=video_labmaze", "algorithm=df_world", "dataset.n_frames=24")

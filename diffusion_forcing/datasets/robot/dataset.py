@@ -22,7 +22,6 @@ from diffusion_forcing.arrays import map_npy, write_npy
 from diffusion_forcing.datasets.batch import RobotBatch
 from diffusion_forcing.datasets.generate import RECIPE, Simulator, generate
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet, is_lerobot
-from diffusion_forcing.datasets.robot.released import is_released
 from diffusion_forcing.datasets.robot.source import (
     RATE,
     SPLITS,
@@ -30,6 +29,7 @@ from diffusion_forcing.datasets.robot.source import (
     RobotFiles,
     RobotSource,
     check_camera,
+    is_released,
     save_demonstration,
 )
 from diffusion_forcing.errors import check_range, require
@@ -239,7 +239,7 @@ class RobotDataset:
         )
 
     def _simulator(self) -> Simulator:
-        from diffusion_forcing.environments.swap.expert import SwapEpisodes
+        from diffusion_forcing.environments.swap import SwapEpisodes
 
         options = self.options
         return SwapEpisodes(

@@ -21,9 +21,9 @@ from diffusion_forcing.datasets.batch import Method, SeriesBatch, SeriesSpec
 from diffusion_forcing.datasets.series import table as tables
 from diffusion_forcing.datasets.series.files import leave_out_checked, read_file, typed
 from diffusion_forcing.datasets.series.smoothing import Base, choose, seasons_of
-from diffusion_forcing.datasets.series.steps import count_and_unit, lags_of, season_of
 from diffusion_forcing.datasets.series.synthetic import SyntheticWindows, synthetic_table
 from diffusion_forcing.datasets.series.table import Table
+from diffusion_forcing.datasets.series.times import count_and_unit, lags_of, season_of
 from diffusion_forcing.errors import UserError, did_you_mean, require
 from diffusion_forcing.options import Count, Natural, check_limits
 

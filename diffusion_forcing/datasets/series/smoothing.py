@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.batch import Method
-from diffusion_forcing.datasets.series.steps import count_and_unit, lags_of
+from diffusion_forcing.datasets.series.times import count_and_unit, lags_of
 
 Array = NDArray[np.float64]
 Steps = NDArray[np.int64]

@@ -18,7 +18,7 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.series.steps import (
+from diffusion_forcing.datasets.series.times import (
     checked_freq,
     date_features,
     freq_of,

@@ -9,22 +9,278 @@ with its last frame and marked in `valid`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import glob
+import itertools
+import threading
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
+from diffusion_forcing.arrays import fill
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.datasets.video.container import Pixels
-from diffusion_forcing.datasets.video.decode import FrameReader
+from diffusion_forcing.datasets.video.container import Converter, Pixels, all_times, decoded, opened, read_video, resize
 from diffusion_forcing.datasets.video.episode import Episode
-from diffusion_forcing.errors import UserError
-from diffusion_forcing.limits import Refused
-from diffusion_forcing.terminal import tell
+from diffusion_forcing.errors import UserError, explaining_os_errors, require
+from diffusion_forcing.files import free_bytes, locked, replacing
+from diffusion_forcing.limits import Refused, refusing
+from diffusion_forcing.progress import Bar
+from diffusion_forcing.terminal import say, tell
+
+# ------------------------------------------------------------------------------------------------------------- decoding
+# Frames of an episode, each clip at the cost of its own frames, cropped and resized to the resolution asked for.
+#
+# Stored arrays and decoded caches are read by position, the bytes of the wanted frames and no others. A packed npz is
+# decompressed up to the last wanted frame, a video decoded from the keyframe before the first.
+
+
+_BLOCK_BYTES = 16 << 20
+"""Bytes of frames held at once while a whole episode is decoded."""
+
+
+@dataclass(frozen=True)
+class FrameReader:
+    """Square frames of `episodes` below `root`. cached[i]: file and offset of episode i's decoded frames, or None."""
+
+    root: Path
+    episodes: Sequence[Episode]
+    resolution: int
+    cached: Sequence[tuple[Path, int] | None]
+
+    def read(self, number: int, frames: NDArray[np.int64]) -> Pixels:
+        """(n, resolution, resolution, 3) `frames` (rising) of episode `number`. `Refused`, OSError if unreadable."""
+        cached = self.cached[number]
+        if cached is None:
+            return fit(read_frames(self.root, self.episodes[number], frames), self.resolution)
+        return _read_by_position(*cached, (self.resolution, self.resolution, 3), frames)
+
+
+def read_frames(root: Path, episode: Episode, frames: NDArray[np.int64]) -> Pixels:
+    """(n, h, w, 3): `frames` (rising, repeats allowed) of the episode's file. `Refused` or OSError if unreadable."""
+    path, shape = root / episode.file, (episode.height, episode.width, 3)
+    if episode.kind == "stored":
+        return _read_by_position(path, episode.offset, shape, frames)
+    wanted, places = np.unique(frames, return_inverse=True)
+    if episode.kind == "packed":
+        in_turn = itertools.islice(_array_frames(path, episode), int(wanted[-1]) + 1)
+        numbers = set(wanted.tolist())
+        found = {number: pixels for number, pixels in enumerate(in_turn) if number in numbers}
+    else:
+        found = read_video(path, wanted, all_times(episode.times, episode.frames), episode.keyframes)
+    missing = [number for number in wanted.tolist() if number not in found]
+    if missing:
+        raise Refused(f"has {episode.frames} frames, but frame {missing[0]} cannot be decoded")
+    return np.stack([_of_shape(found[number], shape) for number in wanted.tolist()])[places]
+
+
+def blocks(root: Path, episode: Episode) -> Iterator[Pixels]:
+    """All frames of an episode in blocks (n, h, w, 3) of about 16 MB. `Refused` or OSError if they cannot be read."""
+    path, shape = root / episode.file, (episode.height, episode.width, 3)
+    frames = _video_frames(path, episode) if episode.kind == "video" else _array_frames(path, episode)
+    count = max(1, _BLOCK_BYTES // int(np.prod(shape)))
+    while block := list(itertools.islice(frames, count)):
+        yield np.stack([_of_shape(pixels, shape) for pixels in block])
+
+
+def fit(frames: Pixels, resolution: int) -> Pixels:
+    """(n, h, w, 3) to (n, resolution, resolution, 3): the middle square, reduced by antialiased bilinear filtering.
+
+    Frames are never enlarged: a model would learn the interpolated pixels. If the rest is odd, one more row is cut
+    below, or column on the right.
+    """
+    height, width = frames.shape[1:3]
+    side = min(height, width)
+    assert side >= resolution, "frames are never enlarged"
+    top, left = (height - side) // 2, (width - side) // 2
+    return np.ascontiguousarray(resize(frames[:, top : top + side, left : left + side], resolution))
+
+
+def _read_by_position(path: Path, offset: int, shape: tuple[int, int, int], frames: NDArray[np.int64]) -> Pixels:
+    """`frames` of uncompressed uint8 frames of `shape` that begin at byte `offset` of `path`."""
+    out = np.empty((len(frames), *shape), dtype=np.uint8)
+    size = int(np.prod(shape))
+    # Runs of consecutive frames are read in one piece.
+    borders = [0, *(np.flatnonzero(np.diff(frames) != 1) + 1).tolist(), len(frames)]
+    with open(path, "rb", buffering=0) as file:
+        for begin, end in itertools.pairwise(borders):
+            file.seek(offset + int(frames[begin]) * size)
+            fill(file, out[begin:end].reshape(-1).data)
+    return out
+
+
+def _array_frames(path: Path, episode: Episode) -> Iterator[Pixels]:
+    """The frames of a stored or packed array in turn, (h, w, 3) each."""
+    with _opened_array(path, episode) as file:
+        for _ in range(episode.frames):
+            frame = np.empty((episode.height, episode.width, 3), dtype=np.uint8)
+            fill(file, frame.reshape(-1).data)
+            yield frame
+        file.read(1)  # at its end zipfile compares the checksum
+
+
+@contextmanager
+def _opened_array(path: Path, episode: Episode) -> Iterator[IO[bytes]]:
+    """The array's file at its first frame; `Refused` instead of zipfile's errors."""
+    if episode.kind == "stored":
+        with open(path, "rb") as file:
+            file.seek(episode.offset)
+            yield file
+        return
+    with (
+        refusing("is damaged or cut off", disk=True),
+        zipfile.ZipFile(path) as archive,
+        archive.open("video.npy") as member,
+    ):
+        member.read(episode.offset)
+        yield member
+
+
+def _video_frames(path: Path, episode: Episode) -> Iterator[Pixels]:
+    """The frames of a video in turn, (h, w, 3) each."""
+    convert, count = Converter(), 0
+    with opened(path) as (container, stream):
+        for frame in itertools.islice(decoded(container, stream), episode.frames):
+            count += 1
+            yield convert(frame)
+    if count < episode.frames:
+        raise Refused(f"is damaged: only {count} of its {episode.frames} frames can be decoded")
+
+
+def _of_shape(pixels: Pixels, shape: tuple[int, int, int]) -> Pixels:
+    if pixels.shape != shape:
+        raise Refused("changes its frame size")
+    return pixels
+
+
+_HEADER_BYTES = 128
+"""Bytes before the first frame: numpy's header of any array with sides of up to 10 digits."""
+_SHARE_OF_FREE = 0.5
+"""`cache=auto` uses at most this share of the free disk space."""
+
+
+class VideoCache:
+    """Compressed clips, decoded once into a file of uint8 frames, `resolution` × `resolution`, for each episode.
+
+    root: of the clips; folder: of the files. A file is written whole or not at all, and its name holds the stamp of its
+    source: an interrupted run continues with what is missing, and a changed source is decoded again. Uncompressed
+    episodes of the right size need no copy.
+    """
+
+    def __init__(self, root: Path, folder: Path, resolution: int) -> None:
+        self._root = root
+        self._folder = folder / str(resolution)
+        self._resolution = resolution
+
+    def place(self, episode: Episode) -> tuple[Path, int] | None:
+        """File and first byte of the decoded frames of an episode; None if it is not decoded yet."""
+        if self.is_plain(episode):
+            return self._root / episode.file, episode.offset
+        file = self._file(episode)
+        try:
+            return (file, _HEADER_BYTES) if file.stat().st_size == _HEADER_BYTES + self._size(episode) else None
+        except OSError:
+            return None
+
+    def is_plain(self, episode: Episode) -> bool:
+        """Whether the episode's own file is uncompressed and of the right size."""
+        return episode.kind == "stored" and episode.height == episode.width == self._resolution
+
+    def _missing(self, episodes: Sequence[Episode]) -> list[Episode]:
+        return [episode for episode in episodes if self.place(episode) is None]
+
+    def build(
+        self, episodes: Sequence[Episode], *, sparing: bool = False, workers: int = 1, progress: bool = True
+    ) -> dict[str, Episode]:
+        """Decode the missing `episodes`; returns, by stem, those that cannot be decoded, with the reason in `problem`.
+
+        sparing: decode nothing, and print a line, if that takes more than half of the free disk space. `UserError`
+        before anything is written if the disk has too little space, and if nothing can be written.
+        """
+        missing = self._missing(episodes)
+        need, free = sum(map(self._size, missing)), free_bytes(self._folder)
+        takes = (
+            f"decoding {self._root} takes {_gigabytes(need)} of the {_gigabytes(free)} free in {self._folder.parent}"
+        )
+        if sparing and need > _SHARE_OF_FREE * free:
+            say(f"{takes}: clips are decoded at every read (dataset.cache=memmap decodes them once all the same)")
+            return {}
+        require(need <= free, f"{takes}; make room, choose another dataset.save_dir, or dataset.cache=none")
+        if not missing:
+            return {}
+        with locked(self._folder):
+            for leftover in self._folder.rglob("*.tmp"):
+                leftover.unlink(missing_ok=True)
+            return self._decode(episodes, workers=workers, progress=progress)
+
+    def _decode(self, episodes: Sequence[Episode], *, workers: int, progress: bool) -> dict[str, Episode]:
+        missing = self._missing(episodes)  # another process may have decoded some
+        done = len(episodes) - len(missing)
+        damaged: dict[str, Episode] = {}
+        stop = threading.Event()
+        with (
+            ThreadPoolExecutor(max(workers, 1)) as pool,
+            Bar(f"decoding {self._root}", total=len(episodes), done=done, unit="clips", show=progress) as bar,
+        ):
+            tasks = {pool.submit(self._write, episode, stop): episode for episode in missing}
+            try:
+                for task in as_completed(tasks):
+                    try:
+                        task.result()
+                    except Refused as reason:
+                        episode = tasks[task]
+                        damaged[episode.stem] = replace(episode, problem=str(reason), again=reason.again)
+                    bar.advance()
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return damaged
+
+    def _write(self, episode: Episode, stop: threading.Event) -> None:
+        """Decode one episode into its file."""
+        file = self._file(episode)
+        remedy = "make room, choose another dataset.save_dir, or dataset.cache=none"
+        with explaining_os_errors(f"cannot write the cache {self._folder}", remedy):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as temporary:
+                shape = (episode.frames, self._resolution, self._resolution, 3)
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                with open(temporary, "wb") as stream:
+                    np.lib.format.write_array_header_1_0(stream, header)
+                    assert stream.tell() == _HEADER_BYTES, "numpy's header has another length"
+                    for frames in self._read(episode):
+                        if stop.is_set():
+                            raise CancelledError
+                        stream.write(fit(frames, self._resolution).reshape(-1).data)
+                # Remove the frames of an earlier version of the source.
+                for old in file.parent.glob(f"{glob.escape(file.name[:-13])}.????????.npy"):
+                    old.unlink(missing_ok=True)
+
+    def _read(self, episode: Episode) -> Iterator[Pixels]:
+        with refusing(disk=True):
+            yield from blocks(self._root, episode)
+
+    def _file(self, episode: Episode) -> Path:
+        return self._folder / f"{episode.stem}.{episode.stamp[:8]}.npy"
+
+    def _size(self, episode: Episode) -> int:
+        return 0 if self.is_plain(episode) else episode.frames * self._resolution**2 * 3
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+# ---------------------------------------------------------------------------------------------------------------- clips
+
 
 _ATTEMPTS = 100
 """Unreadable clips in a row after which the data must be gone."""

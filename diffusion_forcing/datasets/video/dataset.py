@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.generate import RECIPE, Simulator, generate, worker_count
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive, is_unfinished
-from diffusion_forcing.datasets.video.clips import Clips
-from diffusion_forcing.datasets.video.decode import FrameReader, VideoCache
-from diffusion_forcing.datasets.video.episode import Episode, open_index, save_index
-from diffusion_forcing.datasets.video.files import has_clips, splits_of
+from diffusion_forcing.datasets.video.clips import Clips, FrameReader, VideoCache
+from diffusion_forcing.datasets.video.episode import Episode, has_clips, open_index, save_index, splits_of
 from diffusion_forcing.errors import UserError, check_minimum, require
 from diffusion_forcing.options import Count, Natural, check_limits
 from diffusion_forcing.terminal import say
@@ -283,11 +281,11 @@ def generate_episodes(options: VideoDatasetOptions, *, progress: bool = True) ->
 def _simulator(options: VideoDatasetOptions) -> Simulator:
     sizes = {"seed": options.generate_seed, "frames": options.episode_frames, "size": options.resolution}
     if options.generator == "labmaze":
-        from diffusion_forcing.environments.labmaze.simulator import LabMazeEpisodes
+        from diffusion_forcing.environments.labmaze import LabMazeEpisodes
 
         return LabMazeEpisodes(**sizes)
     if options.generator == "voxel":
-        from diffusion_forcing.environments.voxel.simulator import VoxelEpisodes
+        from diffusion_forcing.environments.voxel import VoxelEpisodes
 
         return VoxelEpisodes(**sizes)
     raise UserError("this data set has no simulator; choose dataset=video_labmaze or dataset=video_voxel")

@@ -16,6 +16,8 @@ trajectories with gymnasium-robotics' PointMaze.
 from __future__ import annotations
 
 import copy
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -23,10 +25,12 @@ import gymnasium
 import mujoco
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from diffusion_forcing.environments.mazes.layout import Maze, as_maze
-from diffusion_forcing.errors import UserError, check_choice, require
+from diffusion_forcing.environments.mazes.layout import Cell, Maze, as_maze
+from diffusion_forcing.errors import UserError, check_choice, check_minimum, require
 
 Goal = Literal["dataset", "random"]
 
@@ -287,3 +291,236 @@ def environment_spec(maze: Maze) -> EnvSpec:
     if maze.name == "custom":
         spec.kwargs["maze"] = maze.text
     return spec
+
+
+# --------------------------------------------------------------------------------------------------------- many at once
+# Many bodies in one maze, stepped together: planning is evaluated here.
+#
+# All share one MuJoCo model. Episode i of a seed has its own start and goal, drawn from (seed, i) alone, so a
+# hundred episodes give the same results in one batch of 100 and in ten of 10 (`reset(seed=s, options={"first_episode":
+# k})`). No episode terminates; all are truncated together after `max_steps`, and the caller resets.
+
+
+_MAX_SEED = 2**31
+
+
+class VectorMaze(VectorEnv[NDArray[np.float64], NDArray[np.float64], NDArray[Any]], ABC):
+    """`num_envs` independent bodies in one maze; a subclass has the physics.
+
+    `reset(seed=s, options=...)` takes `first_episode` (int, the episode of the first body), `starts` (n, 2) and `goals`
+    (n, 2) in metres. Without a seed, a reset continues with the next `num_envs` episodes of the last seed (initially
+    0).
+    """
+
+    body: str
+    """`ball` or `point`: how it is steered."""
+    goal_distance: float
+    """m: the goal is reached within this distance."""
+    ends_at_goal = False
+    """Whether an episode is over when its goal is reached; nothing after that counts."""
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
+
+    def __init__(
+        self, maze: Maze, num_envs: int, *, goal: Goal, max_steps: int, observation_space: gymnasium.spaces.Box
+    ) -> None:
+        check_choice("goal", goal, get_args(Goal))
+        check_minimum("num_envs", num_envs, 1)
+        check_minimum("max_steps", max_steps, 1)
+        self.maze, self.goal_kind, self.max_steps, self.num_envs = maze, goal, max_steps, num_envs
+        self.single_observation_space: gymnasium.Space[Any] = observation_space
+        self.single_action_space: gymnasium.Space[Any] = action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.goals: NDArray[np.float64] = np.zeros((num_envs, 2))
+        """(n, 2) m: the goal of each body."""
+        self.steps = 0
+        """Steps since the reset."""
+        self._seed = 0
+        self._next_episode = 0
+
+    @abstractmethod
+    def _start(self, index: int, episode: int, start: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Put body `index` where `episode` of the seed starts, or at `start`, and return the episode's goal (2,)."""
+
+    @abstractmethod
+    def _move(self, actions: list[list[float]]) -> None:
+        """One step of all bodies."""
+
+    @abstractmethod
+    def _observations(self) -> NDArray[np.float64]:
+        """(n, o) of all bodies."""
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Start `num_envs` episodes; see the class. Returns observations (n, o) and `{"goal": (n, 2)}`."""
+        options = check_options(options, ("first_episode", "starts", "goals"))
+        if seed is not None:
+            require(0 <= seed < _MAX_SEED, f"seed must be in 0..{_MAX_SEED - 1}, got {seed}")
+            self._seed, self._next_episode = seed, 0
+        first = int(options.get("first_episode", self._next_episode))
+        check_minimum("first_episode", first, 0)
+        self._next_episode = first + self.num_envs
+        starts, goals = (self._points(options, key) for key in ("starts", "goals"))
+        for index in range(self.num_envs):
+            goal = self._start(index, first + index, None if starts is None else starts[index])
+            self.goals[index] = goal if goals is None else goals[index]
+        self.steps = 0
+        return self._observations(), {"goal": self.goals.copy()}
+
+    def step(
+        self, actions: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Act with `actions` (n, 2), clipped to ±1. Observations are (n, o), rewards (n,) 0 or 1."""
+        pushes = check_actions(actions, (self.num_envs, 2))
+        self._move(np.clip(pushes, -1, 1).tolist())
+        self.steps += 1
+        observations = self._observations()
+        success = np.linalg.norm(observations[:, :2] - self.goals, axis=1) <= self.goal_distance
+        truncated = np.full(self.num_envs, self.steps >= self.max_steps)
+        info = {"goal": self.goals.copy(), "success": success}
+        terminated = np.zeros(self.num_envs, dtype=bool)
+        return observations, success.astype(np.float64), terminated, truncated, info
+
+    def _points(self, options: dict[str, Any], key: str) -> NDArray[np.float64] | None:
+        if key not in options:
+            return None
+        points = np.asarray(options[key], dtype=np.float64)
+        if points.shape != (self.num_envs, 2):
+            raise UserError(
+                f"reset option {key!r} has shape {points.shape}, expected ({self.num_envs}, 2): (x, y) for each body"
+            )
+        return np.stack([check_point(self.maze, point, f"{key}[{index}]") for index, point in enumerate(points)])
+
+
+class VectorMaze2d(VectorMaze):
+    """D4RL's balls. `max_steps` defaults to the maze's episode length (300 / 600 / 800 for D4RL's)."""
+
+    body, goal_distance = "ball", GOAL_DISTANCE
+
+    def __init__(
+        self, maze: Maze | str, num_envs: int, *, goal: Goal = "dataset", max_steps: int | None = None
+    ) -> None:
+        maze = as_maze(maze)
+        longest = maze.max_steps if max_steps is None else max_steps
+        super().__init__(maze, num_envs, goal=goal, max_steps=longest, observation_space=observation_space(maze))
+        model = build_model(maze)
+        self._balls = [PointMass(model) for _ in range(num_envs)]
+
+    def _start(self, index: int, episode: int, start: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        position, velocity, goal = episode_start(self.maze, seed=self._seed, episode=episode, goal=self.goal_kind)
+        self._balls[index].reset(position if start is None else start, velocity)
+        return goal
+
+    def _move(self, actions: list[list[float]]) -> None:
+        for ball, push in zip(self._balls, actions, strict=True):
+            ball.step(push)
+
+    def _observations(self) -> NDArray[np.float64]:
+        out = np.empty((self.num_envs, 4))
+        for row, ball in zip(out, self._balls, strict=True):
+            row[:2] = ball.position
+            row[2:] = ball.velocity
+        return out
+
+
+# ------------------------------------------------------------------------------------------------------- the controller
+# The controller that collected D4RL's maze2d data: it knows the map and follows a shortest path by PD control.
+#
+# Every cell of the path except the goal's becomes a waypoint, moved by -U(0, 0.2) m on both axes, towards the cell's true
+# centre. The action is `10 (waypoint - position) - velocity`, clipped to ±1; the next waypoint follows when the agent is
+# within 0.1 m. At the goal the controller holds the nominal centre of the cell. With a fixed goal it is the *oracle*: the
+# return of an agent that knows the maze, which `planning/oracle_ratio` divides by. With noise on its actions it collects
+# data (`datasets/mazes/maze2d.py`).
+
+
+P_GAIN = 10.0
+D_GAIN = -1.0
+SOLVE_DISTANCE = 0.1
+"""m: a waypoint or the goal is reached within this distance."""
+SOLVE_STEP = 0.1
+"""m: and only after a shorter step; as none exceeds 0.053 m, this delays only the first step to a new goal."""
+JITTER = 0.2
+"""m: waypoints lie up to this far below the cell's integer index."""
+_JITTER_STREAM = 2
+"""Third number of an oracle episode's seed, after (seed, episode); 0 and 1 draw its start and goal."""
+
+
+class WaypointController:
+    """Moves one agent to changing goals. `rng` draws the jitter of the waypoints once for each new goal, as in D4RL."""
+
+    def __init__(self, maze: Maze, *, rng: np.random.Generator) -> None:
+        self.maze = maze
+        self.rng = rng
+        self._target: Cell | None = None
+        self._waypoints: list[tuple[float, float]] = []
+        self._index = 0
+        self._last: tuple[float, float] = (0.0, 0.0)
+
+    def act(self, x: float, y: float, vx: float, vy: float, goal: tuple[float, float]) -> tuple[float, float, bool]:
+        """Action (ax, ay) in [-1, 1] at (x, y) m with velocity (vx, vy) m/s, and whether the goal's cell centre is
+        reached.
+
+        `goal` (x, y) in metres is rounded to its cell, as in D4RL; a new path is planned only when that cell changes.
+        Plain floats instead of arrays: a call takes about a microsecond.
+        """
+        cell = (round(goal[0]), round(goal[1]))
+        if cell != self._target:
+            self._new_target((x, y), cell)
+        waypoints = self._waypoints
+        target = waypoints[-1]
+        slow = math.hypot(self._last[0] - x, self._last[1] - y) < SOLVE_STEP
+        solved = slow and math.hypot(target[0] - x, target[1] - y) < SOLVE_DISTANCE
+        # PD control towards the current waypoint.
+        aim = target if solved else waypoints[self._index]
+        dx, dy = aim[0] - x, aim[1] - y
+        ax = min(1.0, max(-1.0, P_GAIN * dx + D_GAIN * vx))
+        ay = min(1.0, max(-1.0, P_GAIN * dy + D_GAIN * vy))
+        # Next waypoint.
+        if slow and not solved and self._index < len(waypoints) - 1 and math.hypot(dx, dy) < SOLVE_DISTANCE:
+            self._index += 1
+        self._last = (x, y)
+        return ax, ay, solved
+
+    def _new_target(self, position: tuple[float, float], target: Cell) -> None:
+        start = (round(position[0]), round(position[1]))
+        if not self.maze.is_free(start):
+            start = self.maze.cell_at(position)
+        cells = self.maze.shortest_path(start, target)[1:] or [target]
+        waypoints = []
+        for i, j in cells[:-1]:
+            ux, uy = self.rng.random(2).tolist()
+            waypoints.append((i - ux * JITTER, j - uy * JITTER))
+        waypoints.append((float(target[0]), float(target[1])))
+        self._target, self._waypoints, self._index = target, waypoints, 0
+        self._last = (float(start[0]), float(start[1]))
+
+
+def oracle_rewards(
+    maze: Maze | str,
+    episodes: int = 100,
+    *,
+    seed: int = 0,
+    goal: Goal = "dataset",
+    first_episode: int = 0,
+    max_steps: int | None = None,
+) -> NDArray[np.float64]:
+    """(episodes, max_steps) rewards of the oracle on episodes first_episode … of `seed`, with the starts and goals of
+    `VectorMaze2d`.
+
+    `rewards.sum(1)` is D4RL's return of each episode; `(rewards > 0).argmax(1)` the first step at the goal, if it is
+    reached.
+    """
+    env = VectorMaze2d(maze, episodes, goal=goal, max_steps=max_steps)
+    observations, _ = env.reset(seed=seed, options={"first_episode": first_episode})
+    controllers = [
+        WaypointController(env.maze, rng=np.random.default_rng([seed, first_episode + index, _JITTER_STREAM]))
+        for index in range(episodes)
+    ]
+    goals = [(float(x), float(y)) for x, y in env.goals]
+    rewards = np.empty((episodes, env.max_steps))
+    for step in range(env.max_steps):
+        states = zip(controllers, observations.tolist(), goals, strict=True)
+        actions = [controller.act(x, y, vx, vy, goal)[:2] for controller, (x, y, vx, vy), goal in states]
+        observations, rewards[:, step], *_ = env.step(np.array(actions))
+    return rewards

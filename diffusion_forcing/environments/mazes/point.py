@@ -32,8 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.environments.mazes.layout import FRAMES, Cell, Maze
-from diffusion_forcing.environments.mazes.maze2d import Goal, PointMass
-from diffusion_forcing.environments.mazes.vector import VectorMaze
+from diffusion_forcing.environments.mazes.maze2d import Goal, PointMass, VectorMaze
 from diffusion_forcing.errors import UserError, check_choice, did_you_mean
 
 UNIT, OFFSET = FRAMES["point"]

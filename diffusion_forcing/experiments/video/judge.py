@@ -22,14 +22,16 @@ from diffusion_forcing.checkpoints import resolve
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError, check_minimum
 from diffusion_forcing.experiments.video.rollouts import ACTION, LAPLACIAN, PIXEL_SQUARE, Roller
-from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics, actions_recognised
-from diffusion_forcing.metrics.rollouts import (
+from diffusion_forcing.metrics.video import (
     Curve,
     Interval,
+    InverseDynamics,
     Life,
+    actions_recognised,
     alive,
     bootstrap,
     contrast,
+    frame_curves,
     laplacian_energy,
     mean_interval,
     mean_of,
@@ -38,9 +40,8 @@ from diffusion_forcing.metrics.rollouts import (
     ratio_interval,
     thumbnails,
 )
-from diffusion_forcing.metrics.video import frame_curves
 from diffusion_forcing.options import Count, Natural, check_limits
-from diffusion_forcing.visualization.curves import Panel, draw_horizon
+from diffusion_forcing.visualization.canvas import Panel, draw_horizon
 
 LATE = 32
 """Frames over which numbers at frame 200 and at the end are averaged."""

@@ -27,14 +27,17 @@ from diffusion_forcing.experiments.video.rollouts import (
     TRUTH,
     Scores,
 )
-from diffusion_forcing.metrics.distances import fid_report, fvd_report, i3d_features, inception_features
-from diffusion_forcing.metrics.frechet import FrechetReport, frechet_ratio
-from diffusion_forcing.metrics.i3d import load_i3d
-from diffusion_forcing.metrics.inception import load_inception
-from diffusion_forcing.metrics.lpips import load_lpips, lpips
-from diffusion_forcing.metrics.rollouts import Curve, Interval, mean_interval, mean_of, ratio_interval
-from diffusion_forcing.metrics.weights import Unavailable, cache_folder
-from diffusion_forcing.visualization.curves import Panel, draw_horizon
+from diffusion_forcing.metrics.features import Unavailable, cache_folder, load_i3d, load_inception, load_lpips, lpips
+from diffusion_forcing.metrics.frechet import (
+    FrechetReport,
+    fid_report,
+    frechet_ratio,
+    fvd_report,
+    i3d_features,
+    inception_features,
+)
+from diffusion_forcing.metrics.video import Curve, Interval, mean_interval, mean_of, ratio_interval
+from diffusion_forcing.visualization.canvas import Panel, draw_horizon
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Predicted frames that are printed, beside the last one."""

@@ -19,9 +19,17 @@ from torch import Tensor
 from diffusion_forcing.algorithms.video import Video
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.diffusion import Sampler
-from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics, actions_recognised
-from diffusion_forcing.metrics.rollouts import Curve, laplacian_energy, mean_of
-from diffusion_forcing.metrics.video import WINDOW, copy_last, frame_curves, mean_frame
+from diffusion_forcing.metrics.video import (
+    WINDOW,
+    Curve,
+    InverseDynamics,
+    actions_recognised,
+    copy_last,
+    frame_curves,
+    laplacian_energy,
+    mean_frame,
+    mean_of,
+)
 
 OPENING = 16
 """Predicted frames of each clip whose pixels are kept: the length at which FVD is compared."""

@@ -25,7 +25,7 @@ from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series.dataset import TimeSeries
 from diffusion_forcing.datasets.series.files import read_file
-from diffusion_forcing.datasets.series.steps import lags_of, season_of
+from diffusion_forcing.datasets.series.times import lags_of, season_of
 from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.experiments.checkpointing import load_weights
 from diffusion_forcing.experiments.devices import device

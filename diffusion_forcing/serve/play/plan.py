@@ -19,7 +19,7 @@ from diffusion_forcing.algorithms.planning.tokens import Steps
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import resolve, shipped
 from diffusion_forcing.environments.mazes.layout import Maze
-from diffusion_forcing.environments.mazes.vector import VectorMaze
+from diffusion_forcing.environments.mazes.maze2d import VectorMaze
 from diffusion_forcing.errors import UserError, check_choice, require
 from diffusion_forcing.experiments.planning import play
 from diffusion_forcing.serve.play.messages import Message

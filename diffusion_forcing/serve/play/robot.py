@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.algorithms.robot.algorithm import Robot
 from diffusion_forcing.algorithms.robot.policy import RobotPolicy
-from diffusion_forcing.environments.swap.environment import MAX_ACTIONS, SwapEnv, draw_distractors
-from diffusion_forcing.environments.swap.scene import CAMERAS
+from diffusion_forcing.environments.swap import CAMERAS, MAX_ACTIONS, SwapEnv, draw_distractors
 from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session

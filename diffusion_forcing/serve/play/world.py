@@ -301,7 +301,7 @@ class WorldPlayer:
         count = self.model.options.context_frames
         self.close()
         try:
-            from diffusion_forcing.environments.labmaze.simulator import LabMaze, Walker
+            from diffusion_forcing.environments.labmaze import LabMaze, Walker
 
             maze = LabMaze.random(seed, size=self.size)
             frames, actions = [maze.reset()], list[int | None]([None])

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.mazes import d4rl
+from diffusion_forcing.datasets.mazes.maze2d import read_d4rl, write_d4rl
 from diffusion_forcing.errors import UserError
 from tests.datasets.makers import steps, write_file
 
@@ -17,8 +17,8 @@ from tests.datasets.makers import steps, write_file
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     arrays = steps(100)
     arrays["terminals"][41] = True
-    d4rl.write(tmp_path / "a.hdf5", arrays, attributes={"seed": 5})
-    back = d4rl.read(tmp_path / "a.hdf5")
+    write_d4rl(tmp_path / "a.hdf5", arrays, attributes={"seed": 5})
+    back = read_d4rl(tmp_path / "a.hdf5")
     for key in ("observations", "actions", "rewards"):
         assert (back[key] == arrays[key]).all()
     assert np.flatnonzero(back["ends"]).tolist() == [41]
@@ -29,7 +29,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_a_public_file_without_infos_and_with_terminals_as_numbers_is_read(tmp_path: Path) -> None:
     arrays = steps(20)
     arrays["terminals"] = np.eye(1, 20, 7)[0].astype(np.float32)
-    assert np.flatnonzero(d4rl.read(write_file(tmp_path / "a.hdf5", arrays))["ends"]).tolist() == [7]
+    assert np.flatnonzero(read_d4rl(write_file(tmp_path / "a.hdf5", arrays))["ends"]).tolist() == [7]
 
 
 def empty(path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, spoil: Callable[[P
     path = write_file(tmp_path / "a.hdf5", steps(100))
     spoil(path)
     with pytest.raises(UserError) as caught:
-        d4rl.read(path)
+        read_d4rl(path)
     assert words in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -101,4 +101,4 @@ def test_a_damaged_chunk_is_refused_in_one_line(tmp_path: Path) -> None:
     raw[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
     path.write_bytes(raw)
     with pytest.raises(UserError, match="it is damaged"):
-        d4rl.read(path)
+        read_d4rl(path)

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.mazes import generate as generate_maze2d
-from diffusion_forcing.datasets.mazes.generate import Collector, generate
+from diffusion_forcing.datasets.mazes import maze2d
+from diffusion_forcing.datasets.mazes.maze2d import Collector, generate
 from diffusion_forcing.environments.mazes.layout import MAZES, Maze
 from diffusion_forcing.environments.mazes.maze2d import PointMass, build_model
 from diffusion_forcing.errors import UserError
@@ -24,7 +24,7 @@ WIDTHS: dict[str, tuple[int, ...]] = {
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(generate_maze2d, "SHARD_STEPS", 500)
+    monkeypatch.setattr(maze2d, "SHARD_STEPS", 500)
     return 500
 
 

@@ -10,8 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.mazes.maze2d import Maze2d, Maze2dOptions
-from diffusion_forcing.datasets.mazes.minari import find, read, to_d4rl
+from diffusion_forcing.datasets.mazes.maze2d import Maze2d, Maze2dOptions, find_minari, read_minari, to_d4rl
 from diffusion_forcing.environments.mazes.layout import MAZES
 from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv
 from diffusion_forcing.errors import UserError
@@ -56,7 +55,7 @@ def options(folder: Path, path: str | None, **changes: Any) -> Maze2dOptions:
 
 
 def test_mapped_steps_are_ones_our_physics_makes(tmp_path: Path) -> None:
-    part = read(record(tmp_path / "set-v0", (60,)), UMAZE)
+    part = read_minari(record(tmp_path / "set-v0", (60,)), UMAZE)
     env = Maze2dEnv("umaze")
     for now, action, after in zip(part["observations"], part["actions"], part["observations"][1:], strict=False):
         env.reset(options={"start": now[:2], "velocity": now[2:]})
@@ -77,12 +76,12 @@ def test_episodes_that_go_on_are_joined_and_others_are_not(tmp_path: Path) -> No
 def test_a_data_set_is_found_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = record(tmp_path / "local" / "pm-v0", (5,), nested=False)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    assert find("local/pm-v0") == find(str(folder)) == folder
-    assert len(read(folder, UMAZE)["actions"]) == 5
+    assert find_minari("local/pm-v0") == find_minari(str(folder)) == folder
+    assert len(read_minari(folder, UMAZE)["actions"]) == 5
 
 
 def test_the_rewards_are_those_of_the_fixed_goal(tmp_path: Path) -> None:
-    part = read(record(tmp_path / "set-v0", (200,)), UMAZE)
+    part = read_minari(record(tmp_path / "set-v0", (200,)), UMAZE)
     near = np.linalg.norm(part["observations"][:, :2] - [1.0, 1.0], axis=1) <= 0.5
     assert (part["rewards"] == near).all()
 
@@ -123,7 +122,7 @@ def test_a_data_set_that_minari_itself_wrote_is_read(
             )
         )
     minari.create_dataset_from_buffers("local/pm-v0", episodes, env=env, data_format=data_format)
-    found = read(find("local/pm-v0"), UMAZE)
+    found = read_minari(find_minari("local/pm-v0"), UMAZE)
     assert np.flatnonzero(found["ends"]).tolist() == [24, 49]
     assert UMAZE.contains(found["observations"][:, :2]).all()
 
@@ -172,12 +171,12 @@ def test_an_export_that_fails_leaves_nothing_and_is_one_line(tmp_path: Path, mon
 
 def test_an_episode_without_its_last_observation_loses_its_last_action_and_spoils_no_other(tmp_path: Path) -> None:
     folder = record(tmp_path / "set-v0", (15, 12))
-    whole = read(folder, UMAZE)
+    whole = read_minari(folder, UMAZE)
     with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
         states = file["episode_1/observations/observation"][:-1]
         del file["episode_1/observations/observation"]
         file["episode_1/observations/observation"] = states
-    short = read(folder, UMAZE)
+    short = read_minari(folder, UMAZE)
     for name in ("observations", "actions"):
         assert np.array_equal(short[name], whole[name][:-1])
     assert short["ends"][-1]
@@ -224,7 +223,7 @@ def test_damaged_metadata_which_would_say_the_frame_is_refused(tmp_path: Path, d
     folder = record(tmp_path / "set-v0", (15,))
     (folder / "data" / "metadata.json").write_text(damage)
     with pytest.raises(UserError, match=r"metadata\.json is damaged"):
-        read(folder, MAZES["umaze"])
+        read_minari(folder, MAZES["umaze"])
 
 
 def test_a_folder_in_another_format_without_metadata_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.mazes import ogbench
+from diffusion_forcing.datasets.mazes import pointmaze
 from diffusion_forcing.datasets.mazes.pointmaze import PointMaze, PointMazeOptions
 from diffusion_forcing.environments.mazes.point import POINT_MAZES, Point, build_point_model
 from diffusion_forcing.errors import UserError
@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> PointMaze:
 
 def test_generated_files_are_trajectories_of_the_physics(made: PointMaze) -> None:
     path = made.options.generated_file
-    for file, count in ((path, 12), (ogbench.validation_file(path), 1)):
+    for file, count in ((path, 12), (pointmaze.validation_file(path), 1)):
         with np.load(file) as arrays:
             terminals, observations, actions = arrays["terminals"], arrays["observations"], arrays["actions"]
         assert np.array_equal(np.flatnonzero(terminals), 61 * np.arange(1, count + 1) - 1)
@@ -73,8 +73,10 @@ def test_a_trajectory_shorter_than_the_window_is_one_padded_window(made: PointMa
 def test_navigate_walks_to_vertices_and_stitch_four_cells(tmp_path: Path) -> None:
     corridors = {(1, 2), (2, 1)}
     spiral = PointMazeOptions(maze_map=r"#####\#OOO#\#O#O#\#OO##\#####", **STATISTICS).maze
-    assert set(map(tuple, ogbench.vertices(spiral).tolist())) == set(map(tuple, spiral.free_cells.tolist())) - corridors
-    collector = ogbench.Collector(MEDIUM, kind="stitch")
+    assert (
+        set(map(tuple, pointmaze.vertices(spiral).tolist())) == set(map(tuple, spiral.free_cells.tolist())) - corridors
+    )
+    collector = pointmaze.Collector(MEDIUM, kind="stitch")
     for index in range(20):
         walk = collector.trajectory(np.random.default_rng(index), 201)["observations"]
         cells = [MEDIUM.cell_at(position) for position in walk]
@@ -86,7 +88,7 @@ def test_ogbench_reads_our_files_and_we_read_what_it_reads(made: PointMaze) -> N
     pytest.importorskip("ogbench.locomaze")
     path = made.options.generated_file
     env, train, held_out = theirs.make_env_and_datasets("pointmaze-medium-navigate-v0", dataset_path=str(path))
-    steps = ogbench.read(path)
+    steps = pointmaze.read_ogbench(path)
     assert len(train["observations"]) == 12 * 60 and len(held_out["observations"]) == 60
     keep = ~steps["ends"]
     assert np.array_equal(train["observations"], steps["observations"][keep])
@@ -134,7 +136,7 @@ def test_a_file_that_is_not_ogbenchs_is_refused(changes: dict[str, Any], message
 def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "walk.npz").write_bytes(content)
     with pytest.raises(UserError, match="is not a readable npz file"):
-        ogbench.read(tmp_path / "walk.npz")
+        pointmaze.read_ogbench(tmp_path / "walk.npz")
 
 
 @pytest.mark.parametrize(

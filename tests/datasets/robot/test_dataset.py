@@ -164,9 +164,9 @@ def test_the_data_set_makes_what_is_missing_and_reads_it(tmp_path: Path, toy: No
 @pytest.mark.slow
 def test_a_demonstration_of_the_expert_follows_from_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gymnasium_robotics")
-    from diffusion_forcing.environments.swap import expert
+    from diffusion_forcing.environments import swap
 
-    SwapEpisodes = expert.SwapEpisodes
+    SwapEpisodes = swap.SwapEpisodes
 
     made = [SwapEpisodes(seed=3, size=16, blocking=0.05).make("training", 5) for _ in range(2)]
     for name, array in made[0].items():
@@ -179,7 +179,7 @@ def test_a_demonstration_of_the_expert_follows_from_its_seed(monkeypatch: pytest
     assert waiting_action(episode)[:3] == pytest.approx(episode["actions"][-1][:3])
     other = SwapEpisodes(seed=3, size=16).make("validation", 5)
     assert not np.array_equal(other["front"][0], episode["front"][0])
-    monkeypatch.setattr(expert, "_ATTEMPTS", 1)  # one failure takes a second
+    monkeypatch.setattr(swap, "_ATTEMPTS", 1)  # one failure takes a second
     with pytest.raises(UserError, match=r"failed 1 times in a row with noise 0\.5"):
         SwapEpisodes(noise=0.5, size=16).make("training", 0)
 

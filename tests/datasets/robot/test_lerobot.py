@@ -19,14 +19,14 @@ pytest.importorskip("pyarrow", reason="the robot extra brings it")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
-from diffusion_forcing.datasets.robot.lerobot_writer import (
+from diffusion_forcing.datasets.robot.convert import (
     LeRobotOptions,
     image_statistics,
     join_statistics,
     row_statistics,
     write_lerobot,
 )
+from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
 from diffusion_forcing.datasets.robot.source import read_demonstration
 from diffusion_forcing.datasets.robot.video import CODECS, VideoWriter
 from diffusion_forcing.errors import UserError

@@ -23,8 +23,8 @@ from diffusion_forcing.datasets.series.dataset import (
     spec_of,
 )
 from diffusion_forcing.datasets.series.smoothing import Base, Method
-from diffusion_forcing.datasets.series.steps import checked_freq, date_features, lags_of
 from diffusion_forcing.datasets.series.table import Table
+from diffusion_forcing.datasets.series.times import checked_freq, date_features, lags_of
 from diffusion_forcing.errors import UserError
 
 

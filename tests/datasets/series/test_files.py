@@ -18,8 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_forcing.datasets.series.dataset import SeriesOptions, TimeSeries
 from diffusion_forcing.datasets.series.files import read_file, typed
-from diffusion_forcing.datasets.series.steps import checked_freq, lags_of, season_of
 from diffusion_forcing.datasets.series.table import Table
+from diffusion_forcing.datasets.series.times import checked_freq, lags_of, season_of
 from diffusion_forcing.errors import UserError
 
 DAYS = pandas.date_range("2024-01-01", periods=40)

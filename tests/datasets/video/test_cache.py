@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.video.decode import FrameReader, VideoCache, blocks, fit
-from diffusion_forcing.datasets.video.episode import Episode, inspect
-from diffusion_forcing.datasets.video.files import find_groups
+from diffusion_forcing.datasets.video.clips import FrameReader, VideoCache, blocks, fit
+from diffusion_forcing.datasets.video.episode import Episode, find_groups, inspect
 from diffusion_forcing.errors import UserError
 from tests.datasets.video_makers import decode, moving_pattern, noise, write_npz, write_video
 
@@ -115,7 +114,7 @@ def test_without_room_nothing_is_begun(
     root = tmp_path / "data"
     episodes = some(root)
     cache = VideoCache(root, tmp_path / "cache", 32)
-    monkeypatch.setattr("diffusion_forcing.datasets.video.decode.free_bytes", lambda folder: 100_000)
+    monkeypatch.setattr("diffusion_forcing.datasets.video.clips.free_bytes", lambda folder: 100_000)
     with pytest.raises(UserError, match=r"takes 0\.1 MB of the 0\.1 MB free"):
         cache.build(episodes, progress=False)
     assert everything_below(tmp_path / "cache") == set()
@@ -139,7 +138,7 @@ def test_an_interrupt_stops_the_work_and_leaves_whole_files_only(
             raise KeyboardInterrupt
         yield from read(root, episode)
 
-    monkeypatch.setattr("diffusion_forcing.datasets.video.decode.blocks", interrupted)
+    monkeypatch.setattr("diffusion_forcing.datasets.video.clips.blocks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.build(episodes, progress=False)
     assert all(name.endswith(".npy") for name in everything_below(tmp_path / "cache"))

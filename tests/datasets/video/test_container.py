@@ -14,9 +14,8 @@ import pytest
 
 from diffusion_forcing.datasets.robot.video import video_metadata
 from diffusion_forcing.datasets.video import container
-from diffusion_forcing.datasets.video.decode import blocks, read_frames
-from diffusion_forcing.datasets.video.episode import Episode, inspect
-from diffusion_forcing.datasets.video.files import find_groups
+from diffusion_forcing.datasets.video.clips import blocks, read_frames
+from diffusion_forcing.datasets.video.episode import Episode, find_groups, inspect
 from diffusion_forcing.limits import Refused
 from tests.datasets.video_makers import decode, moving_pattern, trim, write_video
 
@@ -50,7 +49,7 @@ def test_frames_from_anywhere_are_those_of_decoding_everything(
     assert (episode.kind, episode.frames, episode.height, episode.width) == ("video", 40, 32, 32)
     for frames in ([0], [39], [20], list(range(17, 25)), list(range(5, 40, 6)), [38, 39, 39, 39]):
         assert (read_frames(tmp_path, episode, np.array(frames)) == every[frames]).all()
-    monkeypatch.setattr("diffusion_forcing.datasets.video.decode._BLOCK_BYTES", 16 * 32 * 32 * 3)
+    monkeypatch.setattr("diffusion_forcing.datasets.video.clips._BLOCK_BYTES", 16 * 32 * 32 * 3)
     parts = list(blocks(tmp_path, episode))
     assert [len(part) for part in parts] == [16, 16, 8] and (np.concatenate(parts) == every).all()
 

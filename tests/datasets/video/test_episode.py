@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.video.decode import blocks, read_frames
-from diffusion_forcing.datasets.video.episode import Episode, inspect
-from diffusion_forcing.datasets.video.files import find_groups
+from diffusion_forcing.datasets.video.clips import blocks, read_frames
+from diffusion_forcing.datasets.video.episode import Episode, find_groups, inspect
 from diffusion_forcing.limits import Refused
 from tests.datasets.video_makers import cut, moving_pattern, noise, write_npz, write_video
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_forcing.datasets.video.files import find_groups, has_clips, place_of, splits_of
+from diffusion_forcing.datasets.video.episode import find_groups, has_clips, place_of, splits_of
 from diffusion_forcing.errors import UserError
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion_forcing.environments.mazes.layout import MAZES
-from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv, PointMass, build_model
-from diffusion_forcing.environments.mazes.waypoint import WaypointController
+from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv, PointMass, WaypointController, build_model
 
 POINT_MAZES = {"umaze": "PointMaze_UMaze-v3", "medium": "PointMaze_Medium-v3", "large": "PointMaze_Large-v3"}
 

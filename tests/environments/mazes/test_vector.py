@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv
-from diffusion_forcing.environments.mazes.vector import VectorMaze2d
+from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv, VectorMaze2d
 from diffusion_forcing.errors import UserError
 
 

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from diffusion_forcing.environments.mazes.layout import MAZES, Maze
-from diffusion_forcing.environments.mazes.maze2d import PointMass, build_model
-from diffusion_forcing.environments.mazes.waypoint import JITTER, WaypointController, oracle_rewards
+from diffusion_forcing.environments.mazes.maze2d import (
+    JITTER,
+    PointMass,
+    WaypointController,
+    build_model,
+    oracle_rewards,
+)
 
 
 def test_the_oracle_reaches_every_goal_and_stays() -> None:

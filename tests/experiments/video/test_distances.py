@@ -23,10 +23,9 @@ from diffusion_forcing.experiments.video.rollouts import (
     TRUTH,
     Scores,
 )
-from diffusion_forcing.metrics import i3d
+from diffusion_forcing.metrics import features
+from diffusion_forcing.metrics.features import LPIPS, Unavailable
 from diffusion_forcing.metrics.frechet import frechet_ratio, frechet_report
-from diffusion_forcing.metrics.lpips import LPIPS
-from diffusion_forcing.metrics.weights import Unavailable
 
 CPU = torch.device("cpu")
 
@@ -80,7 +79,7 @@ def test_fvd_is_of_the_openings_beside_copying_with_n_interval_floor_and_ratio(n
     features = {}
     with torch.inference_mode():
         for who in (TRUTH, MODEL, COPY):
-            from diffusion_forcing.metrics.distances import i3d_input
+            from diffusion_forcing.metrics.frechet import i3d_input
 
             features[who] = Corners()(i3d_input(scores.opening(who))).numpy()
     model = frechet_report(features[TRUTH], features[MODEL], paired=True)
@@ -144,7 +143,7 @@ def test_nothing_installed_leaves_lines_with_commands(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
     for variable in ("DIFFUSION_FORCING_I3D", "DIFFUSION_FORCING_ALEXNET", "DIFFUSION_FORCING_INCEPTION"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(i3d, "WEIGHTS", replace(i3d.WEIGHTS, package="no_such_package_here==1"))
+    monkeypatch.setattr(features, "I3D_WEIGHTS", replace(features.I3D_WEIGHTS, package="no_such_package_here==1"))
     found, said = measured(scores_of(), ["fvd", "fid", "lpips"])
     assert sorted(found) == ["fid", "fvd", "lpips"] and len(said) == 3
     assert all(value.startswith("unavailable, because the weights of its network (") for value in found.values())

@@ -22,7 +22,7 @@ from diffusion_forcing.experiments.video.judge import (
     statistics,
 )
 from diffusion_forcing.experiments.video.rollouts import PIXEL_SQUARE, Roller
-from diffusion_forcing.metrics.inverse_dynamics import InverseDynamics
+from diffusion_forcing.metrics.video import InverseDynamics
 from diffusion_forcing.tracking.run import Run
 from tests.experiments.video.test_rollouts import GIVEN, batch, video
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffusion_forcing.environments.labmaze.engine import CELL, build_wad, screen_for
-from diffusion_forcing.environments.labmaze.simulator import (
+from diffusion_forcing.environments.labmaze import (
+    CELL,
     FORWARD,
     LEFT,
     RIGHT,
@@ -21,6 +21,7 @@ from diffusion_forcing.environments.labmaze.simulator import (
     LabMaze,
     LabMazeEpisodes,
     Walker,
+    build_wad,
     cell_of,
     centre,
     distances,
@@ -28,6 +29,7 @@ from diffusion_forcing.environments.labmaze.simulator import (
     draw_walls,
     move,
     neighbours,
+    screen_for,
     split_of,
 )
 from diffusion_forcing.errors import UserError

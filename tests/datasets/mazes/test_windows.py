@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from diffusion_forcing.datasets.windows import Store, Windows, open_store
+from diffusion_forcing.datasets.mazes.base import Store, Windows, open_store
 from diffusion_forcing.errors import UserError
 
-from .makers import steps
+from ..makers import steps
 
 
 def make_store(folder: Path, count: int, *, terminals: tuple[int, ...] = ()) -> Store:

@@ -13,29 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_forcing.environments.voxel import server as voxel_server
-from diffusion_forcing.environments.voxel import simulator as voxel
-from diffusion_forcing.environments.voxel.server import (
+from diffusion_forcing.environments import voxel
+from diffusion_forcing.environments.voxel import (
+    FORWARD,
     HEIGHT,
+    LEFT,
     MARKS,
+    RIGHT,
     SIZE,
     Lost,
     Server,
+    Sight,
+    VoxelEpisodes,
+    Walker,
+    faults,
     find_programs,
     from_gray,
     pixel_layout,
     read_mark,
     shrink,
     to_gray,
-)
-from diffusion_forcing.environments.voxel.simulator import (
-    FORWARD,
-    LEFT,
-    RIGHT,
-    Sight,
-    VoxelEpisodes,
-    Walker,
-    faults,
     world_seed,
 )
 from diffusion_forcing.errors import UserError
@@ -206,7 +203,7 @@ def test_a_world_that_is_lost_is_started_again_and_given_up_in_the_end(monkeypat
 def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(voxel_server.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(voxel.shutil, "which", lambda *_, **__: None)
     with pytest.raises(
         UserError, match=r"need minetest and Xvfb, not found here; install with: apt-get install .*xvfb"
     ):
@@ -225,7 +222,7 @@ def impostors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(voxel_server.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(voxel.tempfile, "tempdir", str(temporary))
     return temporary
 
 
@@ -243,7 +240,7 @@ def _installed() -> bool:
     return True
 
 
-@pytest.mark.skipif(not _installed(), reason=f"Minetest is not installed: {voxel_server.INSTALL}")
+@pytest.mark.skipif(not _installed(), reason=f"Minetest is not installed: {voxel.INSTALL}")
 def test_a_walk_in_the_real_simulator_shows_what_its_actions_do() -> None:
     episodes = VoxelEpisodes(frames=24, size=32)
     try:

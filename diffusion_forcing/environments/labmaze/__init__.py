@@ -1,1 +1,0 @@
-"""Random mazes of DeepMind Lab's kind, rendered by ViZDoom."""

@@ -1,1 +1,0 @@
-"""robot_swap: a Fetch arm exchanges two fruits, simulated in MuJoCo."""

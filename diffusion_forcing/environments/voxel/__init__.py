@@ -1,1 +1,0 @@
-"""A voxel landscape, rendered by Minetest."""
