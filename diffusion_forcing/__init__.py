@@ -48,7 +48,7 @@ _PUBLIC = {
     "MAZES": "environments.mazes.layout",
     "Maze": "environments.mazes.layout",
     "Maze2dEnv": "environments.mazes.maze2d",
-    "VectorMaze2d": "environments.mazes.vector",
+    "VectorMaze2d": "environments.mazes.maze2d",
     "VectorPointMaze": "environments.mazes.point",
     "PlanningExperiment": "experiments.planning",
     # forecasting
@@ -60,7 +60,7 @@ _PUBLIC = {
     "RobotPolicy": "algorithms.robot.policy",
     "LeRobotPolicy": "algorithms.robot.policy",
     "RobotDataset": "datasets.robot.dataset",
-    "SwapEnv": "environments.swap.environment",
+    "SwapEnv": "environments.swap",
     "RobotExperiment": "experiments.robot",
     # running
     "BaseExperiment": "experiments.base",

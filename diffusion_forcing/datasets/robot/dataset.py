@@ -44,7 +44,7 @@ class FrameCache:
     """Images of `source`, `size` pixels a side, in `<set>/.frames/<size>/<split>-NNNNNN.<camera>.<stamp>.npy`.
 
     The stamp changes with the source's files, so that changed videos are decoded again. Where nothing can be written, or
-    with write=False, images stay in memory. `datasets.video.cache`, in contrast, decodes a whole data set ahead.
+    with write=False, images stay in memory. `VideoCache`, in contrast, decodes a whole data set ahead.
     """
 
     def __init__(self, source: RobotSource, size: int, *, write: bool = True) -> None:

@@ -4,7 +4,7 @@ number of files.
 A set is meta/info.json (fps, features, templates of file names), meta/episodes (per episode: its files and its range
 there), data (one row per frame) and videos (the episodes of a camera end to end). Images are videos or, of dtype
 "image", files inside the rows. A row holds an observation and the action taken then. The action of the last row leads
-to nothing observed; it is dropped, and the last frame ends the demonstration (see `lerobot_writer`). Read with pyarrow
+to nothing observed; it is dropped, and the last frame ends the demonstration (see `convert.py`). Read with pyarrow
 and PyAV; the package lerobot is not needed.
 """
 

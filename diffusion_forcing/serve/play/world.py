@@ -135,7 +135,7 @@ class WorldPlayer:
     def __init__(self, model: Video | None = None) -> None:
         self.model = built(plan_of(MODEL)) if model is None else model
         self.size = self.model.options.observation_shape[1]
-        self.truth: Any = None  # a simulator, such as `environments.labmaze.simulator.LabMaze`
+        self.truth: Any = None  # a simulator, such as `environments.labmaze.LabMaze`
         self.why_no_truth = ""
         self.random = np.random.default_rng()
         self._prepared: Start | None = self._new(None)
