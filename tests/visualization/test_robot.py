@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_forcing.visualization.video import BLOCKED, HEAD, LAST_FRAMES, MARGIN, decision_grid, episode_video
+from diffusion_forcing.visualization.video import BLOCKED, LAST_FRAMES, MARGIN, ROBOT_HEAD, decision_grid, episode_video
 
 drawn = np.random.default_rng(0)
 SCENE = [drawn.integers(0, 256, (2, 48, 48, 3), np.uint8) for _ in range(5)]
@@ -15,11 +15,11 @@ def test_a_video_shows_the_scene_and_the_last_decision() -> None:
     blocked = [np.array([False, now == 2]) for now in range(5)]
     frames = episode_video(SCENE, blocked, [0, 3], SEEN, [None, SEEN[0]], cameras=("front", "over"), success=True)
     assert len(frames) == 5 + LAST_FRAMES
-    front = frames[:, HEAD : HEAD + 48, MARGIN : MARGIN + 48]
+    front = frames[:, ROBOT_HEAD : ROBOT_HEAD + 48, MARGIN : MARGIN + 48]
     assert all(np.array_equal(front[now], SCENE[now][0]) for now in range(5))
-    over = frames[:, HEAD : HEAD + 48, MARGIN + 60 : MARGIN + 108]
+    over = frames[:, ROBOT_HEAD : ROBOT_HEAD + 48, MARGIN + 60 : MARGIN + 108]
     assert np.array_equal(over[1], SCENE[1][1]) and (over[2] == BLOCKED).mean() > 0.7
-    saw = frames[:, HEAD + 48 + HEAD :, MARGIN : MARGIN + 24][:, :24]
+    saw = frames[:, ROBOT_HEAD + 48 + ROBOT_HEAD :, MARGIN : MARGIN + 24][:, :24]
     small = np.arange(24) * 16 // 24
     for now, decision in enumerate((0, 0, 0, 1, 1)):
         assert np.array_equal(saw[now], SEEN[decision][0][small][:, small])
