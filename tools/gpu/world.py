@@ -203,6 +203,10 @@ class Trainer:
             loss = self.loss(own_past if share >= own_past_from else 0.0)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            # A gradient that is not finite counts as 0, without waiting for the GPU to look.
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
             optimizer.step()
             optimizer.zero_grad()
             assert world.ema is not None

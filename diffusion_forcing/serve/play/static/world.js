@@ -132,7 +132,8 @@ export function mount({ stage, side, say, signal }) {
     },
     Period: () => say({ do: "step" }),
   };
-  const pace = () => say({ do: "pace", steps: count.value, fps: speed.value, noise: doubt.value / 100 });
+  let noise_ = 0.19; // as the server set it, until the slider is moved: its places are hundredths
+  const pace = () => say({ do: "pace", steps: count.value, fps: speed.value, noise: noise_ });
   const count = slider(t("Denoising steps per frame"), {
     min: 1,
     max: 8,
@@ -148,7 +149,10 @@ export function mount({ stage, side, say, signal }) {
     min: 0,
     max: 100,
     value: 19,
-    change: pace,
+    change: (value) => {
+      noise_ = value / 100;
+      pace();
+    },
     show: (v) => (sigmas.length ? `σ ${sigmas[v].toPrecision(2)}` : `${v} %`),
   });
   const levelsMatrix = matrix(t("Noise levels while the next frame is sampled"), [t("oldest frame"), t("the new one")]);
@@ -269,7 +273,8 @@ export function mount({ stage, side, say, signal }) {
         ({ size, sigmas, steps } = header);
         window_ = header.window;
         count.value = steps;
-        doubt.value = Math.round(100 * header.noise);
+        noise_ = header.noise;
+        doubt.value = Math.round(100 * noise_);
         truth.element.disabled = !header.truth;
         truth.element.title = header.why;
         if (truth.on && header.truth) say({ do: "truth", on: true });
