@@ -3,10 +3,11 @@
     python -m benchmarks.forecasting                          # 18 data sets, 13 rows, 5 seeds: a day on 2 cores
     python -m benchmarks.forecasting --quick                  # 4 data sets, one seed, short trainings: 5 minutes
     python -m benchmarks.forecasting --data ecb load --models "ours, rnn" "last value" --seeds 2
+    python -m benchmarks.forecasting --models base "last value" "last season" --windows 25    # does the order hold for longer?
     python -m benchmarks.forecasting --table                  # of the results there are, computing nothing
     python -m benchmarks.forecasting --speed                  # 100 paths of 30 steps of 8 series, 5 windows, on 2 cores
 
-Every model sees the same training part (all but the test windows), is asked for 100 sample paths of the same five test windows, and is scored by
+Every model sees the same training part (all but the test windows), is asked for 100 sample paths of the same test windows, and is scored by
 the same function. Results are appended to `--results` as they come: an interrupted benchmark goes on where it stopped.
 """
 
@@ -18,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ import torch
 
 from benchmarks import forecasters
 from benchmarks.forecasters import LEARNED, MODELS, PATHS, Array, Model, Predict
-from benchmarks.series import SETS, Series, load
+from benchmarks.series import SETS, WINDOWS, Series, load
 from diffusion_forcing.datasets.series.dataset import SeriesOptions, TimeSeries
+from diffusion_forcing.datasets.series.smoothing import Base, choose, seasons_of
 from diffusion_forcing.metrics.forecasting import INTERVALS, forecast_report, quantile
 
 BASE = "last season"
@@ -69,8 +72,15 @@ def universal(data: Series, seed: int) -> Predict:
     return lambda: experiment.paths("test")[0]
 
 
+def base(data: Series, seed: int) -> Predict:
+    """The base forecast alone, chosen on what lies before the test windows."""
+    end, random = data.starts[0], np.random.default_rng(seed)
+    found = Base(data.values, choose(data.values[:end], data.ahead, seasons_of(data.freq, end)), end)
+    return lambda: np.stack([found.paths(start, data.ahead, paths=PATHS, random=random) for start in data.starts])
+
+
 OURS: dict[str, Model] = {f"ours, {network}": ours(network) for network in ("rnn", "transformer")}
-ALL = {**MODELS, **OURS, "universal": universal}
+ALL = {**MODELS, "base": base, **OURS, "universal": universal}
 SEEDED = (*LEARNED, *OURS, "universal")
 Row = dict[str, Any]
 
@@ -199,6 +209,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=SETS)
     parser.add_argument("--models", nargs="+", choices=ALL, default=list(ALL))
     parser.add_argument("--seeds", type=int, default=5, help="of the models that one changes")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="to test on; at most half of the steps")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}; one seed, a tenth of the training")
     parser.add_argument("--table", action="store_true", help="show the results there are, and nothing else")
@@ -210,7 +221,7 @@ def main() -> None:
         return
     if asked.quick:
         asked.seeds, forecasters.EFFORT = 1, 0.1
-    kind = "_quick" if asked.quick else ""
+    kind = "_quick" * asked.quick + f"_{asked.windows}_windows" * (asked.windows != WINDOWS)
     results = asked.results or Path(f"outputs/benchmark_forecasting{kind}.jsonl")
     results.parent.mkdir(parents=True, exist_ok=True)
     rows = read(results)
@@ -220,7 +231,9 @@ def main() -> None:
             for model in asked.models:
                 if (name, model, seed) in done or (seed and model not in SEEDED):
                     continue
-                row = run(load(name), model, seed)
+                data = load(name)
+                windows = min(asked.windows, len(data.frame) // (2 * data.ahead))
+                row = run(replace(data, windows=windows), model, seed)
                 rows.append(row)
                 with results.open("a") as file:
                     file.write(json.dumps(row) + "\n")

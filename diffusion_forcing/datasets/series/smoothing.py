@@ -43,8 +43,8 @@ MOMENTS = 60
 """Moments of the past at which methods are compared, evenly spread."""
 CYCLES, SHORT, LONG = 20, 2500, 9000
 """Methods are compared on so many of the longest season, the last of the history, but on 2,500 to 9,000 steps."""
-MOST_ERRORS = 500
-"""Moments whose errors a path may repeat, the latest ones."""
+MOST_ERRORS, REACH = 500, 5000
+"""Moments whose errors a path may repeat, evenly spread over this many of the latest steps."""
 PHASES, FEWEST_PHASES = 100, 60
 """Seasons from whose errors at the same time of the season a path repeats one, and how many there must be; longer seasons have too few."""
 MEMORY, PRIOR = 20.0, 10.0
@@ -325,13 +325,13 @@ class Base:
         season = min((one.season for found in self.methods for one in found if one.season > 1), default=1)
         latest = max(1, origin - ahead, origin // 2)
         earliest = min(max(2 * season, ahead // 2, 5), max(season, latest // 2), latest)
-        origins = np.arange(latest, max(earliest - 1, latest - max(MOST_ERRORS, PHASES * season)), -1)
+        origins = np.arange(latest, max(earliest - 1, latest - max(REACH, PHASES * season)), -1)
         if 1 < season <= PHASES and len(origins) // season >= FEWEST_PHASES:
             origins = origins[(origin - origins) % season == 0]  # made at the same time of day
         else:
-            origins = origins[:MOST_ERRORS]
+            origins = origins[: REACH : -(-min(REACH, len(origins)) // MOST_ERRORS)]
         errors = self.errors(origins, ahead, origin)
-        share = np.cumsum(0.5 ** (np.arange(len(origins)) / (70 + 0.1 * len(origins))))
+        share = np.cumsum(0.5 ** (np.arange(len(origins)) / (70 + 0.5 * len(origins))))
         drawn = np.searchsorted(share / share[-1], (np.arange(paths) + random.random()) / paths, side="right")
         drawn = random.permutation(drawn.clip(max=len(origins) - 1))
         found = self.forecast([origin], 0, ahead) + errors[drawn] * self.liveliness[origin]

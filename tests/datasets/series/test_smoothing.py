@@ -175,3 +175,23 @@ def test_the_shortest_histories_have_a_forecast(length: int) -> None:
     assert np.isfinite(base.paths(length, 4, paths=5, random=random())).all()
     assert (base.spread(-4, 4) > 0).all()
     assert len(candidates(())) > 3
+
+
+def test_paths_repeat_errors_of_a_long_past_not_of_the_last_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbouring moments make nearly the same errors: the 500 that are repeated lie apart, over 5,000 steps."""
+    values = np.random.default_rng(0).standard_normal((9000, 1)).cumsum(axis=0)
+    base = Base(values, choose(values, 60, ()))
+    asked: list[np.ndarray] = []
+    errors = Base.errors
+
+    def counted(self: Base, origins: np.ndarray, ahead: int, until: int) -> np.ndarray:
+        asked.append(origins)
+        return errors(self, origins, ahead, until)
+
+    monkeypatch.setattr(Base, "errors", counted)
+    paths = base.paths(8900, 60, paths=100, random=np.random.default_rng(0))
+    assert paths.shape == (100, 60, 1)
+    (origins,) = asked
+    assert len(origins) == 500
+    assert origins.max() == 8840
+    assert origins.min() == 8840 - 4990
