@@ -8,7 +8,6 @@ import math
 import os
 import struct
 import tempfile
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_forcing.environments.mazes.layout import Cell, breadth_first
 from diffusion_forcing.errors import UserError, check_minimum, require
 
 # ------------------------------------------------------------------------------------------------------------ rendering
@@ -283,8 +283,6 @@ _ROOM_CELLS = 3
 _EXTRA_DOORS = 0.3
 """Share of walls between corridors opened beyond those that connect everything: loops, fewer dead ends."""
 
-Cell = tuple[int, int]
-
 
 def draw_walls(rng: np.random.Generator, split: str) -> NDArray[np.bool_]:
     """A random layout (9, 9) of `split`."""
@@ -305,8 +303,9 @@ def draw_walls(rng: np.random.Generator, split: str) -> NDArray[np.bool_]:
             random_seed=int(rng.integers(2**31)),
         )
         walls = np.array([[letter == "*" for letter in row] for row in maze.entity_layer])
-        free = np.argwhere(~walls).tolist()
-        if split_of(walls) == split and len(distances(walls, (free[0][0], free[0][1]))) == len(free):
+        i, j = np.argwhere(~walls)[0].tolist()
+        is_connected = bool((walls | (breadth_first(walls, (i, j)) >= 0)).all())
+        if is_connected and split_of(walls) == split:
             return walls
 
 
@@ -323,26 +322,6 @@ def split_of(walls: NDArray[np.bool_]) -> str:
     return list(SPLITS)[-1]
 
 
-def distances(walls: NDArray[np.bool_], goal: Cell) -> dict[Cell, int]:
-    """Number of cells to walk to `goal` from every cell connected with it."""
-    found = {goal: 0}
-    queue = deque([goal])
-    while queue:
-        cell = queue.popleft()
-        for neighbour in neighbours(walls, cell):
-            if neighbour not in found:
-                found[neighbour] = found[cell] + 1
-                queue.append(neighbour)
-    return found
-
-
-def neighbours(walls: NDArray[np.bool_], cell: Cell) -> Iterator[Cell]:
-    """The free cells beside a cell, north first, then south, west, east."""
-    for di, dj in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-        if not walls[cell[0] + di, cell[1] + dj]:
-            yield cell[0] + di, cell[1] + dj
-
-
 FORWARD, LEFT, RIGHT = range(3)
 STEP = 24.0
 """Map units of a forward action: 5⅓ actions cross a cell."""
@@ -353,6 +332,8 @@ VERSION = 2
 
 _RADIUS = 16.0
 """Half the width of the agent, in map units."""
+_MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+"""To the neighbours of a cell, in the order in which the walker prefers them."""
 _ALIGNED = 12.0
 """Degrees off the direction to the next cell within which the walker goes forward."""
 
@@ -448,16 +429,18 @@ class Walker:
 
     def __init__(self, walls: NDArray[np.bool_], rng: np.random.Generator) -> None:
         self._walls, self._rng = walls, rng
-        self._distances: dict[Cell, int] = {}
+        self._distances = np.zeros(walls.shape, np.int32)
 
     def act(self, pose: Pose) -> int:
         """The next action at `pose`."""
         x, y, heading = pose
         here = cell_of(x, y)
-        if self._distances.get(here, 0) == 0:  # at the goal: draw the next
-            cells = [cell for cell in sorted(distances(self._walls, here)) if cell != here]
-            self._distances = distances(self._walls, cells[self._rng.integers(len(cells))])
-        target = min(neighbours(self._walls, here), key=self._distances.__getitem__)
+        if self._distances[here] == 0:  # at the goal: draw the next
+            cells = np.argwhere(breadth_first(self._walls, here) > 0).tolist()
+            i, j = cells[self._rng.integers(len(cells))]
+            self._distances = breadth_first(self._walls, (i, j))
+        near = [(here[0] + di, here[1] + dj) for di, dj in _MOVES]
+        target = min((cell for cell in near if not self._walls[cell]), key=self._distances.__getitem__)
         # Turn towards the neighbour that is nearer to the goal, then go.
         to_x, to_y = centre(target)
         off = (math.degrees(math.atan2(to_y - y, to_x - x)) - heading + 180) % 360 - 180

@@ -24,14 +24,13 @@ from diffusion_forcing.environments.labmaze import (
     build_wad,
     cell_of,
     centre,
-    distances,
     draw_pose,
     draw_walls,
     move,
-    neighbours,
     screen_for,
     split_of,
 )
+from diffusion_forcing.environments.mazes.layout import breadth_first
 from diffusion_forcing.errors import UserError
 
 for _package in ("labmaze", "vizdoom", "PIL"):
@@ -53,7 +52,7 @@ def test_a_drawn_layout_is_closed_connected_and_of_its_split(split: str) -> None
     for walls in drawn(split, 20):
         assert walls.shape == (9, 9) and walls[[0, -1]].all() and walls[:, [0, -1]].all()
         i, j = np.argwhere(~walls)[0].tolist()
-        assert len(distances(walls, (i, j))) == (~walls).sum() >= 20
+        assert (breadth_first(walls, (i, j)) >= 0).sum() == (~walls).sum() >= 20
         assert split_of(walls) == split
 
 
@@ -110,11 +109,6 @@ def test_a_wall_stops_the_agent_and_lets_it_slide_along() -> None:
     for _ in range(10):
         ahead = move(HALL, ahead, FORWARD)
     assert 4 * CELL - 16 - STEP <= ahead[0] <= 4 * CELL - 16 and ahead == move(HALL, ahead, FORWARD)
-
-
-def test_distances_count_cells_along_the_ways() -> None:
-    assert distances(HALL, (1, 1)) == {(1, 1): 0, (1, 2): 1, (1, 3): 2, (2, 3): 3}
-    assert list(neighbours(HALL, (1, 3))) == [(2, 3), (1, 2)]
 
 
 @pytest.mark.parametrize("seed", range(20))

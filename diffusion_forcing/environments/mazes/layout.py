@@ -166,7 +166,7 @@ class Maze:
             self._check_free(goal)
             if len(fields) >= _MAX_FIELDS:
                 fields.clear()
-            fields[goal] = _frozen(_breadth_first(self.walls, goal))
+            fields[goal] = _frozen(breadth_first(self.walls, goal))
         return fields[goal]
 
     def shortest_path(self, start: Cell, goal: Cell) -> list[Cell]:
@@ -217,7 +217,7 @@ def options_of_map(text: Any, body: str, frame_skip: Any = 1) -> dict[str, Any]:
     }
 
 
-def _breadth_first(walls: NDArray[np.bool_], goal: Cell) -> NDArray[np.int32]:
+def breadth_first(walls: NDArray[np.bool_], goal: Cell) -> NDArray[np.int32]:
     """(H, W) number of moves to `goal`, -1 where there is no path. The border of `walls` must be closed."""
     distances = np.full(walls.shape, -1, dtype=np.int32)
     distances[goal] = 0
@@ -264,7 +264,7 @@ def _check_closed(walls: NDArray[np.bool_]) -> None:
 def _check_connected(walls: NDArray[np.bool_]) -> None:
     free = np.argwhere(~walls)
     require(len(free) != 0, "maze map has no free cell; mark at least one O")
-    unreachable = np.argwhere((_breadth_first(walls, _cell(free[0])) < 0) & ~walls)
+    unreachable = np.argwhere((breadth_first(walls, _cell(free[0])) < 0) & ~walls)
     if len(unreachable):
         start, end = _cell(free[0]), _cell(unreachable[0])
         raise UserError(f"maze map is not connected: no path from cell {start} to cell {end}; open a wall between them")
