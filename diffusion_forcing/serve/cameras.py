@@ -20,8 +20,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.datasets.robot.video import read_image
-from diffusion_forcing.datasets.video.container import resize
+from diffusion_forcing.datasets.video.container import read_image, resize
 from diffusion_forcing.errors import UserError, check_minimum, check_positive, check_range, require
 from diffusion_forcing.files import read_bytes
 from diffusion_forcing.limits import check_limit

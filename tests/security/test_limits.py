@@ -31,10 +31,9 @@ from diffusion_forcing.datasets import parquet
 from diffusion_forcing.datasets.mazes import maze2d
 from diffusion_forcing.datasets.mazes.base import open_store
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
-from diffusion_forcing.datasets.robot.video import read_image
 from diffusion_forcing.datasets.series.files import read_file
 from diffusion_forcing.datasets.video.archive import Part, fetch_archive
-from diffusion_forcing.datasets.video.container import inspect_video
+from diffusion_forcing.datasets.video.container import inspect_video, read_image
 from diffusion_forcing.datasets.video.episode import open_index
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.limits import LIMITS, VARIABLE, Refused, check_limit, gunzip, limit, load_json

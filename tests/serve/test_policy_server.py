@@ -29,7 +29,7 @@ from diffusion_forcing.algorithms.robot.algorithm import (  # noqa: E402
     RobotDiffusionOptions,
     RobotPolicyOptions,
 )
-from diffusion_forcing.datasets.robot.video import read_image, squeeze  # noqa: E402
+from diffusion_forcing.datasets.video.container import read_image, squeeze  # noqa: E402
 from diffusion_forcing.errors import UserError  # noqa: E402
 from diffusion_forcing.serve.cameras import open_cameras, squared  # noqa: E402
 from diffusion_forcing.serve.policy_server import PolicyServer, ServeOptions  # noqa: E402

@@ -33,7 +33,7 @@ from diffusion_forcing.datasets.robot.source import (
     read_demonstration,
     video_file,
 )
-from diffusion_forcing.datasets.robot.video import CODECS, VideoWriter, write_video
+from diffusion_forcing.datasets.video.container import CODECS, VideoWriter, write_video
 from diffusion_forcing.errors import check_choice, check_range, explaining_os_errors, require
 from diffusion_forcing.files import remove_leftovers, replacing, write_json
 from diffusion_forcing.progress import Bar

@@ -30,7 +30,7 @@ from diffusion_forcing.datasets.robot.source import (
     default_splits,
     stamp_of,
 )
-from diffusion_forcing.datasets.robot.video import read_image, read_segment, stack
+from diffusion_forcing.datasets.video.container import read_image, read_segment, stack
 from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.files import is_plain
 from diffusion_forcing.limits import Refused, load_json, reading

@@ -27,7 +27,15 @@ from torch.utils.data import Dataset, get_worker_info
 
 from diffusion_forcing.arrays import fill
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.datasets.video.container import Converter, Pixels, all_times, decoded, opened, read_video, resize
+from diffusion_forcing.datasets.video.container import (
+    Converter,
+    Pixels,
+    all_times,
+    decode_frames,
+    decoded,
+    opened,
+    resize,
+)
 from diffusion_forcing.datasets.video.episode import Episode
 from diffusion_forcing.errors import UserError, explaining_os_errors, require
 from diffusion_forcing.files import free_bytes, locked, replacing
@@ -74,7 +82,7 @@ def read_frames(root: Path, episode: Episode, frames: NDArray[np.int64]) -> Pixe
         numbers = set(wanted.tolist())
         found = {number: pixels for number, pixels in enumerate(in_turn) if number in numbers}
     else:
-        found = read_video(path, wanted, all_times(episode.times, episode.frames), episode.keyframes)
+        found = decode_frames(path, wanted, all_times(episode.times, episode.frames), episode.keyframes)
     missing = [number for number in wanted.tolist() if number not in found]
     if missing:
         raise Refused(f"has {episode.frames} frames, but frame {missing[0]} cannot be decoded")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.generate import generate
 from diffusion_forcing.datasets.robot.source import save_demonstration
-from diffusion_forcing.datasets.robot.video import write_video
+from diffusion_forcing.datasets.video.container import write_video
 
 CAMERAS = ("front", "over")
 

@@ -17,7 +17,7 @@ from diffusion_forcing.datasets.robot.convert import ConvertOptions, convert_rob
 from diffusion_forcing.datasets.robot.dataset import RobotDataset, RobotOptions
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
 from diffusion_forcing.datasets.robot.source import Demonstration, RobotFiles, RobotSource, read_demonstration
-from diffusion_forcing.datasets.robot.video import read_video, squeeze
+from diffusion_forcing.datasets.video.container import read_video, squeeze
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.cli import main
 from tests.datasets.robot.makers import CAMERAS, save_ours, save_released, save_trajectory, trajectory

@@ -28,7 +28,7 @@ from diffusion_forcing.datasets.robot.convert import (
 )
 from diffusion_forcing.datasets.robot.lerobot import LeRobotSet
 from diffusion_forcing.datasets.robot.source import read_demonstration
-from diffusion_forcing.datasets.robot.video import CODECS, VideoWriter
+from diffusion_forcing.datasets.video.container import CODECS, VideoWriter
 from diffusion_forcing.errors import UserError
 from tests.datasets.robot.makers import CAMERAS, demonstration
 

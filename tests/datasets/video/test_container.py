@@ -12,9 +12,9 @@ import av
 import numpy as np
 import pytest
 
-from diffusion_forcing.datasets.robot.video import video_metadata
 from diffusion_forcing.datasets.video import container
 from diffusion_forcing.datasets.video.clips import blocks, read_frames
+from diffusion_forcing.datasets.video.container import video_metadata
 from diffusion_forcing.datasets.video.episode import Episode, find_groups, inspect
 from diffusion_forcing.limits import Refused
 from tests.datasets.video_makers import decode, moving_pattern, trim, write_video

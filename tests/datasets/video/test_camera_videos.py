@@ -12,15 +12,15 @@ import pytest
 Image = pytest.importorskip("PIL.Image", reason="the robot extra brings it")
 from PIL import ImageOps  # noqa: E402
 
-from diffusion_forcing.datasets.robot.video import (  # noqa: E402
+from diffusion_forcing.datasets.video.container import (  # noqa: E402
     read_image,
     read_segment,
     read_video,
+    resize,
     squeeze,
     video_metadata,
     write_video,
 )
-from diffusion_forcing.datasets.video.container import resize  # noqa: E402
 from diffusion_forcing.limits import Refused  # noqa: E402
 
 y, x = np.mgrid[:16, :24]
