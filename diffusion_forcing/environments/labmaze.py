@@ -33,7 +33,6 @@ from diffusion_forcing.errors import UserError, check_minimum, require
 # turned to its heading. A square of 90 degrees is cut from the middle of the screen, and blocks of its pixels are
 # averaged.
 
-
 CELL = 128
 """Side of a cell in map units; the eye is 41 units above the floor."""
 _HEIGHT = 96
@@ -269,7 +268,6 @@ def _working_directory(folder: str) -> Iterator[None]:
 # `LabMazeEpisodes` records an agent that takes shortest paths to random cells. An episode follows from (seed, split,
 # index) alone. The hash of a layout decides its split, so that no layout occurs in two splits, not even rotated or
 # mirrored.
-
 
 SPLITS = {"training": 0.8, "validation": 0.1, "test": 0.1}
 """Share of all layouts in each split."""

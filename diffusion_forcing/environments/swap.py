@@ -26,7 +26,6 @@ from diffusion_forcing.errors import UserError, check_minimum, require
 # Lengths are in metres. The robot stands at x ≈ 0.4 facing +x, with y to its left. As in the Fetch tasks of
 # Gymnasium-Robotics, a weld attaches the gripper to a mocap body, which drags it along.
 
-
 OBJECTS = ("apple", "orange")
 SLOT_X, SLOTS_Y = 1.32, (0.57, 0.75, 0.93)
 """Centres of the three slots on the table."""
@@ -242,7 +241,6 @@ def _wxyz(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
 # - reward: 1, and the episode ends, when each fruit lies in the other's slot and the open gripper is home; else 0.
 #   `gymnasium.make` truncates after `MAX_ACTIONS`, a third more than the expert needs and too few for trial and error.
 
-
 Observation = dict[str, NDArray[Any]]
 
 MAX_ACTIONS = 135
@@ -450,7 +448,6 @@ class SwapBatch:
 #
 # The expert knows where everything is. It moves the apple to the empty slot, the orange to the apple's slot, and the
 # apple to the orange's, and returns home after every move.
-
 
 SPEED = 0.06
 """Maximum distance of one action, m."""

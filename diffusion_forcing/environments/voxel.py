@@ -30,7 +30,6 @@ from diffusion_forcing.errors import UserError, check_minimum, require
 # any number of worlds run side by side. Nothing outlives the program: `close` ends both processes and removes the folder,
 # so does an exit without it, and if the program is killed, a small shell does that holds a pipe to it.
 
-
 SIZE = 128
 """Height and width of the image in pixels."""
 STRIP = 16
@@ -101,11 +100,6 @@ def from_gray(code: int) -> int:
     while code := code >> 1:
         number ^= code
     return number
-
-
-def to_gray(number: int) -> int:
-    """Gray code: consecutive numbers differ in one bit, also 4095 and 0."""
-    return number ^ (number >> 1)
 
 
 def shrink(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -365,7 +359,6 @@ def _free_port() -> int:
 # `VoxelEpisodes` records walks. World, place and actions follow from (seed, split, index) alone, and no world occurs in
 # two splits. So do the images, except for what depends on the clock: ripples of water, and how soon the farthest
 # landscape appears in the fog.
-
 
 FORWARD, LEFT, RIGHT = range(3)
 

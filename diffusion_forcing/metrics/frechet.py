@@ -236,7 +236,6 @@ def _samples(values: ArrayLike, name: str) -> Features:
 # Values at other clip lengths, resolutions or sample counts are not comparable, so every report has N and the floor at N.
 # Features of real clips are computed once: `fvd_report(i3d_features(real, network), i3d_features(fake, network))`.
 
-
 FVD_BATCH = 4
 """Clips at once: about 0.6 GB for 16 frames. A CPU gains nothing from more; on a GPU use 16 or 32."""
 FID_BATCH = 16

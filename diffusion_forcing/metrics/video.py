@@ -152,7 +152,6 @@ def mean_frame(context: Tensor, length: int) -> Tensor:
 #
 # Frames are (b, t, c, h, w) in [0, 1]; numbers are one for each frame or for each rollout.
 
-
 Curve = NDArray[np.float64]
 RESAMPLES = 1000
 SEED = 0
@@ -276,7 +275,6 @@ def _weighted_mean(weights: Curve, values: Curve) -> Curve:
 #
 # Its accuracy on generated pairs of frames over that on real ones says whether a world model obeys its actions, whatever its frames look like
 # pixel by pixel. Actions are discrete; a pair is two neighbouring frames in [0, 1].
-
 
 TASK = "inverse_dynamics"
 """What a checkpoint of such a network says it is for."""

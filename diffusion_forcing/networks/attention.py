@@ -78,7 +78,6 @@ class WaveMLP(nn.Sequential):
 
 # ------------------------------------------------------------------------------------------------------------ attention
 
-
 KeysAndValues = tuple[Tensor, Tensor]
 Turn = tuple[Tensor, Tensor]
 """Cosines and sines of rotary angles."""

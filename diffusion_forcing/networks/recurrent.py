@@ -26,7 +26,6 @@ from diffusion_forcing.networks.attention import WaveMLP
 # have the released names after `transition_model.model.`. What does not depend on z (`features`: how levels and conditions modulate the
 # blocks) is computed for all tokens at once; `step` takes one token after the other.
 
-
 HIDDEN = 32  # width of the hidden layers, in network_sizes
 
 
@@ -53,13 +52,53 @@ class FromLatent(NamedTuple):
     gates: tuple[Tensor, ...]
 
 
-class TransitionMLP(nn.Module):
+class Transition(nn.Module):
+    """What both transitions share. self_condition: beside x there is an estimate of what it says, like x, or None (then zeros)."""
+
+    time_mlp: nn.Module
+    external_cond_mlp: nn.Module
+
+    def __init__(self, external_cond_dim: int, self_condition: bool) -> None:
+        super().__init__()
+        self.external_cond_dim = external_cond_dim
+        self.self_condition = self_condition
+
+    def forward(
+        self, x: Tensor, k: Tensor, z: Tensor, condition: Tensor | None = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        return self.step(x, self.features(k, condition), z, estimate)
+
+    def features(self, k: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What levels k: (…) and conditions (…, external_cond_dim) say to the layers: tensors (…, d)."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, features: Sequence[Tensor], z: Tensor, estimate: Tensor | None = None) -> Tensor:
+        """The latent after one token x: (b, …)."""
+        raise NotImplementedError
+
+    def _embedding(self, k: Tensor, condition: Tensor | None) -> Tensor:
+        """(…, e) of levels k: (…) and conditions (…, external_cond_dim), zeros where there are none."""
+        level: Tensor = self.time_mlp(k)
+        if not self.external_cond_dim:
+            return level
+        conditions = level.new_zeros(*k.shape, self.external_cond_dim) if condition is None else condition
+        return torch.cat([level, self.external_cond_mlp(conditions)], dim=-1)
+
+    def _shown(self, x: Tensor, estimate: Tensor | None) -> list[Tensor]:
+        """The token, and where it is self-conditioned its estimate before it."""
+        return [torch.zeros_like(x) if estimate is None else estimate, x] if self.self_condition else [x]
+
+
+def _condition_mlp(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
+
+
+class TransitionMLP(Transition):
     """z' = after(GRU(before([z, x, level, condition]), z)).
 
     x: (b, x_dim), k: (b,) noise levels, z: (b, z_dim), condition: (b, external_cond_dim) or None (then zeros) → (b, z_dim). z is cut
     into one state a GRU cell, so z_dim is a multiple of num_gru_layers. num_mlp_layers: on either side; 0: the first GRU cell takes
     [z, x, level, condition], and without GRU cells z' = z, as released.
-    self_condition: beside x there is an estimate of what it says, like x, or None (then zeros).
     """
 
     def __init__(
@@ -73,19 +112,15 @@ class TransitionMLP(nn.Module):
         external_cond_dim: int = 0,
         self_condition: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(external_cond_dim, self_condition)
         if num_gru_layers and z_dim % num_gru_layers:
             raise UserError(
                 f"z_shape [{z_dim}] cannot be cut into {num_gru_layers} equal states; "
                 "choose a multiple of algorithm.diffusion.num_gru_layers"
             )
-        self.external_cond_dim = external_cond_dim
-        self.self_condition = self_condition
         self.time_mlp = WaveMLP(network_size, network_size)
         if external_cond_dim:
-            self.external_cond_mlp = nn.Sequential(
-                nn.Linear(external_cond_dim, network_size), nn.GELU(), nn.Linear(network_size, network_size)
-            )
+            self.external_cond_mlp = _condition_mlp(external_cond_dim, network_size)
         inputs = z_dim + x_dim * (2 if self_condition else 1) + network_size * (2 if external_cond_dim else 1)
         hidden = HIDDEN * network_size
         self.mlp_before_gru = _mlp(inputs, hidden, z_dim, num_mlp_layers)
@@ -99,24 +134,13 @@ class TransitionMLP(nn.Module):
         )
         self.is_identity = not num_mlp_layers and not num_gru_layers
 
-    def forward(
-        self, x: Tensor, k: Tensor, z: Tensor, condition: Tensor | None = None, estimate: Tensor | None = None
-    ) -> Tensor:
-        return self.step(x, self.features(k, condition), z, estimate)
-
     def features(self, k: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What levels k: (…) and conditions (…, external_cond_dim) say, one tensor (…, d)."""
-        level: Tensor = self.time_mlp(k)
-        if not self.external_cond_dim:
-            return (level,)
-        conditions = level.new_zeros(*k.shape, self.external_cond_dim) if condition is None else condition
-        return (torch.cat([level, self.external_cond_mlp(conditions)], dim=-1),)
+        return (self._embedding(k, condition),)
 
     def step(self, x: Tensor, features: Sequence[Tensor], z: Tensor, estimate: Tensor | None = None) -> Tensor:
-        """The latent after one token x: (b, x_dim)."""
         if self.is_identity:
             return z
-        h = self.mlp_before_gru(torch.cat([z, *self._shown(x, features, estimate)], dim=-1))
+        h = self.mlp_before_gru(torch.cat([z, *self._shown(x, estimate), *features], dim=-1))
         if self.gru_stack:
             states = []
             for cell, state in zip(self.gru_stack, z.chunk(len(self.gru_stack), dim=-1), strict=True):
@@ -144,7 +168,7 @@ class TransitionMLP(nn.Module):
     ) -> Tensor:
         """`step` but for `mlp_after_gru`, with known = from_latent(z)."""
         first: ResidualMLP = self._first_block()  # type: ignore[assignment]
-        shown = torch.cat(self._shown(x, features, estimate), dim=-1)
+        shown = torch.cat([*self._shown(x, estimate), *features], dim=-1)
         inner, shortcut = (layer.weight[:, z.shape[-1] :] for layer in (first.mlp[0], first.shortcut))  # type: ignore[index]
         within: Tensor = first.mlp[2](F.gelu(known.inner + F.linear(shown, inner)))
         h = F.gelu(within + known.shortcut + F.linear(shown, shortcut))
@@ -164,11 +188,6 @@ class TransitionMLP(nn.Module):
     def _first_block(self) -> nn.Module:
         before = self.mlp_before_gru
         return before[0] if isinstance(before, nn.Sequential) else before
-
-    def _shown(self, x: Tensor, features: Sequence[Tensor], estimate: Tensor | None) -> list[Tensor]:
-        """What the first block sees beside z."""
-        own = [torch.zeros_like(x) if estimate is None else estimate, x] if self.self_condition else [x]
-        return [*own, *features]
 
 
 def _gru(of_input: Tensor, of_state: Tensor, state: Tensor) -> Tensor:
@@ -307,12 +326,11 @@ def _stages(modules: nn.ModuleList) -> Iterator[Stage]:
     return cast("Iterator[Stage]", iter(modules))  # a name in quotes: compilers do not see types
 
 
-class TransitionUNet(nn.Module):
+class TransitionUNet(Transition):
     """z' = GRU(U-Net([z, x], level, condition), z); without GRU layers, what the U-Net says.
 
     x: (b, x_channels, h, w), k: (b,) noise levels, z: (b, z_channels, h, w), condition: (b, external_cond_dim) or None (then zeros) →
-    (b, z_channels, h, w). h and w are multiples of 2^(stages − 1). self_condition: beside x there is an estimate of what it says, like
-    x, or None (then zeros).
+    (b, z_channels, h, w). h and w are multiples of 2^(stages − 1).
     """
 
     def __init__(
@@ -326,70 +344,46 @@ class TransitionUNet(nn.Module):
         dim_mults: Sequence[int] = (1, 2, 4, 8),
         self_condition: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(external_cond_dim, self_condition)
         if num_gru_layers not in (0, 1):
             raise UserError(f"algorithm.diffusion.num_gru_layers is {num_gru_layers}; a recurrent U-Net has 0 or 1")
         if network_size % GROUPS:
             raise UserError(f"algorithm.diffusion.network_size is {network_size}; it must be a multiple of {GROUPS}")
         widths = [network_size, *(network_size * mult for mult in dim_mults)]
         stages = list(pairwise(widths))
-        self.external_cond_dim = external_cond_dim
-        self.self_condition = self_condition
         level = 4 * network_size
         self.init_conv = nn.Conv2d(z_channels + x_channels * (2 if self_condition else 1), network_size, 7, padding=3)
         self.time_mlp = WaveMLP(network_size, level)
-        embedding = level
         if external_cond_dim:
-            self.external_cond_mlp = nn.Sequential(
-                nn.Linear(external_cond_dim, level), nn.GELU(), nn.Linear(level, level)
-            )
-            embedding = 2 * level
+            self.external_cond_mlp = _condition_mlp(external_cond_dim, level)
+        embedding = 2 * level if external_cond_dim else level
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for stage, (dim, out) in enumerate(stages):
             last = stage == len(stages) - 1
-            self.downs.append(
-                nn.ModuleList(
-                    [
-                        ResidualBlock(dim, dim, embedding),
-                        ResidualBlock(dim, dim, embedding),
-                        (FullAttention if last else LinearAttention)(dim),
-                        nn.Conv2d(dim, out, 3, padding=1)
-                        if last
-                        else nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * dim, out, 1)),
-                    ]
-                )
-            )
+            layers: list[nn.Module] = [ResidualBlock(dim, dim, embedding) for _ in range(2)]
+            layers.append((FullAttention if last else LinearAttention)(dim))
+            if last:
+                layers.append(nn.Conv2d(dim, out, 3, padding=1))
+            else:
+                layers.append(nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * dim, out, 1)))
+            self.downs.append(nn.ModuleList(layers))
         self.mid_block1 = ResidualBlock(widths[-1], widths[-1], embedding)
         self.mid_attn = FullAttention(widths[-1])
         self.mid_block2 = ResidualBlock(widths[-1], widths[-1], embedding)
         for stage, (dim, out) in reversed(list(enumerate(stages))):
+            layers = [ResidualBlock(dim + out, out, embedding) for _ in range(2)]
+            layers.append((FullAttention if stage == len(stages) - 1 else LinearAttention)(out))
+            narrow = nn.Conv2d(out, dim, 3, padding=1)
             self.ups.append(
-                nn.ModuleList(
-                    [
-                        ResidualBlock(dim + out, out, embedding),
-                        ResidualBlock(dim + out, out, embedding),
-                        (FullAttention if stage == len(stages) - 1 else LinearAttention)(out),
-                        nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(out, dim, 3, padding=1))
-                        if stage
-                        else nn.Conv2d(out, dim, 3, padding=1),
-                    ]
-                )
+                nn.ModuleList([*layers, nn.Sequential(nn.Upsample(scale_factor=2), narrow) if stage else narrow])
             )
         self.final_res_block = ResidualBlock(2 * network_size, network_size, embedding)
         self.final_conv = nn.Conv2d(network_size, z_channels, 1)
         self.gru = ConvGRU(z_channels) if num_gru_layers else None
 
-    def forward(
-        self, x: Tensor, k: Tensor, z: Tensor, condition: Tensor | None = None, estimate: Tensor | None = None
-    ) -> Tensor:
-        return self.step(x, self.features(k, condition), z, estimate)
-
     def features(self, k: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
-        """How levels k: (…) and conditions (…, external_cond_dim) modulate the blocks in the order they are met, each (…, 2·channels)."""
-        embedding = self.time_mlp(k)
-        if self.external_cond_dim:
-            conditions = embedding.new_zeros(*k.shape, self.external_cond_dim) if condition is None else condition
-            embedding = torch.cat([embedding, self.external_cond_mlp(conditions)], dim=-1)
+        """How levels and conditions modulate the blocks in the order they are met, each (…, 2·channels)."""
+        embedding = self._embedding(k, condition)
         return tuple(block.film(embedding) for block in self._blocks())
 
     def _blocks(self) -> Iterator[ResidualBlock]:
@@ -401,10 +395,8 @@ class TransitionUNet(nn.Module):
         yield self.final_res_block
 
     def step(self, x: Tensor, features: Sequence[Tensor], z: Tensor, estimate: Tensor | None = None) -> Tensor:
-        """The latent after one token x: (b, x_channels, h, w)."""
         films = iter(features)
-        shown = [torch.zeros_like(x) if estimate is None else estimate, x] if self.self_condition else [x]
-        h = first = self.init_conv(torch.cat([z, *shown], dim=1))
+        h = first = self.init_conv(torch.cat([z, *self._shown(x, estimate)], dim=1))
         # Down, middle, up; each block takes its own scale and shift.
         skips = []
         for one, two, attention, down in _stages(self.downs):
@@ -425,7 +417,6 @@ class TransitionUNet(nn.Module):
 
 # ------------------------------------------------------------------------------------------------------------ over time
 
-
 SMALLEST = 8  # pixels a side: the released dim_mults halve three times
 START_HIDDEN = 128  # width of the two hidden layers that encode a start
 
@@ -445,7 +436,7 @@ class Latent:
             self._z = self._z()
         return self._z
 
-    def known(self, model: TransitionMLP | TransitionUNet) -> Any:
+    def known(self, model: Transition) -> Any:
         """`model.from_latent(z)`, computed once: every sampling level of a token starts here."""
         if self._known is None:
             self._known = (model.from_latent(self.z) if isinstance(model, TransitionMLP) else None,)
@@ -504,7 +495,7 @@ class Recurrent(nn.Module):
 
     def __init__(
         self,
-        model: TransitionMLP | TransitionUNet,
+        model: Transition,
         x_from_z: nn.Module,
         z_shape: tuple[int, ...],
         *,

@@ -27,7 +27,6 @@ from diffusion_forcing.networks.memory import KVCache, check_inputs
 # not train (guidance, where only the tokens' gradient is wanted) are not computed. `Encoder` is the specification;
 # tests hold the two equal, values and gradients. Gradients of gradients are refused.
 
-
 aten = torch.ops.aten
 LAYER_PARAMETERS = 12
 SMALL_EPS = 1e-5  # torch.nn.LayerNorm's

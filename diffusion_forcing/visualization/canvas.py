@@ -108,7 +108,6 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
 # --------------------------------------------------------------------------------------------------------------- curves
 # Scores over the horizon of a rollout.
 
-
 FEW = 30
 """Curves of fewer points get a dot at each."""
 

@@ -154,7 +154,6 @@ def draw_grid(
 # A robot at work: a video of an episode and a grid of several, with what the policy saw beside what it had expected
 # to see.
 
-
 ROBOT_GAP, ROBOT_HEAD, ROBOT_FOOT = 12, 28, 40
 GOOD, BAD = "#1a8754", "#d4342c"
 BLOCKED = 70

@@ -32,10 +32,14 @@ from diffusion_forcing.environments.voxel import (
     pixel_layout,
     read_mark,
     shrink,
-    to_gray,
     world_seed,
 )
 from diffusion_forcing.errors import UserError
+
+
+def to_gray(number: int) -> int:
+    """Gray code, as the mod has it: consecutive numbers differ in one bit, also 4095 and 0."""
+    return number ^ (number >> 1)
 
 
 def sight(**changes: Any) -> Sight:

@@ -41,7 +41,6 @@ from diffusion_forcing.terminal import say
 # window, padded with its last step and marked so in `valid`. `__getitems__` is the fast path: a batch is one fancy index
 # into each array.
 
-
 CACHE_VERSION = 2
 MAX_JUMP = 0.2
 """m: two steps farther apart are not one motion of D4RL's ball (5.3 m/s for 0.01 s is 0.053 m)."""
@@ -213,7 +212,6 @@ def _sliding(array: NDArray[np.float32], length: int) -> NDArray[np.float32]:
 
 
 # --------------------------------------------------------------------------------------------------- data sets of mazes
-
 
 _MAX_IN_WALLS = 0.01
 """Share of positions that may lie in walls; more, and the data is of another maze."""

@@ -57,7 +57,6 @@ from diffusion_forcing.progress import Bar
 # | terminals, timeouts | (N,) bool | end of an episode; in maze2d data timeouts mark a new goal, and the ball rolls on |
 # | infos/goal, infos/qpos, infos/qvel | (N, 2) float32 | the controller's goal at that step; the state again |
 
-
 REQUIRED: dict[str, tuple[int, ...]] = {"observations": (4,), "actions": (2,), "rewards": (), "terminals": ()}
 """Arrays that a file must have to be read: the shape of one step."""
 
@@ -142,7 +141,6 @@ def read_d4rl(path: Path) -> Steps:
 # The origin of PointMaze is the middle of the map, with x to the right and y up. For H rows and W columns `x' = H/2 - 0.7
 # - y`, `y' = x + W/2 - 0.7`, the velocity is (-vy, vx) and the action (-ay, ax): the same physics seen from D4RL's
 # corner. A data set that `write_minari` made is in D4RL's frame already, as the environment that its metadata names.
-
 
 _ORIGIN = 0.7
 """m: from the outer corner of D4RL's map to the origin of its frame."""
@@ -314,7 +312,6 @@ def _checked(episode: Episode, where: str) -> Episode:
 # Steps are drawn in shards of 50,000, each from its own seed (seed, shard), so that the first n steps do not depend on how
 # many are asked for. The file appears when it is complete.
 
-
 SHARD_STEPS = 50_000
 """Steps of a shard: about two seconds of work."""
 
@@ -402,7 +399,6 @@ class Collector:
 
 
 # --------------------------------------------------------------------------------------------------------- the data set
-
 
 Source = Literal["auto", "d4rl", "generate", "minari", "path"]
 
@@ -495,12 +491,5 @@ class Maze2d(MazeDataset):
         return download(f"{options.d4rl_url}/{public.name}", public, sha256=options.sha256, progress=progress)
 
     def _generate(self, path: Path, progress: bool) -> None:
-        options = self.options
-        generate(
-            self.maze,
-            path,
-            num_steps=options.num_steps,
-            action_noise=options.action_noise,
-            seed=options.generate_seed,
-            progress=progress,
-        )
+        noise, seed = self.options.action_noise, self.options.generate_seed
+        generate(self.maze, path, num_steps=self.options.num_steps, action_noise=noise, seed=seed, progress=progress)

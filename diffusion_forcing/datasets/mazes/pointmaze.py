@@ -55,7 +55,6 @@ from diffusion_forcing.progress import Bar
 # `navigate`: an agent that knows the map walks to a dead end or crossing, then to the next. `stitch`: short trajectories,
 # each to a goal four cells away. An action is the unit vector to the next cell's centre plus N(0, 0.5), clipped to ±1.
 
-
 Kind = Literal["navigate", "stitch"]
 REQUIRED = {"observations": (2,), "actions": (2,), "terminals": ()}
 """Arrays that are read: the shape of one row."""
@@ -185,7 +184,6 @@ def vertices(maze: Maze) -> NDArray[np.int64]:
 
 
 # --------------------------------------------------------------------------------------------------------- the data set
-
 
 Source = Literal["auto", "generate", "ogbench", "path"]
 

@@ -45,7 +45,6 @@ from diffusion_forcing.progress import Bar
 # sets `next.done`. A reader that drops the last row's action has the demonstration back. Arrays without a name in LeRobot
 # become `frame.<name>`, where they have one row per frame, or `episode.<name>`, repeated in each row.
 
-
 DONE = "next.done"
 SWAP_TASK = "Exchange the two fruits."
 _SPLITS = {"training": "train"}

@@ -214,7 +214,6 @@ def _read_npz(path: Path) -> Demonstration:
 # pickle read without executing it. Action t follows frame t. As in the released code, the last action, after which
 # nothing was filmed, is dropped, and the first twentieth of the folders is for validation.
 
-
 TRAJECTORIES = (".npz", ".json", ".pkl", ".pickle")
 """Endings of a trajectory file, the preferred first."""
 _PICKLES = (".pkl", ".pickle")

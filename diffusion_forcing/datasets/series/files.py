@@ -47,7 +47,6 @@ from diffusion_forcing.limits import Refused, check_limit, gunzip, reading
 # column in which nothing is proven follows the other columns of the file; if those prove nothing either, the reading in
 # which it jumps less; else the separator.
 
-
 Decimal = Literal["point", "comma"]
 _MARKS = """- -- --- – — ? . .. ... : * n.a. n/a na n.a nan null (null) \\n none nil missing k.a. n.d. nd n/d 缺失 无
     #n/a #na <na> -nan -1.#ind 1.#qnan #div/0! #value! #ref!"""
@@ -261,7 +260,6 @@ def _value(part: dict[str, str] | None, point: str) -> float | None:
 # ----------------------------------------------------------------------------------------------------------------- text
 # The text of a table: its encoding, what separates its cells, where its header is. Every cell stays text.
 
-
 SEPARATORS = (",", ";", "\t", "|")
 HEAD = 200
 """Rows at the beginning that decide what the separator and the number of columns are."""
@@ -406,7 +404,6 @@ def _names(header: list[str], more: list[list[str]]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------- a file as a table
-
 
 SAMPLE = 50
 """Cells of a column that say whether it may hold times."""

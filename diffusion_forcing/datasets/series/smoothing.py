@@ -13,7 +13,6 @@ that were best in the past of a series, and its sample paths are this average pl
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.batch import Method
-from diffusion_forcing.datasets.series.times import count_and_unit, lags_of
+from diffusion_forcing.datasets.series.times import count_and_unit, lags_of, quietly
 
 Array = NDArray[np.float64]
 Steps = NDArray[np.int64]
@@ -156,8 +155,7 @@ def choose(values: Array, ahead: int, seasons: Sequence[int]) -> tuple[tuple[Met
     past, with their weights. A series is smoothed by its logarithm where its best methods are better that way."""
     compared, most = candidates(seasons), max(1, min(BEST, MOST_STATES // values.size))
     recent = values[-int(np.clip(CYCLES * max(seasons, default=1), SHORT, LONG)) :]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a series without values
+    with quietly():  # about a series without values
         positive = np.nanmin(values, axis=0) > SMALLEST_SHARE * np.abs(np.nanmedian(values, axis=0))
     errors = [_errors(recent, ahead, compared, logarithm=False)]
     if positive.any():

@@ -7,7 +7,6 @@ Steps are regular: a gap in time becomes steps that were not observed. Nothing i
 from __future__ import annotations
 
 import importlib.util
-import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -108,8 +107,7 @@ def regular(
             f"{limit('TABLE_NUMBERS'):,} numbers; give a coarser dataset.freq or fewer dataset.columns, or raise "
             f"{VARIABLE}TABLE_NUMBERS"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         steps = pandas.period_range(periods[0], periods[-1], freq=freq)
     offset = offset_of(frame.index, freq)
     labels = None if offset is None else (frame.index[0], offset)
@@ -156,8 +154,7 @@ def read_gluonts(name: str, folder: str | None, most: int) -> tuple[Table, list[
     GluonTS downloads it where the network allows, and finds what lies in `folder` (null: its own). most: the first so
     many series.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about which library reads json
+    with quietly():  # about which library reads json
         from gluonts.dataset.repository import datasets
 
     place = Path(folder).expanduser() if folder else datasets.default_dataset_path

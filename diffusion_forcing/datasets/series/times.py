@@ -29,7 +29,6 @@ from diffusion_forcing.errors import UserError, did_you_mean
 #
 # The time between steps is found between gaps too.
 
-
 LAGS = {
     "M": (1, 12),
     "D": (1, 7, 14),
@@ -48,7 +47,7 @@ _CALENDAR = re.compile(r"(\d*)(?:(?:C?B)?([MQYA])(S|E)?|L?WO(M))(?:-(\w+))?")
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without pandas' warnings that it renames its frequencies."""
+    """Without warnings, such as those of pandas that it renames its frequencies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -191,7 +190,6 @@ def season_of(lags: tuple[int, ...], freq: str, length: int) -> int:
 
 # ------------------------------------------------------------------------------------------- times as people write them
 
-
 Kind = Literal["text", "stamp", "epoch", "serial", "year"]
 KINDS: tuple[Kind, ...] = ("text", "stamp", "epoch", "serial", "year")
 """Forms of a time, the surest first. serial: days since 1899, year 0 or 4713 BC: spreadsheets, MATLAB, Julian dates."""
@@ -267,8 +265,7 @@ def parse_times(column: pandas.Series, *, day_first: bool | None = None) -> tupl
     Times with offsets keep them where they are all the same, and are otherwise those of UTC; epochs are of UTC.
     day_first: 3.4. is the third of April; None: whichever makes the times more regular.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         if isinstance(column.dtype, pandas.PeriodDtype):
             return column.dt.to_timestamp(), "text"
         if pandas.api.types.is_datetime64_any_dtype(column.dtype):

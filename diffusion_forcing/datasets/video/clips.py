@@ -49,7 +49,6 @@ from diffusion_forcing.terminal import say, tell
 # Stored arrays and decoded caches are read by position, the bytes of the wanted frames and no others. A packed npz is
 # decompressed up to the last wanted frame, a video decoded from the keyframe before the first.
 
-
 _BLOCK_BYTES = 16 << 20
 """Bytes of frames held at once while a whole episode is decoded."""
 
@@ -288,7 +287,6 @@ def _gigabytes(size: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- clips
-
 
 _ATTEMPTS = 100
 """Unreadable clips in a row after which the data must be gone."""

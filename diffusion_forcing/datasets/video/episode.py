@@ -43,7 +43,6 @@ from diffusion_forcing.progress import Bar
 # holds everything. Without such folders a hash of each clip's name decides, so that adding or removing clips never moves
 # another clip to a different split.
 
-
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif")
 """Encoded videos."""
 ARRAYS = (".npz", ".npy")
@@ -157,7 +156,6 @@ def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
 
 
 # ------------------------------------------------------------------------------------------------------------- episodes
-
 
 Array = NDArray[Any]
 

@@ -300,7 +300,6 @@ def environment_spec(maze: Maze) -> EnvSpec:
 # hundred episodes give the same results in one batch of 100 and in ten of 10 (`reset(seed=s, options={"first_episode":
 # k})`). No episode terminates; all are truncated together after `max_steps`, and the caller resets.
 
-
 _MAX_SEED = 2**31
 
 
@@ -432,7 +431,6 @@ class VectorMaze2d(VectorMaze):
 # within 0.1 m. At the goal the controller holds the nominal centre of the cell. With a fixed goal it is the *oracle*: the
 # return of an agent that knows the maze, which `planning/oracle_ratio` divides by. With noise on its actions it collects
 # data (`datasets/mazes/maze2d.py`).
-
 
 P_GAIN = 10.0
 D_GAIN = -1.0
