@@ -25,13 +25,13 @@ def quantile(samples: Array, q: float) -> Array:
     return np.sort(samples, axis=1)[:, round((samples.shape[1] - 1) * q)]
 
 
-def weighted_quantile_losses(samples: Array, target: Array, quantiles: Sequence[float] = QUANTILES) -> Array:
-    """(len(quantiles),): 2·Σ|(ŷ_q − y)·(1[y ≤ ŷ_q] − q)| / Σ|y| over windows, time and variates."""
+def weighted_quantile_losses(samples: Array, target: Array) -> Array:
+    """(len(QUANTILES),): 2·Σ|(ŷ_q − y)·(1[y ≤ ŷ_q] − q)| / Σ|y| over windows, time and variates."""
     ordered = np.sort(samples.astype(np.float64), axis=1)
     y = target.astype(np.float64)
     total = np.nansum(np.abs(y)) or np.nan
     losses = []
-    for q in quantiles:
+    for q in QUANTILES:
         forecast = ordered[:, round((ordered.shape[1] - 1) * q)]
         losses.append(2 * np.nansum(np.abs((forecast - y) * ((y <= forecast) - q))) / total)
     return np.array(losses)

@@ -538,13 +538,9 @@ class Recurrent(nn.Module):
             if known is not None:
                 return self._look(x[:, 0], next(_by_token(self.model.features(k, conditions))), latent, known)
         # Step the latent over the tokens, then look at all of them at once: (b, t, *z) → (b·t, *z).
-        z, states = latent.z, []
-        for token, features in zip(x.unbind(1), _by_token(self.model.features(k, conditions)), strict=True):
-            estimate = self._estimate(token, features, z) if self.model.self_condition else None
-            z = self.model.step(token, features, z, estimate)
-            states.append(z)
+        states = self._latents(latent.z, x, k, conditions)
         output: Tensor = self.x_from_z(torch.stack(states, dim=1).flatten(0, 1))
-        return output.unflatten(0, x.shape[:2]), Latent(z, latent.length + len(states))
+        return output.unflatten(0, x.shape[:2]), Latent(states[-1], latent.length + len(states))
 
     def teacher_forced(
         self,
@@ -559,18 +555,23 @@ class Recurrent(nn.Module):
         levels clean_k: (b, t, *x_shape). The latents are stepped one after the other, the looks are one call."""
         z = (self.begin(len(x), x) if memory is None else memory).z
         # The latent before each token.
-        before = [z]
-        features = _by_token(self.model.features(clean_k[:, :-1], None if conditions is None else conditions[:, :-1]))
-        for token, modulation in zip(clean[:, :-1].unbind(1), features, strict=True):
-            estimate = self._estimate(token, modulation, z) if self.model.self_condition else None
-            z = self.model.step(token, modulation, z, estimate)
-            before.append(z)
+        earlier = None if conditions is None else conditions[:, :-1]
+        before = [z, *self._latents(z, clean[:, :-1], clean_k[:, :-1], earlier)]
         # One step from each: (b, t, …) → (b·t, …).
         flat = tuple(feature.flatten(0, 1) for feature in self.model.features(k, conditions))
         tokens, latents = x.flatten(0, 1), torch.stack(before, dim=1).flatten(0, 1)
         estimate = self._estimate(tokens, flat, latents) if self.model.self_condition else None
         output: Tensor = self.x_from_z(self.model.step(tokens, flat, latents, estimate))
         return output.unflatten(0, x.shape[:2])
+
+    def _latents(self, z: Tensor, x: Tensor, k: Tensor, conditions: Tensor | None) -> list[Tensor]:
+        """The latents after each token of x: (b, t, *x_shape), from z on."""
+        states = []
+        for token, features in zip(x.unbind(1), _by_token(self.model.features(k, conditions)), strict=True):
+            estimate = self._estimate(token, features, z) if self.model.self_condition else None
+            z = self.model.step(token, features, z, estimate)
+            states.append(z)
+        return states
 
     def _look(
         self, x: Tensor, features: tuple[Tensor, ...], latent: Latent, known: FromLatent

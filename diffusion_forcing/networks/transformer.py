@@ -35,7 +35,7 @@ SMALL_EPS = 1e-5  # torch.nn.LayerNorm's
 class FusedEncoder(torch.autograd.Function):
     """apply(x, heads, causal, *parameters): x: (b, t, size) → (b, t, size).
 
-    parameters: those of `transformer.EncoderLayer`, layer after layer, in the order of its `in_order`.
+    parameters: those of `EncoderLayer`, layer after layer, in the order of its `in_order`.
     """
 
     @staticmethod

@@ -110,6 +110,8 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
 
 FEW = 30
 """Curves of fewer points get a dot at each."""
+PANEL = (560, 400)
+"""Width and height of a panel in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +127,14 @@ class Panel:
     band_name: str = ""
 
 
-def draw_horizon(panels: Sequence[Panel], *, width: int = 560, height: int = 400) -> Pixels:
-    """`panels` side by side, each `width` by `height` pixels: (height, panels x width, 3) uint8. The first frame is 1.
+def draw_horizon(panels: Sequence[Panel]) -> Pixels:
+    """`panels` side by side: (h, w, 3) uint8. The first frame is 1.
 
     Lines of one name have the same colour in every panel. ValueError if a panel has no finite value.
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = new_figure(len(panels) * width, height)
+    figure = new_figure(len(panels) * PANEL[0], PANEL[1])
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
@@ -142,9 +144,9 @@ def draw_horizon(panels: Sequence[Panel], *, width: int = 560, height: int = 400
             y = np.asarray(values, dtype=np.float64)
             x = np.arange(1, len(y) + 1)
             # The first line is the model's.
-            width_, size, order = (2.4, 4, 3) if index == 0 else (1.6, 3, 2)
+            width, size, order = (2.4, 4, 3) if index == 0 else (1.6, 3, 2)
             marker = "o" if len(y) < FEW else ""
-            axes.plot(x, y, color=colours[name], lw=width_, marker=marker, ms=size, label=name, zorder=order)
+            axes.plot(x, y, color=colours[name], lw=width, marker=marker, ms=size, label=name, zorder=order)
             if index == 0 and panel.band is not None:
                 low, high = (np.asarray(end, dtype=np.float64) for end in panel.band)
                 label = panel.band_name if np.isfinite(low).any() else None

@@ -13,6 +13,8 @@ from diffusion_forcing.visualization.canvas import COLOURS, INK, LINE, new_figur
 
 BANDS = ((0.9, 0.18), (0.8, 0.28), (0.5, 0.42))
 """Central intervals and how dark they are."""
+WIDTH, ROW = 1000, 260
+"""Pixels: width of an image of charts, height of a row of them."""
 
 
 def draw_fans(
@@ -22,11 +24,9 @@ def draw_fans(
     *,
     names: Sequence[str],
     times: Sequence[str] | None = None,
-    width: int = 1000,
-    row: int = 260,
 ) -> NDArray[np.uint8]:
     """history: (c, v), samples: (paths, h, v), target: (h, v), NaN where nothing was observed, in data units → (H,
-    width, 3) uint8: a chart for each variate, two in a row. times: the c + h times in ISO 8601; None: steps are counted
+    WIDTH, 3) uint8: a chart for each variate, two in a row. times: the c + h times in ISO 8601; None: steps are counted
     from the end of the history."""
     axis = np.arange(1 - len(history), samples.shape[1] + 1)
     if times is not None:
@@ -39,7 +39,7 @@ def draw_fans(
         if np.isfinite(target[:, number]).any():
             axes.plot(ahead, target[:, number], color=COLOURS[1], lw=1.5, label="observed")
 
-    return _charts(names, draw, width=width, row=row, dated=times is not None)
+    return _charts(names, draw, dated=times is not None)
 
 
 def draw_gaps(
@@ -49,11 +49,9 @@ def draw_gaps(
     *,
     names: Sequence[str],
     times: Sequence[str],
-    width: int = 1000,
-    row: int = 260,
 ) -> NDArray[np.uint8]:
     """values: (h, v), NaN in gaps, samples: (paths, h, v), target: (h, v), what was hidden in gaps, else NaN, in data
-    units → (H, width, 3) uint8: a chart for each variate, two in a row."""
+    units → (H, WIDTH, 3) uint8: a chart for each variate, two in a row."""
     moments = _moments(times)
 
     def draw(axes: Any, number: int) -> None:
@@ -65,7 +63,7 @@ def draw_gaps(
         if np.isfinite(target[:, number]).any():
             axes.plot(moments, target[:, number], color=COLOURS[1], lw=0, marker=".", ms=5, label="hidden")
 
-    return _charts(names, draw, width=width, row=row, dated=True)
+    return _charts(names, draw, dated=True)
 
 
 def _moments(times: Sequence[str]) -> NDArray[np.datetime64]:
@@ -81,15 +79,13 @@ def _draw_bands(axes: Any, moments: NDArray[Any], paths: NDArray[np.floating]) -
     axes.plot(moments, np.median(paths, axis=0), color=COLOURS[0], lw=1.5, label="median")
 
 
-def _charts(
-    names: Sequence[str], draw: Callable[[Any, int], None], *, width: int, row: int, dated: bool
-) -> NDArray[np.uint8]:
+def _charts(names: Sequence[str], draw: Callable[[Any, int], None], *, dated: bool) -> NDArray[np.uint8]:
     """A chart for each name, two in a row, that `draw(axes, number)` fills."""
     from matplotlib.dates import ConciseDateFormatter
 
     columns = 1 if len(names) == 1 else 2
     rows = -(-len(names) // columns)
-    figure = new_figure(width, rows * row)
+    figure = new_figure(WIDTH, rows * ROW)
     entries: dict[str, Any] = {}
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
@@ -107,9 +103,9 @@ def _charts(
     return to_array(figure)
 
 
-def draw_calibration(levels: ArrayLike, shares: ArrayLike, *, size: int = 480) -> NDArray[np.uint8]:
-    """levels, shares: (n,) in 0…1, quantiles and the share of values below them → (size, size, 3) uint8."""
-    figure = new_figure(size, size)
+def draw_calibration(levels: ArrayLike, shares: ArrayLike) -> NDArray[np.uint8]:
+    """levels, shares: (n,) in 0…1, quantiles and the share of values below them → a square image (h, w, 3) uint8."""
+    figure = new_figure(480, 480)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=LINE, lw=1.5)
     axes.plot(np.asarray(levels), np.asarray(shares), color=COLOURS[0], marker="o", ms=4)

@@ -98,7 +98,7 @@ class SideBySide:
                 canvas.box(left, min(base, end), left + CELL, max(base, end), fill=INK)
 
 
-def grid_frames(observed: ArrayLike, columns: int = COLUMNS) -> NDArray[np.int64]:
+def grid_frames(observed: ArrayLike) -> NDArray[np.int64]:
     """Numbers of the frames of a clip to show, rising: at most 2 observed ones before and 2 after the predicted ones.
 
     Of the predicted ones the first, the last, and others at growing distances. observed: (T,) bool, not all true.
@@ -107,7 +107,7 @@ def grid_frames(observed: ArrayLike, columns: int = COLUMNS) -> NDArray[np.int64
     predicted = np.flatnonzero(~observed)
     before = np.flatnonzero(observed[: predicted[0]])[-2:]
     after = predicted[-1] + 1 + np.flatnonzero(observed[predicted[-1] + 1 :])[:2]
-    n, room = len(predicted), max(2, columns - len(before) - len(after))
+    n, room = len(predicted), max(2, COLUMNS - len(before) - len(after))
     power = 1.0 if len(after) else 1.5
     chosen = np.unique(np.round((n - 1) * np.linspace(0, 1, min(n, room)) ** power).astype(np.int64))
     if n <= room:

@@ -185,12 +185,12 @@ class RobotFiles:
             return check_fps(load_json(note)["fps"])
 
 
-def save_demonstration(path: Path, episode: Mapping[str, NDArray[Any]], fps: float = RATE) -> None:
+def save_demonstration(path: Path, episode: Mapping[str, NDArray[Any]]) -> None:
     """Write images (n, h, w, 3) uint8 as videos beside `path`, then the other arrays as `path` (.npz)."""
     images = {name: array for name, array in episode.items() if array.ndim == 4 and array.dtype == np.uint8}
     for camera, frames in images.items():
         with replacing(video_file(path, camera)) as temporary:
-            write_video(temporary, frames, fps)
+            write_video(temporary, frames, RATE)
     write_npz(path, {name: array for name, array in episode.items() if name not in images})
 
 

@@ -32,8 +32,9 @@ MOST_SPREADS = 8.0
 """What is further from the base forecast is not shown: a squared error would see nothing else."""
 
 
-def synthetic_table(random: np.random.Generator, length: int, season: int, series: int = SERIES) -> Array:
-    """(length, series) made-up values, of a season in steps (1: none)."""
+def synthetic_table(random: np.random.Generator, length: int, season: int) -> Array:
+    """(length, SERIES) made-up values, of a season in steps (1: none)."""
+    series = SERIES
     time, shape = np.arange(length)[:, None], (length, series)
 
     # Noise: autoregressive, of a strength that changes, with outliers.

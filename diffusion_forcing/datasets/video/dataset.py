@@ -2,7 +2,7 @@
 
 `VideoDataset(options)` does nothing until `prepare()`, which finds the clips (or generates or downloads them), inspects
 each file once, and decodes compressed clips once if the disk has room. Data lies in TECO's layout,
-`<save_dir>/{training,validation,test}/**`; `files.py` says what else is read. Files that cannot be used are named,
+`<save_dir>/{training,validation,test}/**`; `episode.py` says what else is read. Files that cannot be used are named,
 counted and left out.
 """
 
