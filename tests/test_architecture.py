@@ -18,7 +18,6 @@ GROUND: dict[str, set[str]] = {
     "files": set(),
     "limits": set(),
     "options": set(),
-    "pickles": set(),
     "progress": set(),
     "terminal": set(),
     "diffusion": set(),
@@ -37,7 +36,7 @@ GROUND: dict[str, set[str]] = {
         "checkpoints",
     },
 }
-"""Room: the rooms it may import beside itself and the ground floor (arrays, errors, files, limits, options, pickles, progress, terminal)."""
+"""Room: the rooms it may import beside itself and the ground floor (arrays, errors, files, limits, options, progress, terminal)."""
 
 HOMES = {
     "hydra": {"launch"},
@@ -101,7 +100,6 @@ def offences(where: str, source: str) -> list[str]:
                 "files",
                 "limits",
                 "options",
-                "pickles",
                 "progress",
                 "terminal",
                 "__version__",

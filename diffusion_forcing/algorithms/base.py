@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from diffusion_forcing.algorithms import parallel
 from diffusion_forcing.algorithms.parallel import SharedGenerator
-from diffusion_forcing.checkpoints import hub, load, resolve, save
+from diffusion_forcing.checkpoints import load, places, resolve, save
 from diffusion_forcing.checkpoints.format import sized_by
 from diffusion_forcing.diffusion import (
     DiffusionForcing,
@@ -516,12 +516,12 @@ class ForcingAlgorithm(lightning.LightningModule):
         of a new repository, and of the card. results: the folder of the run that tested it, or its results.json: the card's model-index.
         Returns the address for `load=`. UserError without a login or the right to write.
         """
-        hub.place_of(repo)
+        places.place_of(repo)
         with tempfile.TemporaryDirectory() as folder:
             weights = {key: value.contiguous() for key, value in self.sampling_weights().items()}
             path = save(Path(folder) / type(self).__name__, None, metadata=self.metadata(), model=weights, card=card)
             measured = None if results is None else Path(results)
-            return hub.push(path, repo, private=private, license=license, results=measured)
+            return places.push(path, repo, private=private, license=license, results=measured)
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of its weights: `describe()`, and how a student is to be sampled."""

@@ -1,8 +1,7 @@
 """Checkpoints: our format, released files, and where `load=` and `resume=` look. torch and safetensors, no Lightning."""
 
 from diffusion_forcing.checkpoints.format import export, load, save
-from diffusion_forcing.checkpoints.hub import push
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
-from diffusion_forcing.checkpoints.resolve import latest, resolve, shipped
+from diffusion_forcing.checkpoints.places import latest, push, resolve, shipped
 
 __all__ = ["LoadedCheckpoint", "export", "latest", "load", "push", "resolve", "save", "shipped"]

@@ -31,12 +31,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_forcing import __version__
+from diffusion_forcing.arrays import load_torch
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError, check_choice, require
 from diffusion_forcing.files import replacing
 from diffusion_forcing.limits import Refused, load_json, reading
 from diffusion_forcing.options import merged
-from diffusion_forcing.pickles import load_torch
 from diffusion_forcing.released import importer as released
 
 FORMAT = "diffusion-forcing checkpoint"

@@ -4,19 +4,27 @@ them.
 `test` forecasts the test windows with exactly `algorithm.calc_crps_sum` paths each, and writes metrics.json, fan charts
 and a calibration plot. `forecast` continues behind the end of the data, and writes a table of quantiles and every path.
 Series in `dataset.known_future` are given, not forecast, and not scored. `test_imputation` hides values of the test
-windows and scores what is filled in; `impute` fills the gaps of the data.
+windows and scores what is filled in, beside linear interpolation and the same time of the last season; `impute` fills
+the gaps of the data.
+
+What a network adds to simple methods depends on the data: much on thousands of steps, nothing on fifty. A `Pool` holds
+the network's paths and those of its base forecast in the shares that scored best on validation windows, where neither
+was trained (a linear pool; its CRPS is never above the mean of its members'), so that a network with nothing to add
+costs little.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
+from numpy.typing import NDArray
 
 from diffusion_forcing.algorithms.forecasting import Forecasting
 from diffusion_forcing.algorithms.imputation import check_can_impute, impute
@@ -24,11 +32,10 @@ from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.datasets.series.dataset import SeriesWindows, TimeSeries
 from diffusion_forcing.datasets.series.smoothing import Base
 from diffusion_forcing.errors import UserError, require
-from diffusion_forcing.experiments import devices, imputing
+from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
 from diffusion_forcing.experiments.checkpointing import best_of, load_weights
 from diffusion_forcing.experiments.options import ExperimentOptions
-from diffusion_forcing.experiments.pooling import Pool, choose_pool, ordered_as
 from diffusion_forcing.files import write_atomic
 from diffusion_forcing.metrics.forecasting import (
     QUANTILES,
@@ -45,6 +52,129 @@ from diffusion_forcing.metrics.forecasting import (
 from diffusion_forcing.options import Count
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans, draw_gaps
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# ------------------------------------------------------------------------------ the network's paths beside the base's
+
+NETWORK_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+WIDTHS = (0.8, 1.0, 1.25, 1.6)
+BETTER = 0.99
+"""Of its score: what is chosen instead of the even pool must be better than this."""
+
+
+class Pool(NamedTuple):
+    """share: of paths that are the network's. width: how far those lie from their median, relative to what it
+    sampled."""
+
+    share: float
+    width: float
+
+    def __str__(self) -> str:
+        widened = f", {self.width:g} times as wide as sampled" if self.share and self.width != 1 else ""
+        return f"{self.share:.0%} of the paths are the network's{widened}, {1 - self.share:.0%} the base forecast's"
+
+    def mix(self, network: Array, base: Array) -> Array:
+        """Paths (n, paths, h, V) of the network and of the base → as many of the pool."""
+        own = round(self.share * network.shape[1])
+        median = np.median(network, axis=1, keepdims=True)
+        return np.concatenate([(median + self.width * (network - median))[:, :own], base[:, own:]], axis=1)
+
+
+def choose_pool(network: Array, base: Array, target: Array) -> Pool:
+    """The best pool of paths (n, paths, h, V) by CRPS on what was observed: target (n, h, V), NaN where nothing was. The
+    even one, unless another is clearly better."""
+    scores = {
+        pool: crps(pool.mix(network, base), target)
+        for pool in (Pool(share, width) for share in NETWORK_SHARES for width in (WIDTHS if share else (1.0,)))
+    }
+    even = Pool(0.5, 1.0)
+    best = min(scores, key=lambda pool: (np.nan_to_num(scores[pool], nan=np.inf), pool != even))
+    return best if scores[best] < BETTER * scores[even] else even
+
+
+def ordered_as(network: Array, base: Array) -> Array:
+    """The network's paths (n, paths, h, V), of series that it sampled one by one, reordered so that they move together
+    as those of `base` do: the path of a series that is its k-th largest takes the place of the base's k-th largest
+    (a Schaake shuffle of whole paths)."""
+    rank = base.mean(axis=2).argsort(axis=1).argsort(axis=1)
+    order = np.take_along_axis(network.mean(axis=2).argsort(axis=1), rank, axis=1)
+    return np.take_along_axis(network, order[:, :, None], axis=1)
+
+
+# ------------------------------------------------------------------------------------------------ gaps in series
+
+HIDDEN_SHARES = (0.1, 0.3, 0.5)
+"""Of the observed values, hidden."""
+PATTERNS = ("points", "blocks")
+
+
+def hide(observed: Mask, share: float, pattern: str, block: int, random: np.random.Generator) -> Mask:
+    """Which of the observed values (L, V) are hidden: `share` of them, one by one or in blocks of `block` steps; of every
+    series at least one stays."""
+    hidden = np.zeros_like(observed)
+    for series in range(observed.shape[1]):
+        places = np.flatnonzero(observed[:, series])
+        count = max(0, min(round(share * len(places)), len(places) - 1))
+        if pattern == "points":
+            hidden[random.choice(places, count, replace=False), series] = True
+            continue
+        while hidden[:, series].sum() < count:
+            start = random.integers(1 - block, len(observed))
+            left = count - hidden[:, series].sum()
+            new = np.flatnonzero(observed[:, series] & ~hidden[:, series])
+            hidden[new[(new >= start) & (new < start + block)][:left], series] = True
+    return hidden
+
+
+def windows_without(dataset: TimeSeries, hidden: Mask, ends: list[int]) -> SeriesWindows:
+    """The windows that end before steps `ends` of a table (T, V) whose `hidden` values were not observed."""
+    spec = dataset.spec
+    table = replace(dataset.table, values=np.where(hidden, np.nan, dataset.table.values))
+    base = Base(table.values, spec.methods, dataset.known_until)
+    return SeriesWindows(table, ends, spec.lags, dataset.context_length, dataset.prediction_length, base)
+
+
+def windows_with_gaps(dataset: TimeSeries) -> list[int]:
+    """Where windows end that together hold every gap of the table between its first and its last step."""
+    length = dataset.context_length + dataset.prediction_length
+    ends = [*range(length, len(dataset.table), length), len(dataset.table)]
+    gaps = ~dataset.table.observed.all(axis=1)
+    return [end for end in ends if gaps[max(0, end - length) : end].any()]
+
+
+def interpolated(values: Array) -> Array:
+    """Values (T, V) with each gap on the straight line between its ends; at the beginning and the end the nearest value."""
+    steps = np.arange(len(values))
+    filled = values.copy()
+    for series in filled.T:
+        known = np.isfinite(series)
+        if known.any():
+            series[~known] = np.interp(steps[~known], steps[known], series[known])
+    return filled
+
+
+def last_season(values: Array, season: int) -> Array:
+    """Values (T, V) with each gap filled by the same time of the last season that was observed, or interpolated."""
+    filled, fallback = values.copy(), interpolated(values)
+    for step in range(season, len(values)):
+        filled[step] = np.where(np.isfinite(filled[step]), filled[step], filled[step - season])
+    return np.where(np.isfinite(filled), filled, fallback)
+
+
+def cases(dataset: TimeSeries, seed: int) -> Iterator[tuple[str, Mask]]:
+    """Each pattern and share by name, and what it hides of the table (T, V), in the test windows alone."""
+    table, ends = dataset.table, dataset.test_ends
+    first = max(0, ends[0] - dataset.context_length - dataset.prediction_length)
+    for pattern in PATTERNS:
+        for share in HIDDEN_SHARES:
+            random = np.random.default_rng(seed)
+            hidden = np.zeros_like(table.observed)
+            part = table.observed[first : ends[-1]]
+            hidden[first : ends[-1]] = hide(part, share, pattern, max(2, dataset.prediction_length // 2), random)
+            yield f"{pattern}_{100 * share:.0f}", hidden
+
 
 MOST_DRAWN = 6  # variates in a grid of fan charts
 SHOWN_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
@@ -216,15 +346,15 @@ class ForecastingExperiment(BaseExperiment):
         check_can_impute(self.algorithm)
         require(bool(self.dataset.test_ends), "dataset.test_windows=0 leaves nothing to test; keep at least one window")
         rows = []
-        for name, hidden in imputing.cases(self.dataset, self.seed):
-            windows = imputing.windows_without(self.dataset, hidden, self.dataset.test_ends)
+        for name, hidden in cases(self.dataset, self.seed):
+            windows = windows_without(self.dataset, hidden, self.dataset.test_ends)
             samples = self._fill(windows, f"test_imputation: {name}")
             steps = windows.ends[:, None] + np.arange(-samples.shape[2], 0)
             inside, steps = steps >= 0, steps.clip(0)
             target = np.where(hidden[steps] & inside[..., None], self.dataset.table.values[steps], np.nan)
             simple = {
-                "interpolation": imputing.interpolated(windows.table.values),
-                "last_season": imputing.last_season(windows.table.values, self.dataset.spec.season),
+                "interpolation": interpolated(windows.table.values),
+                "last_season": last_season(windows.table.values, self.dataset.spec.season),
             }
             scores = {"ours": samples} | {way: values[steps][:, None] for way, values in simple.items()}
             row = {f"{way}_crps": crps(paths, target) for way, paths in scores.items()}
@@ -241,7 +371,7 @@ class ForecastingExperiment(BaseExperiment):
         """Fill the gaps of the data: tables/imputed.csv, the mean and quantiles of what was missing, and a chart."""
         self._prepare()
         check_can_impute(self.algorithm)
-        table, ends = self.dataset.table, imputing.windows_with_gaps(self.dataset)
+        table, ends = self.dataset.table, windows_with_gaps(self.dataset)
         require(bool(ends), f"the {len(table):,} steps of the data have no gaps: there is nothing to fill")
         windows = self.dataset.windows(ends)
         samples = self._fill(windows, "impute")

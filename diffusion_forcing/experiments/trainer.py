@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from diffusion_forcing.checkpoints.lightning_io import SafetensorsCheckpointIO
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.callbacks import (
     FiniteGuard,
@@ -20,7 +19,7 @@ from diffusion_forcing.experiments.callbacks import (
     TrainingProgress,
     ValidationRandomness,
 )
-from diffusion_forcing.experiments.checkpointing import Checkpoints
+from diffusion_forcing.experiments.checkpointing import Checkpoints, SafetensorsCheckpointIO
 from diffusion_forcing.experiments.devices import TruePrecision
 from diffusion_forcing.experiments.loader import BatchLoader, ResumableLoader
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, TrainingOptions, precision_name

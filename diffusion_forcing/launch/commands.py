@@ -89,15 +89,15 @@ def push(words: Sequence[str]) -> None:
     parser.add_argument("places", nargs="*")
     given = parser.parse_intermixed_args(list(words))
     require(len(given.places) == 2, f"push takes a checkpoint and a place on the hub, got {len(given.places)}; {usage}")
-    from diffusion_forcing.checkpoints import hub, resolve
+    from diffusion_forcing.checkpoints import places, resolve
     from diffusion_forcing.tracking.records import find_run
 
     path, place = given.places
-    hub.place_of(place)
+    places.place_of(place)
     results = given.results and (
         Path(given.results) if Path(given.results).exists() else find_run(Path("outputs"), given.results)
     )
-    uploaded = hub.push(resolve(path), place, private=given.private, license=given.license, results=results)
+    uploaded = places.push(resolve(path), place, private=given.private, license=given.license, results=results)
     say(f"uploaded {path}; use load={uploaded}")
 
 

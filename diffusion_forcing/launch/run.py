@@ -38,8 +38,7 @@ from diffusion_forcing.launch.structure import adopt_, check_task
 from diffusion_forcing.options import build_options
 from diffusion_forcing.terminal import say, tell
 from diffusion_forcing.tracking.records import find_run, read_config
-from diffusion_forcing.tracking.run import NullRun, Run
-from diffusion_forcing.tracking.tracker import Tracker
+from diffusion_forcing.tracking.run import NullRun, Run, Tracker
 from diffusion_forcing.tracking.wandb import WandbOptions
 
 _RUN_FOLDER = "DIFFUSION_FORCING_RUN"
@@ -361,7 +360,7 @@ def _local_run(spec: str, outputs: Path) -> Path:
 
 def _local_checkpoint(spec: str, outputs: Path) -> Path:
     # imports torch, which the error about a mistyped key should not wait for
-    from diffusion_forcing.checkpoints.resolve import resolve
+    from diffusion_forcing.checkpoints.places import resolve
 
     return resolve(spec, outputs)
 

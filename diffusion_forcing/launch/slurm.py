@@ -152,7 +152,7 @@ def is_new_job(folder: Path) -> bool:
     """Whether the run in `folder` was made for a job that has not saved a checkpoint yet."""
     if not (folder / FOLDER / SCRIPT).is_file():
         return False
-    from diffusion_forcing.checkpoints.resolve import latest
+    from diffusion_forcing.checkpoints.places import latest
 
     return latest(folder) is None
 

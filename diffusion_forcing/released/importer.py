@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_forcing.arrays import load_torch
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError, first_line, require
-from diffusion_forcing.pickles import load_torch
 from diffusion_forcing.released import sizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -29,7 +29,7 @@ from diffusion_forcing.algorithms.base import DiffusionOptions, TransformerOptio
 from diffusion_forcing.algorithms.planning.algorithm import PlanningOptions
 from diffusion_forcing.algorithms.planning.guidance import RELEASED_BATCH
 from diffusion_forcing.algorithms.video import UNetOptions, VideoDiffusionOptions, VideoOptions
-from diffusion_forcing.arrays import read_npy
+from diffusion_forcing.arrays import load_torch, read_npy
 from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.diffusion import build_schedule
 from diffusion_forcing.diffusion.schedules import BETA_SCHEDULES
@@ -38,7 +38,6 @@ from diffusion_forcing.limits import check_limit
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet
 from diffusion_forcing.networks.unet3d import UNet3D
-from diffusion_forcing.pickles import load_torch
 
 LINES = {"rnn": "the paper's RNN line", "v1.5": "the attention line (v1.5)"}
 _RESOLUTION = 256  # any that can be halved as often as a released U-Net does: its parameters do not depend on it

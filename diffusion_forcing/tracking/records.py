@@ -35,7 +35,6 @@ from diffusion_forcing.files import (
 )
 from diffusion_forcing.limits import limit
 from diffusion_forcing.terminal import clean
-from diffusion_forcing.tracking.charts import Curve
 
 NAME, TEXT = 200, 2000  # most characters of a name, and of another text
 ENTRIES = 1000  # most results, curves, images, words of a command, resumes
@@ -55,6 +54,63 @@ SUFFIXES = {
     "table": (".csv",),
 }
 """Of the files of each kind of medium."""
+
+POINTS = 500  # most points of a curve
+LARGEST = 1e100  # a value beyond this says no more than infinity, and would overflow a chart
+
+
+class Point(NamedTuple):
+    """The values logged from step `first` to step `last`: their mean, minimum, maximum and number."""
+
+    first: float
+    last: float
+    mean: float
+    low: float
+    high: float
+    values: int
+
+
+class Curve:
+    """The values of one metric over steps.
+
+    Each value joins the newest point until that holds `width` values. When there are 500 points, neighbours are merged
+    and `width` doubles; so the memory and the page do not grow with the length of a run.
+    """
+
+    def __init__(self, points: int = POINTS) -> None:
+        self._most = points
+        self._width = 1
+        self._points: list[Point] = []
+
+    def add(self, step: float, value: float) -> None:
+        """Append a value; one that is not finite or beyond `LARGEST` is left out.
+
+        A step at or before the last one rewinds the curve: a resumed run logs those steps again.
+        """
+        if not abs(value) < LARGEST:
+            return
+        points = self._points
+        while points and points[-1].last >= step:
+            points.pop()
+        if points and points[-1].values < self._width:
+            points[-1] = _merged(points[-1], Point(step, step, value, value, value, 1))
+            return
+        if len(points) >= self._most:
+            self._points = points = [_merged(*points[i : i + 2]) for i in range(0, len(points), 2)]
+            self._width *= 2
+        points.append(Point(step, step, value, value, value, 1))
+
+    def points(self) -> list[Point]:
+        """The points so far, in order of step."""
+        return list(self._points)
+
+
+def _merged(a: Point, b: Point | None = None) -> Point:
+    if b is None:
+        return a
+    values = a.values + b.values
+    mean = a.mean + (b.mean - a.mean) * b.values / values
+    return Point(a.first, b.last, mean, min(a.low, b.low), max(a.high, b.high), values)
 
 
 @dataclass(frozen=True, kw_only=True)

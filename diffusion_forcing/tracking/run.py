@@ -5,7 +5,7 @@
         config.yaml     the configuration it ran with
         metrics.jsonl   one line for each `log` call: {"step": 10, "time": <seconds since 1970>, "training/loss": 0.31}
         metrics.json    the headline numbers, merged by `summary`
-        results.json    the same for leaderboards (`results.py`), of a run that was described
+        results.json    the same for leaderboards (`results`), of a run that was described
         checkpoints/    written by the trainer
         pictures/       png and mp4 files, and media.json with their captions
         tables/         csv, and the same as json
@@ -15,6 +15,9 @@
 Files are replaced whole (`files.py`). Creating a run that cannot be written raises UserError; afterwards nothing here
 stops a training: what cannot be written causes one warning. Where nothing is to be tracked (a further process, a test),
 `NullRun` has the same methods and writes nothing.
+
+A `Tracker` receives a copy of everything that is written, such as W&B, TensorBoard, or a class of the user's; one that
+fails causes one warning and the run goes on.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import json
 import math
 import os
 import secrets
+import shlex
 import socket
 import string
 import subprocess
@@ -34,10 +38,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_forcing.errors import UserError, explaining_os_errors
@@ -53,11 +60,8 @@ from diffusion_forcing.files import (
     write_atomic,
     write_json,
 )
-from diffusion_forcing.tracking.media import Mp4, png_bytes
 from diffusion_forcing.tracking.page import run_page
 from diffusion_forcing.tracking.records import ENTRIES, SUFFIXES, read_media, read_metadata, read_run
-from diffusion_forcing.tracking.results import results
-from diffusion_forcing.tracking.tracker import Tracker
 
 ID_LENGTH = 8  # lower-case letters and digits, a letter first; there are 2e12 such ids
 REFRESH_SECONDS = 30.0  # the page is rewritten at most this often while the run goes on …
@@ -356,3 +360,158 @@ def _number(value: Any) -> str | float | int | None:
     if isinstance(value, int):
         return int(value)
     return number if math.isfinite(number := float(value)) else None
+
+
+# ------------------------------------------------------------------------------------------------------------ trackers
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """For a tracker without options."""
+
+
+class Tracker:
+    """Receives what is written into a run's folder. Every method may do nothing; none may take long.
+
+    A subclass has a frozen dataclass `Options`, is named in `configurations/tracking/<name>.yaml` by `_target_`, and
+    chosen by `tracking=<name>`.
+    """
+
+    Options: type = NoOptions
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def start(self, run: Any, config: Mapping[str, Any]) -> None:
+        """The `Run` starts or is resumed; `config` is its whole configuration. If this raises, the tracker is left out."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line was appended to metrics.jsonl."""
+
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        """Headline numbers were merged into metrics.json."""
+
+    def media(self, entry: Mapping[str, Any]) -> None:
+        """An image, video or table was written; `entry` has kind, name, file and caption, as in media.json."""
+
+    def finish(self, status: str) -> None:
+        """The run has ended with `status`, and its folder is complete. May be called more than once."""
+
+
+# ----------------------------------------------------------------------------- pictures: uint8 in [0, 255], rows first
+
+QUALITY = "20"  # x264's constant rate factor: 0 lossless … 51 worst; 18 to 23 looks right
+
+
+def png_bytes(pixels: NDArray[Any]) -> bytes:
+    """A PNG file of `pixels`. ValueError for another shape or type than the module's."""
+    from PIL import Image
+
+    pixels = np.asarray(pixels)
+    is_image = pixels.dtype == np.uint8 and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)))
+    if not is_image or 0 in pixels.shape:
+        raise ValueError(f"an image must be uint8 (h, w), (h, w, 3) or (h, w, 4), got {pixels.dtype} {pixels.shape}")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class Mp4:
+    """An H.264 video that is written while its frames come, so memory does not grow with its length.
+
+    The codec needs even sides: the last row or column of an odd one is repeated.
+    """
+
+    def __init__(self, path: Path | BinaryIO, *, fps: float) -> None:
+        """path: or an open file, such as one in memory. ValueError for fps not above 0. The file is created with the first frames."""
+        if not fps > 0:
+            raise ValueError(f"fps must be above 0, got {fps}")
+        self._path, self._fps = path, fps
+        self._container: Any = None
+        self._stream: Any = None
+        self.last: NDArray[Any] | None = None
+        """The newest frame, (h, w, 3)."""
+
+    def add(self, frames: NDArray[Any]) -> None:
+        """Append `frames: (t, h, w, 3)` uint8. ValueError for no frame, or another shape or type."""
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+            raise ValueError(f"a video must be uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}")
+        import av
+
+        height, width = frames.shape[1:3]
+        if self._container is None:
+            named = isinstance(self._path, Path)  # else it cannot be opened again, to move its index to the front
+            options = {"movflags": "+faststart"} if named else {}
+            self._container = av.open(str(self._path) if named else self._path, "w", format="mp4", options=options)
+            rate, options = Fraction(self._fps).limit_denominator(1001), {"crf": QUALITY, "preset": "medium"}
+            self._stream = self._container.add_stream("libx264", rate=rate, options=options)
+            self._stream.width, self._stream.height = width + width % 2, height + height % 2
+            self._stream.pix_fmt = "yuv420p"
+        elif self.last is not None and self.last.shape != frames.shape[1:]:
+            raise ValueError(f"frames of a video must have one size, got {frames.shape[1:]} after {self.last.shape}")
+        container, self._container = self._container, None  # after an error, ffmpeg ends the process if called again
+        for frame in frames:
+            even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        self._container = container
+        self.last = frames[-1].copy()
+
+    def close(self) -> None:
+        """Finish the file, if there is one."""
+        container, self._container = self._container, None
+        if container is not None:
+            container.mux(self._stream.encode())
+            container.close()
+
+
+# -------------------------------------------------------------------------------------------------------- results.json
+
+FORMAT = "diffusion-forcing/results"
+FORMAT_VERSION = 1
+COUNTS = ("episodes", "windows", "clips", "paths")
+"""Results that say how much was evaluated."""
+_Z = 1.96
+"""Standard errors in half of a 95 % interval."""
+_BESIDE = ("_stderr", "_low", "_high")
+
+
+def results(metadata: Mapping[str, Any], facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of results.json. metadata: of run.json. facts: what the launcher knows (task, dataset, model, seed,
+    version). metrics: of metrics.json."""
+    counts = {name: value for name, value in metrics.items() if name.rpartition("/")[2] in COUNTS}
+    listed = [name for name in metrics if name not in counts and not name.endswith(_BESIDE)]
+    words = (metadata.get("resumed") or [{}])[-1].get("command") or metadata.get("command") or ["main.py"]
+    program = "diffusion-forcing" if Path(words[0]).stem in ("__main__", "diffusion-forcing") else "python -m main"
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **facts,
+        "counts": counts,
+        "metrics": [_metric(name, metrics) for name in listed if isinstance(metrics[name], int | float | None)],
+        "run": {key: metadata.get(key) for key in ("id", "name", "started", "python", "commit")},
+        "command": f"{program} {shlex.join(words[1:])}".rstrip(),
+    }
+
+
+def _metric(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry: a metric's value, its standard error, and its 95 % interval, null where it is not known."""
+    value, stderr = metrics[name], metrics.get(f"{name}_stderr")
+    low, high = (metrics.get(f"{name}{end}") for end in ("_low", "_high"))
+    group, _, short = name.rpartition("/")
+    count = metrics.get(f"{group}/episodes")
+    interval = [low, high] if low is not None and high is not None else None
+    if interval is None and value is not None and stderr is not None and count != 1:
+        # Where all or none succeed the standard error is 0, and the normal interval would be a point.
+        exact = short in ("success_rate", "oracle_success_rate") and count
+        interval = _wilson(value, exact) if exact else [value - _Z * stderr, value + _Z * stderr]
+    interval = interval and [float(f"{bound:.6g}") for bound in interval]
+    return {"name": name, "value": value, "stderr": None if count == 1 else stderr, "interval": interval}
+
+
+def _wilson(rate: float, count: int) -> list[float]:
+    """Wilson's 95 % interval of a share of `count` trials."""
+    shrink = 1 + _Z**2 / count
+    middle = (rate + _Z**2 / (2 * count)) / shrink
+    half = _Z * math.sqrt(rate * (1 - rate) / count + _Z**2 / (4 * count**2)) / shrink
+    return [max(0.0, middle - half), min(1.0, middle + half)]

@@ -17,8 +17,7 @@ from diffusion_forcing.errors import check_minimum
 from diffusion_forcing.files import read_json
 from diffusion_forcing.terminal import tell
 from diffusion_forcing.tracking.records import read_results
-from diffusion_forcing.tracking.run import Run
-from diffusion_forcing.tracking.tracker import Tracker
+from diffusion_forcing.tracking.run import Run, Tracker
 
 FOLDER = "tensorboard"
 EXTRA = "pip install 'diffusion-forcing[tensorboard]'"

@@ -29,8 +29,7 @@ from urllib.parse import urlparse
 from diffusion_forcing.errors import UserError, check_not_negative, check_positive, first_line
 from diffusion_forcing.files import locked, make_folder, open_file, read_json, write_json
 from diffusion_forcing.terminal import tell
-from diffusion_forcing.tracking.run import Run
-from diffusion_forcing.tracking.tracker import Tracker
+from diffusion_forcing.tracking.run import Run, Tracker
 
 FOLDER = "wandb"
 """In the run's folder: W&B's own files, and the two below."""

@@ -10,9 +10,9 @@ from diffusion_forcing.algorithms.imputation import impute
 from diffusion_forcing.datasets.series.dataset import SeriesOptions, TimeSeries
 from diffusion_forcing.datasets.series.table import Table
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.experiments.imputing import (
+from diffusion_forcing.experiments.forecasting import (
+    HIDDEN_SHARES,
     PATTERNS,
-    SHARES,
     cases,
     hide,
     interpolated,
@@ -78,7 +78,7 @@ def test_a_forecaster_that_looks_ahead_forecasts_too() -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", HIDDEN_SHARES)
 def test_so_many_values_are_hidden(pattern: str, share: float) -> None:
     random = np.random.default_rng(0)
     observed = random.random((200, 3)) < 0.8

@@ -15,12 +15,12 @@ import torch
 import yaml
 
 from diffusion_forcing.algorithms.planning.algorithm import Planning
-from diffusion_forcing.checkpoints import hub, load, resolve, save
+from diffusion_forcing.checkpoints import load, places, resolve, save
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.files import write_json
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.run import plan
-from diffusion_forcing.tracking.results import results
+from diffusion_forcing.tracking.run import results
 from tests.algorithms.small import planning
 from tests.checkpoints.hub_server import TOKEN, HubServer
 from tests.docs.blocks import ROOT, blocks
@@ -270,12 +270,12 @@ def test_push_says_what_it_takes(words: list[str], capsys: pytest.CaptureFixture
 
 def test_a_card_that_has_a_front_matter_is_left_as_it_is() -> None:
     text = "---\nlicense: mit\n---\n# Mine\n"
-    assert hub.model_card(text, {}, place=hub.place_of("me/a")) == text
+    assert places.model_card(text, {}, place=places.place_of("me/a")) == text
 
 
 def test_front_matter_of_any_task_is_yaml() -> None:
-    for task in [*hub.PIPELINES, "something: new"]:
-        card = hub.model_card(None, {"task": task, "env_id": "a: b"}, place=hub.place_of("me/a"))
+    for task in [*places.PIPELINES, "something: new"]:
+        card = places.model_card(None, {"task": task, "env_id": "a: b"}, place=places.place_of("me/a"))
         assert yaml.safe_load(card.split("---\n")[1])["tags"] == ["diffusion-forcing", task, "a: b"]
 
 

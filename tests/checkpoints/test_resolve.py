@@ -9,7 +9,7 @@ import torch
 from diffusion_forcing.checkpoints import latest, resolve, save, shipped
 from diffusion_forcing.errors import UserError
 
-MODULE = sys.modules["diffusion_forcing.checkpoints.resolve"]  # the package's `resolve` is the function
+MODULE = sys.modules["diffusion_forcing.checkpoints.places"]  # the package's `resolve` is the function
 
 
 @pytest.fixture(autouse=True)

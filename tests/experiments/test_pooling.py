@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_forcing.experiments.pooling import Pool, choose_pool, ordered_as
+from diffusion_forcing.experiments.forecasting import Pool, choose_pool, ordered_as
 
 
 def paths(loc: float, scale: float, seed: int = 0) -> np.ndarray:

@@ -19,7 +19,7 @@ from tests.launch.conftest import MINE
 
 TRACKER = """
 from dataclasses import dataclass
-from diffusion_forcing.tracking.tracker import Tracker
+from diffusion_forcing.tracking.run import Tracker
 
 HEARD = []
 
@@ -87,7 +87,7 @@ def test_wandbs_keys_reach_the_tracker(project: Path) -> None:
         (["tracking=tensorboard", "tracking.tensorboard.frames=3"], "unknown key tracking.tensorboard.frames"),
         (
             ["+tracking.mine._target_=my_parts.Data", "+tracking.mine.path=x"],
-            "no subclass of diffusion_forcing.tracking.tracker.Tracker",
+            "no subclass of diffusion_forcing.tracking.run.Tracker",
         ),
     ],
 )

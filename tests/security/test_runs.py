@@ -252,7 +252,7 @@ def test_a_run_with_a_link_is_not_resumed_and_nothing_is_written_through_it(
 
 
 def test_latest_is_followed_within_the_run_only(outputs: Path) -> None:
-    from diffusion_forcing.checkpoints.resolve import latest
+    from diffusion_forcing.checkpoints.places import latest
 
     run, theirs = make(outputs), outputs.parent / "theirs"
     shutil.copytree(Path(__file__).resolve().parents[2] / "pretrained" / "maze2d_umaze_x", theirs)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_forcing.tracking.charts import POINTS, Curve
+from diffusion_forcing.tracking.page import POINTS, Curve
 from diffusion_forcing.tracking.records import read_log
 
 

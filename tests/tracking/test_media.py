@@ -9,8 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from diffusion_forcing.tracking.media import Mp4, png_bytes
-from diffusion_forcing.tracking.run import Run
+from diffusion_forcing.tracking.run import Mp4, Run, png_bytes
 
 
 def write(path: Path, frames: np.ndarray, *, fps: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from diffusion_forcing.tracking.results import results
+from diffusion_forcing.tracking.run import results
 
 
 def metric(name: str, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.loader import BatchLoader
 from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions, ValidationOptions
 from diffusion_forcing.experiments.video import report
-from diffusion_forcing.experiments.video.drawing import Drawing
 from diffusion_forcing.experiments.video.judge import JudgeOptions, first_clips, judge, load_inverse_dynamics
+from diffusion_forcing.experiments.video.report import Drawing
 from diffusion_forcing.experiments.video.rollouts import OPENING, Roller, Scores, frame_metrics
 from diffusion_forcing.options import Count, Natural, check_limits
 from diffusion_forcing.progress import Bar

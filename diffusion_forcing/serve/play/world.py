@@ -325,7 +325,7 @@ class WorldPlayer:
 
 def encoded(frames: Frame, *, fps: float) -> bytes:
     """An MP4 in memory of frames (t, h, w, 3), every pixel enlarged without smoothing."""
-    from diffusion_forcing.tracking.media import Mp4
+    from diffusion_forcing.tracking.run import Mp4
 
     target = io.BytesIO()
     video = Mp4(target, fps=fps)

@@ -19,8 +19,8 @@ from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.experiments.options import TestOptions as EvaluationOptions
 from diffusion_forcing.experiments.video import report as video_report
-from diffusion_forcing.experiments.video.drawing import Drawing, pixels_of, writing
 from diffusion_forcing.experiments.video.experiment import RolloutsInTraining, VideoExperiment
+from diffusion_forcing.experiments.video.report import Drawing, pixels_of, writing
 from diffusion_forcing.experiments.video.rollouts import BLEND, COPY, MEAN, MODEL, SHUFFLED, OnChunk, Roller, Scores
 from diffusion_forcing.metrics.video import PSNR_CAP
 from diffusion_forcing.tracking.run import NullRun, Run

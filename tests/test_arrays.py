@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffusion_forcing.arrays import check_pickle, load_arrays, read_arrays
 from diffusion_forcing.limits import Refused
-from diffusion_forcing.pickles import check_pickle, load_arrays, read_arrays
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
