@@ -26,7 +26,7 @@ GROUND: dict[str, set[str]] = {
     "visualization": set(),
     "tracking": set(),
     "checkpoints": {"released.importer"},
-    "released": {"checkpoints.loaded", "algorithms", "networks", "diffusion"},
+    "released": {"checkpoints.format", "algorithms", "networks", "diffusion"},
     "environments": set(),
     "datasets": {"environments"},
     "algorithms": {

@@ -23,8 +23,7 @@ from diffusion_forcing.algorithms.base import (
     chosen,
 )
 from diffusion_forcing.algorithms.parallel import gathered, mean_of_processes
-from diffusion_forcing.checkpoints.format import sized_by
-from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
+from diffusion_forcing.checkpoints.format import LoadedCheckpoint, sized_by
 from diffusion_forcing.datasets.batch import SeriesBatch, SeriesSpec
 from diffusion_forcing.diffusion import DiffusionForcing
 from diffusion_forcing.diffusion.history import Cache

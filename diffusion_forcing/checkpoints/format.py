@@ -19,6 +19,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from importlib import metadata as installed
 from pathlib import Path
@@ -32,7 +33,6 @@ from torch import Tensor
 
 from diffusion_forcing import __version__
 from diffusion_forcing.arrays import load_torch
-from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
 from diffusion_forcing.errors import UserError, check_choice, require
 from diffusion_forcing.files import replacing
 from diffusion_forcing.limits import Refused, load_json, reading
@@ -55,6 +55,30 @@ _PLAIN: list[Any] = [
     *(timedelta, type(Path())),
 ]
 """Besides what PyTorch allows: kinds of plain values that schedulers and callbacks keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCheckpoint:
+    """A checkpoint in memory, on the CPU. Nothing in it has been run; the algorithm decides whether it fits."""
+
+    path: Path
+    """The folder (native) or the `.ckpt` file (released)."""
+    kind: str
+    """`native` (our format) or `released` (a `.ckpt`)."""
+    metadata: dict[str, Any]
+    """What the weights are for: `task`, `line`, options, shapes. Released: what can be inferred from the tensors."""
+    weights: dict[str, Tensor]
+    """The network's, named as in `algorithm.network.state_dict()`; averaged ones where the run kept an average."""
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    """`data_mean`, `data_std`: one number per feature, data units."""
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """Released only: the tables of the noise schedule (`betas`, `alphas_cumprod`, …), each (K,)."""
+    step: int = 0
+    """Optimiser steps taken."""
+    optimizer: dict[str, dict[str, Tensor]] | None = None
+    """Released only: AdamW's state by the weight's name in `weights`; None where it does not match them."""
+    training: dict[str, Any] | None = None
+    """Lightning's whole checkpoint, for resuming; None unless asked for, and in a shipped checkpoint."""
 
 
 def save(
@@ -114,7 +138,7 @@ def load(path: Path, *, training: bool = False) -> LoadedCheckpoint:
     if path.is_file():
         single = f"cannot resume from {path}, a single file; load={path} starts a new run from its weights"
         require(not training, single)
-        return released.load(path)
+        return LoadedCheckpoint(**released.load(path))
     header = read_header(path)
     with _checked(path, header, MODEL) as file:
         weights = load_file(file)

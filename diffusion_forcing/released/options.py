@@ -30,7 +30,7 @@ from diffusion_forcing.algorithms.planning.algorithm import PlanningOptions
 from diffusion_forcing.algorithms.planning.guidance import RELEASED_BATCH
 from diffusion_forcing.algorithms.video import UNetOptions, VideoDiffusionOptions, VideoOptions
 from diffusion_forcing.arrays import load_torch, read_npy
-from diffusion_forcing.checkpoints.loaded import LoadedCheckpoint
+from diffusion_forcing.checkpoints.format import LoadedCheckpoint
 from diffusion_forcing.diffusion import build_schedule
 from diffusion_forcing.diffusion.schedules import BETA_SCHEDULES
 from diffusion_forcing.errors import UserError, did_you_mean, first_line, require

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from diffusion_forcing.checkpoints import load
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks.recurrent import recurrent_mlp
+from diffusion_forcing.released.importer import video_metadata
 from diffusion_forcing.released.options import check_released
-from diffusion_forcing.released.sizes import of_video
 
 RELEASED = Path(__file__).parents[1] / "parity" / "data" / "ckpt_planning.ckpt"
 PREFIX = "diffusion_model.model."
@@ -148,7 +148,7 @@ def test_the_stacked_frames_of_a_video_model_follow_from_its_mean(tmp_path: Path
 
 def test_other_sizes_of_a_video_model_are_read_too() -> None:
     weights = {name: load_file(RELEASED.parent / f"video_{name}_weights.safetensors") for name in ("u2", "u3")}
-    facts = {name: of_video(*split(state)) for name, state in weights.items()}
+    facts = {name: video_metadata(*split(state)) for name, state in weights.items()}
     assert facts["u2"]["architecture"]["time_emb_type"] == "sinusoidal"
     assert facts["u2"]["attention_width"] == 16
     assert "attn_heads" not in facts["u2"]["architecture"]  # only their product leaves a trace

@@ -11,7 +11,7 @@ import torch
 
 from diffusion_forcing.launch.cli import main
 from diffusion_forcing.launch.run import plan
-from diffusion_forcing.released.sizes import PREFIX
+from diffusion_forcing.released.importer import RNN_PREFIX
 from tests.datasets.video_makers import moving_pattern, write_npz
 from tests.parity.recorded import recording
 
@@ -115,9 +115,9 @@ def test_a_released_video_checkpoint_of_the_rnn_line_brings_its_sizes_and_goes_o
     ready = plan([*VIDEO, *SIZES, "dataset.n_frames=8", "algorithm.ema_decay=0"])
     algorithm = ready.classes["algorithm"](ready.options["algorithm"])
     network = algorithm.network.state_dict()
-    state = {("" if key == "init_z" else PREFIX) + key: value for key, value in network.items()}
+    state = {("" if key == "init_z" else RNN_PREFIX) + key: value for key, value in network.items()}
     state |= {"data_mean": torch.tensor(0.5), "data_std": torch.tensor(0.5)}
-    state[f"{PREFIX}alphas_cumprod"] = algorithm.forcing.schedule.alphas_cumprod
+    state[f"{RNN_PREFIX}alphas_cumprod"] = algorithm.forcing.schedule.alphas_cumprod
     trained = [key for key in state if ".model." in key or ".x_from_z." in key] + ["init_z"]
     moments = {
         number: {"step": torch.tensor(7.0), "exp_avg": 0 * state[key], "exp_avg_sq": 0 * state[key] + 1}
@@ -137,7 +137,7 @@ def test_a_released_maze_checkpoint_of_the_rnn_line_is_planned_with() -> None:
     r = recording("rnn_maze_medium_training_step")
     state = {
         **r.below("w."),
-        f"{PREFIX}alphas_cumprod": plan(MAZE)
+        f"{RNN_PREFIX}alphas_cumprod": plan(MAZE)
         .classes["algorithm"](plan(MAZE).options["algorithm"])
         .forcing.schedule.alphas_cumprod,
     }

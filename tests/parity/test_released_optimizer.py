@@ -13,9 +13,8 @@ from diffusion_forcing.algorithms.base import ForcingAlgorithm
 from diffusion_forcing.algorithms.planning.algorithm import Planning
 from diffusion_forcing.algorithms.video import Video
 from diffusion_forcing.checkpoints import load
-from diffusion_forcing.released.importer import state_by_name, trained
+from diffusion_forcing.released.importer import our_names, state_by_name, trained
 from diffusion_forcing.released.options import planning_options_from_released, video_options_from_released
-from diffusion_forcing.released.sizes import our_names
 from tests.parity.recorded import DATA, NETWORK, recording
 
 LISTS: dict[str, Any] = {

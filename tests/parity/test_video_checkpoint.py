@@ -9,8 +9,8 @@ import torch
 
 from diffusion_forcing.algorithms.video import Clips, Video, VideoDraws
 from diffusion_forcing.checkpoints import load
+from diffusion_forcing.released.importer import our_names
 from diffusion_forcing.released.options import video_options_from_released
-from diffusion_forcing.released.sizes import our_names
 from tests.parity.recorded import DATA, NETWORK, Recording, flip, recording
 from tests.parity.test_video_rollouts import rolled_out
 

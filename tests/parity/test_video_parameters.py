@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion_forcing.networks.unet3d import UNet3D
-from diffusion_forcing.released.sizes import our_names
+from diffusion_forcing.released.importer import our_names
 from tests.parity.recorded import DATA, NETWORK
 
 RELEASED: dict[str, Any] = json.loads((DATA / "keys_video.json").read_text())

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_forcing.tracking.page import POINTS, Curve
-from diffusion_forcing.tracking.records import read_log
+from diffusion_forcing.tracking.records import POINTS, Curve, read_log
 
 
 @settings(deadline=None)

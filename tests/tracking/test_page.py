@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from diffusion_forcing.tracking import page
-from diffusion_forcing.tracking.page import Curve, label, line_chart, log_ticks, smoothed, ticks
+from diffusion_forcing.tracking.page import label, line_chart, log_ticks, smoothed, ticks
+from diffusion_forcing.tracking.records import Curve
 from diffusion_forcing.tracking.run import Run
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "line", "polyline", "polygon", "circle"}
