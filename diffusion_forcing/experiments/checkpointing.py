@@ -28,7 +28,7 @@ from diffusion_forcing.algorithms.parallel import gathered
 from diffusion_forcing.checkpoints import LoadedCheckpoint
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints.places import LATEST
-from diffusion_forcing.errors import UserError, did_you_mean
+from diffusion_forcing.errors import UserError, did_you_mean, explaining_os_errors
 from diffusion_forcing.experiments.devices import full
 from diffusion_forcing.experiments.loader import random_state, restore_random_state
 from diffusion_forcing.experiments.options import CheckpointingOptions
@@ -152,12 +152,8 @@ class Retention:
         return is_written and not path.is_symlink() and native.is_checkpoint(path)
 
     def _write_scores(self, scores: dict[str, float]) -> None:
-        try:
+        with explaining_os_errors(f"cannot write {self._folder / _SCORES}", "make room there"):
             write_json(self._folder / _SCORES, scores)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self._folder / _SCORES}: {error.strerror or error}; make room there"
-            ) from error
 
 
 class Checkpoints(Callback):
@@ -278,15 +274,10 @@ class Checkpoints(Callback):
         checkpoint["loops"]["fit_loop"] = fit_loop
         checkpoint[_RANDOM] = gathered([random]) if trainer.world_size > 1 else [random]
         module: Any = pl_module
-        weights = module.sampling_weights() if hasattr(module, "sampling_weights") else module.state_dict()
+        weights = getattr(module, "sampling_weights", module.state_dict)()
+        describe = getattr(module, "metadata", getattr(module, "describe", dict))
         checkpoint[SAMPLING] = {
-            "metadata": dict(
-                module.metadata()
-                if hasattr(module, "metadata")
-                else module.describe()
-                if hasattr(module, "describe")
-                else {}
-            ),
+            "metadata": dict(describe()),
             "model": {name: full(weight) for name, weight in weights.items()},
             "resumable": not self.options.save_weights_only,
         }

@@ -40,16 +40,16 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every global generator: Python's, NumPy's, PyTorch's on the CPU and on GPUs."""
+def random_state(*, gpus: bool = True) -> dict[str, Any]:
+    """The state of every global generator: Python's, NumPy's, PyTorch's on the CPU and, with `gpus`, on GPUs."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if gpus and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
+    if gpus and torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
 
@@ -59,7 +59,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if len(state.get("cuda", ())) == torch.cuda.device_count() > 0:
+    if state.get("cuda") and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
@@ -69,16 +69,14 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def seeded(*seeds: int) -> Iterator[None]:
     """Inside, the CPU's generators start from `seeds`; outside they go on as if nothing had been drawn (~0.1 ms)."""
     seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before = random_state(gpus=False)
     try:
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs too
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        restore_random_state(before)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -13,6 +13,7 @@ forgot `embed.` of time series.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import zipfile
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from diffusion_forcing.arrays import load_torch
-from diffusion_forcing.errors import UserError, first_line, require
+from diffusion_forcing.errors import UserError, explaining_os_errors, first_line, require
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _NETWORKS = ("diffusion_model.model.", "transition_model.model.", "transition_model.x_from_z.")
@@ -126,12 +127,11 @@ def _renaming(recurrent: bool, task: str) -> Callable[[str], str | None]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """The file's content through torch's restricted unpickler, which builds tensors and plain containers only."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(4)
-        size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
+    with (
+        explaining_os_errors(f"cannot read the checkpoint {path}", "pass load=<a checkpoint>"),
+        path.open("rb") as file,
+    ):
+        start, size = file.read(4), os.fstat(file.fileno()).st_size
     require(size != 0, f"{path} is empty; get the checkpoint again")
     zipped = start == b"PK\x03\x04"
     if zipped and not zipfile.is_zipfile(path):

@@ -97,7 +97,7 @@ def run_page(run: RunRecord) -> str:
         has_errors=any(name.endswith("_stderr") for name in run.metrics),
         media=_media(run),
         tables=[_table(run, entry) for entry in run.media if entry["kind"] == "table"],
-        charts=[(name, _chart(name, {"one": curves[name]}), f"{curves[name][-1].mean:.4g}") for name in drawn],
+        charts=[(name, line_chart(name, {"one": curves[name]}), f"{curves[name][-1].mean:.4g}") for name in drawn],
         single=[(name, f"{point.mean:.5g}", f"{point.last:,.0f}") for name, point in single],
         commands=_commands(run),
         configuration=configuration,
@@ -130,7 +130,7 @@ def comparison_page(outputs: Path, runs: Sequence[RunRecord], compared: Sequence
         runs=runs[:RUNS],
         compared=compared,
         colours_of=colours_of,
-        charts=[(name, _chart(name, curves[name])) for name in names[:CHARTS]],
+        charts=[(name, line_chart(name, curves[name])) for name in names[:CHARTS]],
         media=sorted(media.items(), key=lambda item: -len(item[1]))[:SIDE_BY_SIDE],
         link=link,
         headlines=headlines,
@@ -174,10 +174,6 @@ def started_with(words: Sequence[str]) -> list[str]:
 
 def _render(template: str, **values: Any) -> str:
     return TEMPLATES.get_template(template).render(colours=COLOURS, statuses=STATUSES, **values)
-
-
-def _chart(name: str, lines: dict[str, list[Point]]) -> Markup:
-    return Markup(line_chart(name, lines))
 
 
 def _when(run: RunRecord) -> str:
@@ -276,7 +272,7 @@ SMOOTHING_SHARE = 0.04  # a running mean covers this share of the curve
 LOG_RATIO = 30.0  # positive values that span a larger factor get a logarithmic axis; a loss always does
 
 
-def line_chart(name: str, lines: Mapping[str, Sequence[Point]]) -> str:
+def line_chart(name: str, lines: Mapping[str, Sequence[Point]]) -> Markup:
     """An `<svg>` of the metric `name`: the running mean of every curve in `lines`, whose keys are CSS classes.
 
     A single curve also shows its values, their range and tooltips. At least one curve needs two points.
@@ -306,7 +302,7 @@ def line_chart(name: str, lines: Mapping[str, Sequence[Point]]) -> str:
         if single and len(points) > FEW:
             curve["unsmoothed"] = _pairs([(a, y(point.mean)) for a, point in zip(xs, points, strict=True)])
         curves.append(curve)
-    return TEMPLATES.get_template("chart.svg").render(
+    svg = TEMPLATES.get_template("chart.svg").render(
         name=name,
         width=WIDTH,
         height=HEIGHT,
@@ -320,6 +316,7 @@ def line_chart(name: str, lines: Mapping[str, Sequence[Point]]) -> str:
         tooltips=[(round(LEFT + number * column, 1), text) for number, text in enumerate(tooltips)],
         tooltip_width=round(column, 1),
     )
+    return Markup(svg)
 
 
 def _tooltips(points: Sequence[Point]) -> list[str]:

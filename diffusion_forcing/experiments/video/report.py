@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.errors import UserError
+from diffusion_forcing.errors import UserError, explaining_os_errors
 from diffusion_forcing.experiments.video.rollouts import (
     ACTION,
     BLEND,
@@ -450,29 +450,20 @@ def writing(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[int, Pixel
     not a crash. UserError where it cannot be written.
     """
     frame = int(np.prod(shape[2:]))
+    remedy = "make room, or leave experiment.save_predictions out"
     with contextlib.ExitStack() as stack:
-        with _errors_name(path):
+        with explaining_os_errors(f"cannot write {path}", remedy):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(stack.enter_context(replacing(path)), "wb"))
             npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             begin = file.tell()
 
         def write(start: int, pieces: Pixels) -> None:
-            with _errors_name(path):
+            with explaining_os_errors(f"cannot write {path}", remedy):
                 for clip, piece in enumerate(pieces):
                     file.seek(begin + (clip * shape[1] + start) * frame)
                     file.write(piece.tobytes())
 
         yield write
-        with _errors_name(path):
+        with explaining_os_errors(f"cannot write {path}", remedy):
             file.flush()
-
-
-@contextlib.contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; make room, or leave experiment.save_predictions out"
-        ) from error
