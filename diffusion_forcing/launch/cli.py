@@ -11,7 +11,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module
 
 from diffusion_forcing import __version__
 from diffusion_forcing.errors import UserError, did_you_mean
@@ -23,18 +22,8 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 SHORT_OPTION, MOST_OPTIONS = 48, 5
 """Characters and number of the options of a checkpoint that are printed."""
-COMMANDS = {
-    "inspect": "commands.inspect",
-    "convert": "commands.convert",
-    "convert-robot": "commands.convert_robot",
-    "push": "commands.push",
-    "runs": "runs_command.runs",
-    "forecast": "commands.forecast",
-    "play": "commands.play",
-    "serve-policy": "commands.serve_policy",
-    "new": "commands.new",
-}
-"""Sub-commands and the function in this folder that each calls; what it returns is the command line to run."""
+COMMANDS = ("inspect", "convert", "convert-robot", "push", "runs", "forecast", "play", "serve-policy", "new")
+"""Sub-commands: functions of `commands` with these names; what one returns is the command line to run."""
 _HELP = ("--help", "-h")
 _CFG = ("--cfg", "-c")
 _FLAGS = (*_HELP, "--version", *_CFG, "--resolve")
@@ -115,8 +104,9 @@ def usage() -> str:
 
 def _dispatch(words: list[str]) -> int:
     if words and words[0] in COMMANDS and not set(_HELP) & set(words):
-        module, _, function = COMMANDS[words[0]].partition(".")
-        overrides = getattr(import_module(f"diffusion_forcing.launch.{module}"), function)(words[1:])
+        from diffusion_forcing.launch import commands
+
+        overrides = getattr(commands, words[0].replace("-", "_"))(words[1:])
         return 0 if overrides is None else _run(overrides)
     flags, overrides = _split(words)
     if set(_HELP) & set(flags):

@@ -1,5 +1,5 @@
 """The sub-commands: `inspect`, `convert` and `push` for checkpoints, `convert-robot` for demonstrations, `forecast`, `play`,
-`serve-policy` and `new`. `runs` has a file of its own."""
+`serve-policy`, `new`, and `runs`: the page that compares the runs in `outputs/`, and `runs ls | show | best | rm | sync`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import dataclasses
 import importlib.util
 import json
 import keyword
+import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -18,8 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusion_forcing.errors import UserError, check_minimum, did_you_mean, explaining_os_errors, require
+from diffusion_forcing.files import write_atomic
 from diffusion_forcing.options import build_options, leaves
 from diffusion_forcing.terminal import say, tell
+from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines, started_with
+from diffusion_forcing.tracking.records import RunRecord, find_run, rank, read_config, read_run, read_runs, remove
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -387,3 +392,152 @@ def _is_installed(name: str) -> bool:
     except (ImportError, ValueError):
         return False
     return found is not None and found.origin is not None and not Path(found.origin).is_relative_to(Path.cwd())
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+_OF_RUNS = ("ls", "show", "best", "rm", "sync")
+
+
+def runs(words: Sequence[str]) -> None:
+    """Run the command `runs`; `words` are the ones after it."""
+    outputs, flags, rest = Path("outputs"), set(), []
+    for word in words:
+        if word.startswith("outputs="):
+            outputs = Path(word.removeprefix("outputs=")).expanduser()
+        elif word.startswith("-"):
+            known = word in ("--yes", "--follow")
+            require(known, f"runs has no option '{word}'; allowed: --yes (with rm) and --follow (with sync)")
+            flags.add(word)
+        else:
+            rest.append(word)
+    is_folder = outputs.is_dir()
+    require(is_folder, f"there is no folder {outputs}; run this where the runs were started, or pass outputs=DIR")
+    command = rest.pop(0) if rest and rest[0] in _OF_RUNS else "page"
+    every = read_runs(outputs)
+    if command == "ls":
+        require(not rest, f"runs ls takes no further words, got '{' '.join(rest)}'")
+        return _list_runs(every)
+    if command == "best":
+        return _rank_runs(every, rest)
+    settings = [word for word in rest if command == "sync" and "=" in word]
+    chosen = [_run_of(outputs, name) for name in dict.fromkeys(rest) if name not in settings]
+    if command == "page":
+        return _compare_runs(outputs, every, chosen)
+    is_right = len(chosen) == 1 if command == "show" else bool(chosen)
+    require(is_right, f"runs {command} takes the id of a run, got {len(chosen)}; runs ls lists them")
+    if command == "show":
+        _show_run(chosen[0])
+    elif command == "rm":
+        _remove_runs(outputs, chosen, yes="--yes" in flags)
+    else:
+        _sync_runs(chosen, settings, follow="--follow" in flags)
+
+
+def _compare_runs(outputs: Path, every: Sequence[RunRecord], compared: Sequence[RunRecord]) -> None:
+    """Write and open outputs/index.html, with `compared` (else the newest) side by side."""
+    require(len(compared) <= COMPARED, f"at most {COMPARED} runs can be compared, got {len(compared)}")
+    path = outputs / "index.html"
+    with explaining_os_errors(f"cannot write {path}", "make room or pass outputs=DIR"):
+        write_atomic(path, comparison_page(outputs, every, compared or every[:COMPARED]))
+    say(f"{len(every)} runs: {path}")
+    if sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")):
+        webbrowser.open(path.resolve().as_uri())
+
+
+def _list_runs(every: Sequence[RunRecord]) -> None:
+    """Print one line for each run."""
+    steps = ["" if run.step is None else f"{run.step:,}" for run in every]
+    rows = [(r.id, r.name, r.status, r.started, step, headlines(r, 2)) for r, step in zip(every, steps, strict=True)]
+    _print_table(("id", "name", "status", "started", "step", "results"), rows)
+
+
+def _show_run(run: RunRecord) -> None:
+    """Print everything about one run."""
+    step = "" if run.step is None else f", step {run.step:,}"
+    say(f"{run.name} ({run.id}): {run.status}, started {run.started}{step}")
+    say(f"  folder     {run.folder}")
+    say(f"  command    {shlex.join(started_with(run.metadata.get('command', [])))}")
+    for name, value in run.metrics.items():
+        say(f"  {name}  {value:.6g}" if isinstance(value, float) else f"  {name}  {value}")
+    for file in sorted((run.folder / "checkpoints").glob("*/checkpoint.json")):
+        say(f"  checkpoint {file.parent}")
+
+
+def _rank_runs(every: Sequence[RunRecord], words: Sequence[str]) -> None:
+    """Print the runs that have a metric, the best first."""
+    if len(words) != 2 or words[1] not in ("lowest", "highest"):
+        raise UserError("runs best takes a metric and lowest or highest, as in: runs best training/loss lowest")
+    rows = [
+        (f"{value:.6g}", "result" if step is None else f"{step:,}", run.id, run.name, run.status)
+        for run, value, step in rank(every, words[0], highest=words[1] == "highest")
+    ]
+    _print_table((words[0], "at step", "id", "name", "status"), rows)
+
+
+def _remove_runs(outputs: Path, chosen: Sequence[RunRecord], *, yes: bool = False) -> None:
+    """Delete the chosen runs, after a question unless `yes`: all of them, or none if one is running."""
+    running = [run.id for run in chosen if run.status == "running"]
+    if running:
+        raise UserError(f"run {running[0]} is running: stop it first; nothing was removed")
+    if not yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise UserError("runs rm asks before it deletes, which needs a terminal; pass --yes")
+        for run in chosen:
+            say(f"  {run.id}  {run.name}  {run.started}  {run.folder}")
+        if input(f"delete {len(chosen)} run(s) with their checkpoints? [y/N] ").lower() not in ("y", "yes"):
+            say("nothing was removed")
+            return
+    for run in chosen:
+        remove(run, outputs)
+        say(f"removed {run.id} {run.name}")
+
+
+def _sync_runs(chosen: Sequence[RunRecord], words: Sequence[str], *, follow: bool = False) -> None:
+    """Upload to W&B what it lacks of each run, one after the other; any run, also one that was tracked locally.
+
+    `words`: wandb.KEY=VALUE. `follow`: a run that another machine is training, until it ends. UserError unless W&B then
+    has all of each.
+    """
+    # Hydra and omegaconf take time to import, and no other runs command needs them.
+    from omegaconf import OmegaConf
+
+    from diffusion_forcing.launch.compose import compose_on, resolved
+    from diffusion_forcing.tracking.wandb import EXTRA, LOG, WandbOptions, installed, start_upload
+
+    for word in words:
+        require(word.startswith("wandb."), f"runs sync takes wandb.KEY=VALUE besides the ids, got '{word}'")
+    require(installed(), f"runs sync needs wandb: {EXTRA}")
+    for run in chosen:
+        if run.status == "running" and not follow:
+            raise UserError(f"run {run.id} is running; wait until it has ended, or pass --follow on another machine")
+        with explaining_os_errors(f"run {run.id} cannot be uploaded: its config.yaml cannot be read", "copy it again"):
+            saved = read_config(run.folder)
+        # The mode comes last: however the run was tracked, it is uploaded now.
+        config = compose_on(saved, ["tracking=[wandb]", *words, "wandb.mode=online"])
+        options = build_options(WandbOptions, OmegaConf.to_container(config["wandb"]), "wandb")
+        process = start_upload(run.folder, options, resolved(config), follow=follow)
+        try:
+            code = process.wait()
+        finally:
+            process.terminate()
+        log = run.folder / "wandb" / LOG
+        require(code == 0, f"W&B does not have all of run {run.id}; the lines above and {log} say why")
+
+
+def _run_of(outputs: Path, name: str) -> RunRecord:
+    """The run of an id or in a folder."""
+    run = read_run(Path(name)) or read_run(find_run(outputs, name))
+    if run is None:
+        raise UserError(f"the run.json of run {name} is damaged; its name is missing")
+    return run
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)
