@@ -21,7 +21,7 @@ from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import resolve
 from diffusion_forcing.datasets.batch import VideoBatch
 from diffusion_forcing.errors import UserError, check_minimum
-from diffusion_forcing.experiments.video.rollouts import ACTION, LAPLACIAN, PIXEL_SQUARE, Roller
+from diffusion_forcing.experiments.video.rollouts import ACTION, LAPLACIAN, PIXEL_SQUARE, Roller, synchronize
 from diffusion_forcing.metrics.video import (
     Curve,
     Interval,
@@ -294,8 +294,7 @@ def speed(roller: Roller, batch: VideoBatch, frames: int) -> dict[str, float]:
     one = endless(VideoBatch(*(part[:1] for part in batch)), length)
     times, started, now = [], time.perf_counter(), options.context_frames
     for chunk in roller.stream(one, 0, length):
-        if chunk.device.type != "cpu":
-            getattr(torch, chunk.device.type).synchronize()
+        synchronize(chunk.device)
         now += chunk.shape[1]
         if now > warm:
             times.append((time.perf_counter() - started) / chunk.shape[1])

@@ -213,7 +213,7 @@ class Roller:
             before = defaultdict(lambda: last)
         now, started = span.start, time.perf_counter()
         for chunk in chunks:
-            _synchronize(chunk.device)
+            synchronize(chunk.device)
             scores.seconds += time.perf_counter() - started
             prediction = chunk.float()  # half precision under autocast
             stop = now + prediction.shape[1]
@@ -262,7 +262,7 @@ def _concatenated(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for the device, so that times measured on the CPU include its work."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
