@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion_forcing.metrics.video import compare_frames
 from diffusion_forcing.arrays import load_arrays
+from diffusion_forcing.metrics.video import compare_frames
 
 # ---------------------------------------------------------------------------------------------------- published weights
 # Published weights of the networks behind LPIPS, FID and FVD: files that the user fetches, found and checked here.

@@ -21,7 +21,6 @@ from diffusion_forcing.datasets.video.container import read_video, video_metadat
 from diffusion_forcing.errors import UserError, explaining_os_errors, require
 from diffusion_forcing.files import replacing
 from diffusion_forcing.limits import Refused, load_json, reading
-from diffusion_forcing.arrays import read_arrays
 
 ACTION = ("x", "y", "z", "qx", "qy", "qz", "qw", "grasp")
 SPLITS = ("training", "validation")
