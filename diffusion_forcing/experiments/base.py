@@ -108,6 +108,7 @@ class BaseExperiment:
             more_callbacks=[*self._callbacks(), *self._debug_callbacks()],
             say=self._say_once,
         )
+        # Where to start.
         first = 0
         if resumed is not None:
             state = parts.storage.preload(resumed)
@@ -115,6 +116,7 @@ class BaseExperiment:
             parts.checkpoints.last = resumed
             first = int(state["global_step"])
             self._say(f"resuming run {self.run.id} at step {first}")
+        # Train.
         try:
             parts.trainer.fit(self.algorithm, datamodule=parts.loaders, ckpt_path=resumed)
         except Interrupted:
@@ -132,6 +134,7 @@ class BaseExperiment:
             ) from failure
         finally:
             parts.loaders.close()
+        # What was trained.
         self.step = parts.trainer.global_step
         if unsharded is not None:
             last = Path(parts.trainer.strategy.broadcast(str(parts.checkpoints.last)))

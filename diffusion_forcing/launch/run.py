@@ -111,6 +111,7 @@ def plan(words: Sequence[str]) -> Plan:
 
     Builds no part and writes no file, except for a checkpoint that is downloaded from W&B. Raises UserError.
     """
+    # The command line and the yaml files, or those that a resumed run has saved.
     overrides = read_overrides(words)
     overridden = {override.key: override.value for override in overrides if not override.delete and not override.group}
     outputs = Path(overridden.get("outputs") or "outputs").expanduser()
@@ -131,6 +132,8 @@ def plan(words: Sequence[str]) -> Plan:
     everywhere = list(_dotted_keys(mapping))
     settings = build_options(Settings, mapping, "", everywhere=everywhere)
     import_lightning()
+
+    # The checkpoint, which may set options.
     spec = settings.resume or settings.load
     if resumed is not None and not new_job and not _exists(str(spec)):  # a run's id, not one of its checkpoints
         spec = str(resumed)
@@ -145,6 +148,7 @@ def plan(words: Sequence[str]) -> Plan:
         adopted = adopt_(config, checkpoint, overridden)
         mapping = resolved(config)
 
+    # The options of the three parts, and whether they fit together.
     parts = {where: read_part(mapping[where], where, everywhere=everywhere) for where in PARTS}
     classes = {where: cls for where, (cls, _) in parts.items()}
     options = {where: options for where, (_, options) in parts.items()}

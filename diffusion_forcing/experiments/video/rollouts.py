@@ -218,6 +218,7 @@ class Roller:
             prediction = chunk.float()  # half precision under autocast
             stop = now + prediction.shape[1]
             truth = batch.frames[:, now:stop].float() / 255
+            # Compare each predictor with the truth.
             predictions = {MODEL: prediction, **baselines(now, stop)}
             for who, frames in predictions.items():
                 curves[who].append(frame_curves(frames, truth, self.metrics))
@@ -229,6 +230,7 @@ class Roller:
                     pairs = torch.cat([before[who], frames], dim=1)
                     curves[who][-1][ACTION] = actions_recognised(pairs, batch.actions[:, now:stop], self.inverse)
                     before[who] = frames[:, -1:]
+            # Keep the pixels of the first frames.
             left = OPENING - (now - span.start)
             if left > 0:
                 for who, frames in (*predictions.items(), (TRUTH, truth)):
