@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_forcing.arrays import read_npz, write_npz
+from diffusion_forcing.arrays import read_arrays, read_npz, write_npz
 from diffusion_forcing.datasets.video.container import read_video, video_metadata, write_video
 from diffusion_forcing.errors import UserError, explaining_os_errors, require
 from diffusion_forcing.files import replacing
