@@ -20,7 +20,7 @@ from PIL import Image
 from diffusion_forcing.datasets.series.dataset import SeriesOptions, TimeSeries
 from diffusion_forcing.gluonts import DiffusionForcingEstimator
 from diffusion_forcing.metrics.forecasting import crps
-from diffusion_forcing.visualization.forecast import draw_fans
+from diffusion_forcing.visualization.charts import draw_fans
 
 AHEAD = 14
 

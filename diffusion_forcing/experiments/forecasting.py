@@ -51,7 +51,7 @@ from diffusion_forcing.metrics.forecasting import (
 )
 from diffusion_forcing.options import Count
 from diffusion_forcing.progress import Bar
-from diffusion_forcing.visualization.forecast import draw_calibration, draw_fans, draw_gaps
+from diffusion_forcing.visualization.charts import draw_calibration, draw_fans, draw_gaps
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

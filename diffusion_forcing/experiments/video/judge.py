@@ -41,7 +41,7 @@ from diffusion_forcing.metrics.video import (
     thumbnails,
 )
 from diffusion_forcing.options import Count, Natural, check_limits
-from diffusion_forcing.visualization.canvas import Panel, draw_horizon
+from diffusion_forcing.visualization.charts import Panel, draw_horizon
 
 LATE = 32
 """Frames over which numbers at frame 200 and at the end are averaged."""

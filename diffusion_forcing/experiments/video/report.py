@@ -48,7 +48,7 @@ from diffusion_forcing.metrics.frechet import (
     inception_features,
 )
 from diffusion_forcing.metrics.video import Curve, Interval, mean_interval, mean_of, ratio_interval
-from diffusion_forcing.visualization.canvas import Panel, draw_horizon
+from diffusion_forcing.visualization.charts import Panel, draw_horizon
 from diffusion_forcing.visualization.video import SideBySide, draw_grid, grid_frames
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

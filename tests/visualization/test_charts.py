@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_forcing.visualization.canvas import Panel, draw_horizon
+from diffusion_forcing.visualization.charts import Panel, draw_horizon
 
 
 def test_curves_have_one_colour_a_name_and_leave_gaps_where_there_is_nothing() -> None:
