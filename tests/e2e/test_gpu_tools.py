@@ -14,7 +14,7 @@ import torch
 
 from diffusion_forcing.algorithms.world import World
 from diffusion_forcing.launch.run import plan
-from tools.gpu.world import Episodes
+from tools.gpu.world import Episodes, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = (
@@ -33,7 +33,7 @@ def rehearse(program: str, folder: Path, *words: str) -> list[dict[str, object]]
     ended = subprocess.run(
         [sys.executable, f"tools/gpu/{program}.py", folder / "out", *words],
         cwd=folder / "pack",
-        env={**os.environ, "PYTHONPATH": "."},
+        env={**os.environ, "PYTHONPATH": "stubs:."},
         capture_output=True,
         text=True,
         check=False,
@@ -76,13 +76,29 @@ def test_a_teacher_and_its_student_come_home(tmp_path: Path) -> None:
 def test_the_checks_pass_on_the_processor_itself(tmp_path: Path) -> None:
     rows = rehearse("check", tmp_path, "--models", "df_world", "--", *TOY)
     assert rows[-1] == {"stage": "end", "failed": []}
-    assert [row["stage"] for row in rows] == ["start", "check", "measure", "measure", "end"]
+    assert [row["stage"] for row in rows] == ["start", "check", "check", "measure", "measure", "end"]
 
 
-def test_an_episode_that_cannot_be_read_is_told_to_who_waits_for_it(tmp_path: Path) -> None:
+def test_an_episode_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
     (tmp_path / "0.npz").write_bytes(b"PK not really")
-    with pytest.raises(Exception, match="pickled"):
-        Episodes(tmp_path, 1, torch.device("cpu")).wait(1, lambda: None)
+    np.savez(tmp_path / "1.npz", video=np.zeros((10, 32, 32, 3), np.uint8), actions=np.zeros(10, int))
+    episodes = Episodes(tmp_path, 2, torch.device("cpu"))
+    episodes.wait(1, lambda: None)
+    assert episodes.count == 1
+    assert set(episodes.unreadable) == {"0.npz"}
+    with pytest.raises(SystemExit, match="no more"):
+        episodes.wait(2, lambda: sys.exit("no more"))
+
+
+@pytest.mark.parametrize("word", ["algorithm.self_rollout=0.3", "dataset.frame_skip=2", "experiment.training.lr=1"])
+def test_an_override_without_effect_is_refused(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["world.py", str(tmp_path / "out"), word])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{word} has no effect here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_clips_are_those_of_the_episodes_and_actions_lead_to_their_frames(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Trains a world model and its student of two steps on one GPU, in a given time: README.md beside this file.
 
-    python tools/gpu/world.py OUT --seconds 500 [--size B] [--student 0.35] [words of the command line …]
+    python tools/gpu/world.py OUT --seconds 500 [--size B] [--student 0.35] [key=value of dataset or algorithm …]
 
 Mazes are generated on all cores but two while the network compiles, and training begins with the first of them. Everything lies on the device,
 and learning rates follow the clock, so that they end where the time does. OUT/teacher and OUT/student are checkpoints (averaged weights,
@@ -30,12 +30,23 @@ from torch import Tensor, nn
 from diffusion_forcing.algorithms.video import Clips
 from diffusion_forcing.algorithms.world import World
 from diffusion_forcing.checkpoints import save
+from diffusion_forcing.datasets.generate import worker_count
 from diffusion_forcing.launch.run import plan
 from diffusion_forcing.networks.world import WorldNetwork
 from diffusion_forcing.networks.world_layers import Warped
 
 STARTED = time.monotonic()
 CONFIGURATION = ("dataset=video_labmaze", "algorithm=df_world", "dataset.n_frames=24")
+REFUSED = {
+    "experiment.": "the options of this program set rates, batches and time",
+    **dict.fromkeys(("algorithm.lr", "algorithm.warmup_steps", "algorithm.weight_decay"), "pass --lr and --student-lr"),
+    "algorithm.optimizer_beta": "it is 0.9 and 0.95 here",
+    "algorithm.self_rollout": "pass --own-past",
+    "algorithm.diffusion.architecture.warp=": "the loss here is that of a network that warps",
+    "dataset.frame_skip": "clips here have every frame",
+    "dataset.action_shift": "an action here leads to the frame after it",
+}
+"""Overrides that this trainer would not follow, by how they begin, and what to do instead."""
 
 
 def seconds() -> float:
@@ -72,28 +83,23 @@ def generate(folder: Path, episodes: int, words: list[str], workers: int) -> sub
 
 
 class Episodes:
-    """Episodes of a folder on the device; a thread adds those that are written later. frames: (n, t, h, w, c) uint8, actions: (n, t)."""
+    """Episodes of a folder on the device; a thread adds those that are written later. frames: (n, t, h, w, c) uint8, actions: (n, t).
+
+    A file that cannot be read is left out; unreadable: their names, and why.
+    """
 
     def __init__(self, folder: Path, most: int, device: torch.device) -> None:
         self.folder, self.most, self.device = folder, most, device
         self.count = 0
         self.frames = self.actions = torch.empty(0)
-        self.failure: Exception | None = None
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.unreadable: dict[str, str] = {}
+        threading.Thread(target=self._read, daemon=True).start()
 
     def wait(self, count: int, goes_on: Callable[[], None]) -> None:
         """Until there are `count` episodes; `goes_on` raises where no more will come."""
         while self.count < count:
-            if self.failure is not None:
-                raise self.failure
             goes_on()
             time.sleep(0.1)
-
-    def _watch(self) -> None:
-        try:
-            self._read()
-        except Exception as error:  # `wait` raises it where somebody hears it
-            self.failure = error
 
     def _read(self) -> None:
         seen = set[str]()
@@ -102,15 +108,21 @@ class Episodes:
                 if path.name in seen or self.count >= self.most:
                     continue
                 seen.add(path.name)
-                with np.load(path) as episode:
-                    video, actions = torch.from_numpy(episode["video"]), torch.from_numpy(episode["actions"])
-                if not self.frames.numel():
-                    self.actions = torch.empty(self.most, *actions.shape, dtype=torch.long, device=self.device)
-                    self.frames = torch.empty(self.most, *video.shape, dtype=torch.uint8, device=self.device)
-                self.frames[self.count] = video.to(self.device)
-                self.actions[self.count] = actions.to(self.device)
-                self.count += 1
+                try:
+                    self._add(path)
+                except Exception as error:  # the others still count
+                    self.unreadable[path.name] = f"{type(error).__name__}: {error}"
             time.sleep(0.5)
+
+    def _add(self, path: Path) -> None:
+        with np.load(path) as episode:
+            video, actions = torch.from_numpy(episode["video"]), torch.from_numpy(episode["actions"])
+        if not self.frames.numel():
+            self.actions = torch.empty(self.most, *actions.shape, dtype=torch.long, device=self.device)
+            self.frames = torch.empty(self.most, *video.shape, dtype=torch.uint8, device=self.device)
+        self.frames[self.count] = video.to(self.device)
+        self.actions[self.count] = actions.to(self.device)
+        self.count += 1
 
     def clips(self, world: World, batch: int) -> Clips:
         """`batch` random clips, as tokens and conditions."""
@@ -148,8 +160,17 @@ def answer_through(network: nn.Module, function: Behind) -> None:
 class Trainer:
     """What the training of teacher and student share."""
 
-    def __init__(self, world: World, episodes: Episodes, batch: int, compiled: Behind, out: Path, log: Log) -> None:
-        self.world, self.episodes, self.batch = world, episodes, batch
+    def __init__(
+        self,
+        world: World,
+        episodes: Episodes,
+        making: subprocess.Popen[bytes],
+        batch: int,
+        compiled: Behind,
+        out: Path,
+        log: Log,
+    ) -> None:
+        self.world, self.episodes, self.making, self.batch = world, episodes, making, batch
         self.compiled, self.out, self.log = compiled, out, log
 
     def loss(self, own_past: float = 0.0) -> Tensor:
@@ -222,9 +243,12 @@ class Trainer:
                 frames = (step - logged_step) * self.batch * world.options.n_frames / (now - logged)
                 row = {"loss": total.item() / (step - logged_step), "norm": norm.item(), "rate": rate}
                 rounded = {key: float(f"{value:.4g}") for key, value in row.items()}
-                self.log(
-                    stage=name, step=step, **rounded, frames_per_second=round(frames), episodes=self.episodes.count
-                )
+                there: dict[str, Any] = {"episodes": self.episodes.count}
+                if self.episodes.unreadable:
+                    there["unreadable"] = self.episodes.unreadable
+                if self.making.poll():
+                    there["generating_ended_with"] = self.making.returncode
+                self.log(stage=name, step=step, **rounded, frames_per_second=round(frames), **there)
                 logged, logged_step = now, step
                 total.zero_()
             if now - saved > 60:
@@ -236,7 +260,10 @@ class Trainer:
     def save(self, name: str, step: int) -> None:
         """The averaged weights as the checkpoint OUT/<name>, in the place of an older one."""
         weights = {key: value.half() for key, value in self.world.sampling_weights().items()}
-        save(self.out / name, None, metadata=self.world.metadata(), model=weights, step=step)
+        metadata = self.world.metadata()
+        if name == "teacher":  # a mean prediction in one step; a student's metadata say its steps
+            metadata["sampling"] = {"algorithm": {"diffusion": {"sampling_timesteps": 1}}}
+        save(self.out / name, None, metadata=metadata, model=weights, step=step)
 
 
 def main() -> None:
@@ -261,6 +288,10 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if not 0 < arguments.student < 1:
         parser.error(f"--student is {arguments.student}; it is a share between 0 and 1")
+    for word in arguments.words:
+        for beginning, instead in REFUSED.items():
+            if word.lstrip("+").startswith(beginning):
+                parser.error(f"{word} has no effect here: {instead}")
     out: Path = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out)
@@ -272,7 +303,7 @@ def main() -> None:
     torch.manual_seed(0)
 
     data = out.parent / f"{out.name}-data"
-    making = generate(data, arguments.episodes, arguments.words, max(1, (os.cpu_count() or 1) - 2))
+    making = generate(data, arguments.episodes, arguments.words, max(1, worker_count(0) - 2))
     try:
         run(arguments, making, data, out, device, log)
     finally:
@@ -288,6 +319,8 @@ def run(
     log: Log,
 ) -> None:
     """Teacher, then student, on the episodes that `making` writes to `data`."""
+    if (data / "training").exists():
+        log(continued=str(data))
     episodes = Episodes(data / "training", arguments.episodes, device)
     ready = plan([*CONFIGURATION, f"algorithm.diffusion.architecture.size={arguments.size}", *arguments.words])
     world: World = ready.classes["algorithm"](ready.options["algorithm"])
@@ -301,10 +334,17 @@ def run(
     log(parameters=sum(p.numel() for p in world.network.parameters()))
 
     def goes_on() -> None:
-        if making.poll():
-            sys.exit(f"generating the mazes in {data} ended with {making.returncode}")
+        """Ends the program where the mazes that are waited for will not come."""
+        if making.poll() is not None and (making.returncode or episodes.count < first):
+            time.sleep(1.0)  # the last files may still be read
+            if making.returncode or episodes.count < first:
+                sys.exit(
+                    f"generating the mazes in {data} ended with {making.returncode}: {episodes.count} episodes of the "
+                    f"{first} to begin with; unreadable: {episodes.unreadable}"
+                )
 
-    episodes.wait(min(arguments.first, arguments.episodes), goes_on)
+    first = min(arguments.first, arguments.episodes)
+    episodes.wait(first, goes_on)
     file = out / "seconds"
     file.unlink(missing_ok=True)
 
@@ -321,7 +361,7 @@ def run(
     compiled = (
         behind if arguments.backend == "none" else torch.compile(behind, dynamic=False, backend=arguments.backend)
     )
-    trainer = Trainer(world, episodes, arguments.batch, compiled, out, log)
+    trainer = Trainer(world, episodes, making, arguments.batch, compiled, out, log)
     trainer.compile(world.network)
     goes_on()
     trainer.train("teacher", lasts(1 - arguments.student), lr=arguments.lr, warmup=200)
