@@ -238,6 +238,12 @@ def mean_interval(values: Curve) -> Interval:
     return bootstrap(lambda mean: mean, values)
 
 
+def share_interval(true: Curve) -> Interval:
+    """The share of (episodes, n) that is 1 and not 0, with its bootstrap interval, inside 0 … 1."""
+    value, low, high = mean_interval(true)
+    return Interval(value, low.clip(0, 1), high.clip(0, 1))
+
+
 def ratio_interval(values: Curve, other: Curve) -> Interval:
     """Mean of `values` over the mean of `other`, both (episodes, n), such as generated over real texture, with its bootstrap interval."""
     return bootstrap(np.true_divide, values, other)

@@ -16,6 +16,7 @@ from diffusion_forcing.metrics.video import (
     motion,
     nearest,
     ratio_interval,
+    share_interval,
     thumbnails,
 )
 
@@ -98,3 +99,9 @@ def test_the_statistic_sees_means_of_the_same_episodes() -> None:
     values = np.random.default_rng(0).normal(size=(32, 1))
     difference = bootstrap(lambda a, b: a - b, values, values + 1)
     np.testing.assert_allclose([difference.low, difference.high], -1)
+
+
+def test_the_interval_of_a_share_stays_inside_0_to_1() -> None:
+    for living in (1, 11):
+        value, low, high = share_interval(np.array([1.0] * living + [0.0] * (12 - living))[:, None])
+        assert 0 <= low[0] <= value[0] == living / 12 <= high[0] <= 1

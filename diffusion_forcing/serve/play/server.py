@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import ipaddress
 import mimetypes
-import os
 import secrets
 import socket
 import time
@@ -28,6 +27,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
 
+from diffusion_forcing.datasets.generate import worker_count
 from diffusion_forcing.errors import UserError, check_range, require
 from diffusion_forcing.serve.play import messages
 from diffusion_forcing.serve.play.session import Player, Session, Stage, packed
@@ -61,7 +61,7 @@ class PlayOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     browser: bool = True
-    threads: int = max(1, min(4, (os.cpu_count() or 1) // 2))
+    threads: int = max(1, min(4, worker_count(0) // 2))
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, 0, 65535)

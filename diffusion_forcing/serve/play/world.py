@@ -25,11 +25,10 @@ from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
-MODEL = (
-    *("dataset=video_labmaze", "algorithm=df_world", "load=labmaze64_world"),
-    *("algorithm.diffusion.sampling_timesteps=2", "algorithm.diffusion.ddim_sampling_eta=1"),
-    "algorithm.diffusion.stabilization_level=416",
-)
+LOADED = ("dataset=video_labmaze", "algorithm=df_world", "load=labmaze64_world")
+FRESH_NOISE = "algorithm.diffusion.ddim_sampling_eta=1"
+STEPS, LEVEL = "algorithm.diffusion.sampling_timesteps={}", "algorithm.diffusion.stabilization_level={}"
+MODEL = (*LOADED, FRESH_NOISE, STEPS.format(2), LEVEL.format(416))
 """Two steps and noise of σ 0.15 on the past, which keep colours for longer (docs/world_model.md)."""
 ACTIONS = ("forward", "left", "right")
 STARTS = Path(__file__).parent / "static" / "starts.npz"
@@ -277,13 +276,13 @@ class WorldPlayer:
         self.session.send(
             "command",
             text=command(
-                *MODEL,
-                "experiment.tasks=[test]",
-                "experiment.shuffled_actions=False",
-                "algorithm.metrics=[]",
-                f"algorithm.diffusion.sampling_timesteps={dream.steps}",
-                f"algorithm.diffusion.stabilization_level={dream.level}",
-                "+name=world",
+                *(*LOADED, FRESH_NOISE, STEPS.format(dream.steps), LEVEL.format(dream.level)),
+                *(
+                    "experiment.tasks=[test]",
+                    "experiment.shuffled_actions=False",
+                    "algorithm.metrics=[]",
+                    "+name=world",
+                ),
             ),
         )
 

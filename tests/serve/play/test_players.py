@@ -35,8 +35,10 @@ SIDE = 16
 
 
 def composes(text: str) -> dict[str, Any]:
-    """The options of a command that a view shows: it is one."""
+    """The options of a command that a view shows: it is one, and sets nothing twice."""
     words = shlex.split(text)
+    keys = [word.partition("=")[0] for word in words]
+    assert len(keys) == len(set(keys)), text
     assert words[:3] == ["python", "-m", "main"]
     return plan_of_words(words[3:]).options
 
