@@ -171,7 +171,7 @@ class _Resources:
 
 
 class Server:
-    """The world of `seed`, started. `ask` sends a command of mod/init.lua; `screen` is what the player sees. Call
+    """The world of `seed`, started. `ask` sends a command of voxel_mod/init.lua; `screen` is what the player sees. Call
     `close` at the end.
 
     Raises `UserError` if Minetest or Xvfb is not installed or the world does not start, with the end of its log.
