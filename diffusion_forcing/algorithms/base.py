@@ -316,7 +316,7 @@ class ForcingAlgorithm(lightning.LightningModule):
             scheduling_matrix=options.scheduling_matrix,
             uncertainty_scale=options.uncertainty_scale,
             eta=diffusion.ddim_sampling_eta,
-            past=options.past_shown,
+            past_shown=options.past_shown,
             **more,
         )
 

@@ -1,4 +1,8 @@
-"""The paper: torch only; no task, no configuration, no file. Read `forcing.py` first, then `sampler.py`."""
+"""The paper, in torch alone: it knows no task and no configuration.
+
+Read `forcing.py` (the loss, one step), then `sampler.py` (the rollout), and of `history.py` the class `SlidingWindow`. docs/concepts.md maps
+both algorithms of the paper to these lines.
+"""
 
 from diffusion_forcing.diffusion.consistency import Distillation
 from diffusion_forcing.diffusion.ema import ema_of

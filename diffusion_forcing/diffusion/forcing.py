@@ -1,11 +1,12 @@
 """Diffusion Forcing: the loss (Algorithm 1) and one denoising step (Algorithm 2). Read this first.
 
-Every token of a sequence has its own noise level. Training draws the levels independently, so one network learns every combination.
+Every token of a sequence has its own noise level. Training draws each token's level by itself (`noise_levels.draw_noise_levels`: one
+`torch.randint(0, K, (b, t))`), so one network learns every combination.
 Sampling chooses the combination: a clean past and one noisy token is next-token prediction, one level for all is full-sequence diffusion,
 and everything between is a row of a scheduling matrix.
 
-Tokens are x: (b, t, *c), levels k: (b, t) in −1…K−1, −1 being clean. A network is a callable
-`network(x, k, conditions, memory) -> (output, memory)` that knows no schedule; `memory` stands for the tokens before x.
+Tokens are x: (b, t, *c), levels k: (b, t) in −1…K−1, −1 being clean (the paper's k is ours + 1). A network is a callable
+`network(x, k, conditions, memory[, past]) -> (output, memory)` that knows no schedule; `memory` stands for the tokens before x.
 """
 
 from __future__ import annotations
@@ -84,10 +85,12 @@ class DiffusionForcing(nn.Module):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Loss:
-        """Algorithm 1: the weighted squared error for clean tokens x: (b, t, *c) noised at levels k: (b, t), k = −1 staying clean.
+        """Algorithm 1: the weighted squared error for clean tokens x: (b, t, *c) noised at levels k: (b, t).
 
-        conditions: (b, t, d). memory: stands for the tokens before x. past: of a network that takes it, other tokens and their levels that
-        stand before each of x, instead of x itself. noise: standard normal like x, instead of a draw; clamped.
+        A token with k = −1 is shown as `stabilize` shows a clean one. Its error is returned like any other: multiply by `loss_mask(k)`.
+        conditions: (b, t, d). memory: stands for the tokens before x. past: tokens and levels like (x, k), for a network that takes them;
+        each token of x then follows those before its place in `past` instead of those in x. noise: standard normal like x, instead of a
+        draw; clamped.
         """
         self._check_levels(k)
         clean = k < 0
@@ -95,7 +98,7 @@ class DiffusionForcing(nn.Module):
         # Noise every token at its own level. Clean tokens are scaled as `stabilize` shows them.
         eps = torch.where(per_token(clean, x), 0.0, self.gaussian_noise(x, noise, generator))
         x_k = add_noise(self.schedule, x, k, eps)
-        # Predict, and weigh the squared error.
+        # Predict (no −1 is left in k, so `stabilize` changes nothing), and weigh the squared error.
         prediction, after = self(x_k, k, *network_inputs(conditions, memory, past))
         target = self.parameterization.target(self.schedule, x, k, eps)
         return Loss(per_token(self.loss_weight(k), x) * (prediction.output - target) ** 2, prediction.x0, after)
@@ -137,7 +140,10 @@ class DiffusionForcing(nn.Module):
         return torch.where(per_token(k == k_to, x), x, x_next)
 
     def forward(self, x: Tensor, k: Tensor, *inputs: Any, k_to: Tensor | None = None) -> Denoised:
-        """The plain denoiser: x̂₀ and ε̂ of tokens x: (b, t, *c) at levels k: (b, t) in −1…K−1, and the memory after them."""
+        """The plain denoiser: x̂₀ and ε̂ of tokens x: (b, t, *c) at levels k: (b, t) in −1…K−1, and the memory after them.
+
+        k_to: given in a denoising step, whose memory is dropped.
+        """
         shown, k = self.stabilize(x, k)
         output, memory = self.network(shown, k, *inputs)
         if getattr(self.network, "static_outputs", False) and not torch.is_grad_enabled():

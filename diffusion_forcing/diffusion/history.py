@@ -105,21 +105,21 @@ class History:
 
 
 class SlidingWindow(History):
-    """The last tokens of the past are shown in every row: clean, or, with past=`same`, observed at the level of the chunk.
+    """The last tokens of the past are shown in every row: clean, or, with past_shown=`same`, observed at the level of the chunk.
 
     The latter is full-sequence diffusion, for networks that know one level for all tokens.
     """
 
-    def __init__(self, window: int, past: Past = "clean") -> None:
+    def __init__(self, window: int, past_shown: Past = "clean") -> None:
         super().__init__(window)
-        self.past = past
+        self.past_shown = past_shown
 
     def denoise(self, new: Tokens, matrix: Tensor, denoise_rows: DenoiseRows, on_row: OnRow | None = None) -> Tensor:
         assert self.window is not None and self.tokens is not None
         self.tokens = self.tokens.last(self.window)
         past = self.tokens.last(self.window - len(new))
         levels = matrix.new_zeros(len(matrix), len(past))
-        if self.past == "same":
+        if self.past_shown == "same":
             past, levels = replace(past, observed=past.x), matrix[:, :1].expand(-1, len(past))
         x = denoise_rows(past.extended(new), torch.cat([levels, matrix], dim=1), on_row=on_row)
         return x[:, len(past) :].clone()
@@ -252,7 +252,7 @@ def build_history(
     prefill: Prefill,
     sinks: int = 0,
     slides: bool = True,
-    past: Past = "clean",
+    past_shown: Past = "clean",
     memory: Any = None,
     whole_rows: bool = False,
 ) -> History:
@@ -261,8 +261,8 @@ def build_history(
     slides: whether the rollout outgrows the window. memory: what a recurrent network holds before the first token; None is its own beginning.
     """
     check_choice("cache", cache, CACHES)
-    noised = past == "same" and cache != "none"
-    require(not noised, f"cache={cache} with past=same, which is noised anew in every row; pass cache=none")
+    noised = past_shown == "same" and cache != "none"
+    require(not noised, f"cache={cache} with past_shown=same, which is noised anew in every row; pass cache=none")
     if cache != "none" and not getattr(network, "keeps_memory", True):
         raise UserError(
             f"cache={cache} keeps the past as it was computed, but {network.why_no_memory}; pass cache=none"
@@ -292,7 +292,7 @@ def build_history(
         )
     match cache:
         case "none":
-            return SlidingWindow(window, past)
+            return SlidingWindow(window, past_shown)
         case "exact":
             return ExactCache(window, prefill)
         case "streaming":

@@ -38,13 +38,13 @@ Conditions = Tensor | Callable[[int, int], Tensor]
 class Sampler:
     """Draws tokens from a trained DiffusionForcing.
 
-    sampling_timesteps: S ≤ K; S = K samples with DDPM, S < K with DDIM and `eta`. scheduling_matrix, uncertainty_scale: the order in
-    which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`). condition_scale: classifier-free guidance; history_scale,
-    history_level: history guidance (`guidance.py`); 1 is none, and costs nothing. resample: how often each row is repeated where part of a
-    token is observed (`with_observed`). past: how a rollout shows finished tokens: `clean`, or at the `same` level as the chunk that is
-    sampled, observed there (full-sequence diffusion, for networks that know one level for all). noisy_context: clean tokens are shown at
-    the stabilization level with real noise, as under DDPM. finish: applied to the finished tokens of a rollout before they are handed out
-    and remembered, such as rounding to values that data can have; twice must be the same as once.
+    sampling_timesteps: S ≤ K; S = K samples with DDPM, and real noise on the context, S < K with DDIM and `eta`. scheduling_matrix,
+    uncertainty_scale: the order in which the tokens of a chunk are denoised (`scheduling.scheduling_matrix`). condition_scale: classifier-free
+    guidance; history_scale, history_level: history guidance (`guidance.py`); 1 is none, and costs nothing. resample: how often each row is
+    repeated where part of a token is observed (`with_observed`). past_shown: how a rollout shows finished tokens: `clean`, or at the `same`
+    level as the chunk that is sampled, observed there (full-sequence diffusion, for networks that know one level for all). noisy_context: clean
+    tokens are shown at the stabilization level with real noise, as under DDPM. finish: applied to the finished tokens of a rollout before they
+    are handed out and remembered, such as rounding to values that data can have; twice must be the same as once.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Sampler:
         history_scale: float = 1.0,
         history_level: int | None = None,
         resample: int = 1,
-        past: Past = "clean",
+        past_shown: Past = "clean",
         noisy_context: bool = False,
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if past == "same" and scheduling_matrix != "full_sequence":
+        if past_shown == "same" and scheduling_matrix != "full_sequence":
             raise UserError(
-                f"scheduling_matrix={scheduling_matrix} gives tokens different levels; past=same needs one level: full_sequence"
+                f"scheduling_matrix={scheduling_matrix} gives tokens different levels; past_shown=same needs one level: full_sequence"
             )
         check_minimum("resample", resample, 1)
         self.forcing = forcing
@@ -74,7 +74,7 @@ class Sampler:
         self.uncertainty_scale = uncertainty_scale
         self.eta = eta
         self.resample = resample
-        self.past = past
+        self.past_shown = past_shown
         self.noisy_context = noisy_context
         self.finish = finish
         timesteps = forcing.schedule.timesteps
@@ -124,35 +124,32 @@ class Sampler:
         if history_noise is None and self.noises_history:
             history_noise = self._noise_like(x, generator)
         levels = self.levels[matrix].to(x.device, non_blocking=True)  # k, shaped as the matrix
-        # Numbers of the tokens that move in any row of any sequence.
+        # Tokens that move in any row of any sequence: only they draw step noise, whatever else is seen.
         moving = (matrix[0] != matrix[-1]).reshape(-1, x.shape[1]).any(dim=0).nonzero().flatten()
         moving = moving.to(x.device, non_blocking=True)
+
+        def step(x: Tensor, k: Tensor, k_to: Tensor) -> Tensor:
+            step_noise = self._step_noise(x, moving, generator)
+            # DDPM shows its context with real noise.
+            noisy = self.noisy_context or self.ancestral
+            context_noise = self.forcing.gaussian_noise(x, generator=generator) if noisy else None
+            return self.forcing.step(
+                x,
+                k,
+                k_to,
+                denoise=self._denoiser(self.forcing, history_noise, context_noise, guidance, generator),
+                conditions=conditions,
+                memory=memory,
+                eta=self.eta,
+                ancestral=self.ancestral,
+                noise=step_noise,
+            )
+
         for row in range(len(matrix) - 1):
             if torch.equal(matrix[row], matrix[row + 1]):
                 continue
             k, k_to = levels[row].expand(x.shape[:2]), levels[row + 1].expand(x.shape[:2])
-            for repeats_left in reversed(range(1 if observed is None else self.resample)):
-                if observed is not None:
-                    x = with_observed(self.forcing.schedule, x, observed, k, self._noise_like(x, generator))
-                step_noise = self._step_noise(x, moving, generator)
-                # DDPM shows its context with real noise.
-                noisy = self.noisy_context or self.ancestral
-                context_noise = self.forcing.gaussian_noise(x, generator=generator) if noisy else None
-                x_next = self.forcing.step(
-                    x,
-                    k,
-                    k_to,
-                    denoise=self._denoiser(self.forcing, history_noise, context_noise, guidance, generator),
-                    conditions=conditions,
-                    memory=memory,
-                    eta=self.eta,
-                    ancestral=self.ancestral,
-                    noise=step_noise,
-                )
-                # Repeat the row from its noisier end, so that what is observed and the rest come to agree.
-                x = self._noised_back(x, x_next, k_to, k, generator) if repeats_left else x_next
-            if observed is not None:
-                x = with_observed(self.forcing.schedule, x, observed, k_to, self._noise_like(x, generator))
+            x = step(x, k, k_to) if observed is None else self._step_observed(step, x, k, k_to, observed, generator)
             if on_row is not None:
                 on_row(row, x, matrix[row + 1])
         return x
@@ -233,7 +230,7 @@ class Sampler:
             window=window,
             sinks=sinks,
             slides=length is None or window is None or length > window,
-            past=self.past,
+            past_shown=self.past_shown,
             prefill=partial(self._prefill, generator=generator),
             memory=memory,
             whole_rows=guidance is not None,
@@ -336,9 +333,22 @@ class Sampler:
         drawn = self.noise((len(x), len(moving), *x.shape[2:]), x.device, generator)
         return torch.zeros_like(x).index_copy_(1, moving, drawn.to(x.dtype))
 
-    def _noised_back(
-        self, before: Tensor, x: Tensor, k: Tensor, k_to: Tensor, generator: torch.Generator | None
+    def _step_observed(
+        self,
+        step: Callable[[Tensor, Tensor, Tensor], Tensor],
+        x: Tensor,
+        k: Tensor,
+        k_to: Tensor,
+        observed: Tensor,
+        generator: torch.Generator | None,
     ) -> Tensor:
-        """Tokens x at levels k, noised again to k_to, where they were `before`; those that did not move stay as they were."""
-        noised = noise_further(self.forcing.schedule, x, k, k_to, self._noise_like(x, generator))
-        return torch.where(per_token(k != k_to, x), noised, before)
+        """`step` of tokens x from levels k to k_to, repeated from its noisier end so that what is observed and the rest come to agree."""
+        schedule = self.forcing.schedule
+        for repeats_left in reversed(range(self.resample)):
+            x = with_observed(schedule, x, observed, k, self._noise_like(x, generator))
+            x_next = step(x, k, k_to)
+            if repeats_left:
+                noised = noise_further(schedule, x_next, k_to, k, self._noise_like(x, generator))
+                x_next = torch.where(per_token(k != k_to, x), noised, x)  # what does not move stays as it was
+            x = x_next
+        return with_observed(schedule, x, observed, k_to, self._noise_like(x, generator))

@@ -155,7 +155,7 @@ def test_a_clean_past_leaves_the_least_error_and_a_shared_level_the_most() -> No
 def test_full_sequence_diffusion_shows_one_level_and_keeps_its_context() -> None:
     forcing = walk_of()
     network: Any = forcing.network
-    sampler = Sampler(forcing, sampling_timesteps=5, scheduling_matrix="full_sequence", past="same")
+    sampler = Sampler(forcing, sampling_timesteps=5, scheduling_matrix="full_sequence", past_shown="same")
     context = randn(3, 2, 1)
     out = sampler.rollout(context, 6, window=4, chunk_size=2, generator=torch.Generator().manual_seed(0))
     assert out.shape == (3, 6, 1)
@@ -176,7 +176,7 @@ def test_full_sequence_diffusion_goes_on_from_its_context() -> None:
     """A random walk that stands at 4 goes on from there, when the rows are walked often enough to agree with what is given."""
     forcing = walk_of()
     sampler = Sampler(
-        forcing, sampling_timesteps=40, scheduling_matrix="full_sequence", past="same", resample=5, eta=1.0
+        forcing, sampling_timesteps=40, scheduling_matrix="full_sequence", past_shown="same", resample=5, eta=1.0
     )
     context = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1).expand(400, 4, 1)
     out = sampler.rollout(context, 6, window=6, chunk_size=-1, generator=torch.Generator().manual_seed(0))
@@ -187,9 +187,9 @@ def test_full_sequence_diffusion_goes_on_from_its_context() -> None:
 
 def test_sampling_that_shows_other_levels_is_refused() -> None:
     forcing = walk_of()
-    with pytest.raises(UserError, match=r"scheduling_matrix=pyramid.*past=same"):
-        Sampler(forcing, sampling_timesteps=5, scheduling_matrix="pyramid", past="same")
-    sampler = Sampler(forcing, sampling_timesteps=5, scheduling_matrix="full_sequence", past="same")
+    with pytest.raises(UserError, match=r"scheduling_matrix=pyramid.*past_shown=same"):
+        Sampler(forcing, sampling_timesteps=5, scheduling_matrix="pyramid", past_shown="same")
+    sampler = Sampler(forcing, sampling_timesteps=5, scheduling_matrix="full_sequence", past_shown="same")
     with pytest.raises(UserError, match="pass cache=none"):
         sampler.rollout(randn(1, 2, 1), 4, window=4, cache="exact")
 
