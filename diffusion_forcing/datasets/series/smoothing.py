@@ -45,7 +45,8 @@ CYCLES, SHORT, LONG = 20, 2500, 9000
 MOST_ERRORS, REACH = 500, 5000
 """Moments whose errors a path may repeat, evenly spread over this many of the latest steps."""
 PHASES, FEWEST_PHASES = 100, 60
-"""Seasons from whose errors at the same time of the season a path repeats one, and how many there must be; longer seasons have too few."""
+"""Seasons from whose errors at the same time of the season a path repeats one (more where they are shorter than 25 steps: those of 2,500), and
+how many there must be; longer seasons have too few."""
 MEMORY, PRIOR = 20.0, 10.0
 """Errors of one step that liveliness remembers, and how many usual ones they are weighed against."""
 SMALLEST_SPREAD = 1e-4
@@ -325,11 +326,12 @@ class Base:
         earliest = min(max(2 * season, ahead // 2, 5), max(season, latest // 2), latest)
         origins = np.arange(latest, max(earliest - 1, latest - max(REACH, PHASES * season)), -1)
         if 1 < season <= PHASES and len(origins) // season >= FEWEST_PHASES:
+            origins = origins[: max(SHORT, PHASES * season)]
             origins = origins[(origin - origins) % season == 0]  # made at the same time of day
         else:
             origins = origins[: REACH : -(-min(REACH, len(origins)) // MOST_ERRORS)]
         errors = self.errors(origins, ahead, origin)
-        share = np.cumsum(0.5 ** (np.arange(len(origins)) / (70 + 0.5 * len(origins))))
+        share = np.cumsum(0.5 ** (np.arange(len(origins)) / (0.65 * len(origins))))
         drawn = np.searchsorted(share / share[-1], (np.arange(paths) + random.random()) / paths, side="right")
         drawn = random.permutation(drawn.clip(max=len(origins) - 1))
         found = self.forecast([origin], 0, ahead) + errors[drawn] * self.liveliness[origin]
