@@ -36,20 +36,20 @@ class Limit:
 
 
 LIMITS = {
-    "ARRAY_BYTES": Limit(4 << 30, "bytes", "an array, a table or a video that is read into memory whole"),
-    "EXPANSION": Limit(200, "times", "how much larger than its file compressed content is, above 64 MB"),
+    "ARRAY_BYTES": Limit(4 << 30, "bytes", "an array, a table or a video that is read into memory as a whole"),
+    "EXPANSION": Limit(200, "times", "size of compressed content relative to its file, above 64 MB"),
     "TEXT_BYTES": Limit(1 << 30, "bytes", "a CSV file, unpacked"),
     "JSON_BYTES": Limit(64 << 20, "bytes", "a JSON file, or the metadata of a checkpoint"),
     "PICKLE_BYTES": Limit(64 << 20, "bytes", "a pickle of arrays, or the pickle in a .ckpt without its tensors"),
     "ITEMS": Limit(1 << 26, "items", "the values in a pickle, repeated ones counted each time"),
-    "PIXELS": Limit(1 << 26, "pixels", "a frame or a picture"),
+    "PIXELS": Limit(1 << 26, "pixels", "a frame or an image"),
     "TAR_HEADER_BYTES": Limit(1 << 20, "bytes", "a long name or the extended attributes of a member of a tar archive"),
     "FRAMES_BYTES": Limit(8_000_000_000, "bytes", "the decoded images of a set of demonstrations"),
     "TABLE_NUMBERS": Limit(20_000_000, "numbers", "time steps × series of a table"),
     "RUN_JSON_BYTES": Limit(4 << 20, "bytes", "run.json, metrics.json, media.json and other small JSON files of ours"),
-    "RUN_LOG_BYTES": Limit(1 << 30, "bytes", "what is read at the end of a metrics.jsonl"),
-    "CAMERA_PIXELS": Limit(1 << 23, "pixels", "a picture in a folder of the policy server's cameras"),
-    "SIZE": Limit(1_000_000, "steps, frames or layers", "a whole number among the sizes in a checkpoint.json"),
+    "RUN_LOG_BYTES": Limit(1 << 30, "bytes", "the part of a metrics.jsonl that is read, from its end"),
+    "CAMERA_PIXELS": Limit(1 << 23, "pixels", "an image in a folder of the policy server's cameras"),
+    "SIZE": Limit(1_000_000, "steps, frames or layers", "an integer among the sizes in a checkpoint.json"),
     "NOISE_LEVELS": Limit(1_000_000, "levels", "noise levels of a diffusion process"),
 }
 _SMALL = 64 << 20
