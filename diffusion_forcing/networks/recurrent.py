@@ -614,49 +614,19 @@ def _by_token(features: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
 
 
 def recurrent_mlp(
-    x_dim: int,
-    z_dim: int,
-    *,
-    network_size: int,
-    num_gru_layers: int = 1,
-    num_mlp_layers: int = 2,
-    external_cond_dim: int = 0,
-    learnable_init_z: bool = False,
-    self_condition: bool = False,
-    start_dim: int = 0,
+    x_dim: int, z_dim: int, *, learnable_init_z: bool = False, start_dim: int = 0, **sizes: Any
 ) -> Recurrent:
-    """The network for tokens that are vectors: (b, t, x_dim). start_dim: numbers of a start that z is made from; 0: it is not."""
-    model = TransitionMLP(
-        x_dim,
-        z_dim,
-        network_size=network_size,
-        num_gru_layers=num_gru_layers,
-        num_mlp_layers=num_mlp_layers,
-        external_cond_dim=external_cond_dim,
-        self_condition=self_condition,
-    )
+    """The network for tokens that are vectors: (b, t, x_dim). sizes: of its `TransitionMLP`. start_dim: numbers of a start that z is made
+    from; 0: it is not."""
+    model = TransitionMLP(x_dim, z_dim, **sizes)
     return Recurrent(model, nn.Linear(z_dim, x_dim), (z_dim,), learnable_init_z=learnable_init_z, start_dim=start_dim)
 
 
 def recurrent_unet(
-    x_channels: int,
-    z_shape: tuple[int, int, int],
-    *,
-    network_size: int,
-    num_gru_layers: int = 1,
-    external_cond_dim: int = 0,
-    learnable_init_z: bool = False,
-    self_condition: bool = False,
+    x_channels: int, z_shape: tuple[int, int, int], *, learnable_init_z: bool = False, **sizes: Any
 ) -> Recurrent:
-    """The network for tokens that are images: (b, t, x_channels, h, w), as large as z_shape says."""
+    """The network for tokens that are images: (b, t, x_channels, h, w), as large as z_shape says. sizes: of its `TransitionUNet`."""
     if any(side % SMALLEST for side in z_shape[1:]):
         raise UserError(f"z_shape {list(z_shape)} is halved three times; its sides must be multiples of {SMALLEST}")
-    model = TransitionUNet(
-        x_channels,
-        z_shape[0],
-        network_size=network_size,
-        num_gru_layers=num_gru_layers,
-        external_cond_dim=external_cond_dim,
-        self_condition=self_condition,
-    )
+    model = TransitionUNet(x_channels, z_shape[0], **sizes)
     return Recurrent(model, ImageHead(z_shape[0], x_channels), z_shape, learnable_init_z=learnable_init_z)
