@@ -429,7 +429,7 @@ class Forecasting(ForcingAlgorithm):
         structure = {"algorithm": {**chosen(options, *inputs), "diffusion": diffusion}}
         cpu, line = torch.device("cpu"), "rnn" if options.network == "rnn" else "v1.5"
         if not options.together:  # any series of these steps will do, or any at all
-            data: dict[str, Any] = {"context_length": spec.context_length}
+            data: dict[str, Any] = {"context_length": spec.context_length, "horizon": spec.prediction_length}
             data |= {"freq": spec.freq, "lags": list(spec.lags)} if options.use_covariates else {}
             return {"task": self.task, "line": line, "data": data, "structure": structure}
         data = spec._asdict()

@@ -72,7 +72,9 @@ class Pool(NamedTuple):
     width: float
 
     def __str__(self) -> str:
-        widened = f", {self.width:g} times as wide as sampled" if self.share and self.width != 1 else ""
+        if not self.share:
+            return "the network adds nothing to the base forecast: all paths are the base forecast's"
+        widened = f", {self.width:g} times as wide as sampled" if self.width != 1 else ""
         return f"{self.share:.0%} of the paths are the network's{widened}, {1 - self.share:.0%} the base forecast's"
 
     def mix(self, network: Array, base: Array) -> Array:
@@ -221,6 +223,8 @@ class ForecastingExperiment(BaseExperiment):
     options: ForecastingExperimentOptions
     algorithm: Forecasting
     _matched = False
+    _horizon: int | None = None
+    """Steps ahead that the loaded forecaster was trained for, if it says so."""
 
     @classmethod
     def one_batch(cls, options: ExperimentOptions) -> ExperimentOptions:
@@ -294,6 +298,7 @@ class ForecastingExperiment(BaseExperiment):
             data = native.read_header(source)["facts"].get("data")
             if isinstance(data, dict):
                 self.dataset.match(data)
+                self._horizon = data.get("horizon")
         self._matched = True
         for note in self.dataset.table.notes:
             self._say_once(f"{self.dataset.options.path or self.dataset.options.source}: {note}")
@@ -475,7 +480,14 @@ class ForecastingExperiment(BaseExperiment):
             return samples, target
         pool = Pool(0.5, 1.0)
         validation, free = self.dataset.validation(), ~self.dataset.known_future
-        if task != "validation" and len(validation):
+        ahead, trains = windows.prediction_length, "training" in self.options.tasks
+        if self._horizon is not None and ahead > self._horizon and not trains:
+            self._say_once(
+                f"the forecaster was trained for {self._horizon} steps ahead, not for {ahead}: all paths are the base "
+                f"forecast's; give at most {self._horizon}, or train it on the data first"
+            )
+            pool = Pool(0.0, 1.0)
+        elif task != "validation" and len(validation):
             tuned, observed = self._sample("validation", validation)
             # The methods have seen these windows: for a fair comparison they are chosen again, on what lies before.
             first = int(validation.ends[0]) - validation.prediction_length

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints import latest, resolve, save, shipped
 from diffusion_forcing.errors import UserError
 
@@ -74,8 +75,21 @@ def test_half_written_checkpoints_are_passed_over() -> None:
 
 def test_a_link_to_the_newest_run_is_followed() -> None:
     folder = run("outputs/2026-01-01/10-00-00-a", "abcd1234", 9)
-    Path("outputs/latest-run").symlink_to(folder.relative_to("outputs"))
-    assert resolve("outputs/latest-run").resolve() == (folder / "checkpoints" / "step-9").resolve()
+    link = Path("outputs/latest-run")
+    link.symlink_to(folder.relative_to("outputs"))
+    for spec in ("outputs/latest-run", "outputs/latest-run/checkpoints/step-9"):
+        assert resolve(spec) == (folder / "checkpoints" / "step-9").resolve()
+
+
+def test_a_link_to_the_newest_run_names_the_run_it_pointed_at_when_it_was_read() -> None:
+    """The run that loads it becomes the newest one before it reads the weights."""
+    folder, link = run("outputs/2026-01-01/10-00-00-a", "abcd1234", 9), Path("outputs/latest-run")
+    link.symlink_to(folder.relative_to("outputs"))
+    found = resolve("outputs/latest-run")
+    link.unlink()
+    link.symlink_to(run("outputs/2026-01-01/11-00-00-b", "abcd1235", 1).relative_to("outputs"))
+    assert native.is_checkpoint(found)
+    assert found.name == "step-9"
 
 
 @pytest.mark.parametrize("spec", ["maze2d_medium_x", "pretrained/maze2d_medium_x"])

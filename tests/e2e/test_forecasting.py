@@ -246,3 +246,12 @@ def test_debug_rehearses_every_task_and_changes_no_number(capfd: pytest.CaptureF
     assert debugged == plain
     assert said.count("works on one batch") == 4
     assert "shapes, stage by stage" in said and "Recurrent" in said
+
+
+def test_the_model_for_any_file_forecasts_no_further_than_it_was_trained(capfd: pytest.CaptureFixture[str]) -> None:
+    """Beyond its 48 steps all paths are the base forecast's, and one line says so."""
+    assert main(["forecast", "mine.csv", "--horizon", "50", "algorithm.calc_crps_sum=4", "dataset.freq=D"]) == 0
+    assert "trained for 48 steps ahead, not for 50" in capfd.readouterr().err
+    assert np.load("outputs/latest-run/forecast.npz")["samples"].shape == (4, 50, 2)
+    assert main(["forecast", "mine.csv", "--horizon", "6", "algorithm.calc_crps_sum=4", "dataset.freq=D"]) == 0
+    assert "steps ahead, not for" not in capfd.readouterr().err
