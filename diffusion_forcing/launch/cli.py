@@ -15,57 +15,16 @@ from collections.abc import Sequence
 from diffusion_forcing import __version__
 from diffusion_forcing.errors import UserError, did_you_mean
 from diffusion_forcing.experiments.processes import is_main_process
-from diffusion_forcing.launch.choices import choices_of, first_comment, group_names
-from diffusion_forcing.terminal import forgiving_output, say, tell
+from diffusion_forcing.launch.usage import COMMANDS, help_of, usage
+from diffusion_forcing.terminal import clean, forgiving_output, say, tell
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 SHORT_OPTION, MOST_OPTIONS = 48, 5
 """Characters and number of the options of a checkpoint that are printed."""
-COMMANDS = ("inspect", "convert", "convert-robot", "push", "runs", "forecast", "play", "serve-policy", "new")
-"""Sub-commands: functions of `commands` with these names; what one returns is the command line to run."""
 _HELP = ("--help", "-h")
 _CFG = ("--cfg", "-c")
 _FLAGS = (*_HELP, "--version", *_CFG, "--resolve")
-
-_USAGE = """diffusion-forcing {version}: sequence models in which every token has its own noise level
-
-usage: python -m main [group=choice …] [key=value …]
-       diffusion-forcing …                              the same, from any folder
-       diffusion-forcing forecast FILE --horizon STEPS [--minutes N]   what comes after a CSV file, as a fan chart and a table
-       diffusion-forcing play [--port N] [--host ADDRESS] [--no-browser]   a page to play with the shipped models
-       diffusion-forcing new my_project                 write a project of your own: dataset, algorithm, experiment, tests
-       diffusion-forcing inspect PATH                   describe a checkpoint: task, sizes, step, statistics
-       diffusion-forcing convert IN.ckpt OUT            convert a released checkpoint to our format
-       diffusion-forcing convert-robot SRC DST [--to ours|lerobot] [--allow-pickle] [--cameras A,B] [--resolution N]
-                                                        convert robot demonstrations: ours, LeRobot v3.0, released
-       diffusion-forcing push PATH hf://user/repo [--private]   upload a checkpoint and its card to the Hugging Face Hub
-       diffusion-forcing runs [ID …]                    write a page of all runs, comparing the given ones
-       diffusion-forcing runs ls | show ID | best METRIC lowest|highest | rm ID … [--yes]   [outputs=DIR]
-       diffusion-forcing runs sync ID … [--follow] [wandb.KEY=VALUE]   upload a run to W&B
-       diffusion-forcing serve-policy load=NAME [address=tcp://127.0.0.1:5555 cameras=sim|folder|v4l2|realsense]
-       … --cfg [--resolve]                              print the composed configuration and exit
-       … --version | --help
-
-groups and their choices (a `configurations/` folder in the working directory comes first)
-{groups}
-
-common keys
-  +name=NAME                              name of the run
-  experiment.tasks=[training,validation]  tasks in order: training, validation, test, generate_dataset, your own methods
-  load=PATH|RUN ID|NAME|hf://user/repo    start from a checkpoint; a shipped one by its name, as in load=maze2d_medium_goal
-  resume=RUN ID                           continue a run: weights, optimiser, step, random state, log
-  tracking=wandb|tensorboard|[wandb,tensorboard]   add trackers; wandb.mode=online|offline wandb.entity= wandb.project=
-  seed=0   seeds=1   debug=True   outputs=outputs
-  dataset.KEY=VALUE  algorithm.KEY=VALUE  experiment.KEY=VALUE   any key that --cfg prints; lists as [1,2]; ~KEY removes one
-
-examples
-  python -m main dataset=video_labmaze experiment.tasks=[generate_dataset] +name=data
-  python -m main dataset=video_labmaze +name=labmaze
-  python -m main dataset=video_labmaze load=RUN_ID experiment.tasks=[validation] +name=roll
-  python -m main dataset=maze2d_medium dataset.action_mean=[] dataset.action_std=[] \\
-      dataset.observation_mean=[3.5092521,3.4765592] dataset.observation_std=[1.3371079,1.52102] +name=maze2d_medium_x
-  python -m main dataset=maze2d_medium load=maze2d_medium_goal experiment.tasks=[validation] +name=plan"""
 
 
 @forgiving_output()
@@ -90,25 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else 1
 
 
-def usage() -> str:
-    """The text of --help. Lists folders and reads first lines only."""
-    groups = []
-    for group in group_names():
-        choices = choices_of(group)
-        if choices:
-            groups.append(f"  {group}=")
-            width = max(map(len, choices))
-            groups.extend(f"    {name:<{width}} {first_comment(file)}".rstrip() for name, file in choices.items())
-    return _USAGE.format(version=__version__, groups="\n".join(groups))
-
-
 def _dispatch(words: list[str]) -> int:
-    if words and words[0] in COMMANDS and not set(_HELP) & set(words):
+    first = words[0] if words else _HELP[0]
+    if first in COMMANDS:
+        if set(_HELP) & set(words):
+            say(help_of(first))
+            return 0
         from diffusion_forcing.launch import commands
 
         overrides = getattr(commands, words[0].replace("-", "_"))(words[1:])
         return 0 if overrides is None else _run(overrides)
-    flags, overrides = _split(words)
+    if "=" not in first and first[:1] not in "+-~":
+        raise UserError(
+            f"'{clean(first, 60)}' is no command and no key=value{did_you_mean(first, COMMANDS)}; "
+            f"commands: {', '.join(COMMANDS)}; --help lists all settings"
+        )
+    flags, overrides = _split(words or [first])
     if set(_HELP) & set(flags):
         say(usage())
     elif "--version" in flags:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusion_forcing.errors import UserError, check_minimum, did_you_mean, explaining_os_errors, require
 from diffusion_forcing.files import write_atomic
+from diffusion_forcing.launch.usage import line_of
 from diffusion_forcing.options import build_options, leaves
 from diffusion_forcing.terminal import say, tell
 from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines, started_with
@@ -41,7 +42,7 @@ class Parser(argparse.ArgumentParser):
     """Raises UserError instead of ending the process; no --help, which the command line has for all."""
 
     def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, add_help=False, allow_abbrev=False, **options)
+        super().__init__(prog, usage=line_of(prog), add_help=False, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; {self.usage}")
@@ -49,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
 def inspect(words: Sequence[str]) -> None:
     """`inspect PATH`: print what a checkpoint is. PATH: a value of `load=`."""
-    require(len(words) == 1, f"inspect takes one checkpoint, got {len(words)}; diffusion-forcing inspect PATH")
+    require(len(words) == 1, f"inspect takes one checkpoint, got {len(words)}; {line_of('inspect')}")
     from diffusion_forcing.checkpoints import load, resolve
 
     checkpoint = load(resolve(words[0]))
@@ -69,10 +70,9 @@ def inspect(words: Sequence[str]) -> None:
 
 def convert(words: Sequence[str]) -> None:
     """`convert IN.ckpt OUT`: check a released checkpoint, and write it in our format into the folder OUT."""
-    usage = (
-        f"convert takes a released checkpoint and a new folder, got {len(words)}; diffusion-forcing convert IN.ckpt OUT"
+    require(
+        len(words) == 2, f"convert takes a released checkpoint and a new folder, got {len(words)}; {line_of('convert')}"
     )
-    require(len(words) == 2, usage)
     from diffusion_forcing.checkpoints import export, load
     from diffusion_forcing.released.options import check_released
 
@@ -86,14 +86,16 @@ def convert(words: Sequence[str]) -> None:
 
 def push(words: Sequence[str]) -> None:
     """`push PATH hf://user/repo [--private]`: upload a checkpoint. PATH: a value of `load=`. --results: the run that tested it."""
-    usage = "diffusion-forcing push PATH hf://user/repo [--private] [--license mit] [--results RUN]"
-    parser = Parser("push", usage=usage)
+    parser = Parser("push")
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--license", default="mit")
     parser.add_argument("--results")
     parser.add_argument("places", nargs="*")
     given = parser.parse_intermixed_args(list(words))
-    require(len(given.places) == 2, f"push takes a checkpoint and a place on the hub, got {len(given.places)}; {usage}")
+    require(
+        len(given.places) == 2,
+        f"push takes a checkpoint and a place on the hub, got {len(given.places)}; {parser.usage}",
+    )
     from diffusion_forcing.checkpoints import places, resolve
     from diffusion_forcing.tracking.records import find_run
 
@@ -144,8 +146,7 @@ def convert_robot(words: Sequence[str]) -> None:
     """`convert-robot SRC DST`: demonstrations of a robot in another layout."""
     from diffusion_forcing.datasets.robot.convert import ConvertOptions, convert_robot
 
-    usage = "diffusion-forcing convert-robot SRC DST [--to ours|lerobot] [--allow-pickle]"
-    parser = Parser("convert-robot", usage=usage, argument_default=argparse.SUPPRESS)
+    parser = Parser("convert-robot", argument_default=argparse.SUPPRESS)
     parser.add_argument("folders", nargs="*", default=[])
     parser.add_argument("--allow-pickle", action="store_true")
     for option in ("--to", "--cameras", "--codec", "--task", "--robot-type"):
@@ -161,7 +162,7 @@ def convert_robot(words: Sequence[str]) -> None:
         raise UserError(f"convert-robot has no option '{unknown[0]}'{near}; options: {', '.join(allowed)}")
     given = vars(known)
     folders = [Path(folder).expanduser() for folder in given.pop("folders")]
-    require(len(folders) == 2, f"convert-robot takes a folder and a new one, got {len(folders)}; {usage}")
+    require(len(folders) == 2, f"convert-robot takes a folder and a new one, got {len(folders)}; {parser.usage}")
     if "cameras" in given:
         given["cameras"] = _cameras(given["cameras"])
     options = ConvertOptions(**given)
@@ -184,8 +185,7 @@ def _cameras(text: str) -> dict[str, str] | tuple[str, ...]:
 
 def forecast(words: Sequence[str]) -> list[str]:
     """`forecast FILE`: the command line that it stands for, which forecasts a file's series by the shipped forecaster."""
-    usage = "diffusion-forcing forecast FILE --horizon STEPS [--minutes N] [key=value …]"
-    parser = Parser("forecast", usage=usage)
+    parser = Parser("forecast")
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--horizon", type=int, required=True)
     parser.add_argument("--minutes", type=float, default=0.0)
@@ -207,8 +207,7 @@ def forecast(words: Sequence[str]) -> list[str]:
 
 def play(words: Sequence[str]) -> None:
     """`play`: the page on which the shipped models are played with."""
-    usage = "diffusion-forcing play [--port 8000] [--host 127.0.0.1] [--no-browser] [--threads 1]"
-    parser = Parser("play", usage=usage, argument_default=argparse.SUPPRESS)
+    parser = Parser("play", argument_default=argparse.SUPPRESS)
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--threads", type=int)

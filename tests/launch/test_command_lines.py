@@ -59,6 +59,8 @@ GIVEN = [
     ([*MINE, "algorithm.lr=[1,2"], "cannot read 'algorithm.lr=[1,2'"),
     ([*MINE, "algorithm.lr=1,2"], "'algorithm.lr=1,2' is a sweep"),
     ([*MINE, "--multirun"], "unknown option '--multirun'"),
+    (["run", "ls"], "'run' is no command and no key=value (did you mean 'runs'?)"),
+    (["forcast", "sales.csv", "--horizon", "14"], "(did you mean 'forecast'?)"),
     (["--hlep"], "unknown option '--hlep' (did you mean '--help'?)"),
     ([*MINE, "hydra.run.dir=x"], "outputs=FOLDER"),
     ([*MINE, ""], "is empty"),
@@ -119,7 +121,7 @@ def test_a_malformed_yaml_file_of_the_users_is_one_error_line(
     project: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, said: str
 ) -> None:
     (project / "configurations" / name).write_text(text)
-    assert main([] if name == "config.yaml" else MINE) == 2
+    assert main(["seed=0"] if name == "config.yaml" else MINE) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
@@ -151,6 +153,6 @@ def test_a_part_of_ours_that_lacks_a_package_names_the_extra_to_install(
         raise ModuleNotFoundError("No module named 'mujoco'", name="mujoco")
 
     monkeypatch.setattr("diffusion_forcing.launch.compose.import_module", without_mujoco)
-    assert main([]) == 2
+    assert main(["seed=0"]) == 2
     assert "needs the package 'mujoco'" in (error := capsys.readouterr().err)
     assert error.endswith("pip install 'diffusion-forcing[planning]'\n")

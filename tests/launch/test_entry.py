@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import diffusion_forcing
+from diffusion_forcing.launch import commands
 from diffusion_forcing.launch.cli import main
+from diffusion_forcing.launch.usage import COMMANDS, usage
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "lightning", "hydra", "omegaconf", "mujoco", "matplotlib", "numpy", "h5py", "av", "gymnasium")
@@ -73,6 +76,23 @@ def test_help_lists_commands_groups_choices_and_examples(capsys: pytest.CaptureF
     ):
         assert word in text
     assert "df_base" not in text
+
+
+def test_no_arguments_print_the_help(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert capsys.readouterr().out == f"{usage()}\n"
+    assert not (project / "outputs").exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_a_short_help_of_its_own(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == main([name, "more", "-h"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: diffusion-forcing {name} ")
+    assert lines[len(lines) // 2 - 1].startswith(f"example: diffusion-forcing {name} ") and len(lines) <= 2 * 16
+    if name != "serve-policy":  # an option that the help lists is one of the command's
+        source = inspect.getsource(getattr(commands, name.replace("-", "_")))
+        assert all(f'"{option}"' in source for option in re.findall(r"(?<=[\s\[])--[a-z-]+", "\n".join(lines)))
 
 
 def test_help_lists_the_users_own_choices_too(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
