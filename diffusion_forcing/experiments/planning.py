@@ -13,8 +13,9 @@ replanning).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,6 @@ def play(
         waiting = ~reached if stays else np.ones(n, dtype=bool)
         if step % every == 0 and waiting.any():
             horizon, index = min(options.plan_len, -(-(steps - step) // skip)), np.flatnonzero(waiting)
-            seeds: list[tuple[int, ...]] = [(seed, first_episode + int(i), NOISE_STREAM, step) for i in index]
             if options.ease_when_stuck:
                 # Halve the guidance of a ball that is back at an earlier place: it was led in a circle or into a wall.
                 positions = observations[:, :2].copy()
@@ -125,15 +125,11 @@ def play(
                 _float(observations[index], device),
                 _float(env.goals[index], device),
                 horizon,
-                noise=_noise(planner, horizon, seeds, device),
-                refine_noise=_noise(planner, horizon, [(*s, 1) for s in seeds], device)
-                if planner.options.refine > 0
-                else None,
                 pull=_float(pull[index], device) if options.ease_when_stuck else None,
                 previous=previous,
                 restart=restart,
                 past=_history(planner, index, trajectory, actions, rewards[:, :step], skip, device),
-                generator=_generator(device, (seed, first_episode, NOISE_STREAM, step, 2)),
+                **_random(planner, horizon, device, seed, first_episode, index, step),
             )
             # Balls that are not planned for keep their goal as the plan.
             whole = np.repeat(env.goals[:, None], horizon * skip, axis=1)
@@ -196,17 +192,91 @@ def _float(array: Array, device: torch.device) -> torch.Tensor:
     return torch.tensor(array, dtype=torch.float32, device=device)
 
 
-def _noise(planner: Planner, horizon: int, seeds: list[tuple[int, ...]], device: torch.device) -> torch.Tensor:
-    """Standard normal tokens (n, *planner.noise_shape), each plan's from its own seed."""
+def _random(
+    planner: Planner, horizon: int, device: torch.device, seed: int, first: int, index: Iterable[int], step: int
+) -> dict[str, Any]:
+    """What a planning call at `step` draws for episodes first + index, as options of `planner.plan`.
+
+    noise, refine_noise: standard normal (n, *planner.noise_shape), each plan's from its own seed. generator: the
+    group's, for what else is drawn: rows with eta, Monte Carlo continuations.
+    """
     shape = planner.noise_shape(horizon)
-    samples = [np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds]
-    return torch.from_numpy(np.stack(samples)).to(device)
+
+    def noise(*last: int) -> torch.Tensor:
+        seeds = [(seed, first + int(i), NOISE_STREAM, step, *last) for i in index]
+        samples = [np.random.default_rng(own).standard_normal(shape, dtype=np.float32) for own in seeds]
+        return torch.from_numpy(np.stack(samples)).to(device)
+
+    word = int(np.random.SeedSequence((seed, first, NOISE_STREAM, step, 2)).generate_state(1, np.uint64)[0])
+    return {
+        "noise": noise(),
+        "refine_noise": noise(1) if planner.options.refine > 0 else None,
+        "generator": torch.Generator(device).manual_seed(word % 2**63),
+    }
 
 
-def _generator(device: torch.device, seeds: tuple[int, ...]) -> torch.Generator:
-    """For what a planning call draws beside its first noise: rows with eta, Monte Carlo continuations."""
-    word = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(word) % 2**63)
+# ------------------------------------------------------------------------------------ the first plan of an episode, again
+
+
+def first_plan(
+    planner: Planner,
+    options: PlanningOptions,
+    played: Episodes,
+    episode: int,
+    *,
+    seed: int,
+    device: torch.device,
+    on_row: OnRow | None = None,
+) -> Steps:
+    """The plan (1, h, …) that `play` made first for one of its episodes 0… of `seed`, from the same noise."""
+    horizon = min(options.plan_len, -(-played.rewards.shape[1] // options.frame_skip))
+    with torch.no_grad():
+        plan, _ = planner.plan(
+            _float(played.trajectories[episode, None, 0], device),
+            _float(played.goals[episode, None], device),
+            horizon,
+            on_row=on_row,
+            **_random(planner, horizon, device, seed, 0, [episode], 0),
+        )
+    return plan
+
+
+def rows_of_plan(
+    planner: Planner, options: PlanningOptions, played: Episodes, episode: int, *, seed: int, device: torch.device
+) -> tuple[Array, NDArray[np.int64], Array]:
+    """Positions (m, h, 2) after each row of `first_plan`, the sampling levels (m, tokens), and the other candidates'
+    (m, n, h, 2).
+
+    Of candidates that are drawn several times, the rows of the draw with the plan that is followed; of a tree, those of
+    that plan's simulation.
+    """
+    first, length = planner.present_tokens, planner.bundle.frame_stack
+    passes: list[list[tuple[Array, NDArray[np.int64]]]] = []
+    last = 0
+
+    def keep(row: int, x: torch.Tensor, s: torch.Tensor) -> None:
+        nonlocal last
+        if not passes or row <= last or len(x) != len(passes[-1][0][0]):
+            passes.append([])
+        last = row
+        frames = planner.bundle.decode(planner.bundle.unstack(x[:, first:])).observations
+        passes[-1].append((frames[..., :2].cpu().numpy(), s.expand(len(x), -1)[:, first:].numpy()))
+
+    plan = first_plan(planner, options, played, episode, seed=seed, device=device, on_row=keep)
+    final = plan.observations[0, :, :2].cpu().numpy()
+    best: tuple[float, Any] = (np.inf, None)
+    for rows in passes:
+        paths, levels = (np.stack(part) for part in zip(*rows, strict=True))
+        # A candidate ends at its goal; what comes after that is not drawn.
+        present = (levels[-1] == 0).sum(-1) * length
+        index = np.minimum(np.arange(len(final)), present[:, None] - 1)
+        paths = np.take_along_axis(paths, index[None, :, :, None], axis=2).astype(np.float64)
+        distance = np.abs(paths[-1] - final).mean((1, 2))
+        if distance.min() < best[0]:
+            best = float(distance.min()), (paths, levels, int(distance.argmin()))
+    paths, levels, chosen = best[1]
+    own = levels[:, chosen, : -(-len(final) // length)]
+    return paths[:, chosen], np.where(own[-1] > 0, 0, own), np.delete(paths, chosen, axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +434,7 @@ class PlanningExperiment(BaseExperiment):
         )
         longest = int(np.linalg.norm(group.goals - starts, axis=1)[: len(shown)].argmax())
         goal = group.goals[longest] if marked else None
-        rows, levels, others = self._rows_of_plan(planner, played, longest, device)
+        rows, levels, others = rows_of_plan(planner, options, played, longest, seed=seed, device=device)
         self.run.video(
             f"{task}_plan_from_noise",
             video_of_plan(
@@ -380,7 +450,7 @@ class PlanningExperiment(BaseExperiment):
             caption=f"A plan coming out of noise, row by row of its scheduling matrix ({len(rows)} rows)",
         )
         if isinstance(planner, TreeSearchPlanner):
-            nodes, earned = self._nodes_of_tree(planner, played, longest, device)
+            nodes, earned = self._nodes_of_tree(planner, played, longest, seed, device)
             self.run.video(
                 f"{task}_tree",
                 video_of_tree(walls, maze.on_map(nodes), earned, starts[longest], goal, radius=radius),
@@ -407,7 +477,7 @@ class PlanningExperiment(BaseExperiment):
         )
 
     def _nodes_of_tree(
-        self, planner: TreeSearchPlanner, group: Episodes, episode: int, device: torch.device
+        self, planner: TreeSearchPlanner, group: Episodes, episode: int, seed: int, device: torch.device
     ) -> tuple[Array, Array]:
         """Positions (n, h, 2) of the simulated plan of each node of one search, and their rewards (n,)."""
         nodes: list[Array] = []
@@ -418,59 +488,9 @@ class PlanningExperiment(BaseExperiment):
             rewards.append(reward)
 
         planner.on_node = keep
-        self._plan_again(planner, group, episode, device)
+        first_plan(planner, self.algorithm.options, group, episode, seed=seed, device=device)
         planner.on_node = None
         return np.stack(nodes).astype(np.float64), np.array(rewards)
-
-    def _plan_again(
-        self, planner: Planner, group: Episodes, episode: int, device: torch.device, on_row: OnRow | None = None
-    ) -> Steps:
-        """The first plan of an episode."""
-        with torch.no_grad():
-            plan, _ = planner.plan(
-                _float(group.trajectories[episode : episode + 1, 0], device),
-                _float(group.goals[episode : episode + 1], device),
-                self._horizon(group),
-                generator=torch.Generator(device).manual_seed(episode),
-                on_row=on_row,
-            )
-        return plan
-
-    def _horizon(self, group: Episodes) -> int:
-        """Steps of the longest plan."""
-        options = self.algorithm.options
-        return min(options.plan_len, -(-group.rewards.shape[1] // options.frame_skip))
-
-    def _rows_of_plan(
-        self, planner: Planner, group: Episodes, episode: int, device: torch.device
-    ) -> tuple[Array, NDArray[np.int64], Array]:
-        """Positions (m, h, 2) after each row of one plan, the sampling levels (m, tokens), and the other candidates' (m, n, h, 2)."""
-        horizon = self._horizon(group)
-        first, length = planner.present_tokens, planner.bundle.frame_stack
-        future = slice(first, first - (-horizon // length))
-        rows: list[Array] = []
-        levels: list[NDArray[np.int64]] = []
-
-        def keep(row: int, x: torch.Tensor, s: torch.Tensor) -> None:
-            sampled = s.expand(len(x), -1)[:, future].numpy()
-            if levels and sampled.min() > levels[-1].min():  # candidates are drawn again: show the last draw
-                rows.clear()
-                levels.clear()
-            frames = planner.bundle.decode(planner.bundle.unstack(x[:, future])).observations
-            rows.append(frames[:, :horizon, :2].cpu().numpy())
-            levels.append(sampled)
-
-        plan = self._plan_again(planner, group, episode, device, keep)
-        # Of a tree, whose batches differ in size, the first node of each; what comes after a candidate's goal is not drawn.
-        count = len(rows[0]) if len({len(row) for row in rows}) == 1 else 1
-        paths, sampled = (np.stack([part[:count] for part in parts]) for parts in (rows, levels))
-        present = (sampled[-1] == 0).sum(-1) * length
-        index = np.minimum(np.arange(horizon), present[:, None] - 1)
-        paths = np.take_along_axis(paths, index[None, :, :, None], axis=2)
-        final = plan.observations[0, :, :2].cpu().numpy()
-        chosen = int(np.abs(paths[-1] - final).mean((1, 2)).argmin())
-        own = np.where(sampled[-1, chosen] > 0, 0, sampled[:, chosen])
-        return paths[:, chosen].astype(np.float64), own, np.delete(paths, chosen, axis=1).astype(np.float64)
 
 
 def _end(rewards: Array) -> int:

@@ -12,13 +12,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from diffusion_forcing.algorithms.base import DiffusionOptions, TransformerOptions
 from diffusion_forcing.algorithms.planning.algorithm import Planning, PlanningOptions
+from diffusion_forcing.algorithms.planning.candidates import Support
 from diffusion_forcing.algorithms.planning.controllers import hold
 from diffusion_forcing.algorithms.planning.planner import PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
+from diffusion_forcing.algorithms.planning.tree_search import TreeOptions
 from diffusion_forcing.environments.mazes.layout import Maze
 from diffusion_forcing.environments.mazes.maze2d import VectorMaze2d
 from diffusion_forcing.environments.mazes.point import VectorPointMaze, point_maze
-from diffusion_forcing.experiments.planning import LEAST_PULL, Episodes, play
+from diffusion_forcing.experiments.planning import LEAST_PULL, Episodes, play, rows_of_plan
 
 MAZE = Maze.from_ascii(r"#######\#OOOOO#\#O###O#\#OOOOG#\#######")
 CPU = torch.device("cpu")
@@ -296,3 +298,33 @@ def test_the_history_of_coarse_steps_is_every_fifth_observation_and_the_mean_of_
     assert_allclose(script.pasts[1].observations[0, :, 0], [0, 1], atol=1e-5)
     assert_allclose(script.pasts[3].observations[0, :, 0], [2, 3, 4, 5], atol=1e-5)
     assert_allclose(script.pasts[3].actions[0], [[1, 0]] * 4, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------- the film of the first plan
+
+TREE = {"guidance": (0.0, 1.0), "rows": 2, "stride": 2, "expansions": 6, "parallel": 3, "longest_step": 9.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"refine": 0.5, "guidance_stop": 0.5},
+        {"goal_token": True},
+        {"goal_token": True, "search": "candidates", "candidates": 3},
+        {"goal_token": True, "search": "candidates", "candidates": 4, "roots": 2},
+        {"search": "fast_mctd", "tree": TreeOptions(**TREE)},
+    ],
+    ids=["plain", "refined", "goal", "candidates", "branches", "tree"],
+)
+def test_the_film_of_a_plan_ends_with_the_plan_that_was_followed(changes: dict[str, Any]) -> None:
+    built = untrained(**changes)
+    built.support = Support(torch.zeros(4, 4, dtype=torch.bool), (0.0, 0.0), 1.0, 1.0)  # supports nothing: four draws
+    planner = built.planner()
+    result = played(planner, 2, steps=40)
+    for episode in range(2):
+        rows, levels, others = rows_of_plan(planner, built.options, result, episode, seed=3, device=CPU)
+        assert_allclose(rows[-1], result.plans[0][1][episode], atol=1e-3)
+        assert len(rows) == len(levels) == len(others) <= 5 and (levels[-1] == 0).all()
+        if changes.get("candidates") == 3:
+            assert len(rows) == 3 and others.shape == (3, 2, 40, 2)  # one draw of the four, of three rows each
