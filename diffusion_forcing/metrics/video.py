@@ -234,14 +234,13 @@ def mean_of(values: Curve) -> Curve:
 
 
 def mean_interval(values: Curve) -> Interval:
-    """Mean over episodes of (episodes, n), ignoring NaN, with its bootstrap interval."""
-    return bootstrap(lambda mean: mean, values)
-
-
-def share_interval(true: Curve) -> Interval:
-    """The share of (episodes, n) that is 1 and not 0, with its bootstrap interval, inside 0 … 1."""
-    value, low, high = mean_interval(true)
-    return Interval(value, low.clip(0, 1), high.clip(0, 1))
+    """Mean over episodes of (episodes, n), ignoring NaN, with its bootstrap interval, inside the range of the values."""
+    value, low, high = bootstrap(lambda mean: mean, values)
+    lowest, highest = (
+        np.where(np.isnan(values), np.inf, values).min(0),
+        np.where(np.isnan(values), -np.inf, values).max(0),
+    )
+    return Interval(value, np.maximum(low, lowest), np.minimum(high, highest))
 
 
 def ratio_interval(values: Curve, other: Curve) -> Interval:

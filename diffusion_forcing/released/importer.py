@@ -128,7 +128,7 @@ def _renaming(recurrent: bool, task: str) -> Callable[[str], str | None]:
 def _read(path: Path) -> Mapping[str, Any]:
     """The file's content through torch's restricted unpickler, which builds tensors and plain containers only."""
     with (
-        explaining_os_errors(f"cannot read the checkpoint {path}", "pass load=<a checkpoint>"),
+        explaining_os_errors(f"cannot read the checkpoint {path}", "check the path and its permissions"),
         path.open("rb") as file,
     ):
         start, size = file.read(4), os.fstat(file.fileno()).st_size

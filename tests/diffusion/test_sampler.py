@@ -1,4 +1,4 @@
-"""Walking matrices and rolling out: the order of levels, and a hand-written loop. (What a rollout keeps: test_past.py.)"""
+"""Walking matrices and rolling out: the order of levels, and a hand-written loop. (What a rollout keeps: test_history.py.)"""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from diffusion_forcing.metrics.video import (
     motion,
     nearest,
     ratio_interval,
-    share_interval,
     thumbnails,
 )
 
@@ -101,7 +100,7 @@ def test_the_statistic_sees_means_of_the_same_episodes() -> None:
     np.testing.assert_allclose([difference.low, difference.high], -1)
 
 
-def test_the_interval_of_a_share_stays_inside_0_to_1() -> None:
-    for living in (1, 11):
-        value, low, high = share_interval(np.array([1.0] * living + [0.0] * (12 - living))[:, None])
-        assert 0 <= low[0] <= value[0] == living / 12 <= high[0] <= 1
+def test_an_interval_stays_inside_the_range_of_the_values() -> None:
+    for values in ([1.0] + [0.0] * 11, [1.0] * 11 + [0.0], [1e-4, 2e-4, 3e-2, np.nan]):
+        value, low, high = mean_interval(np.array(values)[:, None])
+        assert np.nanmin(values) <= low[0] <= value[0] <= high[0] <= np.nanmax(values)

@@ -38,7 +38,6 @@ from diffusion_forcing.metrics.video import (
     motion,
     nearest,
     ratio_interval,
-    share_interval,
     thumbnails,
 )
 from diffusion_forcing.options import Count, Natural, check_limits
@@ -162,7 +161,7 @@ def long_numbers(long: Long) -> dict[str, float]:
         Life(moved, contrast(late), nearest(late, clips)),
         Life(real_moved, contrast(clips), nearest(clips, clips, same=True)),
     )
-    numbers |= share_interval(living.double().numpy()[:, None]).numbers("long_alive")
+    numbers |= mean_interval(living.double().numpy()[:, None]).numbers("long_alive")
     return numbers
 
 
