@@ -22,6 +22,11 @@ def clean(text: object, most: int | None = None) -> str:
     return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 window`, `2 windows`, `1,000 windows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def say(text: object) -> None:
     """Print `text` for the user, each of its lines cleaned."""
     print(_lines(text), flush=True)

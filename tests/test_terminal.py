@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_forcing.terminal import ForgivingStream, clean, forgiving_output, say
+from diffusion_forcing.terminal import ForgivingStream, clean, counted, forgiving_output, say
 
 ROOT = Path(__file__).resolve().parents[1]
 PRINTS = """
@@ -102,3 +102,7 @@ def test_escape_sequences_and_what_reverses_text_are_replaced(text: str, shown: 
 def test_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
     say("one\ntwo \x1b[31m")
     assert capsys.readouterr().out == "one\ntwo ?[31m\n"
+
+
+def test_one_thing_is_counted_in_the_singular() -> None:
+    assert [counted(n, "window") for n in (0, 1, 2, 1000)] == ["0 windows", "1 window", "2 windows", "1,000 windows"]

@@ -2,7 +2,7 @@
 them.
 
 `test` forecasts the test windows with exactly `algorithm.calc_crps_sum` paths each, and writes metrics.json, fan charts
-and a calibration plot. `forecast` continues behind the end of the data, and writes a table of quantiles and every path.
+and a calibration plot. `forecast` continues after the end of the data, and writes a table of quantiles and every path.
 Series in `dataset.known_future` are given, not forecast, and not scored. `test_imputation` hides values of the test
 windows and scores what is filled in, beside linear interpolation and the same time of the last season; `impute` fills
 the gaps of the data.
@@ -51,6 +51,7 @@ from diffusion_forcing.metrics.forecasting import (
 )
 from diffusion_forcing.options import Count
 from diffusion_forcing.progress import Bar
+from diffusion_forcing.terminal import counted
 from diffusion_forcing.visualization.charts import draw_calibration, draw_fans, draw_gaps
 
 Array = NDArray[np.float64]
@@ -252,8 +253,8 @@ class ForecastingExperiment(BaseExperiment):
         )
         self._say(
             f"{spec.variates} series of {len(self.dataset.table):,} steps of {spec.freq}: "
-            f"{self.dataset.training_end:,} to train on, then {len(self.dataset.validation_ends)} windows to validate "
-            f"and {len(self.dataset.test_ends)} to test, {spec.prediction_length} steps each"
+            f"{self.dataset.training_end:,} to train on, then {counted(len(self.dataset.validation_ends), 'window')} to validate "
+            f"and {len(self.dataset.test_ends)} to test, {counted(spec.prediction_length, 'step')} each"
         )
 
     def training(self) -> None:
@@ -323,7 +324,7 @@ class ForecastingExperiment(BaseExperiment):
         return [EarlyStopping(options.monitor, patience=self.options.patience, mode=options.mode, say=self._say)]
 
     def forecast(self) -> None:
-        """Sample paths behind the end of the data: tables/forecast.csv, forecast.npz, a fan chart."""
+        """Sample paths after the end of the data: tables/forecast.csv, forecast.npz, a fan chart."""
         samples, target = self.paths("forecast")
         windows = self.windows("forecast")
         names, table, begin = self.algorithm.spec.names, self.dataset.table, self.dataset.end
@@ -335,13 +336,13 @@ class ForecastingExperiment(BaseExperiment):
             for step, time in enumerate(times)
             for variate, name in enumerate(names)
         ]
-        self.run.table("forecast", rows, caption="Behind the end of the data: mean and quantiles of the paths")
+        self.run.table("forecast", rows, caption="After the end of the data: mean and quantiles of the paths")
         content = io.BytesIO()
         np.savez_compressed(content, samples=samples[0], times=times, names=names)
         write_atomic(self.run.folder / "forecast.npz", content.getvalue())
         self._draw_fans("forecast", begin, windows, samples[0], target[0], np.ones(len(names), bool))
         self._say(
-            f"forecast of {len(times)} steps from {times[0]}: {self.run.folder / 'tables' / 'forecast.csv'}; "
+            f"forecast of {counted(len(times), 'step')} from {times[0]}: {self.run.folder / 'tables' / 'forecast.csv'}; "
             f"all {samples.shape[1]} paths: {self.run.folder / 'forecast.npz'} (samples: path, step, series)"
         )
 
@@ -393,7 +394,7 @@ class ForecastingExperiment(BaseExperiment):
                 )
         self.run.table("imputed", rows, caption="What was missing: mean and quantiles of the paths")
         self._draw_gaps("impute", windows, samples[-1], np.full(samples[-1].shape[1:], np.nan))
-        self._say(f"filled {len(rows):,} missing values: {self.run.folder / 'tables' / 'imputed.csv'}")
+        self._say(f"filled {counted(len(rows), 'missing value')}: {self.run.folder / 'tables' / 'imputed.csv'}")
 
     def _fill(self, windows: SeriesWindows, task: str) -> np.ndarray:
         """Sample paths (n, paths, L, V) of whole windows with their gaps filled."""
@@ -437,7 +438,9 @@ class ForecastingExperiment(BaseExperiment):
         self.run.summary(
             {f"naive/{way}_{name}": of[f"forecast/{name}"] for way, of in naive.items() for name in COMPARED}
         )
-        self._say(f"{task}: {len(windows)} windows of {samples.shape[2]} steps, {samples.shape[1]} paths each")
+        self._say(
+            f"{task}: {counted(len(windows), 'window')} of {counted(samples.shape[2], 'step')}, {counted(samples.shape[1], 'path')} each"
+        )
         self._say(f"  {'':12s} {'forecast':>9s}" + "".join(f" {way:>9s}" for way in naive))
         if not np.isfinite(report["forecast/crps_sum"]):
             self._say(f"  crps_sum is missing: {why_missing(samples, target)}")
@@ -522,7 +525,10 @@ class ForecastingExperiment(BaseExperiment):
         algorithm = self.algorithm.to(device).eval()
         batch = windows.__getitems__(range(len(windows)))
         known = self.dataset.known_future
-        with Bar(f"{task}: {len(windows)} windows of {algorithm.options.calc_crps_sum} paths", total=None) as bar:
+        with Bar(
+            f"{task}: {counted(len(windows), 'window')} of {counted(algorithm.options.calc_crps_sum, 'path')}",
+            total=None,
+        ) as bar:
             samples = algorithm.forecast(
                 batch,
                 known=torch.from_numpy(known) if known.any() else None,
@@ -546,7 +552,7 @@ class ForecastingExperiment(BaseExperiment):
         self.run.image(
             f"{task}_fans",
             draw_fans(history[:, :shown], samples[..., :shown], target[..., :shown], names=names, times=times),
-            caption="Behind the end of the data: history, and 50, 80 and 90 % of the paths"
+            caption="After the end of the data: history, and 50, 80 and 90 % of the paths"
             if task == "forecast"
             else f"The last {task} window: history, 50, 80 and 90 % of the paths, and what was observed",
         )

@@ -28,7 +28,7 @@ from diffusion_forcing.algorithms.planning.planner import Planner
 from diffusion_forcing.algorithms.planning.tokens import Steps
 from diffusion_forcing.algorithms.planning.tree_search import TreeSearchPlanner
 from diffusion_forcing.diffusion.history import OnRow
-from diffusion_forcing.environments.mazes.maze2d import Goal, VectorMaze
+from diffusion_forcing.environments.mazes.maze2d import Goal, VectorMaze, check_point
 from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.experiments import devices
 from diffusion_forcing.experiments.base import BaseExperiment
@@ -37,6 +37,7 @@ from diffusion_forcing.experiments.options import ExperimentOptions, TestOptions
 from diffusion_forcing.metrics.planning import planning_report
 from diffusion_forcing.options import Count, Natural
 from diffusion_forcing.progress import Bar
+from diffusion_forcing.terminal import counted
 
 Array = NDArray[np.float64]
 
@@ -358,7 +359,10 @@ class PlanningExperiment(BaseExperiment):
         total, goal, most = self.options.episodes, algorithm.options.goal, options.batch_size
         groups = []
         env = self.dataset.environment(min(total, most), goal)
-        with Bar(f"{task}: {total} episodes", total=total * env.max_steps) as bar, torch.no_grad():
+        for name, point in (("start", self.options.start), ("goal", self.options.goal)):
+            if point:
+                check_point(env.maze, point, f"experiment.{name}")
+        with Bar(f"{task}: {counted(total, 'episode')}", total=total * env.max_steps) as bar, torch.no_grad():
             for first in range(0, total, most):
                 if total - first < env.num_envs:
                     env = self.dataset.environment(total - first, goal)

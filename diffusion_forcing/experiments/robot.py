@@ -28,6 +28,7 @@ from diffusion_forcing.experiments.checkpointing import compile_network
 from diffusion_forcing.experiments.options import ExperimentOptions
 from diffusion_forcing.options import Count, Natural, Share
 from diffusion_forcing.progress import Bar
+from diffusion_forcing.terminal import counted
 from diffusion_forcing.visualization.video import decision_grid, episode_video
 
 VIDEO_PIXELS = 192
@@ -135,7 +136,7 @@ class RobotExperiment(BaseExperiment):
         self.run.summary(metrics)
         error = f" ± {100 * stderr:.0f}" if len(success) > 1 else ""
         self._say(
-            f"  success {100 * rate:.0f} %{error} of {len(success)} episodes, "
+            f"  success {100 * rate:.0f} %{error} of {counted(len(success), 'episode')}, "
             f"distractors {self.options.distractors}, blocking {self.options.blocking}"
         )
         together = min(len(success), self.options.test.batch_size)

@@ -299,7 +299,7 @@ class MazeFigure:
     ) -> None:
         """The entries asked for, and the start, in one row at most as wide as the figure."""
         handles: list[Any] = []
-        for wanted, colours, text in ((plan, TIME, "plan: now to its end"), (noise, NOISE, "plan: clean to noise")):
+        for wanted, colours, text in ((plan, TIME, "plan: start to end"), (noise, NOISE, "plan: clean to noise")):
             if wanted:
                 handles.append(LineCollection([], cmap=colours, label=text))
         if executed:

@@ -201,6 +201,11 @@ def test_ogbenchs_tasks_are_played_under_both_protocols(capfd: pytest.CaptureFix
         (["dataset.source=path", "dataset.path=nothing.hdf5"], "nothing.hdf5"),
         (["dataset.episode_len=45"], "multiple of"),
         (
+            ["experiment.goal=[0,0]", "experiment.tasks=[validation]"],
+            r"error: experiment.goal \(0, 0\) lies in a wall of maze 'umaze'; the nearest free place is \[0.8,0.8\]",
+        ),
+        (["experiment.start=[9,1]", "experiment.tasks=[validation]"], r"error: experiment.start \(9, 1\) lies outside"),
+        (
             ["dataset=maze2d_custom"],
             r"error: dataset.maze_map has no value; give your maze as text: dataset.maze_map='#",
         ),

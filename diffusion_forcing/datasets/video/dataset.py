@@ -22,7 +22,7 @@ from diffusion_forcing.datasets.video.clips import Clips, FrameReader, VideoCach
 from diffusion_forcing.datasets.video.episode import Episode, has_clips, open_index, save_index, splits_of
 from diffusion_forcing.errors import UserError, check_minimum, require
 from diffusion_forcing.options import Count, Natural, check_limits
-from diffusion_forcing.terminal import say
+from diffusion_forcing.terminal import counted, say
 
 Source = Literal["auto", "download", "generate", "path"]
 Cache = Literal["auto", "memmap", "none"]
@@ -189,7 +189,7 @@ class VideoDataset:
         """Generate the missing episodes of these options, print where they are, and return their folder."""
         files = generate_episodes(self.options, progress=progress)
         self._episodes = None
-        say(f"{self.options.root}: {len(files):,} episodes of {self.options.episode_frames:,} frames")
+        say(f"{self.options.root}: {counted(len(files), 'episode')} of {counted(self.options.episode_frames, 'frame')}")
         return self.options.root
 
     def _clips(self, split: str, length: int, *, spread: bool) -> Clips:
@@ -253,7 +253,7 @@ def provide(options: VideoDatasetOptions, *, progress: bool = True) -> None:
     if source == "generate" or may_generate:
         if progress and is_empty:
             episodes = options.num_episodes + options.num_validation_episodes + options.num_test_episodes
-            say(f"no clips in {root} yet: generating {episodes:,} episodes ({options.generator})")
+            say(f"no clips in {root} yet: generating {counted(episodes, 'episode')} ({options.generator})")
         generate_episodes(options, progress=progress)
     elif options.urls and source in ("auto", "download") and (is_unfinished(root) or is_empty):
         if progress and is_empty:

@@ -254,13 +254,13 @@ def check_point(maze: Maze, value: Any, name: str) -> NDArray[np.float64]:
         inside = all(0 <= index < side for index, side in zip(cell, maze.shape, strict=True))
         low, high = maze.centre((0, 0)) - maze.unit / 2, maze.centre(maze.shape) - maze.unit / 2
         where = (
-            f"in the wall of cell {cell}"
+            f"lies in a wall of maze '{maze.name}'"
             if inside
-            else (f"outside: x is {low[0]:g} to {high[0]:g} m, y {low[1]:g} to {high[1]:g} m")
+            else f"lies outside maze '{maze.name}': x is {low[0]:g} to {high[0]:g} m, y {low[1]:g} to {high[1]:g} m"
         )
-        raise UserError(
-            f"{name} ({point[0]:g}, {point[1]:g}) is not in a free cell of maze '{maze.name}' (Maze.free_cells) but {where}"
-        )
+        free = maze.centre(maze.free_cells)
+        x, y = free[np.linalg.norm(free - point, axis=1).argmin()]
+        raise UserError(f"{name} ({point[0]:g}, {point[1]:g}) {where}; the nearest free place is [{x:g},{y:g}]")
     return point
 
 

@@ -82,8 +82,8 @@ def test_an_action_is_clipped_to_one() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"start": (0.0, 0.0)}, "not in a free cell"),
-        ({"goal": (2.0, 2.0)}, "not in a free cell"),
+        ({"start": (0.0, 0.0)}, "start (0, 0) lies in a wall of maze 'umaze'; the nearest free place is [0.8,0.8]"),
+        ({"goal": (2.0, 2.0)}, "goal (2, 2) lies in a wall"),
         ({"goal": (1.0,)}, "two finite numbers"),
         ({"velocity": (np.nan, 0.0)}, "two finite numbers"),
         ({"gaol": (1.0, 1.0)}, "did you mean 'goal'?"),

@@ -82,7 +82,10 @@ def test_spaces_hold_what_comes_and_goes() -> None:
         (lambda env: env.reset(seed=-1), "seed"),
         (lambda env: env.reset(seed=0, options={"first_episode": -1}), "first_episode"),
         (lambda env: env.reset(seed=0, options={"goals": np.zeros((3, 2))}), "expected (2, 2)"),
-        (lambda env: env.reset(seed=0, options={"starts": np.zeros((2, 2))}), "starts[0] (0, 0) is not in a free cell"),
+        (
+            lambda env: env.reset(seed=0, options={"starts": np.zeros((2, 2))}),
+            "starts[0] (0, 0) lies in a wall of maze 'umaze'",
+        ),
         (lambda env: env.reset(seed=0, options={"start": np.zeros((2, 2))}), "did you mean 'starts'?"),
         (lambda env: env.step(np.zeros((3, 2))), "shape (3, 2)"),
         (lambda env: env.step(np.full((2, 2), np.inf)), "not finite"),

@@ -81,8 +81,11 @@ def test_the_oracle_reaches_every_goal_at_the_known_pace() -> None:
 @pytest.mark.parametrize(
     ("point", "message"),
     [
-        ((0.0, 8.0), r"goals\[0\] \(0, 8\) is not in a free cell of maze 'medium' .* but in the wall of cell \(1, 3\)"),
-        ((0.0, 99.0), r"goals\[0\] \(0, 99\) .* but outside: x is -6 to 26 m, y -6 to 26 m"),
+        ((0.0, 8.0), r"goals\[0\] \(0, 8\) lies in a wall of maze 'medium'; the nearest free place is \[0,4\]$"),
+        (
+            (0.0, 99.0),
+            r"goals\[0\] \(0, 99\) lies outside maze 'medium': x is -6 to 26 m, y -6 to 26 m; the nearest .* \[0,20\]",
+        ),
         ((np.nan, 0.0), r"goals\[0\] must be two finite numbers"),
     ],
 )
