@@ -455,6 +455,8 @@ def _show_run(run: RunRecord) -> None:
     """Print everything about one run."""
     step = "" if run.step is None else f", step {run.step:,}"
     say(f"{run.name} ({run.id}): {run.status}, started {run.started}{step}")
+    if "error" in run.metadata:
+        say(f"  error: {run.metadata['error']}")
     say(f"  folder     {run.folder}")
     say(f"  command    {shlex.join(started_with(run.metadata.get('command', [])))}")
     for name, value in run.metrics.items():

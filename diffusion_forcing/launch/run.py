@@ -250,16 +250,19 @@ def _open_run(plan: Plan) -> Run | NullRun:
 @contextlib.contextmanager
 def _finishing(run: Run | NullRun) -> Iterator[None]:
     """Mark `run` as finished, interrupted or failed at the end of the block."""
-    status = "failed"
+    status, error = "failed", ""
     try:
         yield
         status = "finished"
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
         raise
+    except BaseException as failure:
+        error = str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {first_line(failure)}"
+        raise
     finally:
         os.environ.pop(_RUN_FOLDER, None)
-        run.finish(status)
+        run.finish(status, error)
 
 
 @contextlib.contextmanager

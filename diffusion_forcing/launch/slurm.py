@@ -231,8 +231,8 @@ def submit(plan: Plan, words: Sequence[str]) -> int:
     run = Run.open(plan.resumed) if plan.resumed else Run.create(Path(plan.settings.outputs), plan.settings.run_name)
     try:
         job = _sbatch(plan, options, run, words)
-    except BaseException:
-        run.finish("failed")
+    except BaseException as failure:
+        run.finish("failed", str(failure))
         raise
     folder = run.folder / FOLDER
     named = _scontrol(job, "StdOut")

@@ -172,6 +172,22 @@ def started_with(words: Sequence[str]) -> list[str]:
     return ["python", *words] if program.endswith(".py") else [program, *words[1:]]
 
 
+def repeated(run: RunRecord) -> list[str]:
+    """The words that `run` was started with (sys.argv), and those that it was resumed with, which replace the earlier ones."""
+    words = list(run.metadata.get("command", []))
+    for resumed in run.metadata.get("resumed", []):
+        later = [word for word in (resumed["command"] or [])[1:] if _key(word) != "resume"]
+        given = {_key(word) for word in later} - {""}
+        words = [word for word in words if _key(word) not in given] + later
+    return words
+
+
+def _key(word: str) -> str:
+    """`a.b` of `a.b=1` or `+a.b=1`; empty for another word."""
+    key, equals, _ = word.lstrip("+").partition("=")
+    return key if equals else ""
+
+
 def _render(template: str, **values: Any) -> str:
     return TEMPLATES.get_template(template).render(colours=COLOURS, statuses=STATUSES, **values)
 
@@ -229,13 +245,15 @@ def _table(run: RunRecord, entry: dict[str, Any]) -> dict[str, Any]:
 
 def _commands(run: RunRecord) -> list[tuple[str, str]]:
     """What one may do with the run, and the command."""
-    words = started_with(run.metadata.get("command", []))
-    plain = [word for word in words if not word.startswith(("resume=", "load=", "+resume=", "+load="))]
+    first = run.metadata.get("command", [])
+    words = started_with(repeated(run))
+    plain = [word for word in words if _key(word) not in ("resume", "load")]
+    resume = [*started_with(first[:1]), f"resume={run.id}", *(word for word in plain if _key(word) == "outputs")]
     again = [("Run the same again", shlex.join(words))]
     if not any((run.folder / "checkpoints").glob("*/checkpoint.json")):
         return again
     return [
-        ("Resume this run: weights, optimizer, step, random state, log", shlex.join([*plain, f"resume={run.id}"])),
+        ("Resume this run: weights, optimizer, step, random state, log", shlex.join(resume)),
         ("Start a new run from its checkpoint", shlex.join([*plain, f"load={run.id}"])),
         *again,
     ]

@@ -1,7 +1,7 @@
 """A run: its folder, its id, and everything written into it.
 
     outputs/<YYYY-MM-DD>/<HH-MM-SS>-<name>/
-        run.json        metadata: id, name, status, command, start time, git commit
+        run.json        metadata: id, name, status, command, start time, git commit; the error it failed with
         config.yaml     the configuration it ran with
         metrics.jsonl   one line for each `log` call: {"step": 10, "time": <seconds since 1970>, "training/loss": 0.31}
         metrics.json    the headline numbers, merged by `summary`
@@ -60,8 +60,9 @@ from diffusion_forcing.files import (
     write_atomic,
     write_json,
 )
+from diffusion_forcing.terminal import clean
 from diffusion_forcing.tracking.page import run_page
-from diffusion_forcing.tracking.records import ENTRIES, SUFFIXES, read_media, read_metadata, read_run
+from diffusion_forcing.tracking.records import ENTRIES, SUFFIXES, TEXT, read_media, read_metadata, read_run
 
 ID_LENGTH = 8  # lower-case letters and digits, a letter first; there are 2e12 such ids
 REFRESH_SECONDS = 30.0  # the page is rewritten at most this often while the run goes on …
@@ -130,7 +131,7 @@ class Run:
         if metadata is None:
             raise UserError(f"{str(folder)!r} has no run.json or a damaged one; pass the id or folder of another run")
         again = {"time": _now(), "command": list(sys.argv if command is None else command), "commit": _commit()}
-        metadata.pop("ended", None)
+        metadata = {key: value for key, value in metadata.items() if key not in ("ended", "error")}
         metadata |= {"status": "running", "host": socket.gethostname(), "pid": os.getpid()}
         metadata["resumed"] = [*metadata.get("resumed", []), again][-ENTRIES:]
         run = cls(folder, metadata)
@@ -265,9 +266,12 @@ class Run:
             write_atomic(self.folder / "config.yaml", text)
         self._refresh()
 
-    def finish(self, status: str = "finished") -> None:
-        """End the run as "finished", "failed" or "interrupted" (or another word) and write its page a last time."""
-        self._metadata |= {"status": status, "ended": _now()}
+    def finish(self, status: str = "finished", error: str = "") -> None:
+        """End the run as "finished", "failed" or "interrupted" (or another word) and write its page a last time.
+
+        error: why it failed; kept in run.json as one line.
+        """
+        self._metadata |= {"status": status, "ended": _now(), **({"error": clean(error, TEXT)} if error else {})}
         with self._never_stopping("run.json"):
             self._write_metadata()
         self._write_page()

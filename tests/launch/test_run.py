@@ -111,16 +111,28 @@ def test_an_unknown_task_is_refused_before_anything_is_built(project: Path, caps
     assert not (project / "outputs").exists()
 
 
-@pytest.mark.parametrize(("task", "code", "state"), [("broken", 2, "failed"), ("stopped", 130, "interrupted")])
-def test_a_run_that_ends_early_says_so_in_its_folder(project: Path, task: str, code: int, state: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "code", "state", "reason"),
+    [("broken", 2, "failed", "the loss is not finite at step 3"), ("stopped", 130, "interrupted", None)],
+)
+def test_a_run_that_ends_early_says_so_in_its_folder(
+    project: Path, capsys: pytest.CaptureFixture[str], task: str, code: int, state: str, reason: str | None
+) -> None:
     assert main([*MINE, f"experiment.tasks=[{task}]"]) == code
-    assert status(only_run(project)) == state
+    folder = only_run(project)
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["status"], record.get("error")) == (state, reason)
+    capsys.readouterr()
+    assert main(["runs", "show", record["id"]]) == 0
+    for text in (capsys.readouterr().out, (folder / "index.html").read_text()):
+        assert (f"error: {reason}" in text) == bool(reason)
 
 
 def test_a_mistake_of_the_code_keeps_its_traceback(project: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         main([*MINE, "experiment.tasks=[mistaken]"])
     assert status(only_run(project)) == "failed"
+    assert json.loads((only_run(project) / "run.json").read_text())["error"] == "ZeroDivisionError: ours"
 
 
 def test_resume_goes_on_in_the_same_folder_with_the_saved_config_and_words_on_top(

@@ -100,9 +100,25 @@ def test_the_page_says_what_the_run_says(tmp_path: Path) -> None:
         assert wanted in text, wanted
     kinds = [tag for tag, _ in reader.tags]
     assert (kinds.count("svg"), kinds.count("img"), kinds.count("video")) == (2, 1, 1)
-    assert f"python -m main algorithm=df_planning +name=maze2d_medium_x resume={run.id}" in text
+    assert f"python -m main resume={run.id}" in reader.text
     assert f"python -m main algorithm=df_planning +name=maze2d_medium_x load={run.id}" in text
     assert "refresh" not in str(reader.tags)
+
+
+def test_the_commands_of_a_resumed_run_have_what_was_changed_when_it_was_resumed(tmp_path: Path) -> None:
+    started = ["main.py", "dataset=toy", "experiment.training.max_steps=40", "outputs=here", "+seed=3"]
+    run = Run.create(tmp_path, "toy", command=started)
+    (run.checkpoints / "step-00000001").mkdir(parents=True)
+    (run.checkpoints / "step-00000001" / "checkpoint.json").write_text("{}")
+    for words in (
+        ["experiment.training.max_steps=80", "outputs=here"],
+        ["seed=4", "~dataset.x", "+experiment.training.max_steps=90"],
+    ):
+        run = Run.open(run.folder, command=["main.py", f"resume={run.id}", *words])
+    run.finish()
+    same = "python -m main dataset=toy outputs=here seed=4 '~dataset.x' +experiment.training.max_steps=90"
+    again = [text for text in read(run).text if text.startswith("python -m main")][-3:]
+    assert again == [f"python -m main resume={run.id} outputs=here", f"{same} load={run.id}", same]
 
 
 def test_a_running_page_reloads_itself(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.tracking import run as run_module
-from diffusion_forcing.tracking.records import find_run
+from diffusion_forcing.tracking.records import TEXT, find_run
 from diffusion_forcing.tracking.run import NullRun, Run
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -111,7 +111,9 @@ def test_a_reopened_run_goes_on_in_the_same_files(tmp_path: Path) -> None:
     first.log(1, {"loss": 1.0})
     first.summary({"a": 1.0})
     first.image("p", PICTURE, "a caption")
-    first.finish("interrupted")
+    first.finish("failed", "line one\n" + "x" * 9999)
+    kept = json.loads((first.folder / "run.json").read_text())["error"]
+    assert kept.startswith("line one x") and len(kept) == TEXT
     with (first.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "los')  # killed in the middle of a line
     again = Run.open(first.folder, command=["main.py", "resume=x"])
@@ -122,7 +124,11 @@ def test_a_reopened_run_goes_on_in_the_same_files(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(again)] == [1, 2]
     assert json.loads((again.folder / "metrics.json").read_text()) == {"a": 1.0, "b": 2.0}
     facts = json.loads((again.folder / "run.json").read_text())
-    assert facts["status"] == "finished" and facts["resumed"][0]["command"] == ["main.py", "resume=x"]
+    assert (
+        facts["status"] == "finished"
+        and "error" not in facts
+        and facts["resumed"][0]["command"] == ["main.py", "resume=x"]
+    )
     assert "a caption" in (again.folder / "index.html").read_text()
 
 
