@@ -61,10 +61,14 @@ def main(steps: int = 600) -> None:
         found[name] = paths
         print(f"{name}: CRPS of what is sold {crps(paths[..., :1], truth[..., :1]):.4f}")
     before = past[-2 * AHEAD :]
-    charts = [
-        draw_fans(before, paths[0], truth[0], names=[f"sold, {name}", "degrees"]) for name, paths in found.items()
-    ]
-    Image.fromarray(np.concatenate(charts)).save("known_future.png")
+    chart = draw_fans(
+        np.tile(before, 2),
+        np.concatenate([paths[0] for paths in found.values()], axis=-1),
+        np.tile(truth[0], 2),
+        names=[title for name in found for title in (f"sold, {name}", "degrees")],
+        share_columns=True,
+    )
+    Image.fromarray(chart).save("known_future.png")
     print("picture: known_future.png")
 
 

@@ -82,8 +82,8 @@ def run_page(run: RunRecord) -> str:
     """The page of `run`."""
     curves = {name: curve.points() for name, curve in run.curves().items()}
     names = sorted(curves, key=lambda name: ("loss" not in name, name))
-    drawn = [name for name in names if len(curves[name]) > 1][:CHARTS]
-    single = [(name, curves[name][0]) for name in names if len(curves[name]) == 1]
+    drawn = [name for name in names if changes(curves[name])][:CHARTS]
+    single = [(name, points[-1]) for name in names if (points := curves[name]) and not changes(points)]
     configuration = ""
     with contextlib.suppress(OSError):
         configuration = read_config(run.folder)
@@ -122,7 +122,8 @@ def comparison_page(outputs: Path, runs: Sequence[RunRecord], compared: Sequence
             if entry["kind"] != "table":
                 shown = (run, entry["kind"], link(run.path(entry)))
                 media.setdefault(entry["name"], []).append(shown)
-    names = sorted(curves, key=lambda name: ("loss" not in name, -len(curves[name]), name))
+    drawn = [name for name, lines in curves.items() if changes([point for line in lines.values() for point in line])]
+    names = sorted(drawn, key=lambda name: ("loss" not in name, -len(curves[name]), name))
     return _render(
         "runs.html",
         outputs=outputs.resolve(),
@@ -290,6 +291,11 @@ SMOOTHING_SHARE = 0.04  # a running mean covers this share of the curve
 LOG_RATIO = 30.0  # positive values that span a larger factor get a logarithmic axis; a loss always does
 
 
+def changes(points: Sequence[Point]) -> bool:
+    """Whether there is a curve to draw: values that differ."""
+    return bool(points) and min(point.low for point in points) < max(point.high for point in points)
+
+
 def line_chart(name: str, lines: Mapping[str, Sequence[Point]]) -> Markup:
     """An `<svg>` of the metric `name`: the running mean of every curve in `lines`, whose keys are CSS classes.
 
@@ -322,6 +328,7 @@ def line_chart(name: str, lines: Mapping[str, Sequence[Point]]) -> Markup:
         curves.append(curve)
     svg = TEMPLATES.get_template("chart.svg").render(
         name=name,
+        logarithmic=logarithmic,
         width=WIDTH,
         height=HEIGHT,
         left=LEFT,

@@ -73,22 +73,26 @@ def draw_fans(
     *,
     names: Sequence[str],
     times: Sequence[str] | None = None,
+    share_columns: bool = False,
 ) -> NDArray[np.uint8]:
     """history: (c, v), samples: (paths, h, v), target: (h, v), NaN where nothing was observed, in data units → (H,
     WIDTH, 3) uint8: a chart for each variate, two in a row. times: the c + h times in ISO 8601; None: steps are counted
-    from the end of the history."""
+    from the end of the history. share_columns: charts below each other have one range of values. What lies ahead is
+    drawn from the last value of the history on."""
     axis = np.arange(1 - len(history), samples.shape[1] + 1)
     if times is not None:
         axis = _moments(times)
-    past, ahead = axis[: len(history)], axis[len(history) :]
+    past, ahead = axis[: len(history)], axis[len(history) - 1 :]
+    samples = np.concatenate([np.repeat(history[None, -1:], len(samples), axis=0), samples], axis=1)
 
     def draw(axes: Any, number: int) -> None:
         _draw_bands(axes, ahead, samples[:, :, number])
         axes.plot(past, history[:, number], color=INK, lw=1.2, label="history")
         if np.isfinite(target[:, number]).any():
-            axes.plot(ahead, target[:, number], color=COLOURS[1], lw=1.5, label="observed")
+            observed = np.append(history[-1:, number], target[:, number])
+            axes.plot(ahead, observed, color=COLOURS[1], lw=1.5, label="observed")
 
-    return _charts(names, draw, dated=times is not None)
+    return _charts(names, draw, dated=times is not None, share_columns=share_columns)
 
 
 def draw_gaps(
@@ -128,7 +132,9 @@ def _draw_bands(axes: Any, moments: NDArray[Any], paths: NDArray[np.floating]) -
     axes.plot(moments, np.median(paths, axis=0), color=COLOURS[0], lw=1.5, label="median")
 
 
-def _charts(names: Sequence[str], draw: Callable[[Any, int], None], *, dated: bool) -> NDArray[np.uint8]:
+def _charts(
+    names: Sequence[str], draw: Callable[[Any, int], None], *, dated: bool, share_columns: bool = False
+) -> NDArray[np.uint8]:
     """A chart for each name, two in a row, that `draw(axes, number)` fills."""
     from matplotlib.dates import ConciseDateFormatter
 
@@ -137,7 +143,8 @@ def _charts(names: Sequence[str], draw: Callable[[Any, int], None], *, dated: bo
     figure = new_figure(WIDTH, rows * ROW)
     entries: dict[str, Any] = {}
     for number, name in enumerate(names):
-        axes = figure.add_subplot(rows, columns, number + 1)
+        above = figure.axes[number - columns] if share_columns and number >= columns else None
+        axes = figure.add_subplot(rows, columns, number + 1, sharey=above)
         draw(axes, number)
         axes.set_title(name, fontsize=10, color=INK)
         axes.grid(color=LINE, lw=0.6)

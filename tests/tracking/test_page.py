@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_forcing.tracking import page
 from diffusion_forcing.tracking.page import label, line_chart, log_ticks, smoothed, ticks
-from diffusion_forcing.tracking.records import Curve
+from diffusion_forcing.tracking.records import Curve, read_runs
 from diffusion_forcing.tracking.run import Run
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "line", "polyline", "polygon", "circle"}
@@ -192,6 +192,21 @@ def test_charts_keep_every_curve_inside_the_picture(values: list[float]) -> None
         for pair in (attributes.get("points") or "").split():
             x, y = map(float, pair.split(","))
             assert 0 <= x <= 440 and 0 <= y <= 240
+
+
+def test_only_what_changes_is_drawn_and_a_logarithmic_axis_says_so(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "curves")
+    for step in range(3):
+        run.log(step, {"epoch": 0, "lr": 1e-3, "training/loss": 1.0 / (1 + step), "share": step / 2})
+    run.finish()
+    reader = read(run)
+    labels = [attributes["aria-label"] for tag, attributes in reader.tags if tag == "svg"]
+    assert labels == ["training/loss over steps", "share over steps"]
+    assert [text for text in reader.text if "logarithmic" in text] == ["logarithmic"]
+    assert {"epoch", "0.001"} <= set(reader.text)  # constants are rows of the table
+    runs = read_runs(tmp_path)
+    compared = Reader(page.comparison_page(tmp_path, runs, runs))
+    assert [tag for tag, _ in compared.tags].count("svg") == 2
 
 
 def test_smoothing_keeps_a_constant_and_does_not_lag_behind_a_slope() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_forcing.visualization.charts import Panel, draw_horizon
+from diffusion_forcing.visualization import charts
+from diffusion_forcing.visualization.charts import Panel, draw_fans, draw_horizon
 
 
 def test_curves_have_one_colour_a_name_and_leave_gaps_where_there_is_nothing() -> None:
@@ -24,3 +25,14 @@ def test_curves_have_one_colour_a_name_and_leave_gaps_where_there_is_nothing() -
     assert one.std() > 5
     with pytest.raises(ValueError, match="no finite value to draw in 'SSIM'"):
         draw_horizon([Panel(title="SSIM", lines={"model": [np.nan]})])
+
+
+def test_a_fan_begins_at_the_last_value_of_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(charts, "to_array", lambda figure: figures.append(figure) or np.zeros((1, 1, 3), np.uint8))
+    history, target = np.array([[1.0, 5], [2, 6]]), np.full((2, 2), np.nan)
+    draw_fans(history, np.array([[[3.0, 7], [4, 9]]]), target, names=["a", "b"])
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[1].lines}
+    assert drawn == {"median": [[0, 6], [1, 7], [2, 9]], "history": [[-1, 5], [0, 6]]}
+    band = figures[0].axes[0].collections[0].get_paths()[0].vertices
+    assert band[:, 0].min() == 0 and set(band[band[:, 0] == 0, 1]) == {2.0}
