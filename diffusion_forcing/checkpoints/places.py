@@ -23,9 +23,10 @@ from urllib.parse import unquote
 
 from diffusion_forcing.checkpoints import format as native
 from diffusion_forcing.checkpoints.format import export
-from diffusion_forcing.errors import UserError, did_you_mean, first_line
-from diffusion_forcing.files import folders, recover, run_folders
+from diffusion_forcing.errors import UserError, did_you_mean, first_line, require
+from diffusion_forcing.files import folders, is_run_id, read_json, recover, run_folders
 from diffusion_forcing.limits import Refused, check_limit, load_json, reading
+from diffusion_forcing.terminal import clean
 
 SHIPPED = "pretrained"
 LATEST = "latest"
@@ -36,6 +37,8 @@ _FORM = "hf://user/repo, hf://user/repo@revision or hf://user/repo/folder"
 _LIMITS = {native.HEADER: "JSON_BYTES", native.MODEL: "ARRAY_BYTES", native.CARD: "RUN_JSON_BYTES"}
 """The files that are downloaded, and the limit on the size of each."""
 _RESULTS = "results.json"
+_CHARACTERS = 200
+"""Most of a text of a run's files in an error."""
 _NETWORK = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
 _NOT_OURS = re.compile(
     r"oracle_(?!ratio)|^naive/|^data/|_(?:copy|mean|blend|truth|shuffled|interpolation|last_season)(?:_|$)|pixel|seconds|unreached"
@@ -68,7 +71,7 @@ def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
     if any(one.is_symlink() for one in (path, *path.parents)):
         path = path.resolve()  # `latest-run` points at the new run before its checkpoint is read
     if path.is_dir():
-        return _in_folder(path, f"load={spec}")
+        return _in_folder(path, str(spec))
     if path.exists():
         return path.parent if path.name in (native.HEADER, native.MODEL) and native.is_checkpoint(path.parent) else path
     for place in shipped_places():
@@ -77,7 +80,7 @@ def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
             return candidate
     runs = run_folders(outputs)
     if spec in runs:
-        return _in_folder(runs[spec], f"run {spec}")
+        return _in_folder(runs[spec], spec)
     raise UserError(_missing(spec, Path(outputs), runs))
 
 
@@ -108,16 +111,26 @@ def shipped_places() -> list[Path]:
     return [Path(SHIPPED), package.parent / SHIPPED, package / SHIPPED, data / SHIPPED]
 
 
-def _in_folder(path: Path, what: str) -> Path:
-    """The checkpoint folder `path`, or the newest checkpoint of the run `path`."""
+def _in_folder(path: Path, spec: str) -> Path:
+    """The checkpoint folder `path`, which `spec` named, or the newest checkpoint of the run `path`."""
     if native.is_checkpoint(path):
         return path
     found = latest(path)
     if found is None:
-        raise UserError(
-            f"{what}: no checkpoint in {path}; the run ended before its first one, or it is no run's folder"
-        )
+        run = read_json(path / "run.json", {})
+        require(is_run_id(run.get("id")), f"{spec} is neither a checkpoint nor a run's folder")
+        typed = "" if spec in (run["id"], str(path)) else f"{spec}: "
+        raise UserError(f"{typed}run {run['id']} ({path}) has no checkpoint: {_why_none(run)}")
     return found
+
+
+def _why_none(run: Mapping[str, Any]) -> str:
+    """Why the run with this run.json has no checkpoint."""
+    tasks, source = run.get("tasks"), run.get("load")
+    if not isinstance(tasks, list) or not tasks or "training" in tasks:
+        return "it ended before its first one"
+    weights = f"; its weights are those of load={clean(source, _CHARACTERS)}" if isinstance(source, str) else ""
+    return f"it trained nothing (tasks: {clean(', '.join(map(str, tasks)), _CHARACTERS)}){weights}"
 
 
 def _missing(spec: str, outputs: Path, runs: Iterable[str]) -> str:

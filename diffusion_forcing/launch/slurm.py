@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,9 +33,6 @@ from diffusion_forcing.files import make_folder, open_file, read_json, write_ato
 from diffusion_forcing.launch.compose import as_yaml
 from diffusion_forcing.terminal import say, tell
 from diffusion_forcing.tracking.run import Run
-
-if TYPE_CHECKING:
-    from diffusion_forcing.launch.run import Plan
 
 FOLDER, SCRIPT = "slurm", "job.sh"
 """In the run's folder: the job's script, number and logs."""
@@ -220,7 +217,7 @@ MAYBE_REQUEUED = ("PREEMPTED", "NODE_FAIL")
 ENDED = ("", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", *MAYBE_REQUEUED)
 
 
-def submit(plan: Plan, words: Sequence[str]) -> int:
+def submit(plan: Any, words: Sequence[str]) -> int:
     """Make the run's folder and script, pass them to sbatch, and follow the job. Returns the exit code.
 
     plan: a `run.Plan`. words: the command line, whose overrides a resumed run repeats.
@@ -247,7 +244,7 @@ def submit(plan: Plan, words: Sequence[str]) -> int:
     return follow(job, log) if options.follow else 0
 
 
-def _check(plan: Plan, options: ClusterOptions) -> None:
+def _check(plan: Any, options: ClusterOptions) -> None:
     """UserError for what cannot be submitted, before a folder is made."""
     if shutil.which("sbatch") is None:
         raise UserError("cluster= needs sbatch, which is not here: start this on a login node, or leave cluster= out")
@@ -262,7 +259,7 @@ def _check(plan: Plan, options: ClusterOptions) -> None:
     _script(plan, options, Path("run"), ())
 
 
-def _sbatch(plan: Plan, options: ClusterOptions, run: Run, words: Sequence[str]) -> str:
+def _sbatch(plan: Any, options: ClusterOptions, run: Run, words: Sequence[str]) -> str:
     """Write the configuration and the script, submit, and return the job's number."""
     folder = make_folder(run.folder.resolve() / FOLDER)
     again = [word for word in words if word.lstrip("+~").partition("=")[0].split(".")[0] not in ("resume", "cluster")]
@@ -283,7 +280,7 @@ def _sbatch(plan: Plan, options: ClusterOptions, run: Run, words: Sequence[str])
     return job
 
 
-def _script(plan: Plan, options: ClusterOptions, run: Path, words: Sequence[str]) -> str:
+def _script(plan: Any, options: ClusterOptions, run: Path, words: Sequence[str]) -> str:
     """The script of a job that resumes the run in `run` with the overrides `words`."""
     experiment = plan.options["experiment"]
     values = options.values(

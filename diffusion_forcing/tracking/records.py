@@ -370,8 +370,9 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "started": _time,
     "ended": _time,
     "command": _words,
+    "tasks": _words,
     "resumed": _resumes,
     "pid": lambda value: value if type(value) is int and 0 < value < 2**31 else None,
-    **dict.fromkeys(("status", "error", "directory", "host", "python", "commit"), _text),
+    **dict.fromkeys(("status", "error", "load", "directory", "host", "python", "commit"), _text),
 }
 """The keys of run.json, and how each is read: None where it is of another type."""

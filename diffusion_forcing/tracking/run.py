@@ -1,7 +1,7 @@
 """A run: its folder, its id, and everything written into it.
 
     outputs/<YYYY-MM-DD>/<HH-MM-SS>-<name>/
-        run.json        metadata: id, name, status, command, start time, git commit; the error it failed with
+        run.json        metadata: id, name, status, command, start time, git commit, tasks, checkpoint; the error it failed with
         config.yaml     the configuration it ran with
         metrics.jsonl   one line for each `log` call: {"step": 10, "time": <seconds since 1970>, "training/loss": 0.31}
         metrics.json    the headline numbers, merged by `summary`
@@ -165,6 +165,9 @@ class Run:
     def describe(self, facts: Mapping[str, Any]) -> None:
         """What is evaluated, on which data and with which seed: plain values for results.json, which is written from now on."""
         self._facts = dict(facts)
+        self._metadata |= {"tasks": facts.get("tasks"), "load": facts.get("model", {}).get("checkpoint")}
+        with self._never_stopping("run.json"):
+            self._write_metadata()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append `metrics` at `step` to metrics.jsonl, at once.

@@ -124,8 +124,25 @@ def test_a_mistyped_name_or_id_says_the_nearest() -> None:
 
 def test_a_run_without_checkpoints_is_named() -> None:
     folder = run("outputs/2026-01-01/10-00-00-a", "abcd1234")
-    assert f"no checkpoint in {folder}" in message_of("abcd1234")
-    assert "no checkpoint in" in message_of(str(folder))
+    ended = f"run abcd1234 ({folder}) has no checkpoint: it ended before its first one"
+    assert message_of("abcd1234") == message_of(str(folder)) == ended
+    file = folder / "run.json"
+    for tasks, source, trained in (
+        (["validation", "test"], "maze2d_medium_goal", False),
+        (["validation", "test"], None, False),
+        (["training"], "maze2d_medium_goal", True),
+    ):
+        file.write_text(json.dumps({"id": "abcd1234", "tasks": tasks, "load": source}))
+        message = message_of("abcd1234")
+        assert ("it trained nothing (tasks: validation, test)" in message) != trained
+        assert ("load=maze2d_medium_goal" in message) == (source is not None and not trained)
+    for damaged in ({"tasks": 3, "load": 3}, {"tasks": [3]}, {"tasks": ["test"], "load": [3]}):
+        file.write_text(json.dumps({"id": "abcd1234", **damaged}))
+        assert message_of("abcd1234").startswith(f"run abcd1234 ({folder}) has no checkpoint: it ")
+    Path("link").symlink_to(folder)
+    assert message_of("link").startswith(f"link: run abcd1234 ({folder.resolve()}) has no checkpoint")
+    Path("empty").mkdir()
+    assert message_of("empty") == "empty is neither a checkpoint nor a run's folder"
 
 
 def test_broken_run_files_are_passed_over() -> None:

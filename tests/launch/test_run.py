@@ -128,6 +128,18 @@ def test_a_run_that_ends_early_says_so_in_its_folder(
         assert (f"error: {reason}" in text) == bool(reason)
 
 
+def test_a_run_that_trained_nothing_cannot_be_resumed_and_says_why(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*MINE, "experiment.tasks=[my_task]"]) == 0
+    run_id = json.loads((only_run(project) / "run.json").read_text())["id"]
+    capsys.readouterr()
+    for words in ([f"resume={run_id}"], ["inspect", run_id], [*MINE, f"load={run_id}"]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: run {run_id} (") and "it trained nothing (tasks: my_task)" in error
+
+
 def test_a_mistake_of_the_code_keeps_its_traceback(project: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         main([*MINE, "experiment.tasks=[mistaken]"])
