@@ -187,7 +187,10 @@ def load_torch(path: Path, *, allowed: Iterable[Any] = (), mmap: bool = False) -
 
     check_torch_file(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([*allowed, set, complex]),
+        ):  # plain values, which torch 2.5 does not take yet
             warnings.simplefilter("ignore")  # remarks on the pickle of a file that is refused, or fine
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:

@@ -61,13 +61,15 @@ class Bar:
         self._progress.add_task(description, total=total or None, completed=done, note="")
 
     def __enter__(self) -> Bar:
-        self._progress.start()
+        if not self._progress.disable:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # rich below 14.3 would end it with an empty line
+            self._progress.stop()
 
     def advance(self, amount: int = 1) -> None:
         """Report `amount` more units as done."""

@@ -11,11 +11,10 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms import parallel
@@ -53,6 +52,9 @@ from diffusion_forcing.options import (
     merged,
     whole_numbers,
 )
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 A = TypeVar("A", bound="ForcingAlgorithm")
 CLASSES = {
