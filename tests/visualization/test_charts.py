@@ -36,3 +36,6 @@ def test_a_fan_begins_at_the_last_value_of_the_history(monkeypatch: pytest.Monke
     assert drawn == {"median": [[0, 6], [1, 7], [2, 9]], "history": [[-1, 5], [0, 6]]}
     band = figures[0].axes[0].collections[0].get_paths()[0].vertices
     assert band[:, 0].min() == 0 and set(band[band[:, 0] == 0, 1]) == {2.0}
+    draw_fans(np.array([[0.0, 0, 9]]), np.ones((1, 2, 3)), np.ones((2, 3)), names=["a", "b", "a"], share_columns=True)
+    first, beside, below = figures[1].axes
+    assert first.get_ylim() == below.get_ylim() != beside.get_ylim()
