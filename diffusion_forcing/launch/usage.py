@@ -137,10 +137,10 @@ def usage() -> str:
             groups.append(f"  {group}=")
             width = max(map(len, choices))
             groups.extend(f"    {name:<{width}} {first_comment(file)}".rstrip() for name, file in choices.items())
-    commands = [
-        f"       diffusion-forcing {name} {command.words}\n{'':56}{command.purpose}"
-        for name, command in COMMANDS.items()
-    ]
+    commands = []
+    for name, command in COMMANDS.items():
+        line = f"       {line_of(name)}"
+        commands.append(f"{line:<55} {command.purpose}" if len(line) <= 55 else f"{line}\n{'':56}{command.purpose}")
     return _USAGE.format(version=__version__, commands="\n".join(commands), groups="\n".join(groups))
 
 
