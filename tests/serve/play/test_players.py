@@ -340,7 +340,7 @@ def test_walls_are_drawn_and_a_maze_that_falls_apart_is_refused(planner: PlanPla
         talk.say("plan", **(ASK | {"goal": [3, 1]}))  # the maze drawn before is still played
         assert talk.until("command")[0]["text"] == text
         talk.say("plan", **(ASK | {"goal": [2, 1]}))
-        assert "free cell" in talk.until("error")[0]["text"]
+        assert "lies in a wall" in talk.until("error")[0]["text"]
         talk.say("plan", do="maze", maze="nowhere")
         assert talk.until("error")
 
