@@ -68,7 +68,7 @@ def resolve(spec: str, outputs: Path = Path("outputs")) -> Path:
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.EACCES):
             raise UserError(f"cannot read the checkpoint {spec}: {os.strerror(error.errno)}") from None  # type: ignore[union-attr, arg-type]
-    if any(one.is_symlink() for one in (path, *path.parents)):
+    if path.exists() and any(one.is_symlink() for one in (path, *path.parents)):
         path = path.resolve()  # `latest-run` points at the new run before its checkpoint is read
     if path.is_dir():
         return _in_folder(path, str(spec))
