@@ -33,8 +33,8 @@ MODEL = (*LOADED, FRESH_NOISE, STEPS.format(2), LEVEL.format(416))
 ACTIONS = ("forward", "left", "right")
 STARTS = Path(__file__).parent / "static" / "starts.npz"
 """First frames and actions of a few test mazes, for where there is no simulator."""
-IN_FLIGHT = 3
-"""Frames that the page has not drawn yet, at most."""
+IN_FLIGHT = 2
+"""Frames that the page has not drawn yet, at most: a key waits for them."""
 LONGEST_CLIP = 1_200
 """Frames."""
 CLIP_SCALE = 6
