@@ -33,7 +33,7 @@ COMMANDS = {
         """  --port N         default 8000
   --host ADDRESS   default 127.0.0.1: this machine only
   --no-browser     do not open a browser
-  --threads N      processor threads of a model; default half of the cores, at most 4""",
+  --threads N      processor threads of a model; default half of the cores, 2 to 4""",
         "--port 8080",
     ),
     "new": Command(

@@ -61,7 +61,7 @@ class PlayOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     browser: bool = True
-    threads: int = max(1, min(4, worker_count(0) // 2))
+    threads: int = max(min(2, worker_count(0)), min(4, worker_count(0) // 2))
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, 0, 65535)
