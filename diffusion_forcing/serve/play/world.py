@@ -276,13 +276,14 @@ class WorldPlayer:
         self.session.send(
             "command",
             text=command(
-                *(*LOADED, FRESH_NOISE, STEPS.format(dream.steps), LEVEL.format(dream.level)),
-                *(
-                    "experiment.tasks=[test]",
-                    "experiment.shuffled_actions=False",
-                    "algorithm.metrics=[]",
-                    "+name=world",
-                ),
+                *LOADED,
+                FRESH_NOISE,
+                STEPS.format(dream.steps),
+                LEVEL.format(dream.level),
+                "experiment.tasks=[test]",
+                "experiment.shuffled_actions=False",
+                "algorithm.metrics=[]",
+                "+name=world",
             ),
         )
 
