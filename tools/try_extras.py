@@ -45,7 +45,7 @@ COMMANDS = {
     "robot": RUN + "dataset=robot_swap load=robot_swap_small experiment.tasks=[test] experiment.episodes=1",
     "play": "(timeout 120 diffusion-forcing play --no-browser --port 8765 & for i in $(seq 110); do sleep 1; "
     "python -c 'import urllib.request as u; print(u.urlopen(\"http://127.0.0.1:8765\").status)' 2>/dev/null && kill $! && exit 0; done; exit 1)",
-    "fvd": "python -c 'from diffusion_forcing.metrics.features import load_i3d; print(sum(p.numel() for p in load_i3d().parameters()))'",
+    "fvd": "python -c 'from diffusion_forcing.metrics.i3d import load_i3d; print(sum(p.numel() for p in load_i3d().parameters()))'",
     "wandb": f"{OWN} tracking=wandb wandb.mode=offline && ls outputs/*/*/wandb",
     "tensorboard": f"{OWN} tracking=tensorboard && find . -name 'events.out*' | grep .",
     "hub": "diffusion-forcing push ts_load_small hf://nobody/nothing 2>&1 | tee said; ! grep 'pip install' said",

@@ -36,7 +36,8 @@ from diffusion_forcing.arrays import read_npy, write_npy
 from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.files import replacing
 from diffusion_forcing.limits import Refused
-from diffusion_forcing.metrics.features import CLASSES, I3D, I3D_RESOLUTION, MIN_FRAMES, Inception
+from diffusion_forcing.metrics.i3d import CLASSES, I3D, I3D_RESOLUTION, MIN_FRAMES
+from diffusion_forcing.metrics.inception import Inception
 from diffusion_forcing.metrics.video import check_frames, full_precision
 
 BOOTSTRAP = 500

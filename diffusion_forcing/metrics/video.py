@@ -7,7 +7,7 @@
 
 PSNR, SSIM and UIQI are torchmetrics', with data_range 1 because frames are in [0, 1]; a range of 2 would add 6.02 dB.
 Where both frames are flat, UIQI is 0 / 0 and counts as 0, so a perfect prediction of a clear sky does not score 1.
-Everything is computed in float32, also where the caller runs under autocast. LPIPS is in `features.py`, FID and FVD are in
+Everything is computed in float32, also where the caller runs under autocast. LPIPS is in `lpips.py`, FID and FVD are in
 `frechet.py`.
 """
 

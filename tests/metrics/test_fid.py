@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics import features
-from diffusion_forcing.metrics.features import FEATURES, Inception, Unavailable, load_inception, resized
+from diffusion_forcing.metrics import inception
 from diffusion_forcing.metrics.frechet import fid_report, inception_features
+from diffusion_forcing.metrics.inception import FEATURES, Inception, load_inception, resized
+from diffusion_forcing.metrics.weights import Unavailable
 from tests.metrics.clips import formula_weights, noise, waves
 
 RECORDED = Path(__file__).parent / "data" / "inception_features.npy"
@@ -38,13 +39,13 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The published file with other numbers in it, in the cache and pinned: with a classifier, without counters."""
     state = formula_weights(Inception().state_dict())
     state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    path = tmp_path / features.INCEPTION_WEIGHTS.file
+    path = tmp_path / inception.INCEPTION_WEIGHTS.file
     torch.save({**state, "fc.bias": torch.zeros(1008)}, path)
     monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv(features.INCEPTION_WEIGHTS.variable, raising=False)
-    pin = replace(features.INCEPTION_WEIGHTS, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(features, "INCEPTION_WEIGHTS", pin)
+    monkeypatch.delenv(inception.INCEPTION_WEIGHTS.variable, raising=False)
+    pin = replace(inception.INCEPTION_WEIGHTS, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(inception, "INCEPTION_WEIGHTS", pin)
     return path
 
 
@@ -61,7 +62,7 @@ def test_the_features_are_those_of_torch_fidelity_on_the_same_weights(weights: P
 
 
 def test_other_or_absent_weights_are_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(features.INCEPTION_WEIGHTS.variable, str(tmp_path / "mine.pth"))
+    monkeypatch.setenv(inception.INCEPTION_WEIGHTS.variable, str(tmp_path / "mine.pth"))
     found = load_inception()
     assert isinstance(found, Unavailable) and found.name == "FID" and "mine.pth, get it by `curl" in str(found)
     (tmp_path / "mine.pth").write_bytes(b"another")

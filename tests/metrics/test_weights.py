@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_forcing.metrics.features import CACHE_VARIABLE, Unavailable, WeightFile, cache_folder
+from diffusion_forcing.metrics.weights import CACHE_VARIABLE, Unavailable, WeightFile, cache_folder
 
 WANTED = WeightFile(
     metric="LPIPS",

@@ -38,7 +38,6 @@ from diffusion_forcing.experiments.video.rollouts import (
     Scores,
 )
 from diffusion_forcing.files import replacing
-from diffusion_forcing.metrics.features import Unavailable, cache_folder, load_i3d, load_inception, load_lpips, lpips
 from diffusion_forcing.metrics.frechet import (
     FrechetReport,
     fid_report,
@@ -47,7 +46,11 @@ from diffusion_forcing.metrics.frechet import (
     i3d_features,
     inception_features,
 )
+from diffusion_forcing.metrics.i3d import load_i3d
+from diffusion_forcing.metrics.inception import load_inception
+from diffusion_forcing.metrics.lpips import load_lpips, lpips
 from diffusion_forcing.metrics.video import Curve, Interval, mean_interval, mean_of, ratio_interval
+from diffusion_forcing.metrics.weights import Unavailable, cache_folder
 from diffusion_forcing.visualization.charts import Panel, draw_horizon
 from diffusion_forcing.visualization.video import SideBySide, draw_grid, grid_frames
 

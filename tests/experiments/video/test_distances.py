@@ -23,9 +23,10 @@ from diffusion_forcing.experiments.video.rollouts import (
     TRUTH,
     Scores,
 )
-from diffusion_forcing.metrics import features
-from diffusion_forcing.metrics.features import LPIPS, Unavailable
+from diffusion_forcing.metrics import i3d
 from diffusion_forcing.metrics.frechet import frechet_ratio, frechet_report
+from diffusion_forcing.metrics.lpips import LPIPS
+from diffusion_forcing.metrics.weights import Unavailable
 
 CPU = torch.device("cpu")
 
@@ -143,7 +144,7 @@ def test_nothing_installed_leaves_lines_with_commands(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
     for variable in ("DIFFUSION_FORCING_I3D", "DIFFUSION_FORCING_ALEXNET", "DIFFUSION_FORCING_INCEPTION"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(features, "I3D_WEIGHTS", replace(features.I3D_WEIGHTS, package="no_such_package_here==1"))
+    monkeypatch.setattr(i3d, "I3D_WEIGHTS", replace(i3d.I3D_WEIGHTS, package="no_such_package_here==1"))
     found, said = measured(scores_of(), ["fvd", "fid", "lpips"])
     assert sorted(found) == ["fid", "fvd", "lpips"] and len(said) == 3
     assert all(value.startswith("unavailable, because the weights of its network (") for value in found.values())
