@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusion_forcing.errors import UserError, check_minimum, did_you_mean, explaining_os_errors, require
 from diffusion_forcing.files import write_atomic
-from diffusion_forcing.launch.usage import line_of
+from diffusion_forcing.launch.usage import COMMANDS, line_of
 from diffusion_forcing.options import build_options, leaves
 from diffusion_forcing.terminal import say, tell
 from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines, started_with
@@ -39,21 +39,45 @@ _CHARACTERS_SHOWN = 100
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError instead of ending the process; no --help, which the command line has for all."""
+    """The parser of a command's arguments in `COMMANDS`; a mistake is a UserError."""
 
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, usage=line_of(prog), add_help=False, allow_abbrev=False, **options)
+    def __init__(self, command: str) -> None:
+        super().__init__(command, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        self.command = COMMANDS[command]
+        self.add_argument("places", nargs="*", default=[])
+        for one in self.command.arguments:
+            if one.is_option and one.value:
+                self.add_argument(one.name, type=one.kind)
+            elif one.is_option:
+                self.add_argument(one.name, action="store_true")
+
+    def read(self, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+        """The positional arguments of `words`, as many as the command has, and the options that are given by name."""
+        known, unknown = self.parse_known_intermixed_args(list(words))
+        allowed = [one.name for one in self.command.arguments if one.is_option]
+        for word in unknown:
+            name = word.partition("=")[0]
+            among = f"options: {', '.join(allowed)}" if allowed else line_of(self.prog)
+            raise UserError(f"{self.prog} has no option '{name}'{did_you_mean(name, allowed)}; {among}")
+        given = vars(known)
+        places, names = given.pop("places"), self.command.positional
+        needed = " and ".join(names) or "options only"
+        require(len(places) == len(names), f"{self.prog} takes {needed}, got {len(places)}; {line_of(self.prog)}")
+        for one in self.command.arguments:
+            if one.required and one.name.removeprefix("--") not in given:
+                self.error(f"{one.name} is missing")
+        return places, given
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; {self.usage}")
+        raise UserError(f"{self.prog}: {message}; {line_of(self.prog)}")
 
 
 def inspect(words: Sequence[str]) -> None:
     """`inspect PATH`: print what a checkpoint is. PATH: a value of `load=`."""
-    require(len(words) == 1, f"inspect takes one checkpoint, got {len(words)}; {line_of('inspect')}")
+    (path,), _ = Parser("inspect").read(words)
     from diffusion_forcing.checkpoints import load, resolve
 
-    checkpoint = load(resolve(words[0]))
+    checkpoint = load(resolve(path))
     metadata = {key: value for key, value in checkpoint.metadata.items() if key not in ("task", "line", "statistics")}
     lines: dict[str, Any] = {
         "path": str(checkpoint.path),
@@ -70,41 +94,27 @@ def inspect(words: Sequence[str]) -> None:
 
 def convert(words: Sequence[str]) -> None:
     """`convert IN.ckpt OUT`: check a released checkpoint, and write it in our format into the folder OUT."""
-    require(
-        len(words) == 2, f"convert takes a released checkpoint and a new folder, got {len(words)}; {line_of('convert')}"
-    )
+    source, target = map(Path, Parser("convert").read(words)[0])
     from diffusion_forcing.checkpoints import export, load
     from diffusion_forcing.released.options import check_released
 
-    source = Path(words[0])
     checkpoint = load(source)
     require(checkpoint.kind == "released", f"{source} is in our format already; use load={source}")
     check_released(checkpoint)
     say(_summary(checkpoint))
-    say(f"wrote {export(source, Path(words[1]))}; use load={words[1]}")
+    say(f"wrote {export(source, target)}; use load={target}")
 
 
 def push(words: Sequence[str]) -> None:
-    """`push PATH hf://user/repo [--private]`: upload a checkpoint. PATH: a value of `load=`. --results: the run that tested it."""
-    parser = Parser("push")
-    parser.add_argument("--private", action="store_true")
-    parser.add_argument("--license", default="mit")
-    parser.add_argument("--results")
-    parser.add_argument("places", nargs="*")
-    given = parser.parse_intermixed_args(list(words))
-    require(
-        len(given.places) == 2,
-        f"push takes a checkpoint and a place on the hub, got {len(given.places)}; {parser.usage}",
-    )
+    """`push PATH hf://user/repo`: upload a checkpoint. PATH: a value of `load=`. --results: the run that tested it."""
+    (path, place), given = Parser("push").read(words)
     from diffusion_forcing.checkpoints import places, resolve
     from diffusion_forcing.tracking.records import find_run
 
-    path, place = given.places
     places.place_of(place)
-    results = given.results and (
-        Path(given.results) if Path(given.results).exists() else find_run(Path("outputs"), given.results)
-    )
-    uploaded = places.push(resolve(path), place, private=given.private, license=given.license, results=results)
+    if name := given.get("results"):
+        given["results"] = Path(name) if Path(name).exists() else find_run(Path("outputs"), name)
+    uploaded = places.push(resolve(path), place, **given)
     say(f"uploaded {path}; use load={uploaded}")
 
 
@@ -146,27 +156,11 @@ def convert_robot(words: Sequence[str]) -> None:
     """`convert-robot SRC DST`: demonstrations of a robot in another layout."""
     from diffusion_forcing.datasets.robot.convert import ConvertOptions, convert_robot
 
-    parser = Parser("convert-robot", argument_default=argparse.SUPPRESS)
-    parser.add_argument("folders", nargs="*", default=[])
-    parser.add_argument("--allow-pickle", action="store_true")
-    for option in ("--to", "--cameras", "--codec", "--task", "--robot-type"):
-        parser.add_argument(option)
-    for option in ("--resolution", "--chunks-size"):
-        parser.add_argument(option, type=int)
-    for option in ("--fps", "--data-files-size-in-mb", "--video-files-size-in-mb"):
-        parser.add_argument(option, type=float)
-    known, unknown = parser.parse_known_intermixed_args(list(words))
-    if unknown:
-        allowed = [option for action in parser._actions for option in action.option_strings]
-        near = did_you_mean(unknown[0], allowed)
-        raise UserError(f"convert-robot has no option '{unknown[0]}'{near}; options: {', '.join(allowed)}")
-    given = vars(known)
-    folders = [Path(folder).expanduser() for folder in given.pop("folders")]
-    require(len(folders) == 2, f"convert-robot takes a folder and a new one, got {len(folders)}; {parser.usage}")
+    folders, given = Parser("convert-robot").read(words)
     if "cameras" in given:
         given["cameras"] = _cameras(given["cameras"])
     options = ConvertOptions(**given)
-    source, target = folders
+    source, target = (Path(folder).expanduser() for folder in folders)
     if options.allow_pickle:
         tell(f"warning: pickles in {source} may hold arrays and plain containers only")
     counts = ", ".join(f"{count} {split}" for split, count in convert_robot(source, target, options).items())
@@ -185,34 +179,26 @@ def _cameras(text: str) -> dict[str, str] | tuple[str, ...]:
 
 def forecast(words: Sequence[str]) -> list[str]:
     """`forecast FILE`: the command line that it stands for, which forecasts a file's series by the shipped forecaster."""
-    parser = Parser("forecast")
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--horizon", type=int, required=True)
-    parser.add_argument("--minutes", type=float, default=0.0)
     settings = [word for word in words[1:] if "=" in word and not word.startswith("-")]
-    given = parser.parse_args([*words[:1], *(word for word in words[1:] if word not in settings)])
-    require(Path(given.file).expanduser().is_file(), f"{given.file} is not a file; give a CSV or Parquet file")
-    check_minimum("--horizon", given.horizon, 1)
-    if not 0 <= given.minutes < 10_000:
-        raise UserError(f"--minutes is {given.minutes:g}; give how long to train on the file, 0 or more")
+    (file,), given = Parser("forecast").read([word for word in words if word not in settings])
+    horizon, minutes = given["horizon"], given.get("minutes", 0.0)
+    require(Path(file).expanduser().is_file(), f"{file} is not a file; give a CSV or Parquet file")
+    check_minimum("--horizon", horizon, 1)
+    require(0 <= minutes < 10_000, f"--minutes is {minutes:g}; give how long to train on the file, 0 or more")
     tasks = ["experiment.tasks=[forecast]"]
-    if given.minutes:
-        seconds = max(1, round(60 * given.minutes))
+    if minutes:
+        seconds = max(1, round(60 * minutes))
         clock = f"{seconds // 86400:02d}:{seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
         tasks = ["experiment.tasks=[training,forecast]", f"experiment.training.max_time={clock}"]
-    quoted = given.file.replace("\\", "\\\\").replace("'", "\\'")
-    data = ["dataset=ts_csv", f"dataset.path='{quoted}'", f"dataset.prediction_length={given.horizon}"]
+    quoted = file.replace("\\", "\\\\").replace("'", "\\'")
+    data = ["dataset=ts_csv", f"dataset.path='{quoted}'", f"dataset.prediction_length={horizon}"]
     return [*data, "load=universal", "dataset.test_windows=0", "+name=forecast", *tasks, *settings]
 
 
 def play(words: Sequence[str]) -> None:
     """`play`: the page on which the shipped models are played with."""
-    parser = Parser("play", argument_default=argparse.SUPPRESS)
-    parser.add_argument("--host")
-    parser.add_argument("--port", type=int)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--no-browser", dest="browser", action="store_false")
-    given = vars(parser.parse_args(list(words)))
+    _, given = Parser("play").read(words)
+    given["browser"] = not given.pop("no_browser", False)
     try:
         from diffusion_forcing.serve.play.server import PlayOptions, create_app, serve
         from diffusion_forcing.serve.play.session import builders
@@ -316,9 +302,8 @@ _PROJECT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 def new(words: Sequence[str]) -> None:
     """`new NAME`: write a project of the user's own from the template that ships with the package."""
-    is_name = len(words) == 1 and not words[0].startswith("-")
-    require(is_name, f"new takes the name of one project, got {len(words)}: diffusion-forcing new my_project")
-    folder = Path(words[0]).expanduser()
+    (project,), _ = Parser("new").read(words)
+    folder = Path(project).expanduser()
     name = write_project(folder)
     parts = "dataset=my_dataset algorithm=my_algorithm experiment=my_experiment"
     say(f"wrote {folder}: a dataset, an algorithm, an experiment with a task of its own, their yaml, and tests")

@@ -1,100 +1,157 @@
-"""What --help prints: of the whole command line, and of each sub-command."""
+"""The sub-commands and their arguments, from which their help is printed and their parsers are built; and what --help prints."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from diffusion_forcing import __version__
 from diffusion_forcing.launch.choices import choices_of, first_comment, group_names
 
 
-class Command(NamedTuple):
-    """The help of a sub-command. lines: its options, one a line, with what each means."""
+class Argument(NamedTuple):
+    """One argument. name: `FILE`, `--horizon` or `key=value`. value: what follows an option, "" where nothing does."""
 
-    words: str
+    name: str
+    meaning: str
+    value: str = ""
+    kind: Callable[[str], Any] = str
+    required: bool = False
+    rare: bool = False
+    """Left out of the usage line."""
+
+    @property
+    def is_option(self) -> bool:
+        """Whether it is an option, `--name`."""
+        return self.name.startswith("--")
+
+    @property
+    def words(self) -> str:
+        """As it is written on the command line: `--horizon STEPS`."""
+        return f"{self.name} {self.value}".rstrip()
+
+
+class Command(NamedTuple):
+    """A sub-command. words: its arguments in the usage line, where that does not follow from them."""
+
     purpose: str
-    lines: str
     example: str
+    arguments: tuple[Argument, ...]
+    words: str = ""
+
+    @property
+    def positional(self) -> tuple[str, ...]:
+        """Names of the arguments that are told apart by their place alone."""
+        return tuple(argument.name for argument in self.arguments if not (argument.is_option or "=" in argument.name))
+
+    @property
+    def usage(self) -> str:
+        """Its arguments in one line."""
+        shown = (argument for argument in self.arguments if not argument.rare)
+        return self.words or " ".join(
+            argument.words if argument.required or argument.name in self.positional else f"[{argument.words}]"
+            for argument in shown
+        )
 
 
 COMMANDS = {
     "forecast": Command(
-        "FILE --horizon STEPS [--minutes N] [key=value …]",
         "what comes after a CSV file, as a fan chart and a table",
-        """  FILE             CSV or Parquet: a column of times, and one for each series
-  --horizon STEPS  number of rows to forecast
-  --minutes N      train on the file for N minutes first; default 0: the shipped forecaster as it is
-  key=value        any setting of a run, such as +name=NAME""",
         "sales.csv --horizon 14",
+        (
+            Argument("FILE", "CSV or Parquet: a column of times, and one for each series"),
+            Argument("--horizon", "number of rows to forecast", "STEPS", int, required=True),
+            Argument(
+                "--minutes",
+                "train on the file for N minutes first; default 0: the shipped forecaster as it is",
+                "N",
+                float,
+            ),
+            Argument("key=value …", "any setting of a run, such as +name=NAME"),
+        ),
     ),
     "play": Command(
-        "[--port N] [--host ADDRESS] [--no-browser] [--threads N]",
         "a page to play with the shipped models",
-        """  --port N         default 8000
-  --host ADDRESS   default 127.0.0.1: this machine only
-  --no-browser     do not open a browser
-  --threads N      processor threads of a model; default half of the cores, 2 to 4""",
         "--port 8080",
+        (
+            Argument("--port", "default 8000", "N", int),
+            Argument("--host", "default 127.0.0.1: this machine only", "ADDRESS"),
+            Argument("--no-browser", "do not open a browser"),
+            Argument("--threads", "processor threads of a model; default half of the cores, 2 to 4", "N", int),
+        ),
     ),
     "new": Command(
-        "NAME",
         "write a project of your own: dataset, algorithm, experiment, tests",
-        "  NAME             the project's folder and the name of its Python package",
         "my_project",
+        (Argument("NAME", "the project's folder and the name of its Python package"),),
     ),
     "inspect": Command(
-        "PATH",
         "describe a checkpoint: task, sizes, step, statistics",
-        "  PATH             a path, a run's id, a shipped checkpoint's name, or hf://user/repo",
         "maze2d_medium_goal",
+        (Argument("PATH", "a path, a run's id, a shipped checkpoint's name, or hf://user/repo"),),
     ),
     "convert": Command(
-        "IN.ckpt OUT",
         "convert a released checkpoint to our format",
-        """  IN.ckpt          the released checkpoint
-  OUT              a new folder, for load=OUT""",
         "maze2d_medium_x.ckpt maze2d_medium_x",
+        (
+            Argument("IN.ckpt", "the released checkpoint"),
+            Argument("OUT", "a new folder, for load=OUT"),
+        ),
     ),
     "convert-robot": Command(
-        "SRC DST [--to ours|lerobot] [--allow-pickle] [--cameras A,B] [--resolution N]",
         "convert robot demonstrations: ours, LeRobot v3.0, released",
-        """  SRC DST          the demonstrations, whose layout is recognised, and a new folder
-  --to             the layout of DST; default ours
-  --allow-pickle   read the released pickles: arrays and plain containers only
-  --cameras        names, as front,over or front=VIDEO,over=VIDEO
-  --resolution N   height and width of the images in pixels
-  also: --codec --task --robot-type --fps --chunks-size --data-files-size-in-mb --video-files-size-in-mb""",
         "data/lerobot_swap data/robot_swap",
+        (
+            Argument("SRC", "the demonstrations, whose layout is recognised"),
+            Argument("DST", "a new folder"),
+            Argument("--to", "the layout of DST; default ours", "ours|lerobot"),
+            Argument("--allow-pickle", "read the released pickles: arrays and plain containers only"),
+            Argument("--cameras", "names, as front,over or front=VIDEO,over=VIDEO", "A,B"),
+            Argument("--resolution", "height and width of the images in pixels", "N", int),
+            Argument("--fps", "frames per second, instead of the demonstrations' own", "N", float, rare=True),
+            Argument("--codec", "of LeRobot's videos; default lossless", "lossless|h264|av1", rare=True),
+            Argument("--task", "what the robot does, in words", "TEXT", rare=True),
+            Argument("--robot-type", "default fetch", "NAME", rare=True),
+            Argument("--chunks-size", "files in a folder of LeRobot's; default 1000", "N", int, rare=True),
+            Argument("--data-files-size-in-mb", "about; default 100", "N", float, rare=True),
+            Argument("--video-files-size-in-mb", "about; default 200", "N", float, rare=True),
+        ),
     ),
     "push": Command(
-        "PATH hf://user/repo [--private] [--license NAME] [--results RUN]",
         "upload a checkpoint and its card to the Hugging Face Hub",
-        """  PATH             what load= takes: a path, a run's id, a shipped checkpoint's name
-  --private        make the repository a private one
-  --license NAME   of a new repository; default mit
-  --results RUN    the run whose results the card shows; default: the one that PATH is of""",
         "abcd1234 hf://me/maze-planner --private",
+        (
+            Argument("PATH", "what load= takes: a path, a run's id, a shipped checkpoint's name"),
+            Argument("hf://user/repo", "the repository, made if it does not exist"),
+            Argument("--private", "make the repository a private one"),
+            Argument("--license", "of a new repository; default mit", "NAME"),
+            Argument("--results", "the run whose results the card shows; default: the one that PATH is of", "RUN"),
+        ),
     ),
     "runs": Command(
-        "[ID …] | ls | show ID | best METRIC lowest|highest | rm ID … [--yes] | sync ID … [--follow]   [outputs=DIR]",
         "write a page that compares runs; list, show, rank, delete, upload them",
-        """  [ID …]           write the page of all runs, comparing the given ones
-  ls               one line for each run
-  show ID          the command, results and checkpoints of a run
-  best             the runs that have a metric, the best first
-  rm ID …          delete runs and their checkpoints; --yes: without asking
-  sync ID …        upload runs to W&B; --follow: until they end; wandb.KEY=VALUE
-  outputs=DIR      where the runs are; default outputs""",
         "best training/loss lowest",
+        (
+            Argument("[ID …]", "write the page of all runs, comparing the given ones"),
+            Argument("ls", "one line for each run"),
+            Argument("show ID", "the command, results and checkpoints of a run"),
+            Argument("best", "the runs that have a metric, the best first"),
+            Argument("rm ID …", "delete runs and their checkpoints; --yes: without asking"),
+            Argument("sync ID …", "upload runs to W&B; --follow: until they end; wandb.KEY=VALUE"),
+            Argument("outputs=DIR", "where the runs are; default outputs"),
+        ),
+        "[ID …] | ls | show ID | best METRIC lowest|highest | rm ID … [--yes] | sync ID … [--follow]   [outputs=DIR]",
     ),
     "serve-policy": Command(
-        "load=NAME [address=tcp://127.0.0.1:5555 cameras=sim|folder|v4l2|realsense] [key=value …]",
         "a trained policy answers a robot over ZeroMQ",
-        """  load=NAME        the policy: a path, a run's id, a shipped checkpoint's name
-  address=         where it listens
-  cameras=         where its images come from
-  key=value        any setting of algorithm.KEY and dataset.KEY""",
         "load=robot_swap_small cameras=sim",
+        (
+            Argument("load=NAME", "the policy: a path, a run's id, a shipped checkpoint's name"),
+            Argument("address=", "where it listens"),
+            Argument("cameras=", "where its images come from"),
+            Argument("key=value", "any setting of algorithm.KEY and dataset.KEY"),
+        ),
+        "load=NAME [address=tcp://127.0.0.1:5555 cameras=sim|folder|v4l2|realsense] [key=value …]",
     ),
 }
 """The sub-commands: functions of `commands` with these names; what one returns is the command line to run."""
@@ -146,13 +203,14 @@ def usage() -> str:
 
 def line_of(name: str) -> str:
     """How the sub-command `name` is called, in one line."""
-    return f"diffusion-forcing {name} {COMMANDS[name].words}"
+    return f"diffusion-forcing {name} {COMMANDS[name].usage}"
 
 
 def help_of(name: str) -> str:
     """The text of `name --help`."""
     command = COMMANDS[name]
+    width = max(len(argument.words) for argument in command.arguments) + 2
+    lines = "\n".join(f"  {argument.words:<{width}}{argument.meaning}" for argument in command.arguments)
     return (
-        f"usage: {line_of(name)}\n\n{command.purpose}\n\n{command.lines}\n\n"
-        f"example: diffusion-forcing {name} {command.example}"
+        f"usage: {line_of(name)}\n\n{command.purpose}\n\n{lines}\n\nexample: diffusion-forcing {name} {command.example}"
     )

@@ -87,7 +87,7 @@ def test_a_bad_file_is_one_line_and_nothing_in_it_runs(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("words", "said"), [(["inspect"], "takes one checkpoint, got 0"), (["convert", "a"], "got 1")])
+@pytest.mark.parametrize(("words", "said"), [(["inspect"], "takes PATH, got 0"), (["convert", "a"], "got 1")])
 def test_the_wrong_number_of_paths_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err

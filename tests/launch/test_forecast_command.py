@@ -41,14 +41,14 @@ def test_minutes_are_trained_first() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "required: FILE, --horizon"),
-        (["a.csv"], "required: --horizon"),
+        ([], "takes FILE, got 0"),
+        (["a.csv"], "--horizon is missing"),
         (["nowhere.csv", "--horizon", "3"], "nowhere.csv is not a file"),
         (["a.csv", "--horizon", "many"], "invalid int value: 'many'"),
         (["a.csv", "--horizon", "0"], "--horizon.*0"),
         (["a.csv", "--horizon", "3", "--minutes", "-1"], "--minutes is -1"),
         (["a.csv", "--horizon", "3", "--minutes", "nan"], "--minutes is nan"),
-        (["a.csv", "b.csv", "--horizon", "3"], "unrecognized arguments: b.csv"),
+        (["a.csv", "b.csv", "--horizon", "3"], "takes FILE, got 2"),
     ],
 )
 def test_what_it_refuses_in_one_line(words: list[str], message: str) -> None:

@@ -51,9 +51,9 @@ def test_a_new_project_of_another_name_runs_its_task_and_passes_its_own_tests(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "one project, got 0"),
-        (["one", "two"], "one project, got 2"),
-        (["--force"], "one project"),
+        ([], "takes NAME, got 0"),
+        (["one", "two"], "takes NAME, got 2"),
+        (["--force"], "has no option '--force'"),
         (["My Project"], "'My Project'"),
         (["my-project"], "write my_project"),
         (["1st"], "'1st'"),

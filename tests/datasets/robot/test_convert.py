@@ -206,7 +206,7 @@ def test_sources_that_are_none_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a"], "takes a folder and a new one, got 1"),
+        (["a"], "takes SRC and DST, got 1"),
         (["a", "b", "--to", "rlds"], "--to 'rlds' is unknown; choose one of ours, lerobot"),
         (["a", "b", "--allow-pickles"], "has no option '--allow-pickles' (did you mean"),
         (["a", "b", "--fps", "many"], "invalid float value"),
