@@ -16,7 +16,7 @@ import shlex
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from itertools import accumulate, groupby
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -64,18 +64,25 @@ TABLE_ROWS, TABLE_COLUMNS, CELL = 200, 100, 200  # most of a table that are show
 TABLE_BYTES = 2**24  # read of a table
 RUNS = 1000  # most runs that are listed
 CHARTS = 200  # most charts
+SHORT = 14  # results of a group that are shown at once; the others fold out
 RELOAD_SECONDS = 30  # an open page reloads while its run goes on
 STATUSES = ("running", "finished", "failed", "interrupted", "killed")
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".svg": "image/svg+xml"}
 MIME |= {".webp": "image/webp", ".mp4": "video/mp4"}
 UNITS: tuple[tuple[str, str], ...] = (
     ("seconds", "s"),
+    ("frames_per_second", "frames/s"),
+    ("psnr", "dB"),
+    ("actions_gain", "dB"),
+    ("megabytes", "MB"),
     ("_rate", "%"),
     ("first_reach", "steps"),
     ("episode_reward", "steps at the goal"),
     ("normalized_score", "(expert: 100)"),
     ("oracle_ratio", "× oracle"),
 )  # the first part found in a metric's name decides
+BESIDE = ("_stderr", "_std", "_low", "_high")  # ends of the names of numbers that belong to another
+NOTES = {"_stderr": "value ± standard error", "_high": "value (low … high): the ends of a 95 % interval"}
 
 
 def run_page(run: RunRecord) -> str:
@@ -94,7 +101,7 @@ def run_page(run: RunRecord) -> str:
         when=_when(run),
         command=shlex.join(started_with(run.metadata.get("command", []))),
         results=_results(run),
-        has_errors=any(name.endswith("_stderr") for name in run.metrics),
+        notes=[note for end, note in NOTES.items() if any(name.endswith(end) for name in run.metrics)],
         media=_media(run),
         tables=[_table(run, entry) for entry in run.media if entry["kind"] == "table"],
         charts=[(name, line_chart(name, {"one": curves[name]}), f"{curves[name][-1].mean:.4g}") for name in drawn],
@@ -138,20 +145,30 @@ def comparison_page(outputs: Path, runs: Sequence[RunRecord], compared: Sequence
     )
 
 
-def quantity(name: str, value: float | None, stderr: Any) -> tuple[str, str]:
-    """A headline number and its unit: mean ± standard error to the error's second digit; a rate in percent."""
+def quantity(name: str, metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """The number `name` of `metrics` and its unit; a rate in percent.
+
+    Its standard error (`name_stderr`) or its interval (`name_low`, `name_high`) stands beside it where there is one,
+    and decides on the digits: two of the error.
+    """
     unit = next((unit for part, unit in UNITS if part in name), "")
-    if value is None:
+    if (value := metrics[name]) is None:
         return "not a number", ""
     if isinstance(value, int):
         return f"{value:,}", unit
     factor = 100.0 if unit == "%" else 1.0
+    stderr, low, high = (
+        factor * number if isinstance(number := metrics.get(f"{name}_{end}"), (int, float)) else math.nan
+        for end in ("stderr", "low", "high")
+    )
     value *= factor
+    error = (high - low) / 2 if math.isnan(stderr) else stderr
     plain = abs(value) < 1e15  # of fewer digits than a float has
-    if not (plain and isinstance(stderr, (int, float)) and 1e-12 < stderr < 1e15):
+    if not (plain and 1e-12 < error < 1e15):
         return f"{value:,.1f}" if plain and (unit == "%" or abs(value) >= 100) else f"{value:.4g}", unit
-    stderr *= factor
-    digits = max(0, 1 - math.floor(math.log10(stderr)))
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    if math.isnan(stderr):
+        return f"{value:,.{digits}f} ({low:,.{digits}f} … {high:,.{digits}f})", unit
     return f"{value:,.{digits}f} ± {stderr:.{digits}f}", unit
 
 
@@ -159,8 +176,8 @@ def headlines(run: RunRecord, most: int = 4) -> str:
     """A run's first results in one line: `success rate 98.0 % · normalized score 150.1`."""
     parts = []
     for name, value in run.metrics.items():
-        if isinstance(value, (int, float)) and not name.endswith(("_stderr", "_std")) and not name.startswith("data/"):
-            text, unit = quantity(name, value, None)
+        if isinstance(value, (int, float)) and not name.endswith(BESIDE) and not name.startswith("data/"):
+            text, unit = quantity(name, {name: value})
             parts.append(f"{name.rpartition('/')[2].replace('_', ' ')} {text}{' %' if unit == '%' else ''}")
     return " · ".join(parts[:most])
 
@@ -204,18 +221,18 @@ def _when(run: RunRecord) -> str:
     return f"{text}, ended {until:%Y-%m-%d %H:%M}" if ended else f"{text}, as of {until:%Y-%m-%d %H:%M:%S}"
 
 
-def _results(run: RunRecord) -> list[tuple[str, list[dict[str, str]]]]:
-    """The headline numbers by group: those with the same prefix that follow each other."""
-    rows = []
+def _results(run: RunRecord) -> list[tuple[str, list[dict[str, str]], list[dict[str, str]]]]:
+    """The results by group, which is what precedes the last slash: the first ones, and those that fold out."""
+    groups: dict[str, list[dict[str, str]]] = {}
     for name, value in run.metrics.items():
-        if name.endswith("_stderr") and name.removesuffix("_stderr") in run.metrics:
+        whole, _, end = name.rpartition("_")
+        if end in ("stderr", "low", "high") and whole in run.metrics:
             continue
-        stderr = run.metrics.get(f"{name}_stderr")
-        text, unit = (value, "") if isinstance(value, str) else quantity(name, value, stderr)
+        text, unit = (value, "") if isinstance(value, str) else quantity(name, run.metrics)
         group, _, label = name.rpartition("/")
-        row = {"group": group, "name": name, "label": label.replace("_", " "), "text": text, "unit": unit}
-        rows.append(row)
-    return [(group or "results", list(members)) for group, members in groupby(rows, key=lambda row: row["group"])]
+        row = {"name": name, "label": label.replace("_", " "), "text": text, "unit": unit}
+        groups.setdefault(group or "results", []).append(row)
+    return [(group, rows[:SHORT], rows[SHORT:]) for group, rows in groups.items()]
 
 
 def _media(run: RunRecord) -> list[dict[str, Any]]:

@@ -182,9 +182,11 @@ class Run:
         self._refresh()
         self._notify("log", int(step), metrics)
 
-    def summary(self, metrics: Mapping[str, Any]) -> None:
-        """Merge headline numbers into metrics.json. Values: numbers (null if not finite) or short texts."""
-        self._metrics |= {name: _number(value) for name, value in metrics.items()}
+    def summary(self, metrics: Mapping[str, Any], *, first: Sequence[str] = ()) -> None:
+        """Merge headline numbers into metrics.json. Values: numbers (null if not finite) or short texts. first: the most
+        important names, which go before all others; the page shows the first ones at once."""
+        numbers = self._metrics | {name: _number(value) for name, value in metrics.items()}
+        self._metrics = {name: numbers[name] for name in first if name in numbers} | numbers
         with self._never_stopping("metrics.json"):
             write_json(self.folder / "metrics.json", self._metrics)
             if self._facts:

@@ -46,6 +46,9 @@ class Reader(HTMLParser):
         self.text.append(data)
 
 
+ENDS = {"": 0.0, "_low": -0.005, "_high": 0.005}
+
+
 def full_run(outputs: Path, name: str = "maze2d_medium_x") -> Run:
     run = Run.create(
         outputs, name, command=["/somewhere/main.py", "algorithm=df_planning", f"+name={name}", "load=old"]
@@ -105,6 +108,22 @@ def test_the_page_says_what_the_run_says(tmp_path: Path) -> None:
     assert "refresh" not in str(reader.tags)
 
 
+def test_many_results_come_after_the_pictures_and_fold_out_except_the_first(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "rollouts")
+    frames = {f"test/mse_frame_{n}{end}": 0.01 * n + by for n in range(1, 40) for end, by in ENDS.items()}
+    run.summary(frames)
+    run.summary({"test/psnr": 21.5, "test/psnr_low": 20.26, "test/psnr_high": 22.26}, first=["test/no", "test/psnr"])
+    run.image("sheet", np.zeros((4, 4, 3), np.uint8))
+    run.finish()
+    reader = read(run)
+    rows = [str(row["title"]) for tag, row in reader.tags if tag == "tr" and "title" in row]
+    assert rows == ["test/psnr", *(f"test/mse_frame_{n}" for n in range(1, 40))]
+    assert "21.5 (20.3 … 22.3)" in reader.text and "0.0100 (0.0050 … 0.0150)" in reader.text
+    tags = [tag for tag, _ in reader.tags]
+    assert tags.index("img") < tags.index("tr") and tags[: tags.index("details")].count("tr") == 1 + page.SHORT
+    assert f"{len(rows) - page.SHORT} more" in reader.text
+
+
 def test_the_commands_of_a_resumed_run_have_what_was_changed_when_it_was_resumed(tmp_path: Path) -> None:
     started = ["main.py", "dataset=toy", "experiment.training.max_steps=40", "outputs=here", "+seed=3"]
     run = Run.create(tmp_path, "toy", command=started)
@@ -155,7 +174,7 @@ def test_a_long_log_makes_a_small_page(tmp_path: Path) -> None:
 def test_headline_numbers_are_rounded_to_their_error(
     name: str, value: float, stderr: float, shown: tuple[str, str]
 ) -> None:
-    assert page.quantity(name, value, stderr) == shown
+    assert page.quantity(name, {name: value, f"{name}_stderr": stderr}) == shown
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ class VideoExperiment(BaseExperiment):
         numbers: dict[str, Any] = report.summary(scores) | gain | distances
         memory = numbers["peak_memory_megabytes"] = devices.peak_memory(device)
         self._say(f"  {scores.clips} clips, {numbers['seconds_per_frame']:.3f} s a frame, at most {memory:.0f} MB held")
-        self.run.summary({f"{task}/{name}": value for name, value in numbers.items()})
+        self._summary(task, numbers)
         caption = f"Each predicted frame of {scores.clips} clips, {task}"
         self.run.table(f"{task}_frames", report.rows(scores), caption=caption)
 
@@ -237,7 +237,11 @@ class VideoExperiment(BaseExperiment):
             roller.on_frames = stack.enter_context(Bar("judge", total=None, unit="frames")).advance
             numbers = judge(roller, batches, wanted, run=self.run, task=task, say=self._say)
         numbers["peak_memory_megabytes_judge"] = devices.peak_memory(device)
-        self.run.summary({f"{task}/{name}": value for name, value in numbers.items()})
+        self._summary(task, numbers)
+
+    def _summary(self, task: str, numbers: dict[str, Any]) -> None:
+        first = [f"{task}/{name}" for name in report.HEADLINES]
+        self.run.summary({f"{task}/{name}": value for name, value in numbers.items()}, first=first)
 
     def _say_where(self, task: str) -> None:
         if isinstance(self.run, NullRun):

@@ -66,6 +66,11 @@ NAMES = {
     SHUFFLED: "model, other clips' actions",
 }
 """Predictors as a legend names them."""
+HEADLINES = (
+    *("clips", "psnr", "psnr_copy_last", "ssim", "ssim_copy_last", "lpips", "fvd", "fvd_ratio", "sharpness_frame_16"),
+    *("actions_relative_frames_1_16", "actions_gain", "long_alive", "frames_per_second_p50", "seconds_per_frame"),
+)
+"""The results to read first."""
 COLUMNS = {
     "psnr": "PSNR",
     "psnr_copy_last": "copy last",
@@ -117,6 +122,7 @@ def rows(scores: Scores) -> list[dict[str, float | int]]:
 def summary(scores: Scores) -> dict[str, float | int]:
     """Each metric's mean over the horizon and at `CHECKED` frames for every predictor; the pixels' drift; the speed."""
     numbers: dict[str, float | int] = {"clips": scores.clips}
+    frames: dict[str, float | int] = {}
     for who in (MODEL, COPY, MEAN, BLEND):
         for metric in scores.metrics:
             if (who, metric) not in scores.curves:
@@ -129,16 +135,15 @@ def summary(scores: Scores) -> dict[str, float | int]:
                 if frame <= len(curve) and np.isfinite(curve[frame - 1]):
                     name = f"{_key(metric, who)}_frame_{frame}"
                     found = interval.numbers(name, frame - 1)
-                    numbers |= found if who == MODEL else {name: found[name]}
+                    frames |= found if who == MODEL else {name: found[name]}
     for who, suffix in ((MODEL, ""), (TRUTH, "_truth")):
         for name, values in zip(("mean", "variance"), scores.pixels(who), strict=True):
             finite = values[np.isfinite(values)].tolist()
             if finite:
                 numbers[f"pixel_{name}{suffix}_first"], numbers[f"pixel_{name}{suffix}_last"] = finite[0], finite[-1]
-    numbers |= judged(scores)
     numbers["frames_predicted"] = scores.frames
     numbers["seconds_per_frame"] = scores.seconds / max(1, scores.frames)
-    return numbers
+    return numbers | frames | judged(scores)
 
 
 def sharpness(scores: Scores, who: str) -> Interval | None:
@@ -326,12 +331,13 @@ def _compared(scores: Scores) -> list[str]:
 
 
 def _beside_copying(features: Features, report_of: Callable[..., FrechetReport], say: Say) -> dict[str, Any]:
-    """The model's distance from the truth, and copy-last's under names that end in _copy_last."""
+    """The model's distance from the truth, and copy-last's under names such as fvd_copy_last_low."""
     numbers: dict[str, Any] = {}
     for who, suffix in ((MODEL, ""), (COPY, f"_{COPY}")):
         if who in features:
             report = report_of(features[TRUTH], features[who], paired=True)
-            numbers |= {f"{name}{suffix}": value for name, value in report.metrics().items()}
+            key = report.name.lower()
+            numbers |= {name.replace(key, f"{key}{suffix}"): value for name, value in report.metrics().items()}
             say(f"    {who:12s} {report}")
     return numbers
 
@@ -378,7 +384,8 @@ class Drawing:
         chosen = grid_frames(self._observed)
         truths, shown = (np.zeros((count, len(chosen), height, width, 3), np.uint8) for _ in range(2))
         with contextlib.ExitStack() as stack:
-            videos = [self._video(stack, batch, clip) for clip in range(count if self._videos else 0)]
+            # The stack closes the last one first, and the page shows them in the order in which they were closed.
+            videos = [self._video(stack, batch, clip) for clip in reversed(range(count if self._videos else 0))][::-1]
             write = None
             if self._predictions is not None:
                 path = self._predictions / f"{self.task}_{number:04d}.npy"

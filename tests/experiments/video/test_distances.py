@@ -87,6 +87,7 @@ def test_fvd_is_of_the_openings_beside_copying_with_n_interval_floor_and_ratio(n
     copying = frechet_report(features[TRUTH], features[COPY], paired=True)
     assert found["fvd"] == pytest.approx(model.value, rel=1e-5) and found["fvd_samples"] == 8
     assert found["fvd_copy_last"] == pytest.approx(copying.value, rel=1e-5)
+    assert found["fvd_copy_last_low"] < found["fvd_copy_last"] < found["fvd_copy_last_high"]
     ratio = frechet_ratio(features[TRUTH], features[MODEL], features[COPY])
     assert found["fvd_ratio"] == pytest.approx(ratio.value, rel=1e-5) == found["fvd"] / found["fvd_copy_last"]
     assert found["fvd_ratio_low"] < found["fvd_ratio"] < found["fvd_ratio_high"] and found["fvd_ratio"] < 1
