@@ -38,6 +38,7 @@ from diffusion_forcing.metrics.planning import planning_report
 from diffusion_forcing.options import Count, Natural
 from diffusion_forcing.progress import Bar
 from diffusion_forcing.terminal import counted
+from diffusion_forcing.tracking.page import quantity
 
 Array = NDArray[np.float64]
 
@@ -402,8 +403,9 @@ class PlanningExperiment(BaseExperiment):
         self.run.summary(report)
         for key in PRINTED:
             if f"planning/{key}" in report:
-                error = f" ± {report[f'planning/{key}_stderr']:.2g}" if len(rewards) > 1 else ""
-                self._say(f"  {key:24s} {report[f'planning/{key}']:9.4g}{error}")
+                number, unit = quantity(f"planning/{key}", report)
+                self._say(f"  {key:24s} {number:>15s} {unit}".rstrip())
+        self._say("  docs/planning.md defines them: How the score is computed")
 
     def _draw(
         self, task: str, played: Episodes, planner: Planner, device: torch.device, seed: int, goal_distance: float

@@ -24,8 +24,17 @@ from diffusion_forcing.files import write_atomic
 from diffusion_forcing.launch.usage import COMMANDS, line_of
 from diffusion_forcing.options import build_options, leaves
 from diffusion_forcing.terminal import say, tell
-from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines, started_with
-from diffusion_forcing.tracking.records import RunRecord, find_run, rank, read_config, read_run, read_runs, remove
+from diffusion_forcing.tracking.page import COMPARED, comparison_page, headlines
+from diffusion_forcing.tracking.records import (
+    RunRecord,
+    find_run,
+    rank,
+    read_config,
+    read_run,
+    read_runs,
+    remove,
+    started_with,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

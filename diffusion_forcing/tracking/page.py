@@ -26,7 +26,7 @@ from markupsafe import Markup
 
 from diffusion_forcing.files import open_file, read_bytes
 from diffusion_forcing.terminal import clean
-from diffusion_forcing.tracking.records import LARGEST, Point, RunRecord, read_config
+from diffusion_forcing.tracking.records import LARGEST, Point, RunRecord, read_config, started_with
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -180,14 +180,6 @@ def headlines(run: RunRecord, most: int = 4) -> str:
             text, unit = quantity(name, {name: value})
             parts.append(f"{name.rpartition('/')[2].replace('_', ' ')} {text}{' %' if unit == '%' else ''}")
     return " · ".join(parts[:most])
-
-
-def started_with(words: Sequence[str]) -> list[str]:
-    """The command line a person would type for `words` (sys.argv): `python -m main …` or `diffusion-forcing …`."""
-    program = Path(words[0]).name if words else ""
-    if program in ("main.py", "__main__.py", "-m", "-c", ""):
-        return ["python", "-m", "main", *words[1:]]
-    return ["python", *words] if program.endswith(".py") else [program, *words[1:]]
 
 
 def repeated(run: RunRecord) -> list[str]:

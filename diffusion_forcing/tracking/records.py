@@ -113,6 +113,16 @@ def _merged(a: Point, b: Point | None = None) -> Point:
     return Point(a.first, b.last, mean, min(a.low, b.low), max(a.high, b.high), values)
 
 
+def started_with(words: Sequence[str]) -> list[str]:
+    """The command line a person would type for `words` (sys.argv): `python -m main …`, `diffusion-forcing …`."""
+    program = Path(words[0] if words else "")
+    if program.parts[-2:] == ("diffusion_forcing", "__main__.py"):
+        return ["python", "-m", "diffusion_forcing", *words[1:]]
+    if program.name in ("main.py", "__main__.py", "-m", "-c", ""):
+        return ["python", "-m", "main", *words[1:]]
+    return ["python", *words] if program.suffix == ".py" else [program.name, *words[1:]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """One run as its files describe it. `step` is the last one logged, None before the first."""

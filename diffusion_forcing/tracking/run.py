@@ -62,7 +62,15 @@ from diffusion_forcing.files import (
 )
 from diffusion_forcing.terminal import clean
 from diffusion_forcing.tracking.page import run_page
-from diffusion_forcing.tracking.records import ENTRIES, SUFFIXES, TEXT, read_media, read_metadata, read_run
+from diffusion_forcing.tracking.records import (
+    ENTRIES,
+    SUFFIXES,
+    TEXT,
+    read_media,
+    read_metadata,
+    read_run,
+    started_with,
+)
 
 ID_LENGTH = 8  # lower-case letters and digits, a letter first; there are 2e12 such ids
 REFRESH_SECONDS = 30.0  # the page is rewritten at most this often while the run goes on …
@@ -490,8 +498,6 @@ def results(metadata: Mapping[str, Any], facts: Mapping[str, Any], metrics: Mapp
     version). metrics: of metrics.json."""
     counts = {name: value for name, value in metrics.items() if name.rpartition("/")[2] in COUNTS}
     listed = [name for name in metrics if name not in counts and not name.endswith(_BESIDE)]
-    words = (metadata.get("resumed") or [{}])[-1].get("command") or metadata.get("command") or ["main.py"]
-    program = "diffusion-forcing" if Path(words[0]).stem in ("__main__", "diffusion-forcing") else "python -m main"
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -499,7 +505,11 @@ def results(metadata: Mapping[str, Any], facts: Mapping[str, Any], metrics: Mapp
         "counts": counts,
         "metrics": [_metric(name, metrics) for name in listed if isinstance(metrics[name], int | float | None)],
         "run": {key: metadata.get(key) for key in ("id", "name", "started", "python", "commit")},
-        "command": f"{program} {shlex.join(words[1:])}".rstrip(),
+        "command": shlex.join(started_with(metadata.get("command") or [])),
+        "resumed": [
+            {"time": again["time"], "command": shlex.join(started_with(again["command"] or []))}
+            for again in metadata.get("resumed", [])
+        ],
     }
 
 

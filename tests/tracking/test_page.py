@@ -183,6 +183,7 @@ def test_headline_numbers_are_rounded_to_their_error(
         (["/a/main.py", "x=1"], ["python", "-m", "main", "x=1"]),
         (["/usr/bin/diffusion-forcing", "x=1"], ["diffusion-forcing", "x=1"]),
         (["mine.py", "x=1"], ["python", "mine.py", "x=1"]),
+        (["/a/diffusion_forcing/__main__.py", "forecast"], ["python", "-m", "diffusion_forcing", "forecast"]),
         ([], ["python", "-m", "main"]),
     ],
 )

@@ -37,4 +37,11 @@ def test_counts_texts_and_what_belongs_to_a_metric_are_no_metrics() -> None:
     assert content["counts"] == {"a/episodes": 4}
     assert [entry["name"] for entry in content["metrics"]] == ["a/x"]
     assert (content["seed"], content["run"]["id"]) == (1, "k")
-    assert content["command"] == "diffusion-forcing 'a=[b c]'"
+    assert content["command"] == "diffusion-forcing 'a=[b c]'" and content["resumed"] == []
+
+
+def test_the_command_of_a_resumed_run_is_the_first_one_and_the_others_stand_apart() -> None:
+    again = {"time": "2026-11-27T06:00:00+00:00", "command": ["/x/main.py", "resume=k"], "commit": None}
+    content = results({"command": ["/x/main.py", "a=1"], "resumed": [again]}, {}, {})
+    assert content["command"] == "python -m main a=1"
+    assert content["resumed"] == [{"time": again["time"], "command": "python -m main resume=k"}]
