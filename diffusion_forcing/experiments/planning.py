@@ -286,13 +286,15 @@ class PlanningExperimentOptions(ExperimentOptions):
     """`experiment=exp_planning`.
 
     episodes: how many are played; episode_seed: which (validation; test adds 10,000). start, goal: [x, y] in metres, of
-    every episode; each its own where empty. No oracle is reported for a chosen start or goal.
+    every episode; each its own where empty. No oracle is reported for a chosen start or goal. minari_id: that
+    `export_minari` writes, such as mine/medium-v0; diffusion_forcing/<maze>-v0 where empty.
     """
 
     episodes: Count = 100
     episode_seed: Natural = 0
     start: tuple[float, ...] = ()
     goal: tuple[float, ...] = ()
+    minari_id: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -326,8 +328,8 @@ class PlanningExperiment(BaseExperiment):
         if export is None:
             raise UserError("only dataset=maze2d_* can be written as a Minari data set; choose one of them")
         self._prepare(weights=False)
-        folder = export()
-        name = f"{folder.parent.name}/{folder.name}"
+        folder = export(self.options.minari_id or None)
+        name = self.options.minari_id or f"{folder.parent.name}/{folder.name}"
         self._say(f"wrote {folder}; minari.load_dataset('{name}'), or dataset.source=minari dataset.path={name}")
 
     def training(self) -> None:

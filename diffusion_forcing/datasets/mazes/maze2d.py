@@ -212,6 +212,8 @@ def write_minari(dataset_id: str, store: Store, *, environment: Any, steps: int)
         from minari.data_collector import EpisodeBuffer
     except ImportError as error:
         raise UserError(f"writing a Minari data set needs {_EXTRA}") from error
+    is_id = re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", dataset_id) is not None
+    require(is_id, f"'{dataset_id}' cannot be the id of a Minari data set; give one such as mine/medium-v0")
     folder = _root() / dataset_id
     require(not folder.exists(), f"{folder} exists; run `minari delete {dataset_id}` first")
     episodes = []

@@ -311,9 +311,11 @@ def spec_of(
     part = table.values[:training_end]
     empty = ~np.isfinite(known).any(axis=0)
     if empty.any():
-        name = table.names[int(empty.argmax())]
+        column = int(empty.argmax())
+        name, values = table.names[column], np.flatnonzero(table.observed[:, column])
+        since = f", the first is at {table.times(int(values[0]), 1)[0]}" if len(values) else ""
         raise UserError(
-            f"series '{name}' has no value in the {len(known)} steps to train on; "
+            f"series '{name}' has no value in the {len(known)} steps to train on{since}; "
             f"leave it out: {typed('dataset.leave_out', name)}"
         )
     methods = choose(known, prediction, seasons_of(table.freq, len(known)))

@@ -18,6 +18,7 @@ import pandas
 from numpy.typing import NDArray
 
 from diffusion_forcing.datasets.series.times import (
+    breaks,
     checked_freq,
     date_features,
     freq_of,
@@ -86,10 +87,12 @@ def regular(
     """A pandas frame of series, indexed by sorted times, on regular steps of `freq`; null: found from the times."""
     freq = freq or freq_of(frame.index)
     if freq is None:
-        often = usual_distance(frame.index)
+        often, gaps = usual_distance(frame.index), breaks(frame.index)
         raise UserError(
-            f"{source}: the time between two rows cannot be told from the times; give dataset.freq, such as D or h"
-            + (f" (most often it is {often})" if often else "")
+            f"{source}: the time between two rows cannot be told from the times"
+            + (f": most often it is {often}" if often else "")
+            + (f", but not {gaps}" if gaps else "")
+            + f"; complete the rows, or give dataset.freq, such as {often or 'D or h'}: what has no row is then missing"
         )
     freq = checked_freq(freq)
     with quietly():

@@ -126,6 +126,18 @@ def usual_distance(times: pandas.DatetimeIndex) -> str | None:
     return str(to_offset(apart.mode().iloc[0]).freqstr)
 
 
+def breaks(times: pandas.DatetimeIndex, most: int = 3) -> str:
+    """The first places where sorted times do not go on by their usual distance, as `from … to …`; "" without any."""
+    apart = times.to_series().diff().dropna()
+    low = high = apart.mode().iloc[0] if len(apart) else pandas.Timedelta(0)
+    if usual_distance(times) == "M":
+        low, high = pandas.Timedelta("28D"), pandas.Timedelta("31D")
+    odd = np.flatnonzero(~apart.between(low, high))
+    shown = [" to ".join(str(time).removesuffix(" 00:00:00") for time in times[at : at + 2]) for at in odd[:most]]
+    more = f" and {len(odd) - most:,} more" if len(odd) > most else ""
+    return f"from {', '.join(shown)}{more}" if shown else ""
+
+
 def offset_of(times: pandas.DatetimeIndex, freq: str) -> pandas.DateOffset | None:
     """What leads from one time to the next: the first plus n of it is time n of the regular steps. None where times
     stand elsewhere in each step."""

@@ -14,6 +14,8 @@ from diffusion_forcing.datasets.mazes.maze2d import Maze2d, Maze2dOptions, find_
 from diffusion_forcing.environments.mazes.layout import MAZES
 from diffusion_forcing.environments.mazes.maze2d import Maze2dEnv
 from diffusion_forcing.errors import UserError
+from diffusion_forcing.experiments.planning import PlanningExperiment, PlanningExperimentOptions
+from diffusion_forcing.tracking.run import NullRun
 
 UMAZE = MAZES["umaze"]
 
@@ -156,13 +158,17 @@ def test_our_data_is_read_by_minari_with_its_environment_and_by_us_again(
     assert again.store.episodes.tolist() == [[0, 699]]
     with pytest.raises(UserError, match="minari delete"):
         ours.export_minari()
+    chosen = PlanningExperimentOptions(minari_id="mine/own-v3")
+    experiment = PlanningExperiment(chosen, algorithm=None, dataset=ours, run=NullRun())
+    experiment.export_minari()
+    assert minari.load_dataset("mine/own-v3").total_steps == 699
 
 
 def test_an_export_that_fails_leaves_nothing_and_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     ours = Maze2d(options(tmp_path / "data", None, source="generate", num_steps=50))
-    for name in ("no version", "a/b"):
+    for name in ("no version", "a/b", "../../x-v0"):
         with pytest.raises(UserError) as caught:
             ours.export_minari(name)
         assert name in str(caught.value) and "\n" not in str(caught.value)

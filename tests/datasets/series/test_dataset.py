@@ -123,7 +123,7 @@ def test_a_constant_variate_is_scaled_by_one() -> None:
 def test_a_series_that_begins_after_the_training_part_is_one_line() -> None:
     table = counting()
     table.values[:30, 1] = np.nan
-    with pytest.raises(UserError, match="series 'b' has no value in the 30 steps to train on"):
+    with pytest.raises(UserError, match="series 'b' has no value in the 30 steps to train on, the first is at 2024-"):
         spec_of(table, 30, (1,), 6, 4)
 
 
