@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms import parallel
+from diffusion_forcing.algorithms.objectives import Distillation, teacher_forcing_loss
 from diffusion_forcing.algorithms.parallel import SharedGenerator
 from diffusion_forcing.checkpoints import load, places, resolve, save
 from diffusion_forcing.checkpoints.format import sized_by
 from diffusion_forcing.diffusion import (
     DiffusionForcing,
-    Distillation,
     Loss,
     Sampler,
     build_parameterization,
@@ -32,10 +32,9 @@ from diffusion_forcing.diffusion import (
     ema_of,
     loss_mask,
     per_token,
-    teacher_forcing_loss,
 )
 from diffusion_forcing.diffusion.ema import Average
-from diffusion_forcing.diffusion.loss_weighting import Weighting, weighting_of
+from diffusion_forcing.diffusion.loss_weighting import Weighting
 from diffusion_forcing.diffusion.noise import uniform
 from diffusion_forcing.diffusion.noise_levels import MATRICES, NoiseLevel
 from diffusion_forcing.errors import UserError, check_range, require
@@ -189,7 +188,7 @@ class AlgorithmOptions:
 class RecurrentDiffusionOptions(NoisingOptions):
     """The RNN line's settings of diffusion.
 
-    use_snr, use_cum_snr: whether a token's own SNR and that of its history weigh the loss (`weighting_of`). self_condition: each token is
+    use_snr, use_cum_snr: whether a token's own SNR and that of its history weigh the loss. self_condition: each token is
     denoised twice, the second time with the first prediction as an input (Chen et al. 2023).
     """
 
@@ -206,7 +205,9 @@ class RecurrentDiffusionOptions(NoisingOptions):
 
     @property
     def weighting(self) -> Weighting:
-        return weighting_of(self.use_snr, self.use_cum_snr)
+        if self.use_cum_snr:
+            return "fused_snr" if self.use_snr else "cum_snr"
+        return "min_snr" if self.use_snr else "uniform"
 
     def token_decay(self, frame_stack: int, frame_skip: int) -> float:
         """The RNN line decays for each frame of a token; frames that the data skips do not count."""
@@ -424,7 +425,7 @@ class ForcingAlgorithm(lightning.LightningModule):
     def distill(self, *, grid: int, steps: int) -> None:
         """From here on train a student of at most `steps` sampling steps, whose teacher has the present weights for sampling.
 
-        The student starts from them. grid: levels of the teacher's curve (`diffusion/consistency.py`).
+        The student starts from them. grid: levels of the teacher's curve (`algorithms/objectives.py`).
         """
         require(not self.teacher_forced, "a network of algorithm.noise_level=teacher_forcing cannot be distilled")
         diffusion = replace(

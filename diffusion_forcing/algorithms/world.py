@@ -6,7 +6,7 @@ past that is as noisy as a rollout shows it (docs/world_model.md has the reason 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -27,12 +27,55 @@ from diffusion_forcing.diffusion import (
     mask_absent,
     per_token,
 )
-from diffusion_forcing.diffusion.noise import uniform
-from diffusion_forcing.diffusion.noise_levels import LevelDensity
-from diffusion_forcing.errors import UserError, check_fixed, check_range
+from diffusion_forcing.diffusion.noise import normal, uniform
+from diffusion_forcing.errors import UserError, check_fixed, check_not_negative, check_positive, check_range
 from diffusion_forcing.networks.world import WorldNetwork
 from diffusion_forcing.networks.world_layers import Warped
 from diffusion_forcing.options import Count, Decay, Natural, NotNegative, Share, check_limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelDensity:
+    """Which noise σ the frames of a world model are trained at: ln σ is normal, with other means for frames that serve as past and as target.
+
+    past: (mean, deviation) of ln σ of frames that others look back to, cut at past_max; target: the same of frames that are denoised; pure:
+    share of targets at the last level, pure noise, where sampling begins.
+    """
+
+    past: tuple[float, float] = (-3.0, 1.0)
+    past_max: float = 0.3
+    target: tuple[float, float] = (-0.4, 1.4)
+    pure: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_positive("levels.past_max", self.past_max)
+        check_range("levels.pure", self.pure, 0, 1)
+        for name in ("past", "target"):
+            check_not_negative(f"levels.{name}[1]", getattr(self, name)[1])
+
+    def draw_past(self, sigmas: Tensor, shape: Sequence[int], *, generator: torch.Generator | None) -> Tensor:
+        """Levels of `shape` (b, …) like those of a rollout's past. sigmas: (K,), rising."""
+        drawn = normal(shape, generator=generator, device=sigmas.device)
+        return _level_of((self.past[0] + self.past[1] * drawn).exp().clamp(max=self.past_max), sigmas)
+
+    def draw_target(self, sigmas: Tensor, shape: Sequence[int], *, generator: torch.Generator | None) -> Tensor:
+        """Levels of `shape` (b, …) like those that a frame passes while it is sampled."""
+        drawn = normal(shape, generator=generator, device=sigmas.device)
+        levels = _level_of((self.target[0] + self.target[1] * drawn).exp(), sigmas)
+        pure = uniform(shape, generator=generator, device=sigmas.device) < self.pure
+        return torch.where(pure, len(sigmas) - 1, levels)
+
+    def draw_mixture(self, sigmas: Tensor, shape: Sequence[int], *, generator: torch.Generator | None) -> Tensor:
+        """Levels of `shape` (b, …), each with probability ½ of a past and of a target: any combination occurs, as in Diffusion Forcing, but the
+        ones that sampling meets occur most."""
+        past = uniform(shape, generator=generator, device=sigmas.device) < 0.5
+        as_past = self.draw_past(sigmas, shape, generator=generator)
+        return torch.where(past, as_past, self.draw_target(sigmas, shape, generator=generator))
+
+
+def _level_of(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """The first level with at least the noise σ, the last where none has."""
+    return torch.searchsorted(sigmas, sigma).clamp(max=len(sigmas) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ Read `forcing.py` (the loss, one step), then `sampler.py` (the rollout), and of 
 both algorithms of the paper to these lines.
 """
 
-from diffusion_forcing.diffusion.consistency import Distillation
 from diffusion_forcing.diffusion.ema import ema_of
 from diffusion_forcing.diffusion.forcing import DiffusionForcing, Loss
 from diffusion_forcing.diffusion.guidance import GradientGuidance, classifier_free_guidance, history_guidance
@@ -13,11 +12,9 @@ from diffusion_forcing.diffusion.parameterization import Prediction, add_noise, 
 from diffusion_forcing.diffusion.sampler import Sampler
 from diffusion_forcing.diffusion.schedules import NoiseSchedule, build_schedule, per_token
 from diffusion_forcing.diffusion.scheduling import sampling_levels, scheduling_matrix, validate_matrix
-from diffusion_forcing.diffusion.teacher_forcing import teacher_forcing_loss
 
 __all__ = [
     "DiffusionForcing",
-    "Distillation",
     "GradientGuidance",
     "Loss",
     "NoiseSchedule",
@@ -35,6 +32,5 @@ __all__ = [
     "per_token",
     "sampling_levels",
     "scheduling_matrix",
-    "teacher_forcing_loss",
     "validate_matrix",
 ]

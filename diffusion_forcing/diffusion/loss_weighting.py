@@ -2,7 +2,7 @@
 
 min-SNR (Hang et al. 2023) looks at the token alone. Fused SNR looks at its history too: a noisy token after a clean past is nearly
 known, so the past's SNR is carried along by a running mean and fused with the token's own. The RNN line can also look at the history
-alone, or at neither (`weighting_of`).
+alone (`cum_snr`), or at neither (`uniform`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,6 @@ from diffusion_forcing.errors import UserError
 
 Objective = Literal["pred_noise", "pred_x0", "pred_v", "pred_edm"]
 Weighting = Literal["min_snr", "fused_snr", "cum_snr", "uniform"]
-
-
-def weighting_of(use_snr: bool, use_cum_snr: bool) -> Weighting:
-    """The weighting that the RNN line's switches choose."""
-    if use_cum_snr:
-        return "fused_snr" if use_snr else "cum_snr"
-    return "min_snr" if use_snr else "uniform"
 
 
 def loss_weight(schedule: NoiseSchedule, k: Tensor, objective: str, weighting: str, *, decay: float) -> Tensor:
@@ -60,11 +53,16 @@ def cum_snr_weight(schedule: NoiseSchedule, k: Tensor, *, decay: float) -> Tenso
 
 
 def min_snr_weight(schedule: NoiseSchedule, k: Tensor, objective: str) -> Tensor:
-    """Weights (b, t) of tokens at levels k: (b, t): ε: clip/SNR · x₀: clip · v: clip/(SNR+1), clip being the clipped SNR."""
-    snr, clipped = schedule.snr[k], schedule.clipped_snr[k]
+    """Weights (b, t) of tokens at levels k: (b, t) from their own SNR."""
+    return _weight(schedule.snr[k], schedule.clipped_snr[k], objective)
+
+
+def _weight(snr: Tensor, clipped: Tensor, objective: str) -> Tensor:
+    """ε: clip/SNR · x₀: clip · v: clip/(SNR+1), clip being the clipped SNR."""
     match objective:
         case "pred_noise":
-            return clipped / snr
+            # float32 rounds a tiny SNR to 0 (cosine's last level: the released code divides 0 by 0 there); its weight is 1.
+            return torch.where(snr > 0, clipped / torch.where(snr > 0, snr, 1.0), 1.0)
         case "pred_x0":
             return clipped
         case "pred_v":
@@ -83,24 +81,13 @@ def running_mean_of_history(values: Tensor, decay: float) -> Tensor:
 
 
 def fused_snr_weight(schedule: NoiseSchedule, k: Tensor, objective: str, *, decay: float) -> Tensor:
-    """Weights (b, t) of tokens at levels k: (b, t) from their own and their history's SNR.
+    """Weights (b, t) of tokens at levels k: (b, t) from their own and their history's SNR, fused, as shares of the clip.
 
-    `decay` is that from one token to the next (`NoisingOptions.token_decay`). With C and N the fused clipped and
-    unclipped ratios: ε: C/N · x₀: C·snr_clip · v: C·snr_clip/(N·snr_clip + 1). Where N vanishes, C/N takes its limit 1.
+    `decay` is that from one token to the next (`NoisingOptions.token_decay`).
     """
+    clip = schedule.snr_clip
     # SNR of the token itself and of its history, as shares of the clip.
-    own_clipped = schedule.clipped_snr[k] / schedule.snr_clip
-    own = schedule.snr[k] / schedule.snr_clip
+    own, own_clipped = schedule.snr[k] / clip, schedule.clipped_snr[k] / clip
     past = decay * running_mean_of_history(own_clipped, decay)
-    # C and N.
-    fused_clipped = 1 - (1 - past) * (1 - own_clipped)
-    fused = 1 - (1 - past) * (1 - own)
-    match objective:
-        case "pred_noise":
-            # float32 rounds a tiny SNR to N = 0 (cosine's last level: the released code divides 0 by 0 there); C = N below the clip
-            return torch.where(fused > 0, fused_clipped / torch.where(fused > 0, fused, 1.0), 1.0)
-        case "pred_x0":
-            return fused_clipped * schedule.snr_clip
-        case "pred_v":
-            return fused_clipped * schedule.snr_clip / (fused * schedule.snr_clip + 1)
-    raise UserError(f"objective '{objective}' has no loss weight; allowed: pred_noise, pred_x0, pred_v")
+    fused, fused_clipped = (1 - (1 - past) * (1 - share) for share in (own, own_clipped))
+    return _weight(fused * clip, fused_clipped * clip, objective)

@@ -8,7 +8,7 @@ chunks to a growing one for as long as it is asked to, `rollout` up to a length.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ Conditions = Tensor | Callable[[int, int], Tensor]
 """(b, length, d), or `conditions(start, end) -> (b, end − start, d)`: asked once for each token, when it is about to be sampled."""
 
 
+@dataclass(eq=False)
 class Sampler:
     """Draws tokens from a trained DiffusionForcing.
 
@@ -47,41 +48,33 @@ class Sampler:
     are handed out and remembered, such as rounding to values that data can have; twice must be the same as once.
     """
 
-    def __init__(
-        self,
-        forcing: DiffusionForcing,
-        *,
-        sampling_timesteps: int,
-        scheduling_matrix: str = "autoregressive",
-        uncertainty_scale: float = 1.0,
-        eta: float = 0.0,
-        condition_scale: float = 1.0,
-        history_scale: float = 1.0,
-        history_level: int | None = None,
-        resample: int = 1,
-        past_shown: Past = "clean",
-        noisy_context: bool = False,
-        finish: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        if past_shown == "same" and scheduling_matrix != "full_sequence":
+    forcing: DiffusionForcing
+    _: KW_ONLY
+    sampling_timesteps: int
+    scheduling_matrix: str = "autoregressive"
+    uncertainty_scale: float = 1.0
+    eta: float = 0.0
+    condition_scale: float = 1.0
+    history_scale: float = 1.0
+    history_level: int | None = None
+    resample: int = 1
+    past_shown: Past = "clean"
+    noisy_context: bool = False
+    finish: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.past_shown == "same" and self.scheduling_matrix != "full_sequence":
             raise UserError(
-                f"scheduling_matrix={scheduling_matrix} gives tokens different levels; past_shown=same needs one level: full_sequence"
+                f"scheduling_matrix={self.scheduling_matrix} gives tokens different levels; "
+                "past_shown=same needs one level: full_sequence"
             )
-        check_minimum("resample", resample, 1)
-        self.forcing = forcing
-        self.sampling_timesteps = sampling_timesteps
-        self.scheduling_matrix = scheduling_matrix
-        self.uncertainty_scale = uncertainty_scale
-        self.eta = eta
-        self.resample = resample
-        self.past_shown = past_shown
-        self.noisy_context = noisy_context
-        self.finish = finish
-        timesteps = forcing.schedule.timesteps
-        self.levels = sampling_levels(timesteps, sampling_timesteps)
-        self.ancestral = sampling_timesteps == timesteps
+        check_minimum("resample", self.resample, 1)
+        timesteps = self.forcing.schedule.timesteps
+        self.levels = sampling_levels(timesteps, self.sampling_timesteps)
+        self.ancestral = self.sampling_timesteps == timesteps
         self.branches = combine(
-            classifier_free_guidance(condition_scale), history_guidance(history_scale, timesteps, history_level)
+            classifier_free_guidance(self.condition_scale),
+            history_guidance(self.history_scale, timesteps, self.history_level),
         )
         self.noises_history = any(branch.history is not None for branch in self.branches)
 

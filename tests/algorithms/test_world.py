@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from diffusion_forcing.algorithms.objectives import Distillation
 from diffusion_forcing.algorithms.world import (
+    LevelDensity,
     WarmupAndDecay,
     World,
     WorldDiffusionOptions,
@@ -19,8 +21,6 @@ from diffusion_forcing.algorithms.world import (
 )
 from diffusion_forcing.checkpoints import load, save
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.diffusion import Distillation
-from diffusion_forcing.diffusion.noise_levels import LevelDensity
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.launch.structure import check_task
 from diffusion_forcing.networks.world import SIZES, WorldSize

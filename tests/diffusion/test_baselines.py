@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_forcing.algorithms.objectives import teacher_forcing_loss
 from diffusion_forcing.diffusion import (
     DiffusionForcing,
     GradientGuidance,
@@ -17,7 +18,6 @@ from diffusion_forcing.diffusion import (
     draw_noise_levels,
     loss_mask,
 )
-from diffusion_forcing.diffusion.teacher_forcing import teacher_forcing_loss
 from diffusion_forcing.errors import UserError
 from diffusion_forcing.networks import Transformer
 from diffusion_forcing.networks.recurrent import recurrent_mlp, recurrent_unet

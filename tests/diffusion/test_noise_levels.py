@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from diffusion_forcing.algorithms.world import LevelDensity
 from diffusion_forcing.diffusion import build_schedule, draw_noise_levels, loss_mask, mask_absent
 from diffusion_forcing.diffusion.noise import offset_normal
-from diffusion_forcing.diffusion.noise_levels import LevelDensity
 from diffusion_forcing.errors import UserError
 
 CPU = torch.device("cpu")

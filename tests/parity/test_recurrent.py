@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.algorithms.base import RecurrentMLPOptions
+from diffusion_forcing.algorithms.base import RecurrentDiffusionOptions, RecurrentMLPOptions
 from diffusion_forcing.algorithms.planning.algorithm import Draws
 from diffusion_forcing.algorithms.planning.recurrent import RecurrentPlanning, RecurrentPlanningOptions
 from diffusion_forcing.diffusion import DiffusionForcing, build_parameterization, build_schedule
-from diffusion_forcing.diffusion.loss_weighting import weighting_of
 from diffusion_forcing.networks.recurrent import Latent, Recurrent, recurrent_mlp, recurrent_unet
 from tests.parity.recorded import DATA, Recording, flip, norm, recording
 from tests.parity.released_rollout import ddim_row, released_rollout
@@ -98,11 +97,12 @@ def forcing(recorded: Recording, **changes: Any) -> DiffusionForcing:
 
 
 def over(net: nn.Module, diffusion: dict[str, Any], frame_stack: int) -> DiffusionForcing:
+    options = RecurrentDiffusionOptions(use_snr=diffusion["use_snr"], use_cum_snr=diffusion["use_cum_snr"])
     return DiffusionForcing(
         net,
         build_schedule(diffusion["beta_schedule"], diffusion["timesteps"], snr_clip=diffusion["snr_clip"]),
         build_parameterization(diffusion["objective"], clip_noise=diffusion["clip_noise"]),
-        weighting=weighting_of(diffusion["use_snr"], diffusion["use_cum_snr"]),
+        weighting=options.weighting,
         cum_snr_decay=diffusion["cum_snr_decay"] ** frame_stack,
         clip_noise=diffusion["clip_noise"],
         stabilization_level=1,

@@ -1,17 +1,4 @@
-"""Consistency distillation: a student that reaches in one or two steps what its teacher reaches in many (Song et al. 2023, Geng et al. 2024).
-
-The teacher's sampling follows a curve from noise to a clean token. The student f(x, k), the clean token it predicts, is trained to give the
-same answer at neighbouring points of that curve, and the clean token itself at its end:
-
-    x_r = the teacher's DDIM step of x_s from level s to the next lower level r of a grid
-    loss = huber(f(x_s, s) − f⁻(x_r, r)) / (ln(1 + σ_s) − ln(1 + σ_r)),  f⁻ without gradient;  at the end the target is the clean token
-
-The gap is that of σ where there is little noise, and that of its logarithm where there is much: schedules that end at σ 5 and at σ 150 are
-weighed alike.
-
-`Distillation` is a `DiffusionForcing` with this loss, so an algorithm distils by training with it. Every token has a level of its own, as in
-Algorithm 1, and conditions, memory and past are the same in all three calls.
-"""
+"""Other losses than Algorithm 1's, by the same call: teacher forcing, a baseline of the paper, and consistency distillation."""
 
 from __future__ import annotations
 
@@ -20,18 +7,66 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_forcing.diffusion.forcing import DiffusionForcing, Loss, network_inputs
-from diffusion_forcing.diffusion.parameterization import add_noise
-from diffusion_forcing.diffusion.schedules import per_token
-from diffusion_forcing.diffusion.scheduling import sampling_levels
+from diffusion_forcing.diffusion import DiffusionForcing, Loss, add_noise, per_token, sampling_levels
+from diffusion_forcing.diffusion.forcing import network_inputs
 from diffusion_forcing.errors import check_range
+
+# ------------------------------------------------------------------------------------------------------ teacher forcing
+# Next-token prediction noises one token of a sequence. A network with `teacher_forced` can be shown the clean sequence
+# beside the noised one, so that all tokens train in one call, each behind a clean past.
+
+
+class TeacherForcedNetwork(nn.Module):
+    """A network that predicts each of its tokens from a clean past. past: (b, t, *c) at levels past_k: (b, t), as the network sees it."""
+
+    def __init__(self, network: nn.Module, past: Tensor, past_k: Tensor) -> None:
+        super().__init__()
+        self.network, self.past, self.past_k = network, past, past_k
+
+    def forward(
+        self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None
+    ) -> tuple[Tensor, None]:
+        network: Any = self.network
+        return network.teacher_forced(self.past, self.past_k, x, k, conditions, memory), None
+
+
+def teacher_forcing_loss(forcing: DiffusionForcing, x: Tensor, k: Tensor, **options: Any) -> Loss:
+    """`DiffusionForcing.loss` of clean tokens x: (b, t, *c) at levels k: (b, t), each predicted from the clean tokens before it."""
+    past, past_k = forcing.stabilize(x, torch.full_like(k, -1))
+
+    def loss_weight(k: Tensor) -> Tensor:
+        """Weights (b, t): a weight that looks at the history sees a clean one."""
+        token = torch.arange(k.shape[1], device=k.device)
+        # (b, t, t): for each token, the levels of a sequence whose earlier tokens are clean.
+        levels = torch.where(token < token[:, None], past_k[:, None], k[..., None])
+        weights = forcing.loss_weight(levels.flatten(0, 1)).unflatten(0, k.shape)
+        return weights.diagonal(dim1=-2, dim2=-1)
+
+    network = TeacherForcedNetwork(forcing.network, past, past_k)
+    return forcing.over(network, loss_weight=loss_weight).loss(x, k, **options)
+
+
+# --------------------------------------------------------------------------------------------- consistency distillation
+# A student that reaches in one or two steps what its teacher reaches in many (Song et al. 2023, Geng et al. 2024). The
+# teacher's sampling follows a curve from noise to a clean token. The student f(x, k), the clean token it predicts, is
+# trained to give the same answer at neighbouring points of that curve, and the clean token itself at its end:
+#
+#     x_r = the teacher's DDIM step of x_s from level s to the next lower level r of a grid
+#     loss = huber(f(x_s, s) − f⁻(x_r, r)) / (ln(1 + σ_s) − ln(1 + σ_r)),  f⁻ without gradient;  at the end the clean token
+#
+# The gap is that of σ where there is little noise, and that of its logarithm where there is much: schedules that end at
+# σ 5 and at σ 150 are weighed alike.
 
 HUBER = 0.03
 """c of huber(u) = √(mean u² + c²) − c: errors much larger than c, in units of the tokens, count by their size, not its square."""
 
 
 class Distillation(DiffusionForcing):
-    """The method over a student network. `teacher`: a trained network of the same method; grid: number of levels of the curve."""
+    """The method over a student network with this loss, so that an algorithm distils by training with it.
+
+    Every token has a level of its own, as in Algorithm 1; conditions, memory and past are the same in all three calls.
+    `teacher`: a trained network of the same method; grid: number of levels of the curve.
+    """
 
     def __init__(
         self, student: DiffusionForcing, teacher: nn.Module, *, target: nn.Module | None = None, grid: int = 32

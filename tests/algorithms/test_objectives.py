@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffusion_forcing.algorithms.objectives import Distillation
 from diffusion_forcing.diffusion import (
     DiffusionForcing,
-    Distillation,
     Sampler,
     build_parameterization,
     build_schedule,
