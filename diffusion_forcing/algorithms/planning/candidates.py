@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from diffusion_forcing.algorithms.planning.planner import Planner
+from diffusion_forcing.algorithms.planning.planner import PlanInputs, Planner
 from diffusion_forcing.diffusion import add_noise
 from diffusion_forcing.diffusion.sampler import OnRow
 from diffusion_forcing.errors import UserError, check_minimum, check_range
@@ -148,28 +148,16 @@ class GoalTokenPlanner(Planner):
         """Tokens of the longest plan: all but the start's and the goal's."""
         return self.options.max_tokens - 2
 
-    def plan_normalized(
-        self,
-        start: Tensor,
-        goal: Tensor,
-        horizon: int,
-        *,
-        noise: Tensor | None = None,
-        previous: Tensor | None = None,
-        restart: int | None = None,
-        generator: torch.Generator | None = None,
-        on_row: OnRow | None = None,
-        **of_guidance: Any,
-    ) -> Tensor:
-        """As `Planner.plan_normalized`; nothing is guided, so what belongs to guidance (`pull`, `refine_noise`, `past`) is not used."""
+    def draw(self, start: Tensor, goal: Tensor, horizon: int, given: PlanInputs) -> Tensor:
+        """Nothing is guided, so what belongs to guidance (`pull`, `refine_noise`, `past`) is not used."""
         tokens = -(-horizon // self.bundle.frame_stack)
         self._absent(horizon, tokens)  # refuses a horizon outside the window
         ends = torch.full((len(start),), min(tokens, self.longest))
-        drafts = self.begin(start, goal, ends, noise=noise, generator=generator)
-        if previous is not None and restart is not None:
+        drafts = self.begin(start, goal, ends, noise=given.noise, generator=given.generator)
+        if given.previous is not None and given.restart is not None:
             present = self.bundle.unstack(drafts.x[:, :1])[:, -1:]
-            drafts = self.begin_from(list(torch.cat([present, previous], dim=1)), drafts, restart)
-        drafts = self.denoise(drafts, generator=generator, on_row=on_row)
+            drafts = self.begin_from(list(torch.cat([present, given.previous], dim=1)), drafts, given.restart)
+        drafts = self.denoise(drafts, generator=given.generator, on_row=given.on_row)
         return self.frames_of(drafts)[:, :horizon]
 
     # ------------------------------------------------------------------------------------------------ drafts
@@ -266,23 +254,9 @@ class CandidatePlanner(GoalTokenPlanner):
     def noise_shape(self, horizon: int) -> tuple[int, ...]:
         return self.search.candidates, self.options.max_tokens - 1, self.bundle.token_width
 
-    def plan_normalized(
-        self,
-        start: Tensor,
-        goal: Tensor,
-        horizon: int,
-        *,
-        noise: Tensor | None = None,
-        previous: Tensor | None = None,
-        restart: int | None = None,
-        generator: torch.Generator | None = None,
-        on_row: OnRow | None = None,
-        **of_guidance: Any,
-    ) -> Tensor:
-        """Frames (b, horizon, c), as `Planner.plan_normalized`. noise: (b, candidates, T−1, f·c).
-
-        previous: an earlier plan. Where one made from what is left of it is supported, nothing else is drawn.
-        """
+    def draw(self, start: Tensor, goal: Tensor, horizon: int, given: PlanInputs) -> Tensor:
+        """noise: (b, candidates, T−1, f·c). Where a plan made from what is left of `previous` is supported, nothing else is drawn."""
+        noise, generator = given.noise, given.generator
         self._absent(horizon, -(-horizon // self.bundle.frame_stack))  # refuses a horizon outside the window
         if noise is None:
             shape = (len(start), *self.noise_shape(horizon))
@@ -290,8 +264,9 @@ class CandidatePlanner(GoalTokenPlanner):
         keep = torch.zeros(len(start), dtype=torch.bool, device=start.device)
         least = torch.full((len(start),), torch.inf, device=start.device)
         frames = start.new_empty(len(start), (self.options.max_tokens - 1) * self.bundle.frame_stack, self.bundle.width)
-        if previous is not None and restart is not None:
-            kept, verdict = self._choose(self._continued(start, goal, previous, restart, noise, generator), len(start))
+        if given.previous is not None and given.restart is not None:
+            continued = self._continued(start, goal, given.previous, given.restart, noise, generator)
+            kept, verdict = self._choose(continued, len(start))
             frames, keep = self.frames_of(kept), verdict.supported
         for draw in range(DRAWS):
             left = (~keep).nonzero().flatten()
@@ -299,7 +274,9 @@ class CandidatePlanner(GoalTokenPlanner):
                 break
             # Noise that depends on the given noise alone: turned along the tokens, and with another sign.
             drawn = noise[left].roll(draw, dims=2) * (-1) ** draw
-            kept, verdict = self._choose(self._drawn(start[left], goal[left], drawn, generator, on_row), len(left))
+            kept, verdict = self._choose(
+                self._drawn(start[left], goal[left], drawn, generator, given.on_row), len(left)
+            )
             wrong = self._order(kept, verdict)
             better = (wrong < least[left]) | (draw == 0)
             frames[left[better]] = self.frames_of(kept)[better]

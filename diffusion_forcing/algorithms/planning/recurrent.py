@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from diffusion_forcing.algorithms.base import RecurrentMLPOptions
 from diffusion_forcing.algorithms.planning.algorithm import Draws, Planning, PlanningOptions
-from diffusion_forcing.algorithms.planning.guidance import RowGuidance, position_return, reward_return
+from diffusion_forcing.algorithms.planning.guidance import RowGuidance, position_return
 from diffusion_forcing.algorithms.planning.planner import Planner, PlannerOptions
 from diffusion_forcing.algorithms.planning.tokens import Bundle, Steps
-from diffusion_forcing.diffusion import DiffusionForcing, GradientGuidance, Sampler
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler
+from diffusion_forcing.diffusion.guidance import Return
 from diffusion_forcing.diffusion.noise import normal
 from diffusion_forcing.errors import UserError, check_fixed, check_not_negative, check_positive, check_range, require
 from diffusion_forcing.networks.recurrent import Latent, recurrent_mlp
@@ -143,6 +144,7 @@ class RecurrentPlanner(Planner):
     """
 
     present_tokens = 0
+    guided_by = RowGuidance
 
     def __init__(
         self,
@@ -176,18 +178,8 @@ class RecurrentPlanner(Planner):
         frames = torch.cat([torch.cat([seen[:, 1:], start[:, None]], dim=1), (rest - mean[o:]) / std[o:]], dim=-1)
         return nothing, self.forcing.prefill(bundle.stack(frames), memory=after(self.forcing, seen[:, 0]))
 
-    def _guidance(self, start: Tensor, goal: Tensor, horizon: int, pull: Tensor | None) -> GradientGuidance | None:
-        options = self.options
-        if options.guidance_scale == 0:
-            return None
-        scale = options.guidance_scale if pull is None else options.guidance_scale * pull
-        if options.use_reward:
-            returns = reward_return(
-                self.bundle, planned=horizon, scale=scale, gamma=options.gamma, present_tokens=self.present_tokens
-            )
-        else:
-            returns = position_return(self.bundle, goal, planned=horizon, scale=scale)
-        return RowGuidance(returns, samples=options.mcg_samples, started_only=not options.foresees)
+    def _goal_return(self, start: Tensor, goal: Tensor, horizon: int, scale: float | Tensor) -> Return:
+        return position_return(self.bundle, goal, planned=horizon, scale=scale)
 
 
 def after(forcing: DiffusionForcing, start: Tensor) -> Latent:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_forcing.algorithms.planning.planner import Planner
+from diffusion_forcing.algorithms.planning.planner import PlanInputs, Planner
 from diffusion_forcing.diffusion.sampler import OnRow
 from diffusion_forcing.errors import check_minimum, check_positive, require
 
@@ -72,22 +72,15 @@ class TreeSearchPlanner(Planner):
         self.on_node: Callable[[Tensor, float, int], None] | None = None
         """`on_node(plan, reward, depth)` sees the simulated plan (horizon, c) of each new node, normalised."""
 
-    def plan_normalized(
-        self,
-        start: Tensor,
-        goal: Tensor,
-        horizon: int,
-        *,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        on_row: OnRow | None = None,
-        **of_sampling: Any,
-    ) -> Tensor:
-        """Frames (b, horizon, c), as `Planner.plan_normalized`; a tree is always grown from pure noise, whatever came before."""
+    def draw(self, start: Tensor, goal: Tensor, horizon: int, given: PlanInputs) -> Tensor:
+        """A tree is always grown from pure noise, whatever came before."""
         problems = zip(
-            start.split(1), goal.split(1), [None] * len(start) if noise is None else noise.split(1), strict=True
+            start.split(1),
+            goal.split(1),
+            [None] * len(start) if given.noise is None else given.noise.split(1),
+            strict=True,
         )
-        return torch.cat([self.search(*problem, horizon, generator, on_row) for problem in problems])
+        return torch.cat([self.search(*problem, horizon, given.generator, given.on_row) for problem in problems])
 
     def search(
         self,
