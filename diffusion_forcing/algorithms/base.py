@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.algorithms import parallel
+from diffusion_forcing.algorithms.ema import Average, ema_of
 from diffusion_forcing.algorithms.objectives import Distillation, teacher_forcing_loss
 from diffusion_forcing.algorithms.parallel import SharedGenerator
 from diffusion_forcing.checkpoints import load, places, resolve, save
@@ -29,11 +30,9 @@ from diffusion_forcing.diffusion import (
     build_parameterization,
     build_schedule,
     draw_noise_levels,
-    ema_of,
     loss_mask,
     per_token,
 )
-from diffusion_forcing.diffusion.ema import Average
 from diffusion_forcing.diffusion.loss_weighting import Weighting
 from diffusion_forcing.diffusion.noise import uniform
 from diffusion_forcing.diffusion.noise_levels import MATRICES, NoiseLevel

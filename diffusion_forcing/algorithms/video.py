@@ -21,9 +21,9 @@ from diffusion_forcing.algorithms.base import (
     RecurrentDiffusionOptions,
     chosen,
 )
+from diffusion_forcing.algorithms.ema import Average, ema_of
 from diffusion_forcing.datasets.batch import VideoBatch
-from diffusion_forcing.diffusion import DiffusionForcing, Sampler, ema_of, mask_absent
-from diffusion_forcing.diffusion.ema import Average
+from diffusion_forcing.diffusion import DiffusionForcing, Sampler, mask_absent
 from diffusion_forcing.diffusion.noise import normal, uniform
 from diffusion_forcing.diffusion.sampler import OnRow
 from diffusion_forcing.errors import (

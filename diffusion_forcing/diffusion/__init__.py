@@ -4,7 +4,6 @@ Read `forcing.py` (the loss, one step), then `sampler.py` (the rollout), and of 
 both algorithms of the paper to these lines.
 """
 
-from diffusion_forcing.diffusion.ema import ema_of
 from diffusion_forcing.diffusion.forcing import DiffusionForcing, Loss
 from diffusion_forcing.diffusion.guidance import GradientGuidance, classifier_free_guidance, history_guidance
 from diffusion_forcing.diffusion.noise_levels import draw_noise_levels, loss_mask, mask_absent
@@ -25,7 +24,6 @@ __all__ = [
     "build_schedule",
     "classifier_free_guidance",
     "draw_noise_levels",
-    "ema_of",
     "history_guidance",
     "loss_mask",
     "mask_absent",

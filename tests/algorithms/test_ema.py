@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_forcing.diffusion import ema_of
+from diffusion_forcing.algorithms.ema import ema_of
 from diffusion_forcing.errors import UserError
 
 
