@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_forcing import checkpoints
 from diffusion_forcing.algorithms.world import World
 from diffusion_forcing.launch.run import plan
+from tools.gpu.adversarial import OFFSETS, PAST, Chains, Critic, penalty, relativistic, windows
 from tools.gpu.world import Episodes, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,3 +117,106 @@ def test_clips_are_those_of_the_episodes_and_actions_lead_to_their_frames(tmp_pa
     # The action that is stored with a frame leads to the next one; the last condition says that it is known.
     assert torch.equal(conditions[..., :3].argmax(-1), (shown - 1) % 3)
     assert (conditions[..., 3] == 1).all()
+
+
+# ---------------------------------------------------------------------------------------- training against a critic
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    ready = plan(["dataset=video_labmaze", "algorithm=df_world", *TOY])
+    return ready.classes["algorithm"](ready.options["algorithm"])
+
+
+@pytest.fixture
+def episodes(tmp_path: Path) -> Episodes:
+    """Two episodes in which a frame's brightness is its number, and the action to frame i is i mod 3."""
+    (tmp_path / "data" / "training").mkdir(parents=True)
+    for number in range(2):
+        frames = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None] + 100 * number, (60, 32, 32, 3))
+        np.savez(tmp_path / "data" / "training" / f"{number}.npz", video=frames, actions=np.arange(1, 61) % 3)
+    found = Episodes(tmp_path / "data" / "training", 2, torch.device("cpu"))
+    found.wait(2, lambda: None)
+    return found
+
+
+def numbers(world: World, tokens: torch.Tensor) -> torch.Tensor:
+    """The brightness of the first pixel of frames (n, t, c, h, w), 0 to 255."""
+    return (world.frames(tokens)[:, :, 0, 0, 0] * 255).round().long()
+
+
+def test_chains_begin_with_a_clip_and_follow_its_actions(world: World, episodes: Episodes) -> None:
+    torch.manual_seed(0)
+    chains = Chains(world, episodes, 6)
+    first = chains.step(2)
+    shown, true = numbers(world, first.fake)[:, :PAST], numbers(world, first.real)
+    assert torch.equal(shown, true[:, :PAST])
+    assert (true.diff(dim=1) == 1).all()
+    assert torch.equal(first.real_actions.argmax(-1), true % 100 % 3)
+    assert torch.equal(first.fake_actions, first.real_actions)
+    assert (first.depth == 0).all()
+    assert torch.allclose(first.truth, torch.exp(-torch.arange(2) / 8).expand(6, -1))
+    # The next step goes on where this one ended, wherever no chain began anew.
+    second = chains.step(2)
+    same = second.depth == 2
+    assert same.any()
+    assert torch.equal(second.fake[same, :PAST], first.fake[same, -PAST:].detach())
+    assert torch.equal(second.fake_actions[same, :PAST], first.fake_actions[same, -PAST:])
+
+
+def test_a_chain_outlives_its_clip_with_the_actions_of_another(world: World, episodes: Episodes) -> None:
+    chains = Chains(world, episodes, 4)
+    chains.life.fill_(1e9)
+    for _ in range(25):
+        with torch.no_grad():
+            steps = chains.step(2)
+    assert (steps.depth == 48).all()
+    assert (steps.truth == 0).all()
+    assert (numbers(world, steps.real).diff(dim=1) == 1).all()
+
+
+def test_only_the_newest_frame_of_a_window_has_a_gradient() -> None:
+    frames = torch.randn(2, PAST + 3, 1, 4, 4)
+    new = frames[:, PAST:].clone().requires_grad_()
+    seen, actions = windows(frames, torch.randn(2, PAST + 3, 5), new)
+    assert seen.shape == (6, len(OFFSETS), 4, 4)
+    assert actions.shape == (6, PAST * 5)
+    assert torch.equal(seen, windows(frames, torch.randn(2, PAST + 3, 5))[0])
+    for place, offset in enumerate(OFFSETS):
+        assert torch.equal(seen[4, place], frames[1, PAST + 1 - offset, 0])
+    (slope,) = torch.autograd.grad(seen[:, :-1].sum(), new, allow_unused=True, retain_graph=True)
+    assert slope is None or not slope.any()
+    (slope,) = torch.autograd.grad(seen[:, -1].sum(), new)
+    assert (slope == 1).all()
+
+
+def test_the_critic_is_trained_towards_the_true_side_and_its_slope_is_measured() -> None:
+    higher, lower = torch.full((3, 65), 2.0), torch.full((3, 65), -1.0)
+    assert relativistic(higher, lower) < relativistic(lower, higher)
+    assert float(relativistic(higher, higher)) == pytest.approx(2 * np.log(2))
+    critic, frames, actions = Critic(6, 4, (4, 4, 4, 4, 4)), torch.randn(2, 6, 64, 64), torch.randn(2, 4)
+    scores = critic(frames, actions)
+    assert scores.shape == (2, 65)
+    # The penalty is the squared length of the gradient: by finite differences along it.
+    frames.requires_grad_()
+    scores = critic(frames, actions)
+    total = scores[:, :-1].mean(1).sum() + scores[:, -1].sum()
+    (slope,) = torch.autograd.grad(total, frames)
+    assert float(penalty(critic, frames, actions)) == pytest.approx(float(slope.square().sum() / 2), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_trained_against_a_critic_comes_home(world: World, episodes: Episodes, tmp_path: Path) -> None:
+    checkpoints.save(tmp_path / "start", None, metadata=world.metadata(), model=world.sampling_weights(), step=1)
+    words = ["--weights", tmp_path / "start", "--anchor", tmp_path / "start", "--data", tmp_path / "data"]
+    sizes = ["--seconds", "6", "--chains", "2", "--steps", "2", "--episodes", "2", "--first", "1"]
+    rows = rehearse("adversarial", tmp_path, *map(str, words), *sizes, "--widths", "4", "4", "4", "4", "4")
+    assert rows[-1]["stage"] == "end"
+    start, trained, student = (
+        World.from_pretrained(tmp_path / name) for name in ("start", "out/trained", "out/student")
+    )
+    assert student.options.diffusion.distilled_steps == 1
+    for key, value in student.sampling_weights().items():
+        mean = 0.7 * trained.sampling_weights()[key] + 0.3 * start.sampling_weights()[key]
+        assert torch.allclose(value, mean, atol=2e-3)
+    assert torch.isfinite(student.predict(torch.rand(1, 2, 3, 32, 32), 4, actions=torch.zeros(1, 4, 3))).all()

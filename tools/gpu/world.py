@@ -78,7 +78,7 @@ def generate(folder: Path, episodes: int, words: list[str], workers: int) -> sub
         "+name=data",
     ]
     command += [f"dataset.save_dir={folder}", f"dataset.num_episodes={episodes}", f"dataset.workers={workers}"]
-    command += ["dataset.num_validation_episodes=1", "dataset.num_test_episodes=1", f"outputs={folder}-run"]
+    command += ["dataset.num_validation_episodes=1", "dataset.num_test_episodes=64", f"outputs={folder}-run"]
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 
 
@@ -93,6 +93,8 @@ class Episodes:
         self.count = 0
         self.frames = self.actions = torch.empty(0)
         self.unreadable: dict[str, str] = {}
+        self.lock = threading.Lock()
+        """Held while an episode goes to the device."""
         threading.Thread(target=self._read, daemon=True).start()
 
     def wait(self, count: int, goes_on: Callable[[], None]) -> None:
@@ -109,7 +111,8 @@ class Episodes:
                     continue
                 seen.add(path.name)
                 try:
-                    self._add(path)
+                    with self.lock:
+                        self._add(path)
                 except Exception as error:  # the others still count
                     self.unreadable[path.name] = f"{type(error).__name__}: {error}"
             time.sleep(0.5)
