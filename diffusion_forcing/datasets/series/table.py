@@ -105,9 +105,11 @@ def regular(
             )
         count = (periods[-1].ordinal - periods[0].ordinal) // periods.freq.n + 1
     if count * len(frame.columns) > limit("TABLE_NUMBERS"):
+        widest = int(np.diff(frame.index.asi8).argmax()) if len(frame) > 1 else 0
         raise UserError(
             f"{source}: {count:,} steps of {freq} by {len(frame.columns):,} series are more than "
-            f"{limit('TABLE_NUMBERS'):,} numbers; give a coarser dataset.freq or fewer dataset.columns, or raise "
+            f"{limit('TABLE_NUMBERS'):,} numbers, the widest gap being behind {frame.index[widest]}; "
+            "give a coarser dataset.freq or fewer dataset.columns, or raise "
             f"{VARIABLE}TABLE_NUMBERS"
         )
     with quietly():

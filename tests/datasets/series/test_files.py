@@ -553,7 +553,7 @@ DAY = ["2024-01-01", "2024-01-02", "2024-01-03"]
         (dated(f"{DAY[0]} {time}" for time in ("00:00:01", "00:10:03", "00:20:04", "00:30:04")), {}, "most often it is"),
         (dated(DAY), {"freq": "fortnight"}, "'fortnight', which pandas does not know"),
         (dated(DAY), {"freq": "M"}, "puts several rows into one step, first 2024-01"),
-        (dated(["1900-01-01", DAY[0]]), {"freq": "min"}, "more than 20,000,000 numbers"),
+        (dated(["1900-01-01", DAY[0]]), {"freq": "min"}, "more than 20,000,000 numbers, the widest gap being behind 1900-01-01"),
         # numbers
         (table("t,a", zip(DAY, "xyz", strict=True)), {"freq": "D"}, "no column of numbers"),
         (table("t,a", [(day, "") for day in DAY]), {}, "no column of numbers among 'a'"),

@@ -23,6 +23,7 @@ from diffusion_forcing.experiments.video.experiment import RolloutsInTraining, V
 from diffusion_forcing.experiments.video.report import Drawing, pixels_of, writing
 from diffusion_forcing.experiments.video.rollouts import BLEND, COPY, MEAN, MODEL, SHUFFLED, OnChunk, Roller, Scores
 from diffusion_forcing.metrics.video import PSNR_CAP
+from diffusion_forcing.tracking.records import read_media
 from diffusion_forcing.tracking.run import NullRun, Run
 from tests.datasets.video_makers import decode, moving_pattern
 
@@ -195,6 +196,14 @@ def most_retained(length: int, folder: Path) -> int:
     assert len(decode(run.pictures / "test_clip_1.mp4")) == length
     assert np.load(folder / "test_0000.npy").shape == (2, length - GIVEN, 8, 8, 3)
     return max(found)
+
+
+def test_the_videos_of_clips_are_listed_in_their_order(tmp_path: Path) -> None:
+    run, clips = Run.create(tmp_path, "order"), batch(GIVEN + 2)
+    with Drawing(run, "test", clips=2, context=GIVEN).of(clips, 0) as on_chunk:
+        frames = clips.frames[:, GIVEN:].float() / 255
+        on_chunk(GIVEN, frames, frames)
+    assert [entry["name"] for entry in read_media(run.folder)] == ["test_clip_1", "test_clip_2"]
 
 
 @pytest.mark.slow
