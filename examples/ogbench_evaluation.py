@@ -1,6 +1,7 @@
 """OGBench's own evaluation loop, with one of our planners as its agent.
 
     python examples/ogbench_evaluation.py dataset=ogbench_pointmaze_giant load=RUN_ID [EPISODES] [key=value …]
+    python examples/ogbench_evaluation.py dataset=ogbench_antmaze_giant load=ogbench_giant_goal [EPISODES]
 
 Needs `pip install 'diffusion-forcing[ogbench]'`. The environments, their noise on starts and goals, the length of an
 episode and what counts as success are OGBench's; EPISODES (50) are played of each of the five tasks.
@@ -17,6 +18,7 @@ import ogbench.locomaze  # noqa: F401  (registers the environments)
 
 from diffusion_forcing import PlanningAgent
 from diffusion_forcing.checkpoints import format as checkpoints
+from diffusion_forcing.datasets.mazes.antmaze import load_executor
 from diffusion_forcing.experiments.checkpointing import load_weights
 from diffusion_forcing.launch.run import plan
 
@@ -28,6 +30,9 @@ def agent_of(words: list[str]) -> tuple[PlanningAgent, str]:
     if chosen.checkpoint is None:
         raise SystemExit("give a planner: load=RUN_ID, a name or a path")
     load_weights(planning, checkpoints.load(chosen.checkpoint))
+    executor = getattr(chosen.options["dataset"], "executor", None)
+    if executor is not None:
+        return PlanningAgent(planning, "ant", load_executor(executor)), planning.options.env_id
     return PlanningAgent(planning), planning.options.env_id
 
 

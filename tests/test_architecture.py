@@ -28,7 +28,7 @@ GROUND: dict[str, set[str]] = {
     "checkpoints": {"released.importer"},
     "released": {"checkpoints.format", "algorithms", "networks", "diffusion"},
     "environments": set(),
-    "datasets": {"environments"},
+    "datasets": {"environments", "checkpoints"},
     "algorithms": {
         "diffusion",
         "networks",

@@ -86,7 +86,9 @@ def adopt_(config: DictConfig, checkpoint: Path, overridden: Iterable[str]) -> l
     stored = [metadata[name] for name in ("structure", "sampling") if isinstance(metadata.get(name), Mapping)]
     now, overridden = OmegaConf.create(plain), list(overridden)
     trains = not {"training", "distill"}.isdisjoint(OmegaConf.select(now, "experiment.tasks") or ())
-    same_environment = metadata.get("env_id") == OmegaConf.select(now, "dataset.env_id")
+    # an ant is planned for as the point of the same maze
+    wanted = OmegaConf.select(now, "dataset.env_id")
+    same_environment = metadata.get("env_id") in (wanted, str(wanted).replace("antmaze-", "pointmaze-"))
     changes = []
     for key, value in (leaf for mapping in stored for leaf in leaves(mapping)):
         allowed = key.startswith("algorithm.") or (key in DATASET_KEYS and same_environment)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffusion_forcing.algorithms.planning.controllers import PlanningAgent
+from diffusion_forcing.datasets.mazes.antmaze import load_executor
 from diffusion_forcing.environments.mazes.point import POINT_MAZES, TASKS, VectorPointMaze
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import planning
@@ -19,17 +20,18 @@ MEDIUM = POINT_MAZES["medium"]
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ogbench_evaluation.py"
 
 
-def agent_that_knows_the_way(horizon: int = 40) -> tuple[PlanningAgent, list[np.ndarray]]:
+def agent_that_knows_the_way(horizon: int = 40, **body: Any) -> tuple[PlanningAgent, list[np.ndarray]]:
     """An agent whose planner is replaced by the centres of the cells on the shortest way, and the starts it is asked for."""
     agent = PlanningAgent(
-        planning(frame_skip=5, episode_len=60, frame_stack=3, open_loop_horizon=horizon, controller="pursuit")
+        planning(frame_skip=5, episode_len=60, frame_stack=3, open_loop_horizon=horizon, controller="pursuit"), **body
     )
     asked: list[np.ndarray] = []
 
     def plan(start: torch.Tensor, goal: torch.Tensor, steps: int, **_: Any) -> tuple[Any, None]:
         asked.append(start.numpy())
-        cells = MEDIUM.shortest_path(MEDIUM.cell_at(start[0].numpy()), MEDIUM.cell_at(goal[0].numpy()))[1:]
-        corners = np.concatenate([start.numpy(), MEDIUM.centre(np.array(cells).reshape(-1, 2)), goal.numpy()])
+        here, there = start[:, :2].numpy(), goal[:, :2].numpy()
+        cells = MEDIUM.shortest_path(MEDIUM.cell_at(here[0]), MEDIUM.cell_at(there[0]))[1:]
+        corners = np.concatenate([here, MEDIUM.centre(np.array(cells).reshape(-1, 2)), there])
         at = np.linspace(0, len(corners) - 1, steps)
         way = np.stack([np.interp(at, np.arange(len(corners)), column) for column in corners.T], axis=1)
         return type("Steps", (), {"observations": torch.from_numpy(way[None])}), None
@@ -49,6 +51,15 @@ def test_ogbenchs_loop_reaches_its_goals() -> None:
         assert success == 1 and steps < 250
         assert np.abs(asked[plans][0] - MEDIUM.centre(TASKS["medium"][task - 1][0])).max() <= 1
         assert len(asked) - plans == -(-int(steps) // 40)
+
+
+def test_in_ogbenchs_loop_an_ant_is_moved_by_its_executor() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    pytest.importorskip("ogbench.locomaze")
+    evaluate = runpy.run_path(str(EXAMPLE))["evaluate"]
+    agent, _ = agent_that_knows_the_way(body="ant", executor=load_executor("ogbench_ant_executor"))
+    success, steps = evaluate(agent, gymnasium.make("antmaze-medium-v0"), 3, 1)
+    assert success == 1 and steps < 300
 
 
 def test_it_plans_again_for_a_new_goal_and_a_new_place_and_not_otherwise() -> None:

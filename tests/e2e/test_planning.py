@@ -223,3 +223,14 @@ def test_bad_input_is_one_line_and_exit_code_2(words: list[str], said: str, capf
     error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1
     assert re.search(said, error[0])
+
+
+@pytest.mark.slow
+def test_a_planner_of_points_and_an_executor_move_an_ant() -> None:
+    pytest.importorskip("ogbench.locomaze")
+    words = ["dataset=ogbench_antmaze_medium", "load=ogbench_medium_goal", "experiment.tasks=[validation]"]
+    assert main([*words, "experiment.episodes=1"]) == 0
+    run = Path("outputs/latest-run").resolve()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["planning/success_rate_task1"] == metrics["planning/oracle_success_rate"] == 1
+    assert {"validation_plans.png", "validation_episode.mp4"} <= {path.name for path in (run / "pictures").iterdir()}

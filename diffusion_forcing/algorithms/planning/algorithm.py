@@ -367,7 +367,7 @@ class Planning(ForcingAlgorithm):
         where = "algorithm.diffusion" + (".architecture" if "architecture" in self.sizes[1] else "")
         advice = f"set dataset.observation_mean, dataset.action_mean and {where} as it was trained"
         trained_for = checkpoint.metadata.get("env_id", self.options.env_id)
-        if trained_for != self.options.env_id:
+        if trained_for not in (self.options.env_id, self.options.env_id.replace("antmaze-", "pointmaze-")):
             advice = f"it was trained for {trained_for}, this is {self.options.env_id}: choose that dataset"
             say(f"note: {checkpoint.path} was trained for {trained_for}, not for {self.options.env_id}")
         self.check_weights(checkpoint, advice)

@@ -8,6 +8,7 @@ reached goal, which the data never shows (the released planner wanders off). A `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,11 @@ POINT = Drive(
     pd=(5.0, 0.0), pursuit=(5.0, 0.0), hold=(5.0, 0.0), look_ahead=1.3, stuck_pace=0.04, jump=1.0, straight=True
 )
 """OGBench's point, which an action moves by 0.2 m."""
-DRIVES = {"ball": BALL, "point": POINT}
+ANT = Drive(
+    pd=(0.5, 0.0), pursuit=(0.5, 0.0), hold=(0.5, 0.0), look_ahead=1.5, stuck_pace=0.02, jump=1.0, straight=True
+)
+"""OGBench's ant, which an executor moves the way of the action."""
+DRIVES = {"ball": BALL, "point": POINT, "ant": ANT}
 
 
 @dataclass
@@ -87,7 +92,7 @@ class PlanFollower:
         self.nearest = np.zeros(len(self.positions), dtype=np.int64)
 
     def act(self, observations: Array) -> Array:
-        """Actions (n, 2) in [−1, 1] for bodies at observations (n, 4): x, y, vx, vy, or (n, 2): x, y. Call once a step."""
+        """Actions (n, 2) in [−1, 1] for bodies at observations (n, 4): x, y, vx, vy, or (n, 2 or 29): x, y, … Call once a step."""
         match self.law:
             case "execute":
                 assert self.actions is not None
@@ -128,7 +133,7 @@ def hold(observations: Array, goals: Array, drive: Drive = BALL) -> Array:
 
 
 def _velocity(observations: Array) -> Array | float:
-    return observations[:, 2:4] if observations.shape[1] > 2 else 0.0
+    return observations[:, 2:4] if observations.shape[1] == 4 else 0.0
 
 
 def each_step(plan: Array, start: Array, every: int) -> Array:
@@ -142,14 +147,17 @@ def each_step(plan: Array, start: Array, every: int) -> Array:
 
 
 class PlanningAgent:
-    """Follows plans of `planning`, a trained planner of positions or of actions too. body: `point` or `ball`.
+    """Follows plans of `planning`, a trained planner of positions or of actions too. body: `point`, `ball` or `ant`.
+    executor: what turns observations (n, 29) and ways (n, 2) into an ant's actions (n, 8).
 
     It plans again after `open_loop_horizon` steps, for another goal, and where the body has jumped: a new episode.
     """
 
-    def __init__(self, planning: Planning, body: str = "point") -> None:
+    def __init__(
+        self, planning: Planning, body: str = "point", executor: Callable[[Array, Array], Array] | None = None
+    ) -> None:
         check_choice("body", body, DRIVES)
-        self.options, self.drive = planning.options, DRIVES[body]
+        self.options, self.drive, self.executor = planning.options, DRIVES[body], executor
         self.planner, self._device = planning.eval().planner(), planning.device
         self.plans = 0
         """Plans drawn so far."""
@@ -160,7 +168,8 @@ class PlanningAgent:
     def sample_actions(
         self, observations: ArrayLike, goals: ArrayLike, seed: Any = None, temperature: float = 1.0
     ) -> NDArray[np.float64]:
-        """Actions in [-1, 1], (2,) or (n, 2), at observations (≥2,) or (n, ≥2) on the way to `goals` of that shape.
+        """Actions in [-1, 1], (2,) or (n, 2), at observations (≥2,) or (n, ≥2) on the way to `goals` of that shape;
+        (8,) or (n, 8) of ants.
 
         seed: an integer or a JAX key, from which a new plan's noise is drawn where `temperature` is above 0; otherwise
         the noise continues from the last plan's. `UserError` for other shapes and for values that are not finite.
@@ -176,7 +185,9 @@ class PlanningAgent:
             self._goals = wanted
         assert self._follower is not None
         self._last = now[:, :2]
-        return self._follower.act(now)[0 if np.ndim(observations) == 1 else slice(None)]
+        action = self._follower.act(now)
+        action = action if self.executor is None else self.executor(now, action)
+        return action[0 if np.ndim(observations) == 1 else slice(None)]
 
     def _is_new(self, now: NDArray[np.float64], goals: NDArray[np.float64]) -> bool:
         follower = self._follower

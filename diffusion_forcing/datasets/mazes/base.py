@@ -261,6 +261,8 @@ class MazeOptions(ABC):
     """The sources that read `path`."""
     _observed: ClassVar[tuple[int, ...]] = (2, 4)
     """Numbers of an observation that may be modelled."""
+    _acted: ClassVar[tuple[int, ...]] = (0, 2)
+    """Numbers of an action that may be modelled."""
 
     def __post_init__(self) -> None:
         check_limits("dataset", self)
@@ -277,7 +279,7 @@ class MazeOptions(ABC):
             self.source != self.library.lower() or not is_custom,
             f"dataset.source={self.source} has no data for a custom dataset.maze_map; use dataset.source=generate",
         )
-        for kind, widths in (("observation", self._observed), ("action", (0, 2))):
+        for kind, widths in (("observation", self._observed), ("action", self._acted)):
             mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
             if len(mean) not in widths or len(std) != len(mean):
                 raise UserError(

@@ -8,9 +8,10 @@ steps); `generate`; `ogbench` downloads the public file; `path` is any file in O
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,9 @@ def validation_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}-val{path.suffix}")
 
 
-def read_ogbench(path: Path) -> Steps:
+def read_ogbench(
+    path: Path, required: Mapping[str, tuple[int, ...]] = REQUIRED, whose: str = "OGBench's PointMaze data"
+) -> Steps:
     """observations, actions, rewards (0) and `ends` (its terminals) of a file.
 
     `UserError` for a file that is damaged or no npz, lacks an array, has other shapes or values that are not finite, or
@@ -77,7 +80,7 @@ def read_ogbench(path: Path) -> Steps:
     """
     with reading(path, REMEDY):
         arrays = read_npz(path)
-    steps = checked_steps(path, arrays, REQUIRED, whose="OGBench's PointMaze data")
+    steps = checked_steps(path, arrays, required, whose=whose)
     ends = steps.pop("terminals") > 0
     require(bool(ends.any()), f"{path}: terminals marks no step; the last step of every trajectory must be True")
     return {**steps, "rewards": np.zeros(len(ends), np.float32), "ends": ends}
@@ -90,13 +93,11 @@ def write_ogbench(path: Path, trajectories: list[Arrays]) -> None:
 
 
 def generate(
-    maze: Maze,
+    collector: Collector,
     path: Path,
     *,
-    kind: Kind = "navigate",
     episodes: int = 1000,
     steps: int = 1001,
-    action_noise: float = 0.5,
     seed: int = 0,
     progress: bool = True,
 ) -> None:
@@ -104,7 +105,6 @@ def generate(
 
     Trajectory i of a part depends on (seed, part, i) alone. `UserError` for a folder that cannot be written.
     """
-    collector = Collector(maze, kind=kind, action_noise=action_noise)
     counts = (episodes, max(1, episodes // 10))
     with (
         explaining_os_errors(f"cannot write {path}", "make room or choose another dataset.save_dir"),
@@ -125,19 +125,28 @@ class Collector:
 
     def __init__(self, maze: Maze, *, kind: Kind = "navigate", action_noise: float = 0.5) -> None:
         self.maze, self.kind, self.action_noise = maze, kind, action_noise
-        self._point = Point(maze, build_point_model(maze))
         self._goals = vertices(maze)
+        self._body = self._build()
 
-    def trajectory(self, rng: np.random.Generator, steps: int) -> Arrays:
-        """Arrays of one trajectory, `steps` rows."""
-        maze, point = self.maze, self._point
-        noise = (self.action_noise * rng.standard_normal((steps, 2))).tolist()
+    def _build(self) -> Any:
+        """What moves."""
+        return Point(self.maze, build_point_model(self.maze))
+
+    def _start(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(2,) m: where a trajectory starts, and the cells of its goals."""
+        maze, goals = self.maze, self._goals
         start = maze.free_cells[rng.integers(len(maze.free_cells))]
-        goals = self._goals
         if self.kind == "stitch":
             there = np.argwhere(maze.distances((int(start[0]), int(start[1]))) == STITCH_CELLS)
             goals = there if len(there) else start[None]
-        point.reset(noisy_centre(maze, start, rng), np.zeros(2))
+        return noisy_centre(maze, start, rng), goals
+
+    def trajectory(self, rng: np.random.Generator, steps: int) -> Arrays:
+        """Arrays of one trajectory, `steps` rows."""
+        maze, point = self.maze, self._body
+        noise = (self.action_noise * rng.standard_normal((steps, 2))).tolist()
+        start, goals = self._start(rng)
+        point.reset(start, np.zeros(2))
         unit, half = maze.unit, 0.5 - maze.offset / maze.unit
         rows: list[tuple[float, ...]] = []
         aims, goal_x, goal_y = self._goal(goals, rng)
@@ -188,7 +197,7 @@ def vertices(maze: Maze) -> NDArray[np.int64]:
 Source = Literal["auto", "generate", "ogbench", "path"]
 
 OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
-_MAX_JUMP = 1.0
+MAX_JUMP = 1.0
 """m: two steps farther apart are not one motion (a step is 0.28 m, and walls push out a few centimetres)."""
 
 
@@ -213,6 +222,8 @@ class PointMazeOptions(MazeOptions):
     """The physics: rebuilt here, or OGBench's own environments."""
 
     library = "OGBench"
+    family: ClassVar[str] = "pointmaze"
+    """What ids and file names begin with."""
     _observed = (2,)
     _mazes = (POINT_MAZES, point_maze, as_point_maze)
 
@@ -222,12 +233,12 @@ class PointMazeOptions(MazeOptions):
 
     @property
     def public_file(self) -> Path:
-        return Path(self.save_dir) / f"pointmaze-{self.maze_name}-{self.kind}-v0.npz"
+        return Path(self.save_dir) / f"{self.family}-{self.maze_name}-{self.kind}-v0.npz"
 
     @property
     def generated_file(self) -> Path:
         recipe = f"{self.num_episodes}x{self.trajectory_len}-noise{self.action_noise:g}-seed{self.generate_seed}"
-        return Path(self.save_dir) / f"pointmaze-{self.maze_name}-{self.kind}-{recipe}.npz"
+        return Path(self.save_dir) / f"{self.family}-{self.maze_name}-{self.kind}-{recipe}.npz"
 
 
 class PointMaze(MazeDataset):
@@ -254,30 +265,30 @@ class PointMaze(MazeDataset):
         return VectorPointMaze(self.maze, count, goal=goal, protocol=options.protocol, simulator=options.simulator)
 
     def oracle(self, episodes: int, *, seed: int, goal: Goal) -> NDArray[np.float64]:
-        return point_oracle_rewards(
-            VectorPointMaze(self.maze, episodes, goal=goal, protocol=self.options.protocol), seed=seed
-        )
+        options = replace(self.options, simulator="built_in")
+        return point_oracle_rewards(type(self)(options).environment(episodes, goal), seed=seed)
 
     def tasks(self, episodes: int, goal: Goal) -> NDArray[np.int64] | None:
         return task_numbers(self.maze, episodes, goal)
 
     def _mapped(self, source: Path) -> Store:
-        return self._open(source, lambda: read_ogbench(source), max_jump=_MAX_JUMP)
+        return self._open(source, lambda: read_ogbench(source), max_jump=MAX_JUMP)
 
     def _download(self, public: Path, progress: bool) -> Path:
         options, held_out = self.options, validation_file(public)
         download(f"{options.url}/{held_out.name}", held_out, sha256="", progress=progress)
         return download(f"{options.url}/{public.name}", public, sha256=options.sha256, progress=progress)
 
+    def _collector(self) -> Collector:
+        return Collector(self.maze, kind=self.options.kind, action_noise=self.options.action_noise)
+
     def _generate(self, path: Path, progress: bool) -> None:
         options = self.options
         generate(
-            self.maze,
+            self._collector(),
             path,
-            kind=options.kind,
             episodes=options.num_episodes,
             steps=options.trajectory_len,
-            action_noise=options.action_noise,
             seed=options.generate_seed,
             progress=progress,
         )

@@ -80,12 +80,12 @@ TASKS: dict[str, tuple[tuple[Cell, Cell], ...]] = {
 """OGBench's five tasks of a maze: start and goal cell."""
 
 
-def as_point_maze(env_id: str) -> Maze:
+def as_point_maze(env_id: str, family: str = "pointmaze") -> Maze:
     """The maze of an id like pointmaze-giant-v0; `UserError` for another one."""
-    name = env_id.removeprefix("pointmaze-").removesuffix("-v0")
-    if f"pointmaze-{name}-v0" != env_id or name not in POINT_MAZES:
+    name = env_id.removeprefix(f"{family}-").removesuffix("-v0")
+    if f"{family}-{name}-v0" != env_id or name not in POINT_MAZES:
         raise UserError(
-            f"dataset.env_id {env_id!r} is unknown; give pointmaze-{{{','.join(POINT_MAZES)}}}-v0 or dataset.maze_map"
+            f"dataset.env_id {env_id!r} is unknown; give {family}-{{{','.join(POINT_MAZES)}}}-v0 or dataset.maze_map"
             f"{did_you_mean(name, POINT_MAZES)}"
         )
     return POINT_MAZES[name]
@@ -209,11 +209,15 @@ class VectorPointMaze(VectorMaze):
         super().__init__(maze, num_envs, goal=goal, max_steps=longest, observation_space=box)
         self._noise = POSITION_NOISE if protocol == "ogbench" else 0.0
         self._tasks = TASKS.get(maze.name, ()) if goal == "dataset" else ()
-        if simulator == "ogbench":
-            self._bodies: list[Any] = [_TheirPoint(maze) for _ in range(num_envs)]
-        else:
-            model = build_point_model(maze)
-            self._bodies = [Point(maze, model) for _ in range(num_envs)]
+        self._simulator = simulator
+        self._bodies = self._build(num_envs)
+
+    def _build(self, count: int) -> list[Any]:
+        """The bodies."""
+        if self._simulator == "ogbench":
+            return [_TheirPoint(self.maze) for _ in range(count)]
+        model = build_point_model(self.maze)
+        return [Point(self.maze, model) for _ in range(count)]
 
     def _start(self, index: int, episode: int, start: NDArray[np.float64] | None) -> NDArray[np.float64]:
         maze, rng = self.maze, np.random.default_rng([self._seed, episode, _STREAM])
@@ -227,8 +231,12 @@ class VectorPointMaze(VectorMaze):
             ends = others if len(others) else ends
             end = tuple(ends[rng.integers(len(ends))].tolist())
         position, goal = (noisy_centre(maze, cell, rng, self._noise) for cell in (begin, end))
-        self._bodies[index].reset(position if start is None else start, np.zeros(2))
+        self._put(index, position if start is None else start, rng)
         return goal
+
+    def _put(self, index: int, position: NDArray[np.float64], rng: np.random.Generator) -> None:
+        """Put body `index` at `position` (2,) m."""
+        self._bodies[index].reset(position, np.zeros(2))
 
     def _move(self, actions: list[list[float]]) -> None:
         for point, action in zip(self._bodies, actions, strict=True):
@@ -284,6 +292,7 @@ def point_oracle_rewards(env: VectorPointMaze, *, seed: int) -> NDArray[np.float
     aims = [next_centres(maze, goal) for goal in goals]
     rewards, reached = np.zeros((n, env.max_steps)), np.zeros(n, dtype=bool)
     for step in range(env.max_steps):
+        positions = positions[:, :2]
         cells = [maze.cell_at(position) for position in positions]
         ahead = [table[cell[0]][cell[1]] for table, cell in zip(aims, cells, strict=True)]
         there = np.array([cell == goal for cell, goal in zip(cells, goals, strict=True)])
