@@ -75,7 +75,7 @@ def test_a_file_of_points_and_weights_that_are_no_executors_are_refused(tmp_path
     np.savez(tmp_path / "walk.npz", **arrays)
     with pytest.raises(UserError, match=r"observations has shape \(9, 2\).*OGBench's AntMaze data has \(9, 29\) numb"):
         read_antmaze(tmp_path / "walk.npz")
-    with pytest.raises(UserError, match="dataset.executor=ogbench_medium_goal: a checkpoint for planning, not an ant's"):
+    with pytest.raises(UserError, match="ogbench_medium_goal: a checkpoint for planning, not an ant's"):
         load_executor("ogbench_medium_goal")
-    with pytest.raises(UserError, match=r"^dataset.executor=ogbench_ant_executr: .*did you mean 'ogbench_ant_executor'"):
+    with pytest.raises(UserError, match=r"^dataset.executor=ogbench_ant_executr: .*did you mean"):
         load_executor("ogbench_ant_executr")

@@ -133,7 +133,9 @@ def test_the_goal_is_half_a_metre_wide_and_ants_rest_there() -> None:
     pytest.importorskip("ogbench")
     env = VectorAntMaze(MEDIUM, 2, executor=executor())
     starts = np.array([[0.0, 4.0]] * 2)
-    observations, _ = env.reset(seed=0, options={"starts": starts, "goals": starts + np.array([[0.4, 0.2], [0.5, 0.2]])})
+    observations, _ = env.reset(
+        seed=0, options={"starts": starts, "goals": starts + np.array([[0.4, 0.2], [0.5, 0.2]])}
+    )
     after, rewards, *_ = env.step(np.zeros((2, 2)))
     assert np.array_equal(after[0], observations[0]) and not np.array_equal(after[1], observations[1])
     assert rewards.tolist() == [1, float(np.linalg.norm(after[1, :2] - env.goals[1]) <= 0.5)]
