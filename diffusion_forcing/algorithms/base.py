@@ -187,8 +187,8 @@ class AlgorithmOptions:
 class RecurrentDiffusionOptions(NoisingOptions):
     """The RNN line's settings of diffusion.
 
-    use_snr, use_cum_snr: whether a token's own SNR and that of its history weigh the loss. self_condition: each token is
-    denoised twice, the second time with the first prediction as an input (Chen et al. 2023).
+    use_snr, use_cum_snr: whether a token's own SNR and that of its history weigh the loss. self_condition: each token
+    is denoised twice, the second time with the first prediction as an input (Chen et al. 2023).
     """
 
     cum_snr_decay: Share = 0.9

@@ -1,4 +1,4 @@
-"""Other losses than Algorithm 1's, by the same call: teacher forcing, a baseline of the paper, and consistency distillation."""
+"""Losses in Algorithm 1's place, by the same call: teacher forcing, a baseline of the paper, and distillation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffusion_forcing.errors import check_range
 
 
 class TeacherForcedNetwork(nn.Module):
-    """A network that predicts each of its tokens from a clean past. past: (b, t, *c) at levels past_k: (b, t), as the network sees it."""
+    """A network that predicts each token from a clean past: (b, t, *c) at levels past_k: (b, t), as the network sees it."""
 
     def __init__(self, network: nn.Module, past: Tensor, past_k: Tensor) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class TeacherForcedNetwork(nn.Module):
 
 
 def teacher_forcing_loss(forcing: DiffusionForcing, x: Tensor, k: Tensor, **options: Any) -> Loss:
-    """`DiffusionForcing.loss` of clean tokens x: (b, t, *c) at levels k: (b, t), each predicted from the clean tokens before it."""
+    """`DiffusionForcing.loss` of tokens x: (b, t, *c) at levels k: (b, t), each predicted from the clean ones before it."""
     past, past_k = forcing.stabilize(x, torch.full_like(k, -1))
 
     def loss_weight(k: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def teacher_forcing_loss(forcing: DiffusionForcing, x: Tensor, k: Tensor, **opti
 # trained to give the same answer at neighbouring points of that curve, and the clean token itself at its end:
 #
 #     x_r = the teacher's DDIM step of x_s from level s to the next lower level r of a grid
-#     loss = huber(f(x_s, s) − f⁻(x_r, r)) / (ln(1 + σ_s) − ln(1 + σ_r)),  f⁻ without gradient;  at the end the clean token
+#     loss = huber(f(x_s, s) − f⁻(x_r, r)) / (ln(1 + σ_s) − ln(1 + σ_r)),  f⁻ without gradient
 #
 # The gap is that of σ where there is little noise, and that of its logarithm where there is much: schedules that end at
 # σ 5 and at σ 150 are weighed alike.

@@ -61,7 +61,7 @@ def _weight(snr: Tensor, clipped: Tensor, objective: str) -> Tensor:
     """ε: clip/SNR · x₀: clip · v: clip/(SNR+1), clip being the clipped SNR."""
     match objective:
         case "pred_noise":
-            # float32 rounds a tiny SNR to 0 (cosine's last level: the released code divides 0 by 0 there); its weight is 1.
+            # float32 rounds a tiny SNR to 0 (cosine's last level; the released code divides 0 by 0 there): weight 1.
             return torch.where(snr > 0, clipped / torch.where(snr > 0, snr, 1.0), 1.0)
         case "pred_x0":
             return clipped
@@ -81,7 +81,7 @@ def running_mean_of_history(values: Tensor, decay: float) -> Tensor:
 
 
 def fused_snr_weight(schedule: NoiseSchedule, k: Tensor, objective: str, *, decay: float) -> Tensor:
-    """Weights (b, t) of tokens at levels k: (b, t) from their own and their history's SNR, fused, as shares of the clip.
+    """Weights (b, t) of tokens at levels k: (b, t) from their own and their history's SNR, fused.
 
     `decay` is that from one token to the next (`NoisingOptions.token_decay`).
     """

@@ -1,4 +1,4 @@
-"""The sub-commands and their arguments, from which their help is printed and their parsers are built; and what --help prints."""
+"""The sub-commands and their arguments, from which help and parsers are made; and what --help prints."""
 
 from __future__ import annotations
 

@@ -191,8 +191,10 @@ class Run:
         self._notify("log", int(step), metrics)
 
     def summary(self, metrics: Mapping[str, Any], *, first: Sequence[str] = ()) -> None:
-        """Merge headline numbers into metrics.json. Values: numbers (null if not finite) or short texts. first: the most
-        important names, which go before all others; the page shows the first ones at once."""
+        """Merge headline numbers into metrics.json. Values: numbers (null if not finite) or short texts.
+
+        first: the most important names, which go before all others; the page shows the first ones at once.
+        """
         numbers = self._metrics | {name: _number(value) for name, value in metrics.items()}
         self._metrics = {name: numbers[name] for name in first if name in numbers} | numbers
         with self._never_stopping("metrics.json"):

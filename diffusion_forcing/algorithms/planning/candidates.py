@@ -255,7 +255,7 @@ class CandidatePlanner(GoalTokenPlanner):
         return self.search.candidates, self.options.max_tokens - 1, self.bundle.token_width
 
     def draw(self, start: Tensor, goal: Tensor, horizon: int, given: PlanInputs) -> Tensor:
-        """noise: (b, candidates, T−1, f·c). Where a plan made from what is left of `previous` is supported, nothing else is drawn."""
+        """noise: (b, candidates, T−1, f·c). Nothing is drawn where what is left of `previous` makes a supported plan."""
         noise, generator = given.noise, given.generator
         self._absent(horizon, -(-horizon // self.bundle.frame_stack))  # refuses a horizon outside the window
         if noise is None:

@@ -41,10 +41,10 @@ class PlannerOptions:
 class PlanInputs:
     """What drawing plans may be given; a planner ignores what it has no use for.
 
-    noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws; clamped. pull: (b,) factors of the
-    guidance scale, one per plan. previous: frames (b, horizon, c) of an earlier plan, moved up to now; denoising then starts from them,
-    noised at sampling level `restart`, instead of from pure noise. past: the last steps before the start, in data units, for a planner
-    with `context_frames`.
+    noise, refine_noise: (b, ⌈horizon/f⌉, f·c) to start from, and to refine with, instead of draws; clamped.
+    pull: (b,) factors of the guidance scale, one per plan. previous: frames (b, horizon, c) of an earlier plan, moved
+    up to now; denoising then starts from them, noised at sampling level `restart`, instead of from pure noise.
+    past: the last steps before the start, in data units, for a planner with `context_frames`.
     """
 
     noise: Tensor | None = None
@@ -122,7 +122,7 @@ class Planner:
         done = 0
 
         def denoise(x: Tensor, rows: Tensor, guidance: GradientGuidance | None) -> Tensor:
-            """x: (b, T, f·c) down `rows`: (rows, planned), the present held clean and the last `absent` held as noise."""
+            """x: (b, T, f·c) down `rows`: (rows, planned); the present is held clean, the last `absent` as noise."""
             last = rows.new_full((len(rows), absent), self.sampler.sampling_timesteps)
             matrix = torch.cat([rows.new_zeros(len(rows), first), rows, last], dim=1)
             on_row, before = given.on_row, done
