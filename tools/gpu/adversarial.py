@@ -1,6 +1,6 @@
 """Trains a one-step world model on its own long rollouts against a critic, on one GPU, in a given time: README.md beside this file.
 
-    python tools/gpu/adversarial.py OUT --weights pretrained/labmaze64_world_student --anchor pretrained/labmaze64_world
+    python tools/gpu/adversarial.py OUT --weights STUDENT [--anchor pretrained/labmaze64_world]
 
 Chains of frames begin with true frames and go on with the model's own, each frame from pure noise in one step, up to hundreds of frames deep. A
 critic compares windows of them with true video under the same actions (relativistic loss with gradient penalties at both, Huang et al. 2024).
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="the checkpoint to start from")
     parser.add_argument("--anchor", type=Path, help="a checkpoint of the same network to draw the weights to")
     parser.add_argument("--anchor-share", type=float, default=0.3, help="its share of the weights")
-    parser.add_argument("--seconds", type=float, default=240, help="of training; the file OUT/seconds may change it")
+    parser.add_argument("--seconds", type=float, default=180, help="of training; the file OUT/seconds may change it")
     parser.add_argument("--chains", type=int, default=96)
     parser.add_argument("--steps", type=int, default=4, help="frames of each chain in one training step")
     parser.add_argument("--lr", type=float, default=1e-4)

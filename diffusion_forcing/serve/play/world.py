@@ -25,11 +25,10 @@ from diffusion_forcing.serve.play.messages import Message
 from diffusion_forcing.serve.play.models import built, command, plan_of
 from diffusion_forcing.serve.play.session import Session
 
-LOADED = ("dataset=video_labmaze", "algorithm=df_world", "load=labmaze64_world")
-FRESH_NOISE = "algorithm.diffusion.ddim_sampling_eta=1"
+MODEL = ("dataset=video_labmaze", "algorithm=df_world", "load=labmaze64_world_student")
 STEPS, LEVEL = "algorithm.diffusion.sampling_timesteps={}", "algorithm.diffusion.stabilization_level={}"
-MODEL = (*LOADED, FRESH_NOISE, STEPS.format(2), LEVEL.format(416))
-"""Two steps and noise of σ 0.15 on the past, which keep colours for longer (docs/world_model.md)."""
+MOST_STEPS = 8
+"""Denoising steps of a frame, unless the model is a student of fewer."""
 ACTIONS = ("forward", "left", "right")
 STARTS = Path(__file__).parent / "static" / "starts.npz"
 """First frames and actions of a few test mazes, for where there is no simulator."""
@@ -54,6 +53,7 @@ class Dream:
         self.window = min(options.window, getattr(options.diffusion.architecture, "window", options.window))
         self.sampler = model.sampler()
         self.steps = self.sampler.sampling_timesteps
+        self.most_steps = options.diffusion.distilled_steps or MOST_STEPS
         self.timesteps = options.diffusion.timesteps
         self.level = self.sampler.forcing.stabilization_level
         self.frames: deque[Frame] = deque(maxlen=self.window)
@@ -75,9 +75,9 @@ class Dream:
             self.sampler.forcing.stabilization_level = level
 
     def take_steps(self, steps: int) -> None:
-        """Denoising steps of a frame from now on."""
-        self.steps = self.sampler.sampling_timesteps = steps
-        self.sampler.levels = sampling_levels(self.timesteps, steps)
+        """Denoising steps of a frame from now on, at most `most_steps`."""
+        self.steps = self.sampler.sampling_timesteps = min(steps, self.most_steps)
+        self.sampler.levels = sampling_levels(self.timesteps, self.steps)
 
     def forget(self) -> None:
         """The frames remembered so far are shown as pure noise."""
@@ -156,6 +156,7 @@ class WorldPlayer:
             size=self.size,
             window=self.dream.window,
             steps=self.dream.steps,
+            most=self.dream.most_steps,
             noise=self.dream.level / self.dream.timesteps,
             sigmas=[round(float(s), 5) for s in self._sigmas()],
             truth=self.truth is not None,
@@ -276,8 +277,7 @@ class WorldPlayer:
         self.session.send(
             "command",
             text=command(
-                *LOADED,
-                FRESH_NOISE,
+                *MODEL,
                 STEPS.format(dream.steps),
                 LEVEL.format(dream.level),
                 "experiment.tasks=[test]",

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import queue
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -166,6 +167,15 @@ def test_what_the_page_does_not_draw_is_not_dreamt(player: WorldPlayer) -> None:
             talk.until("frame", again=False, timeout=0.3)
         talk.say("world", do="seen", frame=last + world_view.IN_FLIGHT)
         assert talk.until("frame", again=False)
+
+
+def test_a_student_takes_no_more_steps_than_it_was_distilled_for(player: WorldPlayer) -> None:
+    options = player.model.options
+    player.model.options = replace(options, diffusion=replace(options.diffusion, distilled_steps=2))
+    with playing(player) as talk:
+        assert talk.until("world")[0]["most"] == 2
+        talk.say("world", do="pace", steps=8, fps=30, noise=0.2)
+        assert "sampling_timesteps=2" in talk.until("command")[0]["text"]
 
 
 def test_a_clip_is_a_film_of_the_frames_enlarged(player: WorldPlayer) -> None:

@@ -41,7 +41,10 @@ export function slider(label, { min, max, step = 1, value, show = (v) => String(
   const output = h("output", { htmlFor: id }, show(value));
   const input = h("input", { id, type: "range" });
   Object.assign(input, { min, max, step, value });
-  const fill = () => input.style.setProperty("--share", `${(100 * (input.value - min)) / (max - min)}%`);
+  const fill = () => {
+    const span = input.max - min || 1;
+    input.style.setProperty("--share", `${(100 * (input.value - min)) / span}%`);
+  };
   input.addEventListener("input", () => {
     output.textContent = show(+input.value);
     fill();
@@ -52,6 +55,12 @@ export function slider(label, { min, max, step = 1, value, show = (v) => String(
   return {
     element,
     input,
+    // A slider with one place has nothing to choose.
+    set max(v) {
+      input.max = v;
+      element.hidden = v <= min;
+      fill();
+    },
     get value() {
       return +input.value;
     },

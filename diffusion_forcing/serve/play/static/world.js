@@ -272,6 +272,7 @@ export function mount({ stage, side, say, signal }) {
       world(header) {
         ({ size, sigmas, steps } = header);
         window_ = header.window;
+        count.max = header.most;
         count.value = steps;
         noise_ = header.noise;
         doubt.value = Math.round(100 * noise_);
