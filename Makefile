@@ -65,9 +65,8 @@ play: $(call needs,play)  ## a page in the browser to play with the shipped mode
 	@$(BIN)/python -m main play $(OVERRIDES)
 
 demo-video: $(call needs,video)  ## roll out 48 frames of unseen mazes with the shipped world model (under 3 minutes on 2 cores)
-	@$(BIN)/python -m main dataset=video_labmaze algorithm=df_world load=labmaze64_world experiment.tasks=[test] +name=demo_video \
-	  algorithm.diffusion.sampling_timesteps=2 algorithm.diffusion.ddim_sampling_eta=1 algorithm.diffusion.stabilization_level=416 \
-	  dataset.n_frames=56 algorithm.metrics=[] experiment.shuffled_actions=False experiment.films=4 \
+	@$(BIN)/python -m main dataset=video_labmaze algorithm=df_world load=labmaze64_world_student experiment.tasks=[test] \
+	  +name=demo_video dataset.n_frames=56 algorithm.metrics=[] experiment.shuffled_actions=False experiment.films=4 \
 	  experiment.test.batch_size=4 experiment.test.limit_batch=1 dataset.save_dir=data/labmaze_demo \
 	  dataset.num_episodes=0 dataset.num_validation_episodes=0 dataset.num_test_episodes=4 $(OVERRIDES)
 

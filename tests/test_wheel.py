@@ -18,7 +18,7 @@ IN_THE_REPOSITORY = {
     "labmaze64",
     "ogbench_giant_goal",
     "ogbench_large_goal",
-    "labmaze64_world_student",
+    "labmaze64_world",
     "maze2d_medium_x",
     "maze2d_large_x",
     "maze2d_medium_x_rnn",

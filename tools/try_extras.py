@@ -36,7 +36,7 @@ COMMANDS = {
     "ogbench": "python -c 'import ogbench.locomaze, gymnasium; gymnasium.make(\"pointmaze-medium-v0\").reset()'",
     "viz": OWN,
     "video": RUN
-    + "dataset=video_labmaze algorithm=df_world load=labmaze64_world experiment.tasks=[test] dataset.n_frames=20 "
+    + "dataset=video_labmaze algorithm=df_world load=labmaze64_world_student experiment.tasks=[test] dataset.n_frames=20 "
     "algorithm.metrics=[] experiment.shuffled_actions=False experiment.films=1 experiment.test.batch_size=1 "
     "experiment.test.limit_batch=1 dataset.save_dir=data dataset.num_episodes=0 dataset.num_validation_episodes=0 "
     "dataset.num_test_episodes=1",

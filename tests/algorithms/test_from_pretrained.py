@@ -84,7 +84,7 @@ def test_a_baseline_is_sampled_as_it_was_trained(tmp_path: Path) -> None:
     ("asked", "name", "right"),
     [
         ("Video", "maze2d_medium_x", "Planning.from_pretrained"),
-        ("Video", "labmaze64_world", "World.from_pretrained"),
+        ("Video", "labmaze64_world_student", "World.from_pretrained"),
         ("Planning", "maze2d_medium_x_rnn", "RecurrentPlanning.from_pretrained"),
         ("Planning", "ts_load_small", "Forecasting.from_pretrained"),
         ("Forecasting", "robot_swap_small", "Robot.from_pretrained"),

@@ -78,11 +78,11 @@ def test_demo_video_rolls_out_48_frames_with_the_window_of_the_checkpoint(
     pytest.importorskip("vizdoom")
     pytest.importorskip("labmaze")
     (words,) = command_lines("demo-video")
-    options = plan([*words, f"load={ROOT / 'pretrained' / 'labmaze64_world'}"]).options
+    options = plan([*words, f"load={ROOT / 'pretrained' / 'labmaze64_world_student'}"]).options
     frames, context = options["dataset"].validation_frames, options["algorithm"].context_frames
     assert (frames - context, options["algorithm"].n_frames) == (48, 24)
     small_world = ["dataset.resolution=8", "algorithm.diffusion.architecture.window=4"]
-    save_untrained("labmaze64_world", ["dataset=video_labmaze", "algorithm=df_world", *small_world], FEW_STEPS)
+    save_untrained("labmaze64_world_student", ["dataset=video_labmaze", "algorithm=df_world", *small_world], FEW_STEPS)
     small = ["dataset.n_frames=12", "dataset.num_test_episodes=2", "experiment.films=2", "experiment.test.batch_size=2"]
     (folder,) = run_demo("demo-video", small, capsys)
     results = json.loads((folder / "metrics.json").read_text())

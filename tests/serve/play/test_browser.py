@@ -112,7 +112,7 @@ def test_keys_move_the_picture_of_the_world(browser: Any, address: str, shots: P
         page.keyboard.press("a")
         page.wait_for_timeout(500)
         page.screenshot(path=shots / "world.png", full_page=True)
-        assert "labmaze64_world" in page.inner_text(".command code")
+        assert "labmaze64_world_student" in page.inner_text(".command code")
         page.keyboard.press("r")
         page.keyboard.down("d")
         page.wait_for_timeout(600)
