@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_forcing.diffusion import DiffusionForcing, Loss, add_noise, per_token, sampling_levels
-from diffusion_forcing.diffusion.forcing import network_inputs
 from diffusion_forcing.errors import check_range
 
 # ------------------------------------------------------------------------------------------------------ teacher forcing
@@ -64,7 +64,7 @@ HUBER = 0.03
 class Distillation(DiffusionForcing):
     """The method over a student network with this loss, so that an algorithm distils by training with it.
 
-    Every token has a level of its own, as in Algorithm 1; conditions, memory and past are the same in all three calls.
+    Every token has a level of its own, as in Algorithm 1; conditions and memory are the same in all three calls.
     `teacher`: a trained network of the same method; grid: number of levels of the curve.
     """
 
@@ -89,16 +89,15 @@ class Distillation(DiffusionForcing):
         *,
         conditions: Tensor | None = None,
         memory: Any = None,
-        past: Any = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Loss:
         """The distillation loss of clean tokens x: (b, t, *c), each at the first level of the grid that is at least its k, (b, t).
 
-        The Huber loss of a token is spread evenly over its elements; clean tokens (k = −1) have none. past: as in `DiffusionForcing.loss`.
+        The Huber loss of a token is spread evenly over its elements; clean tokens (k = −1) have none.
         """
         self._check_levels(k)
-        inputs = network_inputs(conditions, memory, past)
+        inputs = conditions, memory
         grid = self.grid.to(k.device)
         place = torch.searchsorted(grid, k.contiguous())  # 0 for clean tokens, which stay as they are
         s, r = grid[place], grid[(place - 1).clamp(min=0)]
@@ -122,3 +121,9 @@ class Distillation(DiffusionForcing):
         ends = [torch.where(level < 0, 0.0, sigmas[level.clamp(min=0)].log1p()) for level in (s, r)]
         weight = torch.where(s < 0, 0.0, 1 / (ends[0] - ends[1]).clamp(min=1e-6))
         return Loss(per_token(weight * huber, x).expand_as(x), prediction.x0, after)
+
+    def wrapped(self, wrap: Callable[[nn.Module], nn.Module]) -> DiffusionForcing:
+        """Teacher and target are wrapped too."""
+        other: Any = super().wrapped(wrap)
+        other._frozen = tuple(None if network is None else wrap(network) for network in self._frozen)
+        return cast(DiffusionForcing, other)

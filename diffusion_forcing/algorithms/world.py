@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -173,6 +174,19 @@ class WorldLoss(NamedTuple):
     x0: Tensor
 
 
+class BehindPast(nn.Module):
+    """The network, which sees before each token what is before its place in `past`: tokens and levels like (x, k)."""
+
+    def __init__(self, network: nn.Module, past: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.network, self.past = network, past
+        self.static_outputs = getattr(network, "static_outputs", False)
+
+    def forward(self, x: Tensor, k: Tensor, conditions: Tensor | None = None, memory: Any = None) -> tuple[Tensor, Any]:
+        output: tuple[Tensor, Any] = self.network(x, k, conditions, memory, self.past)
+        return output
+
+
 class WarmupAndDecay(Warmup):
     """`Warmup`, and linearly to 0 over the last `decay` of `total` steps."""
 
@@ -276,12 +290,12 @@ class World(Video):
         if conditions is not None and draws.dropped is not None:
             conditions = torch.where(draws.dropped[:, None, None], 0, conditions)
 
-        past = None
         if draws.past_levels is not None and draws.past_noise is not None:
             past_levels = mask_absent(draws.past_levels, present, forcing.schedule.timesteps)
             shown = x if draws.replaced is None else self._own_past(clips, draws, past_levels, conditions, forcing)
             past = add_noise(forcing.schedule, shown, past_levels, draws.past_noise), past_levels
-        loss = forcing.loss(x, levels, conditions=conditions, past=past, noise=draws.noise)
+            forcing = forcing.wrapped(partial(BehindPast, past=past))
+        loss = forcing.loss(x, levels, conditions=conditions, noise=draws.noise)
         counted = self._counted(present)
         warped = loss.memory.warped
         warp = x.new_zeros(()) if warped is None else warp_error(warped, x, counted)

@@ -6,7 +6,7 @@ Sampling chooses the combination: a clean past and one noisy token is next-token
 and everything between is a row of a scheduling matrix.
 
 Tokens are x: (b, t, *c), levels k: (b, t) in −1…K−1, −1 being clean (the paper's k is ours + 1). A network is a callable
-`network(x, k, conditions, memory[, past]) -> (output, memory)` that knows no schedule; `memory` stands for the tokens before x.
+`network(x, k, conditions, memory) -> (output, memory)` that knows no schedule; `memory` stands for the tokens before x.
 """
 
 from __future__ import annotations
@@ -34,11 +34,6 @@ class Loss(NamedTuple):
     per_element: Tensor
     x0: Tensor
     memory: Any = None
-
-
-def network_inputs(conditions: Tensor | None, memory: Any, past: Any) -> tuple[Any, ...]:
-    """What follows tokens and levels in the call of a network; most take no `past`."""
-    return (conditions, memory) if past is None else (conditions, memory, past)
 
 
 class DiffusionForcing(nn.Module):
@@ -81,16 +76,13 @@ class DiffusionForcing(nn.Module):
         *,
         conditions: Tensor | None = None,
         memory: Any = None,
-        past: Any = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Loss:
         """Algorithm 1: the weighted squared error for clean tokens x: (b, t, *c) noised at levels k: (b, t).
 
         A token with k = −1 is shown as `stabilize` shows a clean one. Its error is returned like any other: multiply by `loss_mask(k)`.
-        conditions: (b, t, d). memory: stands for the tokens before x. past: tokens and levels like (x, k), for a network that takes them;
-        each token of x then follows those before its place in `past` instead of those in x. noise: standard normal like x, instead of a
-        draw; clamped.
+        conditions: (b, t, d). memory: stands for the tokens before x. noise: standard normal like x, instead of a draw; clamped.
         """
         self._check_levels(k)
         clean = k < 0
@@ -99,7 +91,7 @@ class DiffusionForcing(nn.Module):
         eps = torch.where(per_token(clean, x), 0.0, self.gaussian_noise(x, noise, generator))
         x_k = add_noise(self.schedule, x, k, eps)
         # Predict (no −1 is left in k, so `stabilize` changes nothing), and weigh the squared error.
-        prediction, after = self(x_k, k, *network_inputs(conditions, memory, past))
+        prediction, after = self(x_k, k, conditions, memory)
         target = self.parameterization.target(self.schedule, x, k, eps)
         return Loss(per_token(self.loss_weight(k), x) * (prediction.output - target) ** 2, prediction.x0, after)
 
@@ -270,3 +262,7 @@ class DiffusionForcing(nn.Module):
         if loss_weight is not None:
             other.loss_weight = loss_weight  # type: ignore[method-assign, assignment]
         return other
+
+    def wrapped(self, wrap: Callable[[nn.Module], nn.Module]) -> DiffusionForcing:
+        """The same method over what `wrap` makes of its network."""
+        return self.over(wrap(self.network))
