@@ -202,7 +202,7 @@ def test_the_critic_is_trained_towards_the_true_side_and_its_slope_is_measured()
     scores = critic(frames, actions)
     total = scores[:, :-1].mean(1).sum() + scores[:, -1].sum()
     (slope,) = torch.autograd.grad(total, frames)
-    assert float(penalty(critic, frames, actions)) == pytest.approx(float(slope.square().sum() / 2), rel=1e-4)
+    assert penalty(critic, frames, actions).item() == pytest.approx(slope.square().sum().item() / 2, rel=1e-4)
 
 
 @pytest.mark.slow
