@@ -1,10 +1,11 @@
 """OGBench's own evaluation loop, with one of our planners as its agent.
 
     python examples/ogbench_evaluation.py dataset=ogbench_pointmaze_giant load=RUN_ID [EPISODES] [key=value …]
-    python examples/ogbench_evaluation.py dataset=ogbench_antmaze_giant load=ogbench_giant_goal [EPISODES]
+    python examples/ogbench_evaluation.py dataset=ogbench_antmaze_giant load=ogbench_giant_goal [EPISODES] [film=ant.webp]
 
 Needs `pip install 'diffusion-forcing[ogbench]'`. The environments, their noise on starts and goals, the length of an
-episode and what counts as success are OGBench's; EPISODES (50) are played of each of the five tasks.
+episode and what counts as success are OGBench's; EPISODES (50) are played of each of the five tasks. `film` shows the
+first episode from above, every third step, as OGBench renders it; without a display, set MUJOCO_GL=egl.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import ogbench.locomaze  # noqa: F401  (registers the environments)
+from PIL import Image
 
 from diffusion_forcing import PlanningAgent
 from diffusion_forcing.checkpoints import format as checkpoints
@@ -51,11 +53,29 @@ def evaluate(agent: Any, env: Any, task: int, episodes: int) -> tuple[float, flo
     return float(np.mean(success)), float(np.mean(steps))
 
 
+def film(agent: Any, env: Any, file: str) -> None:
+    """Write an episode of the first task as an animated WebP."""
+    frames: list[Image.Image] = []
+
+    class Filmed(gymnasium.Wrapper):  # type: ignore[type-arg]
+        def step(self, action: Any) -> Any:
+            self.count = getattr(self, "count", -1) + 1
+            if self.count % 3 == 0:
+                frames.append(Image.fromarray(np.asarray(self.render())))
+            return super().step(action)
+
+    evaluate(agent, Filmed(env), 1, 1)
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=60, loop=0, quality=60)
+
+
 def main() -> None:
-    words = [word for word in sys.argv[1:] if not word.isdigit()]
+    words = [word for word in sys.argv[1:] if not word.isdigit() and not word.startswith("film=")]
+    file = next((word.removeprefix("film=") for word in sys.argv[1:] if word.startswith("film=")), None)
     episodes = next((int(word) for word in sys.argv[1:] if word.isdigit()), 50)
     agent, env_id = agent_of(words)
     env = gymnasium.make(env_id)
+    if file:
+        film(agent, gymnasium.make(env_id, width=480, height=480), file)
     np.random.seed(0)  # noqa: NPY002  (OGBench draws its noise from NumPy's global state)
     results = [evaluate(agent, env, task, episodes) for task in range(1, 6)]
     for task, (success, steps) in enumerate(results, start=1):
