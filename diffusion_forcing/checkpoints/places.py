@@ -298,7 +298,7 @@ def _read_results(results: Path | None, checkpoint: Path) -> dict[str, Any] | No
             return None
     with reading(path, "evaluate the model again, or leave --results out"):
         content = load_json(path)
-        if content.get("format") != "diffusion-forcing/results" or content.get("format_version") != 1:
+        if content.get("format") != "diffusion-forcing/results" or content.get("format_version") not in (1, 2):
             raise Refused("is no results.json of this version")
         dataset, kept = content["dataset"], ("name", "value", "stderr", "interval")
         return {

@@ -41,7 +41,7 @@ def draw_noise_levels(
     """Levels (b, t) in −1…K−1, by `kind`.
 
     context: sampling always begins with so many known tokens; `full_sequence` and `teacher_forcing` train them clean. teacher_forced:
-    of `teacher_forcing`, whether the network is shown a clean past beside the noised tokens (`teacher_forcing.py`): then every token draws
+    of `teacher_forcing`, whether the network is shown a clean past beside the noised tokens (`algorithms/objectives.py`): then every token draws
     its own level; else one token of each sequence does.
     """
     check_choice("noise_level", kind, NOISE_LEVELS)

@@ -217,14 +217,20 @@ def _results(run: RunRecord) -> list[tuple[str, list[dict[str, str]], list[dict[
     """The results by group, which is what precedes the last slash: the first ones, and those that fold out."""
     groups: dict[str, list[dict[str, str]]] = {}
     for name, value in run.metrics.items():
-        whole, _, end = name.rpartition("_")
-        if end in ("stderr", "low", "high") and whole in run.metrics:
+        if _beside(name, run.metrics):
             continue
         text, unit = (value, "") if isinstance(value, str) else quantity(name, run.metrics)
         group, _, label = name.rpartition("/")
         row = {"name": name, "label": label.replace("_", " "), "text": text, "unit": unit}
         groups.setdefault(group or "results", []).append(row)
     return [(group, rows[:SHORT], rows[SHORT:]) for group, rows in groups.items()]
+
+
+def _beside(name: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether `quantity` shows the number `name` beside another: the error of a float, or both ends of its interval."""
+    whole, _, end = name.rpartition("_")
+    ends = {"stderr": ("stderr",), "low": ("low", "high"), "high": ("low", "high")}.get(end, ())
+    return bool(ends) and isinstance(metrics.get(whole), float) and all(f"{whole}_{e}" in metrics for e in ends)
 
 
 def _media(run: RunRecord) -> list[dict[str, Any]]:

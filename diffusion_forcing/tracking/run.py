@@ -487,7 +487,7 @@ class Mp4:
 # -------------------------------------------------------------------------------------------------------- results.json
 
 FORMAT = "diffusion-forcing/results"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COUNTS = ("episodes", "windows", "clips", "paths")
 """Results that say how much was evaluated."""
 _Z = 1.96

@@ -80,7 +80,7 @@ def test_tasks_run_in_the_order_given_and_users_add_their_own(project: Path) -> 
 def test_results_json_says_what_was_measured_and_on_what(project: Path) -> None:
     assert main([*MINE, "seed=4"]) == 0
     found = json.loads((only_run(project) / "results.json").read_text())
-    assert (found["format"], found["format_version"], found["seed"]) == ("diffusion-forcing/results", 1, 4)
+    assert (found["format"], found["format_version"], found["seed"]) == ("diffusion-forcing/results", 2, 4)
     assert (found["dataset"], found["tasks"]) == ({"name": "mine", "id": None}, ["training"])
     assert found["metrics"] == [{"name": "loss", "value": 0.5, "stderr": None, "interval": None}]
     assert found["version"] == f"diffusion-forcing {diffusion_forcing.__version__}"

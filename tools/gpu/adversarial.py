@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -30,7 +31,7 @@ from diffusion_forcing.algorithms.world import World
 from diffusion_forcing.checkpoints import save
 from diffusion_forcing.datasets.generate import worker_count
 from diffusion_forcing.diffusion import add_noise
-from tools.gpu.world import Episodes, Log, generate, seconds
+from tools.gpu.world import Episodes, Log, check_made, generate, seconds
 
 OFFSETS = (15, 8, 4, 2, 1, 0)
 """Frames of a window that the critic sees, counted back from the newest."""
@@ -111,11 +112,11 @@ class Chains:
     """Rollouts that go on from one training step to the next. frames: (n, PAST, c, h, w) tokens, actions: (n, PAST), those that led to them; the
     next actions are those of `episode` from `place` on. depth: (n,), frames generated; follows: (n,), whether they are still those of one clip.
 
-    life: mean number of frames after which a chain begins anew; half of all chains have 16. All of it stays at its place on the device, and
-    nothing waits for the device, so that a training step can be recorded as one CUDA graph.
+    steps: frames of a training step. life: mean number of frames after which a chain begins anew; half of all chains have 16. All of it stays
+    at its place on the device, and nothing waits for the device, so that a training step can be recorded as one CUDA graph.
     """
 
-    def __init__(self, world: World, episodes: Episodes, count: int) -> None:
+    def __init__(self, world: World, episodes: Episodes, count: int, steps: int) -> None:
         self.world, self.episodes, self.count = world, episodes, count
         device = self.device = world.device
         channels, resolution, _ = world.options.observation_shape
@@ -127,7 +128,7 @@ class Chains:
         self.actions = torch.zeros(count, PAST, dtype=torch.long, device=device)
         self.episode, self.place, self.depth = (torch.zeros(count, dtype=torch.long, device=device) for _ in range(3))
         self.follows = torch.ones(count, dtype=torch.bool, device=device)
-        self._begin(torch.ones(count, dtype=torch.bool, device=device), 1)
+        self._begin(torch.ones(count, dtype=torch.bool, device=device), steps)
 
     def set_life(self, life: float) -> None:
         self.life[self.count // 2 :] = life
@@ -231,9 +232,8 @@ def looks(steps: Steps) -> dict[str, list[float]]:
     def numbers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         frames = x.flatten(0, 1).float()
         sharp = F.conv2d(frames.mean(1, keepdim=True), kernel).square().mean((-3, -2, -1))
-        return tuple(
-            part.unflatten(0, x.shape[:2]) for part in (sharp, frames.std((-2, -1)).mean(1), frames.mean((-2, -1)))
-        )  # type: ignore[return-value]
+        contrast, mean = frames.std((-2, -1)).mean(1), frames.mean((-2, -1))
+        return sharp.unflatten(0, x.shape[:2]), contrast.unflatten(0, x.shape[:2]), mean.unflatten(0, x.shape[:2])
 
     fake, real = numbers(steps.fake[:, PAST:]), numbers(steps.real[:, PAST:])
     rows = {}
@@ -279,10 +279,23 @@ def main() -> None:
     )
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
+    (out / "seconds").unlink(missing_ok=True)
     data = arguments.data or out.parent / f"{out.name}-data"
+    first = min(arguments.first, arguments.episodes)
+    if arguments.data and (there := len(list((data / "training").glob("*.npz")))) < first:
+        sys.exit(
+            f"{data / 'training'} has {there} episodes; {first} are needed to begin with: pass --first, or generate more"
+        )
     making = None if arguments.data else generate(data, arguments.episodes, [], max(1, worker_count(0) - 2))
+
+    def goes_on() -> None:
+        if making is not None:
+            check_made(making, episodes, first)
+
     try:
-        train(arguments, data, out, device, log)
+        episodes = Episodes(data / "training", arguments.episodes, device)
+        episodes.wait(first, goes_on)
+        train(arguments, episodes, out, device, log)
     finally:
         if making is not None:
             making.terminate()
@@ -337,6 +350,7 @@ class Adversaries:
         with self.chains.episodes.lock, torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._step()
         self.graph = graph
+        self.numbers.zero_()
 
     def step(self, life: float, lr: float, critic_lr: float) -> None:
         self.chains.set_life(life)
@@ -362,7 +376,7 @@ class Adversaries:
         loss = relativistic(of_real, of_fake)
         slopes = sum((penalty(critic, frames[::5], acted[::5]) for frames, acted in (real, fake)), loss.new_zeros(()))
         (loss + self.arguments.penalty / 2 * slopes).backward()
-        nn.utils.clip_grad_norm_(critic.parameters(), 10.0)
+        _clip(critic, 10.0)
         self.sides[1].step()
         self.sides[1].zero_grad()
 
@@ -375,7 +389,7 @@ class Adversaries:
         adversarial = relativistic(judged, of_real)
         truth = blurred_error(steps.new, steps.real[:, PAST:], steps.truth)
         (adversarial + self.arguments.truth * truth).backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        norm = _clip(self.network, 1.0)
         self.sides[0].step()
         self.sides[0].zero_grad()
         margin = (of_real - of_fake)[:, -1].mean()
@@ -388,22 +402,31 @@ class Adversaries:
         return {name: float(f"{value:.4g}") for name, value in zip(self.NAMES, values, strict=True)}
 
 
-def train(arguments: argparse.Namespace, data: Path, out: Path, device: torch.device, log: Log) -> None:
+def _clip(module: nn.Module, most: float) -> Tensor:
+    """Gradients clipped to the norm `most`; one that is not finite counts as 0, without waiting for the GPU to look. The norm before."""
+    norm = nn.utils.clip_grad_norm_(module.parameters(), most)
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+    return norm
+
+
+def train(arguments: argparse.Namespace, episodes: Episodes, out: Path, device: torch.device, log: Log) -> None:
     """Model and critic in turns, until the time is over."""
     world = World.from_pretrained(arguments.weights)
     world.to(device).train()
     world.network.requires_grad_()
     diffusion = replace(world.options.diffusion, distilled_steps=1, sampling_timesteps=1, ddim_sampling_eta=1.0)
     world.options = replace(world.options, diffusion=diffusion)
-    anchor = World.from_pretrained(arguments.anchor).sampling_weights() if arguments.anchor else {}
+    anchor = anchored(world, arguments.anchor)
     assert world.ema is not None
     world.ema.decay = arguments.average
-    episodes = Episodes(data / "training", arguments.episodes, device)
-    episodes.wait(arguments.first, lambda: None)
     channels, actions = world.options.observation_shape[0], world.options.external_cond_dim
     critic = Critic(len(OFFSETS) * channels, PAST * actions, tuple(arguments.widths))
     pair = Adversaries(
-        arguments, Chains(world, episodes, arguments.chains), critic.to(device).to(memory_format=torch.channels_last)
+        arguments,
+        Chains(world, episodes, arguments.chains, arguments.steps),
+        critic.to(device).to(memory_format=torch.channels_last),
     )
     log(parameters=sum(p.numel() for p in critic.parameters()), episodes=episodes.count, stage="begin")
     if device.type == "cuda":
@@ -413,6 +436,8 @@ def train(arguments: argparse.Namespace, data: Path, out: Path, device: torch.de
         except Exception as error:  # whatever a kernel or a synchronisation raises; slower, but the same
             log(not_recorded=f"{type(error).__name__}: {error}"[:800])
             torch.cuda.synchronize()
+            for side in pair.sides:
+                side.zero_grad()
     step = logged_step = 0
     logged = saved = seconds()
     for share in remaining(arguments, out):
@@ -440,10 +465,22 @@ def train(arguments: argparse.Namespace, data: Path, out: Path, device: torch.de
     log(stage="end", steps=step, memory_gib=memory, unreadable=episodes.unreadable)
 
 
+def anchored(world: World, path: Path | None) -> dict[str, Tensor]:
+    """The weights of the checkpoint `path`, none without one; ends the program where they are not those of `world`'s network."""
+    if path is None:
+        return {}
+    given, own = World.from_pretrained(path).sampling_weights(), world.sampling_weights()
+    if {key: value.shape for key, value in given.items()} != {key: value.shape for key, value in own.items()}:
+        sys.exit(f"--anchor {path} is another network than --weights: pass a checkpoint of the same size and options")
+    return given
+
+
 def write(world: World, out: Path, step: int, anchor: dict[str, Tensor], share: float) -> None:
     """The averaged weights as the checkpoint OUT/trained, and with `share` of `anchor` as OUT/student."""
     trained = {key: value.float() for key, value in world.sampling_weights().items()}
-    student = {key: torch.lerp(value, anchor.get(key, value).to(value), share) for key, value in trained.items()}
+    student = {
+        key: torch.lerp(value, anchor[key].to(value), share) if anchor else value for key, value in trained.items()
+    }
     for name, weights in (("trained", trained), ("student", student)):
         half = {key: value.half() for key, value in weights.items()}
         save(out / name, None, metadata=world.metadata(), model=half, step=step)

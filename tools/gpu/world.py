@@ -78,7 +78,7 @@ def generate(folder: Path, episodes: int, words: list[str], workers: int) -> sub
         "+name=data",
     ]
     command += [f"dataset.save_dir={folder}", f"dataset.num_episodes={episodes}", f"dataset.workers={workers}"]
-    command += ["dataset.num_validation_episodes=1", "dataset.num_test_episodes=64", f"outputs={folder}-run"]
+    command += ["dataset.num_validation_episodes=1", "dataset.num_test_episodes=1", f"outputs={folder}-run"]
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 
 
@@ -138,6 +138,17 @@ class Episodes:
         actions = F.one_hot(self.actions[episode, place - 1], world.options.external_cond_dim).float()
         present = torch.ones(batch, length, dtype=torch.bool, device=self.device)
         return Clips(world.tokens(frames), present, world.conditions(actions))
+
+
+def check_made(making: subprocess.Popen[bytes], episodes: Episodes, first: int) -> None:
+    """Ends the program where the `first` mazes that are waited for will not come."""
+    if making.poll() is not None and (making.returncode or episodes.count < first):
+        time.sleep(1.0)  # the last files may still be read
+        if making.returncode or episodes.count < first:
+            sys.exit(
+                f"generating the mazes in {episodes.folder} ended with {making.returncode}: {episodes.count} episodes of "
+                f"the {first} to begin with; unreadable: {episodes.unreadable}"
+            )
 
 
 Behind = Callable[..., tuple[Tensor, ...]]
@@ -336,17 +347,11 @@ def run(
     assert world.ema is not None
     log(parameters=sum(p.numel() for p in world.network.parameters()))
 
-    def goes_on() -> None:
-        """Ends the program where the mazes that are waited for will not come."""
-        if making.poll() is not None and (making.returncode or episodes.count < first):
-            time.sleep(1.0)  # the last files may still be read
-            if making.returncode or episodes.count < first:
-                sys.exit(
-                    f"generating the mazes in {data} ended with {making.returncode}: {episodes.count} episodes of the "
-                    f"{first} to begin with; unreadable: {episodes.unreadable}"
-                )
-
     first = min(arguments.first, arguments.episodes)
+
+    def goes_on() -> None:
+        check_made(making, episodes, first)
+
     episodes.wait(first, goes_on)
     file = out / "seconds"
     file.unlink(missing_ok=True)

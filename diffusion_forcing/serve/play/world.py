@@ -53,7 +53,7 @@ class Dream:
         self.window = min(options.window, getattr(options.diffusion.architecture, "window", options.window))
         self.sampler = model.sampler()
         self.steps = self.sampler.sampling_timesteps
-        self.most_steps = options.diffusion.distilled_steps or MOST_STEPS
+        self.most_steps = min(options.diffusion.distilled_steps or MOST_STEPS, MOST_STEPS)
         self.timesteps = options.diffusion.timesteps
         self.level = self.sampler.forcing.stabilization_level
         self.frames: deque[Frame] = deque(maxlen=self.window)

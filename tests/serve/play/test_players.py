@@ -60,7 +60,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> World:
             external_cond_dim=3,
             ema_decay=0.0,
             diffusion=WorldDiffusionOptions(
-                timesteps=100, stabilization_level=20, sampling_timesteps=2, architecture=WorldNetworkOptions(window=4)
+                timesteps=100, stabilization_level=20, sampling_timesteps=1, architecture=WorldNetworkOptions(window=4)
             ),
         )
     ).eval()
