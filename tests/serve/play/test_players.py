@@ -174,6 +174,7 @@ def test_a_student_takes_no_more_steps_than_it_was_distilled_for(player: WorldPl
     player.model.options = replace(options, diffusion=replace(options.diffusion, distilled_steps=2))
     with playing(player) as talk:
         assert talk.until("world")[0]["most"] == 2
+        assert "sampling_timesteps=1" in talk.until("command")[0]["text"]
         talk.say("world", do="pace", steps=8, fps=30, noise=0.2)
         assert "sampling_timesteps=2" in talk.until("command")[0]["text"]
 
