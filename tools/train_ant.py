@@ -2,7 +2,7 @@
 
     python tools/train_ant.py expert pretrained/ogbench_ant_expert
     python -m main dataset=ogbench_antmaze_medium experiment.tasks=[generate_dataset]
-    python tools/train_ant.py executor pretrained/ogbench_ant_executor data/ogbench/antmaze-*-v0.npz
+    python tools/train_ant.py executor pretrained/ogbench_ant_executor data/ogbench/antmaze-medium-*.npz
 
 The expert learns on open ground to walk where it is told to; the direction changes every 40 steps on average. A step's
 reward is the speed in that direction (m/s), less a fifth of that aside and a little for torque. Critics have layer
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("what", choices=("expert", "executor"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("files", type=Path, nargs="*", help="AntMaze data, for the executor")
-    parser.add_argument("--steps", type=int, default=170_000, help="of the expert's ants, together")
+    parser.add_argument("--steps", type=int, default=174_168, help="of the expert's ants, together")
     parser.add_argument("--updates", type=int, default=6000, help="of the executor")
     given = parser.parse_args()
     torch.set_num_threads(1)

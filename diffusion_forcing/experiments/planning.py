@@ -481,7 +481,7 @@ class PlanningExperiment(BaseExperiment):
                 radius=radius,
             ),
             fps=25,
-            caption=f"Episode {longest}: each plan, and the ball that follows it",
+            caption=f"Episode {longest}: each plan, and the path that followed it",
         )
 
     def _nodes_of_tree(

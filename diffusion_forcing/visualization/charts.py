@@ -36,16 +36,21 @@ class Panel:
 
 
 def draw_horizon(panels: Sequence[Panel]) -> Pixels:
-    """`panels` side by side: (h, w, 3) uint8. The first frame is 1.
+    """`panels`, three in a row: (h, w, 3) uint8. The first frame is 1.
 
     Lines of one name have the same colour in every panel. ValueError if a panel has no finite value.
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = new_figure(len(panels) * PANEL[0], PANEL[1])
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = new_figure(columns * PANEL[0], rows * PANEL[1])
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for empty in places[len(panels) :]:
+        empty.set_axis_off()
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
-    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+    for panel, axes in zip(panels, places, strict=False):
         if not any(np.isfinite(np.asarray(values, dtype=np.float64)).any() for values in panel.lines.values()):
             raise ValueError(f"no finite value to draw in '{panel.title}'")
         for index, (name, values) in enumerate(panel.lines.items()):

@@ -369,7 +369,10 @@ class Planning(ForcingAlgorithm):
         trained_for = checkpoint.metadata.get("env_id", self.options.env_id)
         if trained_for not in (self.options.env_id, self.options.env_id.replace("antmaze-", "pointmaze-")):
             advice = f"it was trained for {trained_for}, this is {self.options.env_id}: choose that dataset"
-            say(f"note: {checkpoint.path} was trained for {trained_for}, not for {self.options.env_id}")
+            say(
+                f"note: {checkpoint.path} was trained for {trained_for}, not for {self.options.env_id}; "
+                "its plans may lead through walls"
+            )
         self.check_weights(checkpoint, advice)
         for name, buffer in (("data_mean", self.bundle.mean), ("data_std", self.bundle.std)):
             value = checkpoint.statistics.get(name)

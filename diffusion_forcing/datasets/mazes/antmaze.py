@@ -8,6 +8,7 @@ along a plan, was cloned from such files (`tools/train_ant.py`).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from diffusion_forcing.checkpoints import load, resolve
+from diffusion_forcing.checkpoints.places import shipped
 from diffusion_forcing.datasets.mazes.base import Steps, Store
 from diffusion_forcing.datasets.mazes.pointmaze import (
     MAX_JUMP,
@@ -42,12 +44,19 @@ from diffusion_forcing.errors import UserError, require
 from diffusion_forcing.options import Count, NotNegative
 
 REQUIRED = {"observations": (STATE_SIZE,), "actions": (ACTION_SIZE,), "terminals": ()}
+EXPERT = "ogbench_ant_expert"
 TASK = "ant_executor"
 """What the checkpoints of executors and of the expert are for."""
 
 
 def load_executor(spec: str, option: str = "dataset.executor") -> Executor:
     """The network that `option` names: a shipped one, or a folder. `UserError` for another kind of checkpoint."""
+    known = shipped()
+    if not (spec in known or "://" in spec or Path(spec).exists()):
+        raise UserError(
+            f"{option}={spec} is neither a folder nor a shipped network; shipped: "
+            f"{', '.join(name for name in known if name.startswith('ogbench_ant_'))}; tools/train_ant.py trains one"
+        )
     try:
         checkpoint = load(resolve(spec))
         task = checkpoint.metadata.get("task")
@@ -111,7 +120,7 @@ class AntMazeOptions(PointMazeOptions):
     """Standard deviation of the noise on generated torques."""
     executor: str = "ogbench_ant_executor"
     """Checkpoint of the network that moves the ant to the subgoals of a plan."""
-    expert: str = "ogbench_ant_expert"
+    expert: str = EXPERT
     """Checkpoint of the network whose walks are generated."""
 
     family: ClassVar[str] = "antmaze"
@@ -124,6 +133,13 @@ class AntMazeOptions(PointMazeOptions):
             self.simulator == "built_in",
             f"dataset.simulator is {self.simulator}; AntMaze always runs OGBench's model of the ant: leave it out",
         )
+
+    @property
+    def generated_file(self) -> Path:
+        """Another expert's walks have another name."""
+        path = super().generated_file
+        own = "" if self.expert == EXPERT else f"-{hashlib.sha256(self.expert.encode()).hexdigest()[:8]}"
+        return path.with_name(f"{path.stem}{own}{path.suffix}")
 
 
 class AntMaze(PointMaze):

@@ -163,10 +163,9 @@ class Ant:
         return np.concatenate([self.data.qpos, self.data.qvel])
 
     def reset(self, position: Array, rng: np.random.Generator) -> None:
-        """Put the ant at `position` (2,) m, in OGBench's pose with OGBench's noise."""
+        """Put the ant at `position` (2,) m, in OGBench's pose (the model's own, legs spread) with OGBench's noise."""
         mujoco.mj_resetData(self.model, self.data)
-        pose = self.model.numeric("init_qpos").data
-        self.data.qpos[:] = pose + rng.uniform(-0.1, 0.1, self.model.nq)
+        self.data.qpos[:] += rng.uniform(-0.1, 0.1, self.model.nq)
         self.data.qvel[:] = 0.1 * rng.standard_normal(self.model.nv)
         self.data.qpos[:2] = position
         mujoco.mj_forward(self.model, self.data)

@@ -77,5 +77,5 @@ def test_a_file_of_points_and_weights_that_are_no_executors_are_refused(tmp_path
         read_antmaze(tmp_path / "walk.npz")
     with pytest.raises(UserError, match="ogbench_medium_goal: a checkpoint for planning, not an ant's"):
         load_executor("ogbench_medium_goal")
-    with pytest.raises(UserError, match=r"^dataset.executor=ogbench_ant_executr: .*did you mean"):
+    with pytest.raises(UserError, match=r"^dataset.executor=ogbench_ant_executr is neither.*shipped: ogbench_ant_exec"):
         load_executor("ogbench_ant_executr")

@@ -110,6 +110,7 @@ def test_every_step_is_ogbenchs() -> None:
     ours = Ant(build_ant_model(MEDIUM))
     ours.reset(np.array([1.0, 3.0]), RNG)
     theirs.reset(seed=0, options={"task_id": 1})
+    assert np.abs(ours.data.qpos - theirs.init_qpos)[2:].max() <= 0.1  # its noise
     theirs.set_state(ours.data.qpos, ours.data.qvel)
     for torques in RNG.uniform(-1, 1, (30, 8)):
         ours.step(torques)
