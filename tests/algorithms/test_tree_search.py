@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_forcing.algorithms.planning.candidates import SLACK, Support
 from diffusion_forcing.algorithms.planning.tree_search import Node, TreeOptions, TreeSearchPlanner
 from diffusion_forcing.errors import UserError
 from tests.algorithms.small import options, planning, randn
@@ -130,6 +131,16 @@ def test_the_reward_is_for_arriving_early_by_possible_steps() -> None:
     rewards = planner.reward(start, goal, plans, 4)
     # At frame 2 of 4; never; too long a step; and what follows the arrival does not matter.
     torch.testing.assert_close(rewards, torch.tensor([0.5, 0.0, 0.0, 0.5]))
+
+
+def test_the_longest_step_is_that_of_the_data_unless_it_is_given() -> None:
+    planner = searching(tree={"longest_step": None})
+    assert planner.longest_step == 0.25
+    known = Support(torch.ones(2, 2, dtype=torch.bool), (0.0, 0.0), 1.0, 2.0)
+    for given, expected in ((None, SLACK * 2.0), (0.7, 0.7)):
+        algorithm = planning(search="mctd", tree=TreeOptions(longest_step=given))
+        algorithm.support = known
+        assert algorithm.planner().longest_step == expected  # type: ignore[attr-defined]
 
 
 def test_a_search_ends_when_the_tree_is_grown() -> None:

@@ -333,7 +333,7 @@ class Planning(ForcingAlgorithm):
             build = partial(CandidatePlanner, search=self.options.candidate_options(), support=self.support)
         elif self.options.search in ("mctd", "fast_mctd"):
             parallel = self.options.search == "fast_mctd"
-            build = partial(TreeSearchPlanner, tree=self.options.tree, parallel=parallel)
+            build = partial(TreeSearchPlanner, tree=self.options.tree, parallel=parallel, support=self.support)
         planner: Planner = build(forcing, self.bundle, sampler, options, causal=self.options.causal)
         return planner
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_forcing.algorithms.planning.candidates import SLACK, Support
 from diffusion_forcing.algorithms.planning.planner import PlanInputs, Planner
 from diffusion_forcing.diffusion.sampler import OnRow
 from diffusion_forcing.errors import check_minimum, check_positive, require
@@ -24,7 +25,8 @@ from diffusion_forcing.errors import check_minimum, check_positive, require
 class TreeOptions:
     """`algorithm.tree`. guidance: of a node's children, as multiples of algorithm.guidance_scale. rows: what a node adds. stride: rows that a
     step of the simulation takes at once. expansions: nodes at most. parallel: nodes selected at once by search=fast_mctd; mctd selects one.
-    goal_radius: how near a plan arrives. longest_step: between two frames; a plan with a longer one is worth nothing. Both in data units.
+    goal_radius: how near a plan arrives. longest_step: between two frames; a plan with a longer one is worth nothing; None: half as long again as
+    the data's longest, where the weights know it, else 0.25. Both in data units.
     """
 
     guidance: tuple[float, ...] = (0.0, 0.1, 0.5, 1.0, 2.0)
@@ -33,13 +35,14 @@ class TreeOptions:
     expansions: int = 500
     parallel: int = 200
     goal_radius: float = 0.5
-    longest_step: float = 0.25
+    longest_step: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "stride", "expansions", "parallel"):
             check_minimum(f"algorithm.tree.{name}", getattr(self, name), 1)
         for name in ("goal_radius", "longest_step"):
-            check_positive(f"algorithm.tree.{name}", getattr(self, name))
+            if (value := getattr(self, name)) is not None:
+                check_positive(f"algorithm.tree.{name}", value)
         require(
             bool(self.guidance) and all(scale >= 0 for scale in self.guidance),
             f"algorithm.tree.guidance is {list(self.guidance)}; give one multiple of the guidance or more, none below 0",
@@ -65,9 +68,12 @@ class Node:
 class TreeSearchPlanner(Planner):
     """Plans by tree search with gradient guidance. It needs no training of its own. Problems are searched one after the other."""
 
-    def __init__(self, *args: Any, tree: TreeOptions, parallel: bool, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, tree: TreeOptions, parallel: bool, support: Support | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.tree = tree
+        self.longest_step = tree.longest_step or (SLACK * support.longest_step if support else 0.25)
         self.parallel = tree.parallel if parallel else 1
         self.on_node: Callable[[Tensor, float, int], None] | None = None
         """`on_node(plan, reward, depth)` sees the simulated plan (horizon, c) of each new node, normalised."""
@@ -184,7 +190,7 @@ class TreeSearchPlanner(Planner):
         path = torch.cat([start[:, None, :2].expand(len(x), -1, -1), frames], dim=1) * std + mean
         near = (path[:, 1:] - (goal[:, None, :2] * std + mean)).norm(dim=-1) <= self.tree.goal_radius
         when = torch.where(near.any(1), near.int().argmax(1), horizon)
-        too_far = path.diff(dim=1).norm(dim=-1) > self.tree.longest_step
+        too_far = path.diff(dim=1).norm(dim=-1) > self.longest_step
         before = torch.arange(horizon, device=x.device) <= when[:, None]
         return torch.where((too_far & before).any(1), 0.0, (horizon - when) / horizon)
 
