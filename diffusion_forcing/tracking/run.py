@@ -463,7 +463,9 @@ class Mp4:
             named = isinstance(self._path, Path)  # else it cannot be opened again, to move its index to the front
             options = {"movflags": "+faststart"} if named else {}
             self._container = av.open(str(self._path) if named else self._path, "w", format="mp4", options=options)
-            rate, options = Fraction(self._fps).limit_denominator(1001), {"crf": QUALITY, "preset": "medium"}
+            # One thread: the same frames give the same file.
+            options = {"crf": QUALITY, "preset": "medium", "threads": "1"}
+            rate = Fraction(self._fps).limit_denominator(1001)
             self._stream = self._container.add_stream("libx264", rate=rate, options=options)
             self._stream.width, self._stream.height = width + width % 2, height + height % 2
             self._stream.pix_fmt = "yuv420p"

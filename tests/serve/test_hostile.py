@@ -222,8 +222,9 @@ def test_clients_that_greet_and_say_no_more_lock_nobody_out(tmp_path: Path, monk
             client.connect(door.address)
             for _ in range(6):
                 silent = stack.enter_context(raw(door.address))
-                silent.sendall(GREETING + READY)
-                assert silent.recv(64)  # the router's greeting
+                with contextlib.suppress(ConnectionError):  # it may have been sent away already
+                    silent.sendall(GREETING + READY)
+                    silent.recv(64)  # the router's greeting
                 assert client is late or answered(early)  # who speaks stays
             assert answered(client)
         assert answered(early)  # was silent the longest, and is connected again

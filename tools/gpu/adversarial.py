@@ -31,6 +31,7 @@ from diffusion_forcing.algorithms.world import World
 from diffusion_forcing.checkpoints import save
 from diffusion_forcing.datasets.generate import worker_count
 from diffusion_forcing.diffusion import add_noise
+from diffusion_forcing.errors import UserError
 from tools.gpu.world import Episodes, Log, check_made, generate, seconds
 
 OFFSETS = (15, 8, 4, 2, 1, 0)
@@ -286,6 +287,11 @@ def main() -> None:
         sys.exit(
             f"{data / 'training'} has {there} episodes; {first} are needed to begin with: pass --first, or generate more"
         )
+    try:
+        world = World.from_pretrained(arguments.weights)
+        anchor = anchored(world, arguments.anchor)
+    except UserError as error:
+        sys.exit(str(error))
     making = None if arguments.data else generate(data, arguments.episodes, [], max(1, worker_count(0) - 2))
 
     def goes_on() -> None:
@@ -295,7 +301,7 @@ def main() -> None:
     try:
         episodes = Episodes(data / "training", arguments.episodes, device)
         episodes.wait(first, goes_on)
-        train(arguments, episodes, out, device, log)
+        train(arguments, world, anchor, episodes, out, device, log)
     finally:
         if making is not None:
             making.terminate()
@@ -411,14 +417,20 @@ def _clip(module: nn.Module, most: float) -> Tensor:
     return norm
 
 
-def train(arguments: argparse.Namespace, episodes: Episodes, out: Path, device: torch.device, log: Log) -> None:
+def train(
+    arguments: argparse.Namespace,
+    world: World,
+    anchor: dict[str, Tensor],
+    episodes: Episodes,
+    out: Path,
+    device: torch.device,
+    log: Log,
+) -> None:
     """Model and critic in turns, until the time is over."""
-    world = World.from_pretrained(arguments.weights)
     world.to(device).train()
     world.network.requires_grad_()
     diffusion = replace(world.options.diffusion, distilled_steps=1, sampling_timesteps=1, ddim_sampling_eta=1.0)
     world.options = replace(world.options, diffusion=diffusion)
-    anchor = anchored(world, arguments.anchor)
     assert world.ema is not None
     world.ema.decay = arguments.average
     channels, actions = world.options.observation_shape[0], world.options.external_cond_dim
