@@ -4,7 +4,7 @@
     python -m main dataset=ogbench_antmaze_medium experiment.tasks=[generate_dataset]
     python tools/train_ant.py executor pretrained/ogbench_ant_executor data/ogbench/antmaze-medium-*.npz
 
-The expert learns on open ground to walk where it is told to; the direction changes every 40 steps on average. A step's
+The expert learns on open ground to walk in a given direction, which changes every 40 steps on average. A step's
 reward is the speed in that direction (m/s), less a fifth of that aside and a little for torque. Critics have layer
 normalisation. The executor is fitted to the actions of AntMaze data, OGBench's own or generated with the expert; the
 subgoal of a step is where the ant was some steps later. Every batch is doubled by its mirror image. One core.

@@ -41,7 +41,7 @@ class Command(NamedTuple):
 
     @property
     def positional(self) -> tuple[str, ...]:
-        """Names of the arguments that are told apart by their place alone."""
+        """Names of the positional arguments."""
         return tuple(argument.name for argument in self.arguments if not (argument.is_option or "=" in argument.name))
 
     @property

@@ -40,7 +40,9 @@ def loaded() -> LPIPS:
 def test_every_frame_has_the_value_torchmetrics_gives(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchmetrics asks torchvision for the layers; here it is handed layers of the same kind."""
     if not hasattr(theirs, "_get_tv_model_features"):
-        pytest.skip("this torchmetrics asks torchvision in another way; 1.8 and later are compared")
+        pytest.skip(
+            "torchmetrics below 1.8 needs torchvision to build its reference, and no CPU build of that is pinned here"
+        )
     network = loaded()
     layers = nn.Sequential(*network.features, nn.MaxPool2d(3, 2))
     monkeypatch.setattr(theirs, "_get_tv_model_features", lambda name, pretrained: layers)

@@ -49,8 +49,8 @@ TASK = "ant_executor"
 """What the checkpoints of executors and of the expert are for."""
 
 
-def load_executor(spec: str, option: str = "dataset.executor") -> Executor:
-    """The network that `option` names: a shipped one, or a folder. `UserError` for another kind of checkpoint."""
+def executor_folder(spec: str, option: str = "dataset.executor") -> Path:
+    """The folder of the network that `option` names: a shipped one, or a folder. `UserError` where there is none."""
     known = shipped()
     if not (spec in known or "://" in spec or Path(spec).exists()):
         raise UserError(
@@ -58,7 +58,16 @@ def load_executor(spec: str, option: str = "dataset.executor") -> Executor:
             f"{', '.join(name for name in known if name.startswith('ogbench_ant_'))}; tools/train_ant.py trains one"
         )
     try:
-        checkpoint = load(resolve(spec))
+        return resolve(spec)
+    except UserError as error:
+        raise UserError(f"{option}={spec}: {error}") from None
+
+
+def load_executor(spec: str, option: str = "dataset.executor") -> Executor:
+    """The network that `option` names. `UserError` for another kind of checkpoint."""
+    folder = executor_folder(spec, option)
+    try:
+        checkpoint = load(folder)
         task = checkpoint.metadata.get("task")
         require(task == TASK, f"a checkpoint for {task}, not an ant's executor; tools/train_ant.py trains one")
         return Executor({name: tensor.numpy() for name, tensor in checkpoint.weights.items()})
@@ -136,10 +145,12 @@ class AntMazeOptions(PointMazeOptions):
 
     @property
     def generated_file(self) -> Path:
-        """Another expert's walks have another name."""
+        """Walks of another expert than the shipped one have another name, by its weights."""
         path = super().generated_file
-        own = "" if self.expert == EXPERT else f"-{hashlib.sha256(self.expert.encode()).hexdigest()[:8]}"
-        return path.with_name(f"{path.stem}{own}{path.suffix}")
+        if self.expert == EXPERT:
+            return path
+        weights = (executor_folder(self.expert, "dataset.expert") / "model.safetensors").read_bytes()
+        return path.with_name(f"{path.stem}-{hashlib.sha256(weights).hexdigest()[:8]}{path.suffix}")
 
 
 class AntMaze(PointMaze):

@@ -89,7 +89,7 @@ def regular(
     if freq is None:
         often, gaps = usual_distance(frame.index), breaks(frame.index)
         raise UserError(
-            f"{source}: the time between two rows cannot be told from the times"
+            f"{source}: the interval between rows cannot be inferred from the timestamps"
             + (f": most often it is {often}" if often else "")
             + (f", but not {gaps}" if gaps else "")
             + f"; complete the rows, or give dataset.freq, such as {often or 'D or h'}: what has no row is then missing"

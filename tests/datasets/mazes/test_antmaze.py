@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from diffusion_forcing.checkpoints import resolve
 from diffusion_forcing.datasets.mazes.antmaze import AntMaze, AntMazeOptions, load_executor, read_antmaze
 from diffusion_forcing.environments.mazes.ant import Ant, build_ant_model
 from diffusion_forcing.errors import UserError
@@ -40,6 +42,21 @@ def test_trajectories_are_walks_of_the_physics_and_windows_their_positions(made:
     assert np.linalg.norm(states[40, :2] - states[0, :2]) > 1
     batch = made.training().__getitems__([0])
     assert np.array_equal(batch.observations[0], steps["observations"][:21:5, :2])
+
+
+def test_walks_of_another_expert_are_another_file_by_its_weights(tmp_path: Path) -> None:
+    def name(**changes: Any) -> str:
+        return options(tmp_path, **changes).generated_file.name
+
+    walks = [name(), name(expert="ogbench_ant_executor")]
+    mine = tmp_path / "mine"
+    for shipped in ("ogbench_ant_executor", "ogbench_ant_expert"):  # trained again in the same folder
+        shutil.copytree(resolve(shipped), mine, dirs_exist_ok=True)
+        walks.append(name(expert=str(mine)))
+    assert walks[1] == walks[2]
+    assert len(set(walks)) == 3
+    with pytest.raises(UserError, match=r"^dataset.expert=ogbench_ant_exprt is neither a folder"):
+        name(expert="ogbench_ant_exprt")
 
 
 def test_ogbench_reads_our_file_and_the_recipe_makes_it_again(made: AntMaze, tmp_path: Path) -> None:

@@ -548,7 +548,7 @@ DAY = ["2024-01-01", "2024-01-02", "2024-01-03"]
             {},
             "not from 2024-01-02 to 2024-01-12, 2024-01-13 to 2024-01-20, 2024-01-20 to 2024-02-01 and 1 more;.*as D:",
         ),
-        (dated([*DAY[:2], "2024-01-09"]), {}, "cannot be told from the times.*give dataset.freq"),
+        (dated([*DAY[:2], "2024-01-09"]), {}, "cannot be inferred from the timestamps.*give dataset.freq"),
         (dated(f"2023-01-{day} 12:{n}0" for n, day in enumerate(("01", "11", "20", "30"))), {}, "give dataset.freq"),
         (dated(f"{DAY[0]} {time}" for time in ("00:00:01", "00:10:03", "00:20:04", "00:30:04")), {}, "most often it is"),
         (dated(DAY), {"freq": "fortnight"}, "'fortnight', which pandas does not know"),
